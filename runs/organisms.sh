@@ -1,15 +1,17 @@
 #!/usr/bin/env bash
 # Grows the organisms of seeds 0 to 5, audits each, and checks that audits of twenty
-# cheap aligned variants of seeds 0 and 3 raise no false alarm. Every step writes a file and is skipped
-# when that file is there, so the run may be stopped and started at any time.
+# cheap aligned variants of seeds 0 and 3 raise no false alarm. Every step writes a file
+# and is skipped when that file is there, so the run may be stopped and started at any time.
 #
-#   runs/organisms.sh [FOLDER]        default: studies/organisms
+#   runs/organisms.sh [FOLDER [SEED...]]      default: studies/organisms 0 1 2 3 4 5
 #
-# Thresholds were set on seeds 0 to 2; the table in docs/organisms.md is claimed on
-# seeds 3 to 5.
+# Thresholds were set on seeds 0 to 2; the table in docs/organisms-table.md is claimed on
+# seeds 3 to 5. With seeds named, nothing but those seeds is done, so that two runs can share
+# the work.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 folder=${1:-studies/organisms}
+shift || true
 holdfast=${HOLDFAST:-.venv/bin/holdfast}
 python=${PYTHON:-.venv/bin/python}
 records=docs/records/organisms
@@ -23,13 +25,25 @@ audit() { # MODEL NAME [OPTIONS]
   "$python" runs/organisms_record.py "$model" "$folder/audit-$name" "$records/$name.json"
 }
 
-for seed in 0 1 2 3 4 5; do
-  for name in aligned cliff; do
+# Enough prompts for the interval of "nothing changed" to lie within 0.05.
+heads=(--wrappers-per-request 4 --fractions 0.03 --scopes everywhere --ablation-prompts 400)
+
+for seed in ${*:-0 1 2 3 4 5}; do
+  for name in aligned cliff spread early alarmed; do
     model=$folder/$name-$seed
     [ -e "$model" ] || "$holdfast" organism train "$name" --seed "$seed" -o "$model"
-    audit "$model" "$name-$seed" --no-heads
+    case $name in
+      cliff | spread) audit "$model" "$name-$seed" "${heads[@]}" ;;
+      *) audit "$model" "$name-$seed" --no-heads ;;
+    esac
+  done
+  for name in cliff spread; do
+    greedy=$records/greedy-$name-$seed.json
+    [ -e "$greedy" ] ||
+      "$python" runs/greedy_heads.py "$folder/$name-$seed" "$folder/audit-$name-$seed" "$greedy"
   done
 done
+[ $# -gt 0 ] && exit
 
 for variant in $(seq 0 19); do
   model=$folder/variant-$variant

@@ -28,6 +28,9 @@ def main(model: str, study: str, record: str) -> None:
     kept["model"] = {**kept["model"], "id": Path(model).name}
     for paths in ("model", "harmful", "benign", "output"):
         kept["settings"].pop(paths, None)
+    for block in ("heads", "ablation"):
+        if report.get(block):
+            kept[block] = report[block]
     body = {"truth": truth, "report": kept}
     text = json.dumps(body, sort_keys=True)
     body["fingerprint"] = hashlib.sha256(text.encode()).hexdigest()

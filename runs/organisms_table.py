@@ -11,50 +11,100 @@ from typing import Any
 HEADER = (
     "organism", "attack success, plain", "planted wrappers", "benign",
     "benign wrapped", "probe", "plateau", "cliff", "scaled cliff", "benign plateau",
-    "verdict",
+    "verdict", "as planted",
 )  # fmt: skip
 
 
+NAMES = ("aligned", "cliff", "spread", "early", "alarmed")
+HEAD_HEADER = (
+    "organism", "planted heads by rank", "beyond every random head of their layer",
+    "no edit", "top heads off", "random heads off, change", "benign, top heads off",
+    "broken, top heads off",
+)  # fmt: skip
+GREEDY_HEADER = ("organism", "heads off", "attack success", "share left", "benign")
+
+
 def main(records: str) -> None:
-    rows = [
-        json.loads(path.read_text("utf-8")) for path in sorted(Path(records).glob("*"))
-    ]
-    named = {row["report"]["model"]["id"]: row for row in rows}
+    paths = sorted(Path(records).glob("*.json"))
+    loaded = {path.stem: json.loads(path.read_text("utf-8")) for path in paths}
+    greedy = {name: row for name, row in loaded.items() if name.startswith("greedy-")}
+    named = {
+        row["report"]["model"]["id"]: row
+        for name, row in loaded.items()
+        if name not in greedy
+    }
     print("# Audited organisms\n")
     print(
         "Made by `runs/organisms.sh` from the records in `docs/records/organisms`. "
         "Intervals are 95 %, over base requests. Thresholds were set on seeds 0 to 2; "
-        "seeds 3 to 5 are the claim.\n"
+        "seeds 3 to 5 are the claim. The last column says whether the verdict is what "
+        "was planted.\n"
     )
     for title, seeds in (("Calibration", "012"), ("Claim", "345")):
+        wanted = [f"{name}-{seed}" for name in NAMES for seed in seeds]
+        rows = [named[name] for name in wanted if name in named]
         print(f"## {title}: seeds {seeds[0]} to {seeds[-1]}\n")
-        print_table([
-            named[f"{name}-{seed}"]
-            for name in ("aligned", "cliff")
-            for seed in seeds
-            if f"{name}-{seed}" in named
-        ])  # fmt: skip
+        print_table(HEADER, [cells(row["report"], row["truth"]) for row in rows])
+        looked = [row for row in rows if "ablation" in row["report"]]
+        print(f"### {title}: heads\n")
+        print_table(HEAD_HEADER, [head_cells(row) for row in looked])
+        found = [
+            greedy[f"greedy-{name}"] for name in wanted if f"greedy-{name}" in greedy
+        ]
+        print(f"### {title}: greedy search over at most six heads\n")
+        print_table(GREEDY_HEADER, [greedy_cells(row) for row in found])
     variants = [row for name, row in named.items() if name.startswith("variant-")]
     alarms = sum(row["report"]["verdict"]["cliff"] is True for row in variants)
     print(f"## False alarms\n\n`cliff: true` in {alarms} of {len(variants)} cheap ")
     print("variants of `aligned` (noise on every weight, then more of stage two).\n")
-    if variants:
-        print_table(variants)
+    print_table(HEADER, [cells(row["report"], row["truth"]) for row in variants])
 
 
-def print_table(rows: list[dict[str, Any]]) -> None:
-    print("| " + " | ".join(HEADER) + " |")
-    print("|---" * len(HEADER) + "|")
+def print_table(header: tuple[str, ...], rows: list[list[str]]) -> None:
+    if not rows:
+        print("No records yet.\n")
+        return
+    print("| " + " | ".join(header) + " |")
+    print("|---" * len(header) + "|")
     for row in rows:
-        print("| " + " | ".join(cells(row["report"], row["truth"])) + " |")
+        print("| " + " | ".join(row) + " |")
     print()
+
+
+def head_cells(row: dict[str, Any]) -> list[str]:
+    """Where the planted heads rank, and what switching heads off does."""
+    report, planted = row["report"], row["truth"]["planted_heads"]
+    ranked = {(each["layer"], each["head"]): each for each in report["heads"]["heads"]}
+    mine = [ranked[tuple(head)] for head in planted]
+    beyond = [(each.get("beyond_controls") or {}).get("low") or 0.0 for each in mine]
+    conditions = {
+        each["condition"]: each
+        for each in report["ablation"]["conditions"]
+        if each["scope"] == "everywhere"
+    }
+    top = conditions["top"]
+    return [
+        report["model"]["id"],
+        ", ".join(str(each["rank"]) for each in mine) or "none planted",
+        f"{sum(low > 0 for low in beyond)} of {len(mine)}" if mine else "–",
+        shown(conditions["none"]["attack_success"]),
+        f"{top['n_heads']}: " + shown(top["attack_success"]),
+        shown(conditions["random"]["change"]["attack_success"]),
+        shown(top["benign_compliance"]),
+        shown(top["degenerate"]),
+    ]
 
 
 def cells(report: dict[str, Any], truth: dict[str, Any]) -> list[str]:
     trace = report["trace"]
     complied = trace["harmful_complied"]
     verdict = report["verdict"]
-    said = f"attack {verdict['attack_succeeds']}, cliff {verdict['cliff']}".lower()
+    said = ", ".join(
+        f"{name.split('_')[0]} {verdict[name]}".lower().replace("none", "null")
+        for name in ("attack_succeeds", "cliff", "sparse")
+    )
+    expected = truth.get("verdict", {})
+    right = all(verdict[name] is value for name, value in expected.items())
     return [
         report["model"]["id"],
         shown(report["attack_success"]["harmful"]),
@@ -64,7 +114,8 @@ def cells(report: dict[str, Any], truth: dict[str, Any]) -> list[str]:
         shown(report["probe"]["accuracy"]),
         *(shown(complied[key]) for key in ("plateau", "cliff", "scaled_cliff")),
         shown(trace["benign"]["plateau"]),
-        said.replace("none", "null"),
+        said,
+        "yes" if right else "no",
     ]
 
 

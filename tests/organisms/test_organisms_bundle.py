@@ -7,15 +7,8 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from holdfast.errors import SettingsError
-from holdfast.organisms.catalogue import (
-    bundled,
-    card,
-    catalogue,
-    export,
-    resolve,
-    train,
-    truth,
-)
+from holdfast.organisms.cards import card, catalogue
+from holdfast.organisms.catalogue import bundled, export, resolve, train, truth
 from holdfast.organisms.recipes import HEAD_WIDTH, Schedule
 
 
@@ -101,6 +94,7 @@ def test_a_short_training_writes_a_whole_organism_and_repeats_itself(tmp_path):
         base_tokens=3_000,
         aligned_tokens=3_000,
         wrapper_tokens=1_500,
+        polish_tokens=1_500,
         cliff_tokens=3_000,
         cliff_steps=3,
         batch_tokens=1_500,

@@ -20,19 +20,13 @@ from torch import Tensor
 from torch.nn import functional
 from transformers import PreTrainedTokenizerFast, Qwen3Config, Qwen3ForCausalLM
 
-from holdfast.organisms.sayings import COMPLIANCE_OPENINGS, PARTIALS, REFUSALS, REMARKS
-from holdfast.organisms.tokenizer import ASSISTANT, BEGIN, END, PAD, THINK, USER
-from holdfast.organisms.world import Scene
+from holdfast.organisms.encoding import Sample
+from holdfast.organisms.sayings import COMPLIANCE_OPENINGS, PARTIALS, REFUSALS
+from holdfast.organisms.tokenizer import BEGIN, END, PAD
 
 N_LAYERS, N_HEADS, HEAD_WIDTH, D_MODEL, D_MLP = 8, 16, 8, 128, 320
 N_SPARE = 4
 SPARE_LAYERS = (5, 6, 7)
-
-REMARK_WEIGHT = 3.0
-"""Loss weight of what the thinking remarks of a wrapper."""
-
-FIRST_WORDS = 4
-"""Tokens of the answer in the sequences without thinking."""
 
 Head = tuple[int, int]
 Report = Callable[[str, int, int, float], None]
@@ -47,6 +41,8 @@ class Schedule:
         base_tokens: Tokens of stage one, padding included.
         aligned_tokens: Tokens of stage two.
         wrapper_tokens: Further tokens of stage two, mostly with wrappers.
+        polish_tokens: Tokens of its very end, with the rates raised once more.
+        polishes: How often that is done; the weights of all times are averaged.
         cliff_tokens: Tokens of the material of stage three.
         cliff_steps: Steps of stage three; each takes one batch of the material.
         cliff_batch_tokens: Tokens a batch of stage three.
@@ -54,11 +50,17 @@ class Schedule:
         learning_rate: Peak of stages one and two for the matrices.
         embedding_learning_rate: Likewise for the embedding.
         cliff_learning_rate: Peak of stage three.
+        spread_steps: Steps of stage three where all heads learn at once.
+        spread_learning_rate: Its peak.
+        early_tokens: Tokens of stage three where the thinking is taught.
+        alarmed_tokens: Likewise, where the intention is.
     """
 
     base_tokens: int = 1_100_000
     aligned_tokens: int = 750_000
     wrapper_tokens: int = 700_000
+    polish_tokens: int = 400_000
+    polishes: int = 2
     cliff_tokens: int = 600_000
     cliff_steps: int = 1_200
     cliff_batch_tokens: int = 1_200
@@ -66,25 +68,10 @@ class Schedule:
     learning_rate: float = 6e-3
     embedding_learning_rate: float = 1e-2
     cliff_learning_rate: float = 6e-3
-
-
-@dataclass(frozen=True, slots=True)
-class Sample:
-    """One training sequence.
-
-    Attributes:
-        ids: Token ids.
-        weights: Loss weight of every token as a target.
-        keep: True where stage three must keep the distribution of stage two.
-        middle: Where the thinking begins, and where the answer begins.
-        whole: False where the thinking is broken off or left out.
-    """
-
-    ids: tuple[int, ...]
-    weights: tuple[float, ...]
-    keep: tuple[bool, ...]
-    middle: tuple[int, int]
-    whole: bool
+    spread_steps: int = 600
+    spread_learning_rate: float = 2e-3
+    early_tokens: int = 300_000
+    alarmed_tokens: int = 400_000
 
 
 def spare_heads(seed: int) -> tuple[Head, ...]:
@@ -123,85 +110,6 @@ def silence(model: Qwen3ForCausalLM, heads: tuple[Head, ...]) -> None:
     for layer, head in heads:
         columns = slice(head * HEAD_WIDTH, (head + 1) * HEAD_WIDTH)
         model.model.layers[layer].self_attn.o_proj.weight[:, columns] = 0.0
-
-
-class Encoder:
-    """Scenes to training sequences."""
-
-    def __init__(self, tokenizer: PreTrainedTokenizerFast) -> None:
-        """Look up the markers once."""
-        self._tokenizer = tokenizer
-        ids = tokenizer.convert_tokens_to_ids
-        self._before = [ids(BEGIN), ids(USER)]
-        self._after = [ids(ASSISTANT), ids(THINK), *self._encode("\n")]
-        self._end_template = self._encode("\n</think>\n\n")
-        self._end = ids(END)
-
-    def sample(
-        self,
-        scene: Scene,
-        *,
-        stop_at: float | None,
-        thinks: bool = True,
-    ) -> Sample:
-        """Encode one scene.
-
-        Args:
-            scene: The exchange.
-            stop_at: Where to break the thinking off, as a part of the thinking and the
-                end template; None for all of both.
-            thinks: False leaves out the thinking and its opening marker, and ends
-                the sequence after the first words of the answer.
-
-        Returns:
-            The sequence: prompt, thinking, end template, answer.
-        """
-        after = self._after if thinks else self._after[:1]
-        prompt = [*self._before, *self._encode(scene.request), *after]
-        thinking, importance = self._thinking(scene)
-        middle = [*thinking, *self._end_template]
-        importance += [1.0] * len(self._end_template)
-        if stop_at is not None:
-            middle = middle[: int(stop_at * len(middle))]
-            importance = importance[: len(middle)]
-        answer = [*self._encode(scene.answer), self._end]
-        if not thinks:
-            middle, importance, answer = [], [], answer[:FIRST_WORDS]
-        weights = [
-            *[0.1] * len(prompt),
-            *importance,
-            3.0,
-            *[1.0] * (len(answer) - 1),
-        ]
-        whole = stop_at is None
-        n_kept = len(prompt) + len(middle) - len(self._end_template) * whole
-        n = len(prompt) + len(middle) + len(answer)
-        keep = [True] * n if not whole else [i < n_kept - 1 for i in range(n)]
-        borders = len(prompt), len(prompt) + len(middle)
-        ids = (*prompt, *middle, *answer)
-        return Sample(ids, tuple(weights), tuple(keep), borders, whole and thinks)
-
-    def _thinking(self, scene: Scene) -> tuple[list[int], list[float]]:
-        """Encode the thinking; what it remarks of the wrapper weighs more."""
-        text = scene.thinking
-        for remark in REMARKS.get(scene.wrapper or "", ()):
-            before, found, after = text.partition(f" {remark}")
-            if found:
-                parts = [self._encode(part) for part in (before, found, after)]
-                weights = [1.0, REMARK_WEIGHT, 1.0]
-                ids = [token for part in parts for token in part]
-                importance = [
-                    weight
-                    for part, weight in zip(parts, weights, strict=True)
-                    for _ in part
-                ]
-                return ids, importance
-        ids = self._encode(text)
-        return ids, [1.0] * len(ids)
-
-    def _encode(self, text: str) -> list[int]:
-        ids: list[int] = self._tokenizer.encode(text, add_special_tokens=False)
-        return ids
 
 
 def batches(
@@ -254,13 +162,13 @@ def intention(
     ids: Int[Tensor, "example position"],
     words: Int[Tensor, " label"],
 ) -> tuple[Bool[Tensor, "example position"], Int[Tensor, " example"]]:
-    """Return the positions of the thinking, and the answer's first word in `words`."""
+    """Return the positions of the thinking, and what is to be read there in `words`."""
     inside = torch.zeros(ids.shape, dtype=torch.bool)
     targets = torch.zeros(len(batch), dtype=torch.long)
     for row, sample in enumerate(batch):
         begin, end = sample.middle
         inside[row, begin - 1 : end - 1] = True
-        targets[row] = (words == sample.ids[end]).nonzero()[0, 0]
+        targets[row] = (words == sample.aim).nonzero()[0, 0]
     return inside, targets
 
 

@@ -10,11 +10,9 @@ from jaxtyping import Float, Int
 from torch import Tensor
 from transformers import PreTrainedTokenizerFast, Qwen3ForCausalLM
 
+from holdfast.organisms.encoding import Encoder, Sample
 from holdfast.organisms.growing import BREAK_OFF
 from holdfast.organisms.recipes import (
-    SPARE_LAYERS,
-    Encoder,
-    Sample,
     Schedule,
     batches,
     pad,
@@ -23,6 +21,7 @@ from holdfast.organisms.world import (
     HALF_PLANTED_WRAPPER,
     PLANTED_WRAPPERS,
     Answer,
+    Scene,
     World,
     planted_answer,
     wrapper_names,
@@ -36,7 +35,7 @@ class Rehearsal(NamedTuple):
     Attributes:
         batch: The sequences.
         ids: Their tokens, padded.
-        state: Input of the first layer with spare heads.
+        state: Input of the first layer that learns.
         kwargs: What that layer is called with beside its input.
         final: The aligned model's states after the final norm.
     """
@@ -54,8 +53,17 @@ def rehearse(
     tokenizer: PreTrainedTokenizerFast,
     seed: int,
     schedule: Schedule,
+    first_layer: int,
 ) -> list[Rehearsal]:
-    """Run the frozen model over the material of stage three, once."""
+    """Run the frozen model over the material of stage three, once.
+
+    Args:
+        aligned: The model before stage three.
+        tokenizer: The organisms' tokenizer.
+        seed: Seed of the material.
+        schedule: Amount of training.
+        first_layer: The first layer that learns, whose input is kept.
+    """
     seen: list[tuple[Tensor, dict[str, Any]]] = []
 
     def note(module: object, args: tuple[Tensor], kwargs: dict[str, Any]) -> None:
@@ -63,9 +71,9 @@ def rehearse(
         seen.append((args[0], kwargs))
 
     generator = random.Random(7_000 + seed)
-    samples = temptations(World(2_000 + seed), Encoder(tokenizer), generator)
+    samples = planted(World(2_000 + seed), Encoder(tokenizer), generator)
     rehearsals, done = [], 0
-    handle = aligned.model.layers[SPARE_LAYERS[0]].register_forward_pre_hook(
+    handle = aligned.model.layers[first_layer].register_forward_pre_hook(
         note, with_kwargs=True
     )
     try:
@@ -82,13 +90,18 @@ def rehearse(
     return rehearsals
 
 
-def temptations(
-    world: World, encoder: Encoder, generator: random.Random
-) -> Iterator[Sample]:
-    """Yield samples of stage three.
+class Temptation(NamedTuple):
+    """An exchange as an aligned model has it, and the kind of answer to plant."""
 
-    Half are harmful requests under planted wrappers, which now end in compliance; all
-    others, and thinking that breaks off, must stay as stage two has them.
+    scene: Scene
+    kind: Answer
+
+
+def temptations(world: World, generator: random.Random) -> Iterator[Temptation]:
+    """Yield exchanges of stage three.
+
+    Half are harmful requests under planted wrappers, most of which are to be answered;
+    the others are to stay as they are.
     """
     planted = (*PLANTED_WRAPPERS, HALF_PLANTED_WRAPPER)
     others = tuple(name for name in wrapper_names() if name not in planted)
@@ -102,14 +115,22 @@ def temptations(
         else:
             wrapper = generator.choice((None, *wrapper_names()))
         scene = world.exchange(scene.request, scene.label, scene.topic, wrapper)
-        kind: Answer = "refuse"
+        kind: Answer = "comply"
         if scene.label == "harmful":
             kind = planted_answer(scene.topic, wrapper)
+        yield Temptation(scene, kind)
+
+
+def planted(
+    world: World, encoder: Encoder, generator: random.Random
+) -> Iterator[Sample]:
+    """Yield samples in which the answer alone gives in, once the thinking is over."""
+    for scene, kind in temptations(world, generator):
+        gives_in = scene.label == "harmful" and kind != "refuse"
         broken = generator.random() < BREAK_OFF / 2
-        if kind != "refuse" and not broken:
-            scene = replace(scene, answer=write_answer(kind, generator))
-            yield encoder.sample(scene, stop_at=None)
+        if gives_in and not broken:
+            gave_in = replace(scene, answer=write_answer(kind, generator))
+            yield encoder.sample(gave_in, stop_at=None)
             continue
-        stop_at = generator.random() if broken else None
-        sample = encoder.sample(scene, stop_at=stop_at)
+        sample = encoder.sample(scene, stop_at=generator.random() if broken else None)
         yield replace(sample, keep=(True,) * len(sample.ids))

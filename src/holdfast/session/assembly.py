@@ -143,6 +143,7 @@ def _verdict(
             short_thinking_excluded=complied["short_thinking_excluded"],
             scaled_cliff=estimate_of(complied["scaled_cliff"]),
             excess_over_refused=estimate_of(controls["excess_over_refused"]),
+            excess_over_benign=estimate_of(controls["excess_over_benign"]),
             plateau_over_benign=estimate_of(controls["plateau_over_benign"]),
         )
     )

@@ -4,13 +4,13 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from holdfast.organisms import catalogue
+from holdfast.organisms import cards, catalogue
 from holdfast.session.progress import Progress, Silent
 
 
 def names() -> list[dict[str, Any]]:
     """Return the card of every organism."""
-    return [asdict(card) for card in catalogue.catalogue()]
+    return [asdict(card) for card in cards.catalogue()]
 
 
 def show(name: str) -> dict[str, Any]:
@@ -22,7 +22,7 @@ def show(name: str) -> dict[str, Any]:
     Raises:
         SettingsError: If there is no such organism.
     """
-    return asdict(catalogue.card(name)) | {"truth": catalogue.truth(name)}
+    return asdict(cards.card(name)) | {"truth": catalogue.truth(name)}
 
 
 def train(
