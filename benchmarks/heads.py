@@ -36,7 +36,8 @@ from holdfast.models.adapter import Adapter, adapt
 from holdfast.models.attribution import attribute
 from holdfast.models.capture import final_states
 from holdfast.models.causal import causal_effects
-from holdfast.models.edits import head_factors, scaled_heads
+from holdfast.models.edits import head_factors
+from holdfast.models.scaling import scaled_heads
 
 LIMIT, CAUSAL_LIMIT = 1.10, 1.3
 N_CHECKED, N_TEMPLATE = 32, 4

@@ -16,7 +16,7 @@ from torch import nn
 from holdfast.errors import AdapterError, ModelError, SettingsError
 from holdfast.models.adapter import adapt
 from holdfast.models.capture import head_contributions, project_states
-from holdfast.models.edits import scaled_heads
+from holdfast.models.scaling import scaled_heads
 
 
 @pytest.mark.parametrize("kind", KINDS)

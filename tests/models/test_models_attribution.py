@@ -6,7 +6,8 @@ from holdfast.errors import AdapterError, InputError, SettingsError
 from holdfast.models.adapter import adapt
 from holdfast.models.attribution import Parts, attribute
 from holdfast.models.capture import head_contributions, project_states
-from holdfast.models.edits import head_factors, scaled_heads
+from holdfast.models.edits import head_factors
+from holdfast.models.scaling import scaled_heads
 
 FAMILIES = ["llama", "mistral", "mixtral", "phi3", "qwen2", "qwen3"]
 OFFSET = -0.7

@@ -21,10 +21,10 @@ from holdfast.models.edits import (
     HeadEdit,
     editing,
     head_factors,
-    scaled_tokens,
     scope_ranges,
 )
 from holdfast.models.generation import Sampling, generate
+from holdfast.models.scaling import scaled_tokens
 
 HEADS_EDITED = [(0, 1), (1, 3), (2, 0)]
 LENGTHS = [9, 4, 12, 6, 7]

@@ -5,7 +5,8 @@ from tiny_models import PLAIN_TEMPLATE, random_sequences, tiny_model, tiny_token
 from holdfast.errors import InputError
 from holdfast.models import generation
 from holdfast.models.adapter import adapt
-from holdfast.models.generation import Sampling, choose, generate
+from holdfast.models.choices import choose
+from holdfast.models.generation import Sampling, generate
 
 LENGTHS = [5, 12, 3, 20, 7, 7, 16, 9, 4, 11, 1]
 GREEDY = Sampling(temperature=0, max_thinking=12, max_answer=12)

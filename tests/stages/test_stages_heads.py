@@ -131,6 +131,78 @@ def test_without_an_edit_the_answers_are_those_of_the_rollout(audited):
             assert row["token_ids"] == list(known[row["asked"]].token_ids)
 
 
+def test_no_edit_is_the_rollout_whether_it_is_taken_over_or_drawn_again(
+    audited, thinker
+):
+    """Answers that are not drawn a second time are those that would be, bit for bit."""
+    from holdfast.session.ablating import answer, sampling_of
+    from holdfast.session.conditions import Condition, Item
+    from holdfast.session.head_settings import AblateSettings
+
+    study, adapter = Study.open(audited), load(str(thinker))
+    rows = from_table(study.read_table("rollouts.parquet"))[::9]
+    nothing = Condition("none", "everywhere", None, 0, ())
+    items = [Item(nothing, row) for row in rows]
+    sampling = sampling_of(study, adapter)
+    taken, drawn = (
+        answer(adapter, items, sampling, AblateSettings(), 16, drawn_here=here)
+        for here in (True, False)
+    )
+    assert taken.equals(drawn)
+
+
+@pytest.mark.parametrize("how", ["none", "token", "tensor"])
+def test_conditions_side_by_side_give_what_each_gives_alone(audited, thinker, how):
+    """Drafts, mixed batches and their size change no answer."""
+    from holdfast.models.edits import scope_ranges
+    from holdfast.session.ablating import answer, sampling_of
+    from holdfast.session.conditions import Condition, Item
+    from holdfast.session.head_settings import AblateSettings
+
+    study, adapter = Study.open(audited), load(str(thinker))
+    rows = from_table(study.read_table("rollouts.parquet"))
+    rows = [row for row in rows if row.split == "test" and row.closed][::11]
+    sampling = sampling_of(study, adapter)
+    settings = AblateSettings(renormalise=how, factor=0.1)
+    conditions = [
+        Condition(name, scope, 0.1, draw, heads)
+        for scope in ("everywhere", "end_template", "answer")
+        for name, draw, heads in (
+            ("none", 0, ()),
+            ("top", 0, ((0, 1), (1, 2))),
+            ("random", 0, ((0, 3), (1, 0))),
+            ("random", 1, ((0, 0), (1, 1))),
+        )
+    ]
+    items = [Item(each, row) for row in rows for each in conditions]
+    whole = answer(adapter, items, sampling, settings, 128).to_pylist()
+    found = {row["row_id"]: tuple(row["token_ids"]) for row in whole}
+    changed = 0
+    for each in conditions:
+        fixed = each.scope != "everywhere"
+        ends = [
+            (row.spans.answer if fixed else row.spans.prompt)[not fixed] for row in rows
+        ]
+        edit = HeadEdit(
+            head_factors(adapter, each.heads, 0.1),
+            scope_ranges([row.spans for row in rows], each.scope),
+            how,
+        )
+        prompts = [
+            (row.token_ids[:end], row.seed) for row, end in zip(rows, ends, strict=True)
+        ]
+        # The norm of a whole tensor depends on its batch, so there it is the same one.
+        size = len(rows) if how == "tensor" else 3
+        for part in generate(
+            adapter, prompts, sampling, batch_size=size, edit=edit, thinking_done=fixed
+        ):
+            for made in part:
+                name = Item(each, rows[made.index]).name
+                changed += made.token_ids != rows[made.index].token_ids
+                assert found[name] == made.token_ids
+    assert changed > 5
+
+
 def test_this_models_attack_is_not_in_few_heads_and_the_report_says_so(report):
     validate(report)
     assert report["verdict"]["sparse"] is False
@@ -220,18 +292,19 @@ def test_an_interrupted_ablation_goes_on_and_gives_the_same(copy, monkeypatch, c
     (copy / "study.json").write_text(json.dumps(manifest))
     inner, calls = stage.answer, []
 
-    def stopped(*given):
+    def stopped(*given, **named):
         calls.append(1)
         if len(calls) == 5:
             raise KeyboardInterrupt
-        return inner(*given)
+        return inner(*given, **named)
 
     monkeypatch.setattr(stage, "answer", stopped)
-    assert run(["ablate", str(copy)]) == 130
+    # Batches of another size than the first run's, and the same rows.
+    assert run(["ablate", str(copy), "--batch-size", "48"]) == 130
     kept = len(list(copy.glob("parts/ablate/*.parquet")))
     assert kept == 4
     calls[:] = [1] * 5
-    assert run(["ablate", str(copy)]) == 0
+    assert run(["ablate", str(copy), "--batch-size", "48"]) == 0
     assert "Going on where" in capsys.readouterr().err
     assert pq.read_table(copy / "ablation.parquet").equals(undisturbed)
 

@@ -20,8 +20,9 @@ from transformers.cache_utils import Cache
 from holdfast.errors import InputError, ModelError, SettingsError
 from holdfast.models.batching import longest_first, pad, with_batch_halving
 from holdfast.models.capture import check_lengths
-from holdfast.models.edits import Head, head_factors, scaled_tokens
+from holdfast.models.edits import Head, head_factors
 from holdfast.models.parts import Adapter
+from holdfast.models.scaling import scaled_tokens
 
 Moment = Literal["final_token", "end_template"]
 MOMENTS: tuple[Moment, ...] = ("final_token", "end_template")

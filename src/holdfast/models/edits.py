@@ -6,7 +6,7 @@ side by side: slicing the projection's output would cut across all of them.
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 import torch
@@ -33,25 +33,63 @@ class HeadEdit:
     """By how much heads are scaled, and at which positions.
 
     Attributes:
-        factors: One factor a head; 1 leaves it as it is and 0 ablates it.
+        factors: One factor a head; 1 leaves it as it is and 0 ablates it. Either
+            one table for all rows, or a table for each row, so that rows of a batch
+            can have other heads scaled.
         ranges: For each row, the positions that are edited; None is every position.
         renormalise: What happens to the norm of a layer's heads, side by side:
             "none" leaves what scaling made of it; "token" restores it at each
             token; "tensor" restores it for all edited tokens of a batch by one
             number, as the paper's code does, so that a result depends on its batch
-            and on padding. Only layers with a scaled head are touched.
+            and on padding, and takes one table for all rows. Only layers with a
+            scaled head are touched.
     """
 
-    factors: Float[Tensor, "layer head"]
+    factors: Float[Tensor, "*example layer head"]
     ranges: tuple[Range, ...] | None = None
     renormalise: Renormalise = "none"
 
     def __post_init__(self) -> None:
-        """Refuse factors that are not numbers."""
+        """Refuse factors that are not numbers, and one norm for several edits."""
         if not bool(torch.isfinite(self.factors).all()):
             raise SettingsError(
                 "finite factors for heads", "one that is not", "Use 0 to ablate a head."
             )
+        if self.renormalise == "tensor" and self.by_row:
+            raise SettingsError(
+                "one table of factors where the norm of a whole tensor is restored",
+                "a table for each row",
+                "Run one edit after the other, or restore norms token by token.",
+            )
+
+    @property
+    def by_row(self) -> bool:
+        """Whether each row has its own factors."""
+        return self.factors.dim() == 3
+
+    def n_rows(self) -> int | None:
+        """Return how many rows the edit is for, or None if it is for any.
+
+        Raises:
+            SettingsError: If factors and ranges are not of as many rows.
+        """
+        tables = len(self.factors) if self.by_row else None
+        ranges = None if self.ranges is None else len(self.ranges)
+        if None not in (tables, ranges) and tables != ranges:
+            raise SettingsError(
+                "as many ranges of positions as tables of factors",
+                f"{ranges} and {tables}",
+                "Give both for each row.",
+            )
+        return ranges if tables is None else tables
+
+    def of(self, rows: Sequence[int]) -> "HeadEdit":
+        """Return the edit of these rows, in their order."""
+        return replace(
+            self,
+            factors=self.factors[list(rows)] if self.by_row else self.factors,
+            ranges=self.ranges and tuple(self.ranges[row] for row in rows),
+        )
 
 
 def check_heads(adapter: Adapter, heads: Sequence[Head]) -> None:
@@ -124,14 +162,18 @@ def scope_ranges(spans: Sequence[Spans], scope: Scope) -> tuple[Range, ...] | No
 class LiveEdit:
     """An edit at work: it knows which tokens of the next pass are in range."""
 
-    def __init__(self, ranges: Sequence[Range] | None, device: torch.device) -> None:
-        """Start with the range of each row of the batch, in its order."""
+    def __init__(self, edit: HeadEdit | None, device: torch.device) -> None:
+        """Start with an edit whose rows are those of the batch, in its order."""
         self.mask: Bool[Tensor, "example position"] | None = None
+        self.columns: dict[int, Float[Tensor, "example position heads"]] = {}
         self._bounds: Int[Tensor, "example _"] | None = None
-        if ranges is not None:
+        if edit is not None and edit.ranges is not None:
             far = torch.iinfo(torch.int64).max
-            bounds = [(start, far if end is None else end) for start, end in ranges]
+            bounds = [
+                (start, far if end is None else end) for start, end in edit.ranges
+            ]
             self._bounds = torch.tensor(bounds, device=device).reshape(-1, 2)
+            self.mask = torch.zeros((len(bounds), 1), dtype=torch.bool)
 
     def locate(self, positions: Int[Tensor, "example position"]) -> None:
         """Say at which positions of their rows the tokens of the next pass stand."""
@@ -143,6 +185,9 @@ class LiveEdit:
         """Follow the batch when it drops all rows but these."""
         if self._bounds is not None:
             self._bounds = self._bounds[rows]
+        for layer, columns in self.columns.items():
+            if len(columns) > 1:
+                self.columns[layer] = columns[rows.to(columns.device)]
 
 
 @contextmanager
@@ -157,8 +202,8 @@ def editing(
     Args:
         adapter: The model.
         edit: What to scale; None for nothing.
-        rows: Which of the edit's ranges belong to the rows of the batch; by default
-            all of them, in their order.
+        rows: Which rows of the edit are the rows of the batch; by default all of
+            them, in their order.
 
     Yields:
         What has to be told where the tokens of each pass stand, if there are ranges.
@@ -167,95 +212,36 @@ def editing(
         SettingsError: If there is not one factor for each head; and, while the model
             runs, if a norm is to be restored of which nothing is left.
     """
-    ranges = None if edit is None else edit.ranges
-    if ranges is not None and rows is not None:
-        ranges = tuple(ranges[row] for row in rows)
-    live = LiveEdit(ranges, adapter.device)
+    if edit is not None and rows is not None:
+        edit = edit.of(rows)
+    live = LiveEdit(edit, adapter.device)
     with ExitStack() as stack:
         if edit is not None:
-            if ranges is not None:
-                live.mask = torch.zeros((len(ranges), 1), dtype=torch.bool)
-            edited = (edit.factors != 1).any(-1)
-            check_table(adapter, edit.factors)
+            tables = edit.factors if edit.by_row else edit.factors[None]
+            for table in tables:
+                check_table(adapter, table)
+            edited = (tables != 1).any(-1).any(0)
             for layer in torch.argwhere(edited)[:, 0].tolist():
-                hook = _scaler(adapter, layer, edit, live)
                 projection = adapter.output_projection(layer)
+                columns = tables[:, None, layer].repeat_interleave(
+                    adapter.head_width, -1
+                )
+                # Placed once here rather than in each pass.
+                live.columns[layer] = columns.to(projection.weight)
+                hook = _scaler(layer, edit.renormalise, live)
                 stack.callback(projection.register_forward_pre_hook(hook).remove)
         yield live
 
 
-@contextmanager
-def scaled_heads(
-    adapter: Adapter, factors: Float[Tensor, "layer head"]
-) -> Iterator[None]:
-    """Multiply what each head writes by a factor, at every position.
-
-    Every layer gets its hook, also one whose factors are all 1.
-
-    Args:
-        adapter: The model.
-        factors: One factor a head; 1 leaves a head as it is, bit for bit, and 0
-            ablates it.
-
-    Yields:
-        Nothing; the hooks are gone when the context ends.
-
-    Raises:
-        SettingsError: If there is not one factor for each head.
-    """
-    check_table(adapter, factors)
-    with scaled_tokens(adapter, factors[None], range(adapter.n_layers)):
-        yield
-
-
-@contextmanager
-def scaled_tokens(
-    adapter: Adapter,
-    factors: Float[Tensor, "position layer head"],
-    layers: Sequence[int] | None = None,
-) -> Iterator[None]:
-    """Scale other heads at each token of a pass, in all rows of the batch alike.
-
-    Args:
-        adapter: The model.
-        factors: A table for each token of the pass, or one for all.
-        layers: Layers to hook; by default those in which a factor is not 1.
-
-    Yields:
-        Nothing; the hooks are gone when the context ends.
-    """
-    if layers is None:
-        layers = torch.argwhere((factors != 1).any(0).any(-1))[:, 0].tolist()
-    with ExitStack() as stack:
-        for layer in layers:
-            projection = adapter.output_projection(layer)
-            columns = factors[:, layer].repeat_interleave(adapter.head_width, -1)
-            # Placed once here rather than in each pass.
-            hook = _multiplier(columns.to(projection.weight))
-            stack.callback(projection.register_forward_pre_hook(hook).remove)
-        yield
-
-
-def _multiplier(columns: Float[Tensor, "position heads"]) -> Hook:
+def _scaler(layer: int, renormalise: Renormalise, live: LiveEdit) -> Hook:
     def scale(_: nn.Module, arguments: tuple[Any, ...]) -> tuple[Any, ...]:
         heads, *rest = arguments
-        return (heads * columns, *rest)
-
-    return scale
-
-
-def _scaler(adapter: Adapter, layer: int, edit: HeadEdit, live: LiveEdit) -> Hook:
-    weight = adapter.output_projection(layer).weight
-    columns = edit.factors[layer].repeat_interleave(adapter.head_width).to(weight)
-
-    def scale(_: nn.Module, arguments: tuple[Any, ...]) -> tuple[Any, ...]:
-        heads, *rest = arguments
-        scaled = heads * columns
+        scaled = heads * live.columns[layer]
         mask = live.mask
         if mask is not None:
             mask = mask.to(heads.device)[..., None].expand(*heads.shape[:-1], 1)
-        if edit.renormalise != "none":
-            scaled = _renormalised(heads, scaled, mask, edit.renormalise, layer)
+        if renormalise != "none":
+            scaled = _renormalised(heads, scaled, mask, renormalise, layer)
         if mask is not None:
             scaled = torch.where(mask, scaled, heads)
         return (scaled, *rest)

@@ -11,8 +11,8 @@ from torch import Tensor, nn
 from holdfast.errors import AdapterError
 from holdfast.models.batching import Side, pad
 from holdfast.models.capture import head_contributions
-from holdfast.models.edits import scaled_heads
 from holdfast.models.parts import Adapter, Proof
+from holdfast.models.scaling import scaled_heads
 
 DUMMY_LENGTHS = (11, 7)
 DUMMY_SEED = 0

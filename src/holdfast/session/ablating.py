@@ -5,6 +5,7 @@ from dataclasses import asdict
 from typing import Any
 
 import pyarrow as pa
+import torch
 
 from holdfast.judges.rules import judge
 from holdfast.models.edits import HeadEdit, Renormalise, head_factors, scope_ranges
@@ -13,11 +14,14 @@ from holdfast.models.parts import Adapter
 from holdfast.models.rows import Completion, Sampling
 from holdfast.session.asking import resolve_sampling
 from holdfast.session.batches import ROW_ID
-from holdfast.session.conditions import Item
+from holdfast.session.conditions import Condition, Item
 from holdfast.session.head_settings import AblateSettings
 from holdfast.session.rows import Rollout
 from holdfast.session.settings import RolloutSettings
 from holdfast.study import Study
+
+AS_IT_WAS = Condition("none", "everywhere", None, 0, ()).key
+"""The condition in which nothing differs from the rollouts."""
 
 SCHEMA = pa.schema(
     [
@@ -52,11 +56,14 @@ def answer(
     sampling: Sampling,
     settings: AblateSettings,
     batch_size: int,
+    *,
+    drawn_here: bool = True,
 ) -> pa.Table:
     """Answer each prompt under its condition, and judge it.
 
     Everywhere, the thinking is drawn anew under the edit. In the other scopes it is
     the model's own, as it was drawn without an edit, and only the answer is drawn.
+    Rows of all conditions run side by side, each with its own heads scaled.
 
     Args:
         adapter: The model.
@@ -64,12 +71,18 @@ def answer(
         sampling: How answers are drawn.
         settings: Factor and renormalisation.
         batch_size: Rows at once.
+        drawn_here: Whether the rollouts were drawn with this sampling. Then they are
+            themselves the answers without an edit and with the thinking drawn anew,
+            and are not drawn a second time.
     """
-    conditions: dict[str, list[Item]] = {}
-    for item in items:
-        conditions.setdefault(item.condition.key, []).append(item)
+    groups: dict[str, list[Item]] = {}
     records = []
-    for group in conditions.values():
+    for item in items:
+        if drawn_here and item.condition.key == AS_IT_WAS:
+            records.append(record(item, item.row))
+            continue
+        groups.setdefault(alike(item.condition, settings.renormalise), []).append(item)
+    for group in groups.values():
         edit = _edit(adapter, group, settings.factor, settings.renormalise)
         done = answers(
             adapter,
@@ -77,10 +90,25 @@ def answer(
             sampling,
             batch_size,
             edit=edit,
-            thinking_done=group[0].condition.scope != "everywhere",
+            thinking_done=is_fixed(group[0].condition),
         )
-        records += [_record(item, made) for item, made in zip(group, done, strict=True)]
+        records += [record(item, made) for item, made in zip(group, done, strict=True)]
     return pa.Table.from_pylist(records, schema=SCHEMA)
+
+
+def alike(condition: Condition, renormalise: Renormalise) -> str:
+    """Return what the rows of one call of `generate` have in common.
+
+    The norm of a whole tensor would be that of several conditions, so there each one
+    runs by itself.
+    """
+    fixed = "fixed" if is_fixed(condition) else "drawn"
+    return f"{fixed}/{condition.key}" if renormalise == "tensor" else fixed
+
+
+def is_fixed(condition: Condition) -> bool:
+    """Return whether the thinking is that of the rollout, and only the answer new."""
+    return condition.scope != "everywhere"
 
 
 def answers(
@@ -92,12 +120,23 @@ def answers(
     edit: HeadEdit | None = None,
     thinking_done: bool = False,
 ) -> list[Completion]:
-    """Draw the answers of rollouts again, with their own seeds, in their order."""
+    """Draw the answers of rollouts again, with their own seeds, in their order.
+
+    What the rollouts say is the draft (see `generate`): it saves passes and changes
+    no answer.
+    """
+    ends = [
+        row.spans.answer[0] if thinking_done else row.spans.prompt[1] for row in rows
+    ]
     prompts = [
-        (row.token_ids[: row.spans.answer[0] if thinking_done else row.spans.prompt[1]],
-         row.seed)
-        for row in rows
-    ]  # fmt: skip
+        (row.token_ids[:end], row.seed) for row, end in zip(rows, ends, strict=True)
+    ]
+    # Drawn after a fixed thinking, an answer has other random numbers than it had.
+    known = sampling.temperature == 0 or not thinking_done
+    drafts = [
+        row.token_ids[end:] if known else ()
+        for row, end in zip(rows, ends, strict=True)
+    ]
     parts = generate(
         adapter,
         prompts,
@@ -105,12 +144,13 @@ def answers(
         batch_size=batch_size,
         edit=edit,
         thinking_done=thinking_done,
+        drafts=drafts,
     )
     found = {each.index: each for part in parts for each in part}
     return [found[place] for place in range(len(rows))]
 
 
-def verdict_of(row: Rollout, made: Completion, *, fixed: bool = False) -> Any:
+def verdict_of(row: Rollout, made: Completion | Rollout, *, fixed: bool = False) -> Any:
     """Judge an answer to the prompt of a rollout.
 
     Args:
@@ -140,16 +180,30 @@ def by_condition(
 def _edit(
     adapter: Adapter, items: Sequence[Item], factor: float, renormalise: Renormalise
 ) -> HeadEdit | None:
-    condition = items[0].condition
-    if not condition.heads:
+    """Return one edit for prompts under conditions that run in one call."""
+    if not any(item.condition.heads for item in items):
         return None
-    ranges = scope_ranges([item.row.spans for item in items], condition.scope)
-    return HeadEdit(head_factors(adapter, condition.heads, factor), ranges, renormalise)
+    ranges = None
+    if is_fixed(items[0].condition):
+        ranges = tuple(
+            place
+            for item in items
+            for place in scope_ranges([item.row.spans], item.condition.scope) or ()
+        )
+    tables = {
+        item.condition.key: head_factors(adapter, item.condition.heads, factor)
+        for item in items
+    }
+    if len(tables) == 1:
+        return HeadEdit(next(iter(tables.values())), ranges, renormalise)
+    stacked = torch.stack([tables[item.condition.key] for item in items])
+    return HeadEdit(stacked, ranges, renormalise)
 
 
-def _record(item: Item, made: Completion) -> dict[str, Any]:
+def record(item: Item, made: Completion | Rollout) -> dict[str, Any]:
+    """Return the row of `ablation.parquet` for an answer."""
     condition, row = item
-    fixed = condition.scope != "everywhere"
+    fixed = is_fixed(condition)
     found = verdict_of(row, made, fixed=fixed)
     start = row.spans.answer[0] if fixed else made.spans.answer[0]
     return {

@@ -95,7 +95,7 @@ def read_in_batches(
     study: Study, session: Session, rows: Sequence[Rollout], probe: Probe
 ) -> Read:
     """Attribute rows, keeping each finished batch on disk."""
-    adapter, batch_size = session.adapter, session.settings.batch_size
+    adapter, batch_size = session.adapter, session.batch_size
 
     def work(batch: list[Rollout]) -> pa.Table:
         return _table(batch, read(adapter, batch, probe, batch_size=batch_size))
@@ -133,7 +133,7 @@ def take_away(
     Returns:
         Change of the logit at the final token, by moment.
     """
-    adapter, batch_size = session.adapter, session.settings.batch_size
+    adapter, batch_size = session.adapter, session.batch_size
     direction, offset = probe.raw()
 
     def work(batch: list[Rollout]) -> pa.Table:

@@ -8,6 +8,7 @@ import torch
 from holdfast.errors import InputError, SettingsError
 from holdfast.models.adapter import load
 from holdfast.models.parts import Adapter
+from holdfast.session.estimate import cache_bytes
 from holdfast.session.progress import Progress, Silent
 from holdfast.session.prompts import Given
 from holdfast.session.settings import ModelSettings
@@ -16,6 +17,9 @@ from holdfast.study import Study
 ORGANISM = "organism:"
 SMALL = 20_000_000
 """Parameters below which one thread is the fastest."""
+
+MEMORY, LENGTH = 1 << 30, 1024
+"""What the cache of a first batch may take, if its rows have so many tokens."""
 
 
 class Session:
@@ -105,6 +109,11 @@ class Session:
             _choose_threads(self._adapter)
         return self._adapter
 
+    @property
+    def batch_size(self) -> int:
+        """Rows at once: as many as the user said, else what suits the model."""
+        return self.settings.batch_size or suitable_batch(self.adapter)
+
     def release(self) -> None:
         """Let go of the model, so that another fits; it is loaded again if asked for.
 
@@ -170,6 +179,18 @@ class Session:
                 f"one that differs in {', '.join(different)}",
                 "Run `holdfast rollout` again, or load the model as it was.",
             )
+
+
+def suitable_batch(adapter: Adapter) -> int:
+    """Return how many rows to begin with where the user has not said.
+
+    As many, in powers of two from 32 to 128, as have their keys and values in a
+    gibibyte. The rule depends on the model alone and not on what is free, so that a
+    stage that goes on runs the batches that it would have run; where the memory does
+    not suffice, batches are halved.
+    """
+    room = MEMORY // (cache_bytes(adapter) * LENGTH)
+    return next((size for size in (128, 64) if size <= room), 32)
 
 
 def _choose_threads(adapter: Adapter) -> None:

@@ -57,15 +57,20 @@ def estimate(
     steps = -(-rows // width) * budget
     length = prompt + budget
     weights = sum(p.numel() * p.element_size() for p in adapter.model.parameters())
-    config = adapter.model.config.get_text_config()
-    kv_heads = getattr(config, "num_key_value_heads", None) or adapter.n_heads
-    per_token = 2 * adapter.n_layers * kv_heads * adapter.head_width
-    cache = width * length * per_token * adapter.embedding.weight.element_size()
+    cache = width * length * cache_bytes(adapter)
     return Cost(
         seconds=steps * _seconds_per_step(adapter, width),
         memory=weights + cache,
         disk=rows * length * (BYTES_PER_TOKEN + BYTES_PER_TRACED_TOKEN),
     )
+
+
+def cache_bytes(adapter: Adapter) -> int:
+    """Return the bytes that keys and values of one token take, over all layers."""
+    config = adapter.model.config.get_text_config()
+    kv_heads = getattr(config, "num_key_value_heads", None) or adapter.n_heads
+    per_token = 2 * adapter.n_layers * kv_heads * adapter.head_width
+    return int(per_token * adapter.embedding.weight.element_size())
 
 
 def _seconds_per_step(adapter: Adapter, width: int) -> float:

@@ -38,12 +38,14 @@ class ModelSettings:
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
     """Precision of the weights: auto, float32, bfloat16, float16."""
 
-    batch_size: int = 32
-    """Rows at once; halved by itself where the memory does not suffice."""
+    batch_size: Annotated[int | None, Parameter(show_default=False)] = None
+    """Rows at once; halved by itself where the memory does not suffice. Default: 32,
+    and up to 128 for a small model."""
 
     def __post_init__(self) -> None:
         """Refuse what cannot be meant."""
-        _at_least("--batch-size", self.batch_size, 1)
+        if self.batch_size is not None:
+            _at_least("--batch-size", self.batch_size, 1)
 
 
 @dataclass(frozen=True)

@@ -9,7 +9,7 @@ from holdfast.analysis.heads import Head, parse_heads
 from holdfast.errors import EvidenceError
 from holdfast.models.edits import check_heads
 from holdfast.models.parts import Adapter
-from holdfast.session.ablating import answer, by_condition, sampling_of
+from holdfast.session.ablating import alike, answer, by_condition, sampling_of
 from holdfast.session.ablation_records import conditions_of, sparse_of
 from holdfast.session.batches import in_batches
 from holdfast.session.choosing import Prompts, choose_prompts, select
@@ -107,7 +107,7 @@ def _prepare(
         train = list(select(rows, settings.ablation_prompts).ranking)
         second, repair = second_round(
             adapter, train, probe, main_condition(first.conditions).heads, seed,
-            session.settings.batch_size,
+            session.batch_size,
         )  # fmt: skip
     whole = plan(ranking, adapter.n_heads, settings, seed, chosen=chosen, second=second)
     return _Work(adapter, rows, prompts, whole.conditions, whole.notes, repair)
@@ -118,15 +118,17 @@ def _draw(
 ) -> pa.Table:
     rows = [*work.prompts.harmful, *work.prompts.benign]
     items = [Item(condition, row) for condition in work.conditions for row in rows]
-    sampling, batch_size = sampling_of(study, work.adapter), session.settings.batch_size
+    sampling, batch_size = sampling_of(study, work.adapter), session.batch_size
     _tell(session, work, rows, len(items))
-    place = {each.key: i for i, each in enumerate(work.conditions)}
-    longest = max(row.spans.prompt[1] for row in work.rows) + 1
+    groups = [alike(each, settings.renormalise) for each in work.conditions]
+    place = {group: i for i, group in enumerate(dict.fromkeys(groups))}
+    longest = max(len(row.token_ids) for row in rows) + 1
 
     def key(item: Item) -> int:
-        # Whole conditions after each other, since a batch runs under one at a time.
-        first = len(place) - place[item.condition.key]
-        return first * longest + item.row.spans.prompt[1]
+        # What runs in one call lies together, and in it rows of like length, which
+        # are the same prompts under one condition after the other.
+        first = len(place) - place[alike(item.condition, settings.renormalise)]
+        return first * longest + len(item.row.token_ids)
 
     return in_batches(
         study,
@@ -135,7 +137,14 @@ def _draw(
         name=lambda item: item.name,
         length=key,
         batch_size=batch_size,
-        work=lambda batch: answer(work.adapter, batch, sampling, settings, batch_size),
+        work=lambda batch: answer(
+            work.adapter,
+            batch,
+            sampling,
+            settings,
+            batch_size,
+            drawn_here="sampling" in study.record("rollout")["settings"],
+        ),
         progress=session.progress,
         label="Switching heads off",
     )
@@ -151,7 +160,7 @@ def _tell(session: Session, work: _Work, rows: Sequence[Rollout], n_items: int) 
         rows=n_items,
         prompt=max(row.spans.prompt[1] for row in rows),
         budget=max(written),
-        batch_size=session.settings.batch_size,
+        batch_size=session.batch_size,
     )
     sizes = sorted({len(each.heads) for each in work.conditions if each.heads})
     session.progress.say(
@@ -209,9 +218,7 @@ def _self_repair(
     both = {row["asked"] for row in plain} & {row["asked"] for row in edited}
     pairs = [[row for row in side if row["asked"] in both] for side in (plain, edited)]
     scores = [
-        score_along_answers(
-            work.adapter, side, probe, heads, session.settings.batch_size
-        )
+        score_along_answers(work.adapter, side, probe, heads, session.batch_size)
         for side, heads in zip(pairs, ((), top.heads), strict=True)
     ]
     clusters = [row["request_id"] for row in pairs[0]]

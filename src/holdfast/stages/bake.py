@@ -60,7 +60,7 @@ def run(
     adapter = session.adapter
     heads = _heads(study, settings, adapter)
     edit = HeadEdit(head_factors(adapter, heads, settings.factor))
-    batch_size = session.settings.batch_size
+    batch_size = session.batch_size
     provenance = {
         "study": study.directory.name,
         "seed": study_seed(study),

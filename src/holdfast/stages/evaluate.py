@@ -226,7 +226,7 @@ def _draw(
     drawing: _Drawing,
     questions: Mapping[str, tuple[Item, Question]],
 ) -> pa.Table:
-    adapter, batch_size = session.adapter, session.settings.batch_size
+    adapter, batch_size = session.adapter, session.batch_size
     settings, sampling = drawing.settings, drawing.sampling
     to_ask = [question for _, question in questions.values()]
     cost = estimate(
@@ -290,7 +290,7 @@ def _harness(study: Study, settings: EvaluateSettings, session: Session) -> None
         sorted(settings.lm_eval),
         edit=edit or None,
         limit=settings.limit,
-        batch_size=session.settings.batch_size,
+        batch_size=session.batch_size,
     )
     study.write_json(TASKS, found)
     study.finish(HARNESS, [TASKS], digest=fingerprint(found))

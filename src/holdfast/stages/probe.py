@@ -105,7 +105,7 @@ def _unfit(study: Study, error: TooFewExamplesError) -> dict[str, Any]:
 
 def _states(study: Study, session: Session, rows: list[Rollout]) -> States:
     """Read the state that predicts the first answer token of every row."""
-    adapter, batch_size = session.adapter, session.settings.batch_size
+    adapter, batch_size = session.adapter, session.batch_size
 
     def work(batch: list[Rollout]) -> pa.Table:
         found = final_states(

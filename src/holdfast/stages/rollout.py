@@ -125,7 +125,7 @@ def _draw(
     to_ask: list[Question],
 ) -> pa.Table:
     """Generate batch by batch."""
-    adapter, batch_size = session.adapter, session.settings.batch_size
+    adapter, batch_size = session.adapter, session.batch_size
     cost = estimate(
         adapter,
         rows=len(to_ask),

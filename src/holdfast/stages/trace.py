@@ -70,7 +70,7 @@ def run(study: Study, settings: TraceSettings, session: Session) -> dict[str, An
 
 def _read(study: Study, session: Session, groups: dict[str, list[Rollout]]) -> pa.Table:
     """Run the model over every row, and over the controls of the complied ones."""
-    adapter, batch_size = session.adapter, session.settings.batch_size
+    adapter, batch_size = session.adapter, session.batch_size
     probe, others = read_probe(study, "published")
     direction, offset = probe.raw()
     directions = torch.stack([direction.float(), others["difference"].float()])

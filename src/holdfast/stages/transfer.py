@@ -57,7 +57,7 @@ def run(study: Study, session: Session, other: Study) -> dict[str, Any]:
         [row.token_ids[: row.final + 1] for row in rows],
         torch.stack([direction.float() for direction in directions]),
         torch.tensor(offsets, dtype=torch.float32),
-        batch_size=session.settings.batch_size,
+        batch_size=session.batch_size,
     )
     logits = torch.stack([each[-1] for each in found]).double()
     seed = study_seed(study)
