@@ -16,6 +16,7 @@ from holdfast.cli.running import run
 from holdfast.errors import EndpointError
 from holdfast.judges.contract import JudgeIdentity
 from holdfast.judges.verdict import Verdict
+from holdfast.session import drawing
 from holdfast.session.context import Session
 from holdfast.session.evaluating import EvaluateSettings, JudgeFlags
 from holdfast.session.evaluation import evaluation_figures, succeeded
@@ -107,7 +108,7 @@ def test_the_page_and_the_terminal_say_the_same(evaluated, capsys):
 
 
 def test_a_second_run_draws_and_judges_nothing(evaluated, thinker, suites, monkeypatch):
-    monkeypatch.setattr(evaluate, "generate", None)
+    monkeypatch.setattr(drawing, "generate", None)
     more = ("--attack", "role_play", "--attack", "past_tense", "--limit", "12")
     assert run(command(thinker, suites, evaluated, *more)) == 0
 
@@ -177,7 +178,7 @@ def test_an_interrupted_run_repeats_at_most_one_batch_and_changes_nothing(
     study = tmp_path / "broken"
     more = ("--attack", "role_play", "--attack", "past_tense", "--limit", "12")
     again = command(thinker, suites, study, *more, "--batch-size", "16")
-    real, calls = evaluate.generate, []
+    real, calls = drawing.generate, []
 
     def broken(*arguments, **named):
         calls.append(1)
@@ -185,7 +186,7 @@ def test_an_interrupted_run_repeats_at_most_one_batch_and_changes_nothing(
             raise KeyboardInterrupt
         return real(*arguments, **named)
 
-    monkeypatch.setattr(evaluate, "generate", broken)
+    monkeypatch.setattr(drawing, "generate", broken)
     assert run(again) == 130
     assert run(again) == 0
     n_rows = pq.read_metadata(study / "generations.parquet").num_rows

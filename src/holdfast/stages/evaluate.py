@@ -7,7 +7,7 @@ alone.
 
 from collections.abc import Mapping
 from dataclasses import asdict
-from typing import Any, NamedTuple
+from typing import Any
 
 import pyarrow as pa
 
@@ -16,26 +16,12 @@ from holdfast.data.items import Item
 from holdfast.judges.calibration import brief, find_calibration, identity_record
 from holdfast.judges.choose import GUARD, open_judge
 from holdfast.judges.contract import Judge
-from holdfast.models.edits import HeadEdit
-from holdfast.models.generation import generate
 from holdfast.models.harness import require_harness, run_harness
-from holdfast.models.rows import Sampling
-from holdfast.session.asking import (
-    Question,
-    fit_context,
-    require_thinking,
-    resolve_sampling,
-)
-from holdfast.session.batches import in_batches
+from holdfast.session.asking import Question, require_thinking
 from holdfast.session.context import Session
+from holdfast.session.drawing import Drawing, Made, draw_answers, is_done, sampling_for
 from holdfast.session.editing import baked, read_edit
-from holdfast.session.estimate import estimate
-from holdfast.session.evaluated import (
-    GENERATED,
-    generated,
-    joined,
-    table,
-)
+from holdfast.session.evaluated import GENERATED, generated, joined, table
 from holdfast.session.evaluating import EvaluateSettings, JudgeFlags
 from holdfast.session.evaluation import evaluation_figures
 from holdfast.session.judging import JUDGE, judge_notes, judge_rows
@@ -84,12 +70,6 @@ def run(
     return judge(study, flags, session.progress, early)
 
 
-class _Drawing(NamedTuple):
-    settings: EvaluateSettings
-    sampling: Sampling
-    edit: HeadEdit | None
-
-
 def draw(
     study: Study, settings: EvaluateSettings, session: Session, asked: AskedItems
 ) -> None:
@@ -109,8 +89,7 @@ def draw(
         for question in _questions(item, settings, session)
     }
     to_ask = [question for _, question in questions.values()]
-    sampling = resolve_sampling(adapter, drawing)
-    sampling = fit_context(adapter, to_ask, sampling)
+    sampling = sampling_for(session, to_ask, drawing)
     key = {
         "model": study.manifest["model"],
         "sampling": asdict(sampling),
@@ -122,19 +101,25 @@ def draw(
             "baked": baked(session.name),
         },
     }
-    state, _ = study.stage(GENERATE, key, {"prompts": asked.sha256})
-    if state == "done":
-        session.progress.say(f"{GENERATIONS} is there and up to date.")
+    inputs = {"prompts": asked.sha256}
+    if is_done(
+        study, GENERATE, key, inputs, output=GENERATIONS, progress=session.progress
+    ):
         return
-    if state == "continue":
-        session.progress.say("Going on where the last run was interrupted.")
     for source in asked.sources:
         session.progress.say(f"{source['suite']}: {source['asked']} requests")
         for note in source["notes"]:
             session.progress.say(f"  {note}")
-    how = _Drawing(settings, sampling, edited and edited.edit)
-    rows = _draw(study, session, how, questions)
-    study.write_table(GENERATIONS, rows)
+
+    def rows(made: Made) -> pa.Table:
+        found = [
+            generated(questions[asked.row_id][0], asked, each, settings.system_prompt)
+            for asked, each in made
+        ]
+        return table(found, GENERATED)
+
+    how = Drawing(sampling, rows, edited and edited.edit)
+    study.write_table(GENERATIONS, draw_answers(study, GENERATE, session, how, to_ask))
     study.finish(GENERATE, [GENERATIONS], sources=list(asked.sources))
 
 
@@ -218,58 +203,6 @@ def _questions(
         )
         for sample in range(settings.samples)
     ]
-
-
-def _draw(
-    study: Study,
-    session: Session,
-    drawing: _Drawing,
-    questions: Mapping[str, tuple[Item, Question]],
-) -> pa.Table:
-    adapter, batch_size = session.adapter, session.settings.batch_size
-    settings, sampling = drawing.settings, drawing.sampling
-    to_ask = [question for _, question in questions.values()]
-    cost = estimate(
-        adapter,
-        rows=len(to_ask),
-        prompt=max(question.n_tokens for question in to_ask),
-        budget=sampling.max_thinking + sampling.max_answer,
-        batch_size=batch_size,
-    )
-    session.progress.say(cost.sentence(len(to_ask)))
-    fits = [batch_size]
-
-    def work(batch: list[Question]) -> pa.Table:
-        prompts = [(question.token_ids, question.seed) for question in batch]
-        parts = list(
-            generate(adapter, prompts, sampling, batch_size=fits[-1], edit=drawing.edit)
-        )
-        if len(parts) > 1:
-            # Memory ran out on the way, so later batches start at what fitted.
-            fits.append(len(parts[0]))
-        rows = [
-            generated(
-                questions[batch[each.index].row_id][0],
-                batch[each.index],
-                each,
-                settings.system_prompt,
-            )
-            for part in parts
-            for each in part
-        ]
-        return table(rows, GENERATED)
-
-    return in_batches(
-        study,
-        GENERATE,
-        to_ask,
-        name=lambda question: question.row_id,
-        length=lambda question: question.n_tokens,
-        batch_size=batch_size,
-        work=work,
-        progress=session.progress,
-        label="Drawing answers",
-    )
 
 
 def _harness(study: Study, settings: EvaluateSettings, session: Session) -> None:
