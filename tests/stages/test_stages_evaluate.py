@@ -277,6 +277,25 @@ def test_bad_input_is_named(words, said, thinker, tmp_path, capsys, suites):
     assert said in capsys.readouterr().err
 
 
+@pytest.mark.parametrize(
+    ("judge", "words"),
+    [
+        ("guard:{folder}/wildguard", ["config.json"]),
+        ("guard:{folder}/my-guard", ["--template", "wildguard"]),
+    ],
+)
+def test_a_judge_that_will_not_load_is_named_before_anything_is_drawn(
+    judge, words, thinker, suites, tmp_path, capsys
+):
+    (tmp_path / "wildguard").mkdir()
+    study = tmp_path / "s"
+    named = ["--judge", judge.format(folder=tmp_path)]
+    assert run(command(thinker, suites[3:], study, *named)) == 2
+    said = capsys.readouterr().err
+    assert all(word in said for word in words)
+    assert not (study / "generations.parquet").exists()
+
+
 def test_lm_eval_is_asked_for_before_anything_runs(thinker, tmp_path, capsys):
     if find_spec("lm_eval"):
         pytest.skip("lm-eval is installed")

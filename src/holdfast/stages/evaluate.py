@@ -7,6 +7,7 @@ alone.
 
 from collections.abc import Mapping
 from dataclasses import asdict
+from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
@@ -14,7 +15,7 @@ import pyarrow as pa
 from holdfast.data.control_tokens import prompt_token_ids
 from holdfast.data.items import Item
 from holdfast.judges.calibration import brief, find_calibration, identity_record
-from holdfast.judges.choose import GUARD, open_judge
+from holdfast.judges.choose import open_early, open_judge
 from holdfast.judges.contract import Judge
 from holdfast.models.harness import require_harness, run_harness
 from holdfast.session.asking import Question, require_thinking
@@ -28,7 +29,7 @@ from holdfast.session.judging import JUDGE, judge_notes, judge_rows
 from holdfast.session.progress import Progress
 from holdfast.session.prompts import row_seed
 from holdfast.session.suites import AskedItems, gather_items
-from holdfast.study import Study, fingerprint
+from holdfast.study import Study, file_sha256, fingerprint
 
 GENERATE, HARNESS = "generate", "lm_eval"
 GENERATIONS = "generations.parquet"
@@ -59,9 +60,7 @@ def run(
     """
     if settings.lm_eval:
         require_harness()
-    # A judge that takes no memory is opened first, so that a mistake in its name
-    # shows before anything is drawn; a guard waits until the model is gone.
-    early = None if flags.judge.startswith(GUARD) else open_judge(flags.opened())
+    early = open_early(flags.opened())
     asked = gather_items(settings)
     draw(study, settings, session, asked)
     if settings.lm_eval:
@@ -213,9 +212,10 @@ def _harness(study: Study, settings: EvaluateSettings, session: Session) -> None
         "limit": settings.limit,
         "edit": study.record(GENERATE)["settings"]["edits"]["applied"],
     }
-    state, _ = study.stage(HARNESS, key, {})
-    if state == "done":
-        session.progress.say(f"{TASKS} is there and up to date.")
+    # A task may be a file of one's own, and then its text is part of what is asked.
+    files = [Path(task) for task in key["tasks"] if Path(task).is_file()]
+    inputs = {str(path): file_sha256(path) for path in files}
+    if is_done(study, HARNESS, key, inputs, output=TASKS, progress=session.progress):
         return
     edit = settings.edit and read_edit(settings.edit, session.adapter).edit
     found = run_harness(
