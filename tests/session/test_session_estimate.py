@@ -22,7 +22,13 @@ NOTHING = pa.table({"row_id": pa.array([], pa.string())})
 )
 def test_bounds_are_said_in_units_that_fit_and_as_bounds(seconds, memory, disk, words):
     said = Cost(seconds, 32, 2560, memory, disk).sentence(7)
-    for word in (*words, "7 answers", "at most 2560 tokens", "A batch of 32"):
+    for word in (
+        *words,
+        "7 answers",
+        "at most 2560 tokens",
+        "a batch of 32",
+        "or more",
+    ):
         assert word in said
 
 

@@ -40,7 +40,7 @@ def test_outcomes_are_those_that_were_taught(report):
 
 
 def test_over_refusal_of_safe_lookalikes_is_in_report_page_and_table(
-    audited, report, capsys
+    audited, report, capsys, monkeypatch
 ):
     rows = from_table(Study.open(audited).read_table("rollouts.parquet"))
     verdicts = [row.verdict for row in rows if row.role == "safe_lookalike"]
@@ -51,9 +51,9 @@ def test_over_refusal_of_safe_lookalikes_is_in_report_page_and_table(
     page = (audited / "report.html").read_text()
     outcomes = page[page.index('id="outcomes"') :]
     assert "Harmless, but sounds dangerous" in outcomes[: outcomes.index("</table>")]
+    monkeypatch.setenv("COLUMNS", "200")
     print_report(report)
-    printed = " ".join(capsys.readouterr().out.split())
-    assert "Harmless, but" in printed
+    assert "Harmless, but sounds dangerous" in capsys.readouterr().out
 
 
 def test_the_probe_tells_refusals_on_requests_that_it_has_not_seen(report):

@@ -13,13 +13,13 @@ BYTES_PER_TOKEN = 12
 
 
 class Cost(NamedTuple):
-    """What drawing answers can cost at most: each is taken to use its whole budget.
+    """What drawing answers can cost, if each uses its whole budget.
 
     Most answers end sooner, so none of these says what a run will cost; the pace of
     the first batch does (`pace_sentence`).
 
     Attributes:
-        batch_seconds: Time of one batch.
+        batch_seconds: Time of one batch, by one bare step: real ones take longer.
         batch_size: Answers in it.
         budget: Tokens that one answer may have, thinking included.
         memory: Bytes of weights and of the cache of one batch.
@@ -35,11 +35,11 @@ class Cost(NamedTuple):
     def sentence(self, rows: int) -> str:
         """Return the bounds as the user reads them, before anything is drawn."""
         return (
-            f"{rows} answers to draw, of at most {self.budget} tokens each. A batch of "
-            f"{self.batch_size} takes {duration(self.batch_seconds)} if one of them "
-            "uses all of its tokens, mostly less; how long all take is said after "
-            f"the first. At most {_size(self.memory)} of memory and "
-            f"{_size(self.disk)} of disk."
+            f"{rows} answers to draw, of at most {self.budget} tokens each, with at "
+            f"most {_size(self.memory)} of memory and {_size(self.disk)} of disk. By "
+            f"one timed step, a batch of {self.batch_size} takes "
+            f"{duration(self.batch_seconds)} or more where an answer uses all of its "
+            "tokens; how long all of them take is said after the first batch."
         )
 
 
