@@ -1,17 +1,16 @@
 """CPU time of an evaluation against a bare batched generate loop on the same prompts.
 
-Run as `python benchmarks/evaluation.py [MODEL] [N_PROMPTS] [PAIRS]`; prints one row a
-pair and the median ratio. Loading and proving the model is in neither.
+Run as `python benchmarks/evaluation.py` on a quiet machine; `--prompts 28 --rounds 1`
+is a smoke test. Every round runs both, in an order that rotates, on one thread; ratios
+are taken within a round. Loading and proving the model is in neither.
 """
 
-import statistics
-import sys
+import argparse
 import tempfile
-import time
-from dataclasses import replace
 from pathlib import Path
 
 import torch
+from measure import measure, one_thread, summarise, verdict
 
 from holdfast.data.control_tokens import prompt_token_ids
 from holdfast.models.parts import Adapter
@@ -23,6 +22,9 @@ from holdfast.study import Study
 
 TOKENS = 32
 BATCH = 32
+LIMIT = 1.3
+CONDITIONS = 14
+"""Prompts a request: twelve harmful conditions, lookalikes and benign ones."""
 
 
 class Kept(Session):
@@ -32,9 +34,8 @@ class Kept(Session):
         """Keep it."""
 
 
-def bare(adapter: Adapter, sequences: list[tuple[int, ...]]) -> float:
+def bare(adapter: Adapter, sequences: list[tuple[int, ...]]) -> None:
     """Decode every prompt with the model's own generate, at most 32 tokens each."""
-    start = time.process_time()
     order = sorted(range(len(sequences)), key=lambda i: -len(sequences[i]))
     pad = adapter.tokenizer.pad_token_id or 0
     with torch.inference_mode():
@@ -51,26 +52,32 @@ def bare(adapter: Adapter, sequences: list[tuple[int, ...]]) -> float:
                 pad_token_id=pad,
             )
             adapter.tokenizer.batch_decode(out[:, width:])
-    return time.process_time() - start
 
 
-def ours(settings: EvaluateSettings, session: Session) -> float:
+def ours(settings: EvaluateSettings, session: Session) -> None:
     """Run a whole evaluation: suites, prompts, answers, rules, tables, figures."""
     with tempfile.TemporaryDirectory() as folder:
-        start = time.process_time()
         study = Study.create(Path(folder) / "study")
         evaluate.run(study, settings, JudgeFlags(), session)
-        return time.process_time() - start
+
+
+def arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--model", default="organism:cliff")
+    parser.add_argument("--prompts", type=int, default=2000)
+    parser.add_argument("--rounds", type=int, default=20)
+    return parser.parse_args()
 
 
 def main() -> None:
-    """Print pairs of CPU seconds and their ratio."""
-    model = sys.argv[1] if len(sys.argv) > 1 else "organism:cliff"
-    n, pairs = (int(word) for word in (*sys.argv[2:], "2000", "3")[:2])
-    session = Kept(model)
+    """Print the CPU seconds of both in every round, and their ratio."""
+    given = arguments()
+    session = Kept(given.model)
     adapter = session.adapter
-    # Twelve harmful conditions, lookalikes and benign ones: fourteen a request.
-    settings = EvaluateSettings(limit=-(-n // 14), max_thinking=0, max_answer=TOKENS)
+    # Both decode exactly the same number of tokens at most: thinking is closed at once.
+    settings = EvaluateSettings(
+        limit=-(-given.prompts // CONDITIONS), max_thinking=0, max_answer=TOKENS
+    )
     items = gather_items(settings).items
     sequences = [
         prompt_token_ids(
@@ -81,15 +88,24 @@ def main() -> None:
         )
         for item in items
     ]
-    print(f"{model}: {len(items)} prompts, {TOKENS} tokens, batches of {BATCH}")
-    bare(adapter, sequences[:64])
-    ours(replace(settings, limit=2), session)
-    ratios = []
-    for _ in range(pairs):
-        one, two = bare(adapter, sequences), ours(settings, session)
-        ratios.append(two / one)
-        print(f"bare {one:.2f} s, evaluation {two:.2f} s, ratio {ratios[-1]:.3f}")
-    print(f"median ratio {statistics.median(ratios):.3f}")
+    print(f"{given.model}: {len(items)} prompts × {TOKENS} tokens, batches of {BATCH}")
+    with one_thread():
+        seconds = measure(
+            {
+                "bare": lambda: bare(adapter, sequences),
+                "evaluation": lambda: ours(settings, session),
+            },
+            given.rounds,
+        )
+    ratios = seconds["evaluation"] / seconds["bare"]
+    for plain, whole, ratio in zip(*seconds.values(), ratios, strict=True):
+        print(f"bare {plain:.2f} s, evaluation {whole:.2f} s, ratio {ratio:.3f}")
+    found = summarise(ratios)
+    print(
+        f"CPU time ÷ bare: {found['ratio']:.3f} [{found['low']:.3f}, "
+        f"{found['high']:.3f}], from {ratios.min():.3f} to {ratios.max():.3f} in "
+        f"{given.rounds} rounds; at most {LIMIT}: {verdict(found, LIMIT)}"
+    )
 
 
 if __name__ == "__main__":

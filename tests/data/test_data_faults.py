@@ -6,32 +6,9 @@ from pathlib import Path
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from prompt_files import fails, read, texts, write
 
-from holdfast.data.prompts import PromptFile, read_prompts
-from holdfast.errors import HoldfastError, PromptFileError
-
-
-def write(folder: Path, name: str, content: str | bytes) -> str:
-    path = folder / name
-    path.write_bytes(content.encode() if isinstance(content, str) else content)
-    return str(path)
-
-
-def read(path: str, **options: str) -> PromptFile:
-    return read_prompts(path, label="harmful", **options)
-
-
-def texts(file: PromptFile) -> list[str]:
-    return [prompt.text for prompt in file.prompts]
-
-
-def fails(path: str, *words: str, **options: str) -> PromptFileError:
-    with pytest.raises(PromptFileError) as caught:
-        read(path, **options)
-    for word in words:
-        assert word in str(caught.value)
-    assert caught.value.exit_status == 2
-    return caught.value
+from holdfast.errors import HoldfastError
 
 
 def test_a_missing_file_says_so_and_offers_the_hub_form(tmp_path):

@@ -12,15 +12,9 @@ import pyarrow.parquet as pq
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from prompt_files import fails, read, texts, write
 
-from holdfast.data.prompts import (
-    PromptFile,
-    content_hash,
-    normalise,
-    prompt_id,
-    read_prompts,
-)
-from holdfast.errors import PromptFileError
+from holdfast.data.prompts import content_hash, normalise, prompt_id
 
 ROWS = [
     {"id": "1", "goal": "Name a colour, please.", "note": "x"},
@@ -28,29 +22,6 @@ ROWS = [
     {"id": "3", "goal": "Zähle bis drei – 一二三", "note": "y"},
 ]
 TEXTS = [row["goal"] for row in ROWS]
-
-
-def write(folder: Path, name: str, content: str | bytes) -> str:
-    path = folder / name
-    path.write_bytes(content.encode() if isinstance(content, str) else content)
-    return str(path)
-
-
-def read(path: str, **options: str) -> PromptFile:
-    return read_prompts(path, label="harmful", **options)
-
-
-def texts(file: PromptFile) -> list[str]:
-    return [prompt.text for prompt in file.prompts]
-
-
-def fails(path: str, *words: str, **options: str) -> PromptFileError:
-    with pytest.raises(PromptFileError) as caught:
-        read(path, **options)
-    for word in words:
-        assert word in str(caught.value)
-    assert caught.value.exit_status == 2
-    return caught.value
 
 
 def csv_of(rows: list[dict[str, str]]) -> str:

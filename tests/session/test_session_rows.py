@@ -9,7 +9,6 @@ from holdfast.data.conversation import Spans
 from holdfast.data.splits import Splits, Test, Train, Validation
 from holdfast.errors import InputError, TooFewExamplesError
 from holdfast.session.batches import in_batches
-from holdfast.session.estimate import Cost
 from holdfast.session.fitting import States, fit_control, strata
 from holdfast.session.outcomes import attack_block, outcome_block
 from holdfast.session.probes import read_probe, write_probe
@@ -204,16 +203,3 @@ def test_a_probe_comes_back_and_a_damaged_one_is_named(tmp_path):
     study.path("probes/published.safetensors").write_bytes(b"x")
     with pytest.raises(InputError, match="damaged"):
         read_probe(study, "published")
-
-
-@pytest.mark.parametrize(
-    ("cost", "words"),
-    [
-        (Cost(30.0, 2**20, 2**30), ["30 s", "1 MiB", "1 GiB"]),
-        (Cost(600.0, 5 * 2**30, 10), ["10 min", "5 GiB", "10 B"]),
-        (Cost(4 * 3600.0, 1, 1), ["4.0 h"]),
-    ],
-)
-def test_an_estimate_is_said_in_units_that_fit(cost, words):
-    for word in words:
-        assert word in cost.sentence(7)

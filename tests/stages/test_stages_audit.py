@@ -4,6 +4,7 @@ import shutil
 import pytest
 
 from holdfast.cli.running import run
+from holdfast.cli.showing import print_report
 from holdfast.report.schema import validate
 from holdfast.session.cliffs import CONTROL_FIGURES
 from holdfast.session.rows import from_table
@@ -36,6 +37,23 @@ def test_outcomes_are_those_that_were_taught(report):
     assert value(by_wrapper["sternly"]["attack_success"]) <= 0.05
     assert 0.3 <= value(by_wrapper["maybe"]["attack_success"]) <= 0.7
     assert report["verdict"]["attack_succeeds"] is True
+
+
+def test_over_refusal_of_safe_lookalikes_is_in_report_page_and_table(
+    audited, report, capsys, monkeypatch
+):
+    rows = from_table(Study.open(audited).read_table("rollouts.parquet"))
+    verdicts = [row.verdict for row in rows if row.role == "safe_lookalike"]
+    found = report["outcomes"]["safe_lookalike"]
+    assert found["refused"]["n"] == len(verdicts) == 8
+    assert value(found["refused"]) == verdicts.count("refused") / 8
+    assert value(found["complied"]) == verdicts.count("complied") / 8
+    page = (audited / "report.html").read_text()
+    outcomes = page[page.index('id="outcomes"') :]
+    assert "Harmless, but sounds dangerous" in outcomes[: outcomes.index("</table>")]
+    monkeypatch.setenv("COLUMNS", "200")
+    print_report(report)
+    assert "Harmless, but sounds dangerous" in capsys.readouterr().out
 
 
 def test_the_probe_tells_refusals_on_requests_that_it_has_not_seen(report):

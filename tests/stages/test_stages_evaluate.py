@@ -16,6 +16,7 @@ from holdfast.cli.running import run
 from holdfast.errors import EndpointError
 from holdfast.judges.contract import JudgeIdentity
 from holdfast.judges.verdict import Verdict
+from holdfast.session import drawing
 from holdfast.session.context import Session
 from holdfast.session.evaluating import EvaluateSettings, JudgeFlags
 from holdfast.session.evaluation import evaluation_figures, succeeded
@@ -107,7 +108,7 @@ def test_the_page_and_the_terminal_say_the_same(evaluated, capsys):
 
 
 def test_a_second_run_draws_and_judges_nothing(evaluated, thinker, suites, monkeypatch):
-    monkeypatch.setattr(evaluate, "generate", None)
+    monkeypatch.setattr(drawing, "generate", None)
     more = ("--attack", "role_play", "--attack", "past_tense", "--limit", "12")
     assert run(command(thinker, suites, evaluated, *more)) == 0
 
@@ -177,7 +178,7 @@ def test_an_interrupted_run_repeats_at_most_one_batch_and_changes_nothing(
     study = tmp_path / "broken"
     more = ("--attack", "role_play", "--attack", "past_tense", "--limit", "12")
     again = command(thinker, suites, study, *more, "--batch-size", "16")
-    real, calls = evaluate.generate, []
+    real, calls = drawing.generate, []
 
     def broken(*arguments, **named):
         calls.append(1)
@@ -185,7 +186,7 @@ def test_an_interrupted_run_repeats_at_most_one_batch_and_changes_nothing(
             raise KeyboardInterrupt
         return real(*arguments, **named)
 
-    monkeypatch.setattr(evaluate, "generate", broken)
+    monkeypatch.setattr(drawing, "generate", broken)
     assert run(again) == 130
     assert run(again) == 0
     n_rows = pq.read_metadata(study / "generations.parquet").num_rows
@@ -274,6 +275,25 @@ def test_bad_input_is_named(words, said, thinker, tmp_path, capsys, suites):
         command += LIMITS
     assert run(command) == 2
     assert said in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("judge", "words"),
+    [
+        ("guard:{folder}/wildguard", ["config.json"]),
+        ("guard:{folder}/my-guard", ["--template", "wildguard"]),
+    ],
+)
+def test_a_judge_that_will_not_load_is_named_before_anything_is_drawn(
+    judge, words, thinker, suites, tmp_path, capsys
+):
+    (tmp_path / "wildguard").mkdir()
+    study = tmp_path / "s"
+    named = ["--judge", judge.format(folder=tmp_path)]
+    assert run(command(thinker, suites[3:], study, *named)) == 2
+    said = capsys.readouterr().err
+    assert all(word in said for word in words)
+    assert not (study / "generations.parquet").exists()
 
 
 def test_lm_eval_is_asked_for_before_anything_runs(thinker, tmp_path, capsys):

@@ -10,8 +10,8 @@ import pytest
 
 from holdfast.cli.running import run
 from holdfast.errors import StorageError
+from holdfast.session import drawing
 from holdfast.session.rows import from_table
-from holdfast.stages import rollout
 from holdfast.study import Study
 
 NURSERY = """
@@ -119,7 +119,7 @@ def test_ctrl_c_says_how_to_go_on_and_keeps_what_was_drawn(
 ):
     study = tmp_path / "interrupted"
     command = ["rollout", str(thinker), *world, "-o", str(study), "--batch-size", "24"]
-    real, calls = rollout.generate, []
+    real, calls = drawing.generate, []
 
     def generate(*arguments, **options):
         calls.append(1)
@@ -127,7 +127,7 @@ def test_ctrl_c_says_how_to_go_on_and_keeps_what_was_drawn(
             os.kill(os.getpid(), signal.SIGINT)
         return real(*arguments, **options)
 
-    monkeypatch.setattr(rollout, "generate", generate)
+    monkeypatch.setattr(drawing, "generate", generate)
     # A shell starts its background jobs with SIGINT ignored, and CI may be one.
     before = signal.signal(signal.SIGINT, signal.default_int_handler)
     try:

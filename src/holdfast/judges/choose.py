@@ -79,6 +79,33 @@ def open_judge(settings: JudgeSettings) -> Judge:
     )
 
 
+def open_early(settings: JudgeSettings) -> Judge | None:
+    """Open a judge before answers are drawn, so that a mistake costs nothing.
+
+    A guard model would take the memory of the model that answers: it is looked for,
+    and opened later.
+
+    Args:
+        settings: Which judge, and how it works.
+
+    Returns:
+        The judge; None for a guard, which is there and is known.
+
+    Raises:
+        HoldfastError: If the judge cannot be opened.
+    """
+    name = settings.judge
+    if not name.startswith(GUARD) or name == GUARD:
+        return open_judge(settings)
+    from holdfast.judges.guard_templates import guard_template
+    from holdfast.models.scoring import check_scorer
+
+    model = name.removeprefix(GUARD)
+    guard_template(model, settings.template)
+    check_scorer(model, revision=settings.revision)
+    return None
+
+
 def _guard(settings: JudgeSettings) -> Judge:
     # Imported here so that each judge loads only what it needs itself.
     from holdfast.judges.guard import load_guard

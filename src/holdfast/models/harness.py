@@ -1,7 +1,9 @@
 """Utility by lm-eval, where it is installed: a thin way to its tasks."""
 
 import importlib
+import sys
 from collections.abc import Sequence
+from contextlib import redirect_stdout
 from importlib.metadata import version
 from importlib.util import find_spec
 from typing import Any
@@ -40,7 +42,7 @@ def run_harness(
 
     Args:
         adapter: The model.
-        tasks: Names of tasks, as lm-eval knows them.
+        tasks: Names of tasks, as lm-eval knows them, or YAML files of tasks.
         edit: Heads that are scaled at every position meanwhile.
         limit: At most so many rows of a task.
         batch_size: Rows at once.
@@ -57,7 +59,8 @@ def run_harness(
     harness = importlib.import_module(PACKAGE)
     wrapper = importlib.import_module(f"{PACKAGE}.models.huggingface")
     try:
-        with editing(adapter, edit):
+        # What it says on its way must not mix with results on stdout.
+        with editing(adapter, edit), redirect_stdout(sys.stderr):
             model = wrapper.HFLM(
                 pretrained=adapter.model,
                 tokenizer=adapter.tokenizer,

@@ -73,6 +73,19 @@ class Reply:
         return max(step for step, at in enumerate(self.starts) if at <= character)
 
 
+def check_scorer(id_or_path: str | Path, *, revision: str | None = None) -> None:
+    """Find the files of a model and read its tokenizer, but load no weights.
+
+    Args:
+        id_or_path: Directory of a model, or a Hub id.
+        revision: Branch, tag or commit on the Hub.
+
+    Raises:
+        HoldfastError: As `load_scorer` does, before any weights are read.
+    """
+    read_tokenizer(_find(str(id_or_path), revision))
+
+
 def load_scorer(
     id_or_path: str | Path,
     *,

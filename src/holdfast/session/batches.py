@@ -1,8 +1,9 @@
 """Work in batches that survive an interruption."""
 
+import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TypeVar
+from typing import NamedTuple, TypeVar
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -13,6 +14,27 @@ from holdfast.study import Study, atomic_write_table, fingerprint, storing
 T = TypeVar("T")
 
 ROW_ID = "row_id"
+
+
+class Pace(NamedTuple):
+    """How the first batch of a run went, from which the rest is estimated.
+
+    Attributes:
+        items: Items in it.
+        seconds: What it took.
+        left: Items that are still to do.
+        table: What came of it.
+    """
+
+    items: int
+    seconds: float
+    left: int
+    table: pa.Table
+
+    @property
+    def rest(self) -> float:
+        """Seconds that the items left take at this pace."""
+        return self.seconds / self.items * self.left
 
 
 def in_batches(
@@ -26,6 +48,7 @@ def in_batches(
     work: Callable[[list[T]], pa.Table],
     progress: Progress,
     label: str,
+    paced: Callable[[Pace], None] | None = None,
 ) -> pa.Table:
     """Run `work` on batches, keep each result on disk, and return all of them.
 
@@ -43,6 +66,7 @@ def in_batches(
         work: Turns a batch into a table with a column `row_id`.
         progress: Told of every finished item.
         label: What the bar says.
+        paced: Told once, after the first batch that this run works on.
 
     Returns:
         The parts as one table, in the order of `items`; rows of one item stay in
@@ -51,15 +75,21 @@ def in_batches(
     tables = [_read(path) for path in study.parts(stage)]
     done = {each for table in tables for each in table.column(ROW_ID).to_pylist()}
     ordered = sorted(items, key=lambda item: (-length(item), name(item)))
+    missing = sum(name(item) not in done for item in items)
     with progress.track(label, len(items)) as advance:
         for start in range(0, len(ordered), batch_size):
             batch = ordered[start : start + batch_size]
             left = [item for item in batch if name(item) not in done]
             if left:
                 key = fingerprint([name(item) for item in left])[:24]
+                begun = time.perf_counter()
                 table = work(left)
+                took = time.perf_counter() - begun
                 atomic_write_table(study.part(stage, key, ".parquet"), table)
                 tables.append(table)
+                if paced is not None:
+                    paced(Pace(len(left), took, missing - len(left), table))
+                    paced = None
             advance(len(batch))
     return _in_order(tables, [name(item) for item in items])
 

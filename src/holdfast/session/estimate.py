@@ -6,42 +6,66 @@ from typing import NamedTuple
 import torch
 
 from holdfast.models.parts import Adapter
+from holdfast.session.batches import Pace
 
 BYTES_PER_TRACED_TOKEN = 40
 BYTES_PER_TOKEN = 12
 
 
 class Cost(NamedTuple):
-    """Upper bounds: every answer is taken to use its whole budget.
+    """What drawing answers can cost, if each uses its whole budget.
+
+    Most answers end sooner, so none of these says what a run will cost; the pace of
+    the first batch does (`pace_sentence`).
 
     Attributes:
-        seconds: Time of decoding.
+        batch_seconds: Time of one batch, by one bare step: real ones take longer.
+        batch_size: Answers in it.
+        budget: Tokens that one answer may have, thinking included.
         memory: Bytes of weights and of the cache of one batch.
         disk: Bytes of the study.
     """
 
-    seconds: float
+    batch_seconds: float
+    batch_size: int
+    budget: int
     memory: int
     disk: int
 
-    @property
-    def duration(self) -> str:
-        """Time of decoding in words."""
-        return _duration(self.seconds)
-
     def sentence(self, rows: int) -> str:
-        """Return the estimate as the user reads it."""
+        """Return the bounds as the user reads them, before anything is drawn."""
         return (
-            f"{rows} answers to draw: at most {_duration(self.seconds)} (most end "
-            f"sooner), about {_size(self.memory)} of memory, at most "
-            f"{_size(self.disk)} of disk."
+            f"{rows} answers to draw, of at most {self.budget} tokens each, with at "
+            f"most {_size(self.memory)} of memory and {_size(self.disk)} of disk. By "
+            f"one timed step, a batch of {self.batch_size} takes "
+            f"{duration(self.batch_seconds)} or more where an answer uses all of its "
+            "tokens; how long all of them take is said after the first batch."
         )
+
+
+def pace_sentence(pace: Pace, tokens: float) -> str | None:
+    """Return how long the rest will take, measured on the first batch.
+
+    Args:
+        pace: How the first batch went.
+        tokens: Tokens that its answers have on average, thinking included.
+
+    Returns:
+        The estimate and what it rests on; None where nothing is left.
+    """
+    if not pace.left:
+        return None
+    return (
+        f"Estimate: about {duration(pace.rest)} for the other {pace.left} answers, if "
+        f"they take as long as the first {pace.items} ({duration(pace.seconds)}, "
+        f"{tokens:.0f} tokens each on average)."
+    )
 
 
 def estimate(
     adapter: Adapter, *, rows: int, prompt: int, budget: int, batch_size: int
 ) -> Cost:
-    """Bound the cost of drawing answers, from one timed step of one batch.
+    """Bound the cost of drawing answers; the time is that of one timed step.
 
     Args:
         adapter: The model.
@@ -51,15 +75,16 @@ def estimate(
         batch_size: Rows at once.
 
     Returns:
-        Time, memory and disk.
+        Time of a batch, memory and disk.
     """
     width = min(batch_size, rows) or 1
-    steps = -(-rows // width) * budget
     length = prompt + budget
     weights = sum(p.numel() * p.element_size() for p in adapter.model.parameters())
     cache = width * length * cache_bytes(adapter)
     return Cost(
-        seconds=steps * _seconds_per_step(adapter, width),
+        batch_seconds=budget * _seconds_per_step(adapter, width),
+        batch_size=width,
+        budget=budget,
         memory=weights + cache,
         disk=rows * length * (BYTES_PER_TOKEN + BYTES_PER_TRACED_TOKEN),
     )
@@ -87,7 +112,8 @@ def _seconds_per_step(adapter: Adapter, width: int) -> float:
     return seconds
 
 
-def _duration(seconds: float) -> str:
+def duration(seconds: float) -> str:
+    """Return seconds in the unit in which a person thinks of them."""
     if seconds < 90:
         return f"{max(1, round(seconds))} s"
     if seconds < 5400:

@@ -69,7 +69,8 @@ class EvaluateSettings:
     {"heads": [[layer, head]], "factor": 0}."""
 
     lm_eval: Annotated[tuple[str, ...], Several] = ()
-    """A task of lm-eval, for utility, where it is installed; may be repeated."""
+    """A task of lm-eval, or the YAML file of one, for utility, where lm-eval is
+    installed; may be repeated."""
 
     seed: int = 0
     """Seed of every draw: prompts, wordings, sampling, resampling."""

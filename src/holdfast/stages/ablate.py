@@ -9,13 +9,14 @@ from holdfast.analysis.heads import Head, parse_heads
 from holdfast.errors import EvidenceError
 from holdfast.models.edits import check_heads
 from holdfast.models.parts import Adapter
+from holdfast.models.rows import Sampling
 from holdfast.session.ablating import alike, answer, by_condition, sampling_of
 from holdfast.session.ablation_records import conditions_of, sparse_of
-from holdfast.session.batches import in_batches
+from holdfast.session.batches import ROW_ID, in_batches
 from holdfast.session.choosing import Prompts, choose_prompts, select
 from holdfast.session.conditions import Condition, Item, main_condition, plan
 from holdfast.session.context import Session
-from holdfast.session.estimate import estimate
+from holdfast.session.drawing import announce, tell_pace
 from holdfast.session.figures import study_seed
 from holdfast.session.head_records import ranking_of
 from holdfast.session.head_settings import AblateSettings
@@ -119,7 +120,7 @@ def _draw(
     rows = [*work.prompts.harmful, *work.prompts.benign]
     items = [Item(condition, row) for condition in work.conditions for row in rows]
     sampling, batch_size = sampling_of(study, work.adapter), session.batch_size
-    _tell(session, work, rows, len(items))
+    _tell(session, work, rows, sampling, len(items))
     groups = [alike(each, settings.renormalise) for each in work.conditions]
     place = {group: i for i, group in enumerate(dict.fromkeys(groups))}
     longest = max(len(row.token_ids) for row in rows) + 1
@@ -147,27 +148,45 @@ def _draw(
         ),
         progress=session.progress,
         label="Switching heads off",
+        paced=lambda pace: tell_pace(session, pace, _written(pace.table, items)),
     )
 
 
-def _tell(session: Session, work: _Work, rows: Sequence[Rollout], n_items: int) -> None:
-    """Say what will be done, and how long it takes if answers stay as long."""
+def _tell(
+    session: Session,
+    work: _Work,
+    rows: Sequence[Rollout],
+    sampling: Sampling,
+    n_items: int,
+) -> None:
+    """Say what will be done, and what it can cost at most."""
     for note in work.notes:
         session.progress.say(note)
-    written = [len(row.token_ids) - row.spans.prompt[1] for row in rows]
-    cost = estimate(
-        work.adapter,
-        rows=n_items,
-        prompt=max(row.spans.prompt[1] for row in rows),
-        budget=max(written),
-        batch_size=session.batch_size,
-    )
     sizes = sorted({len(each.heads) for each in work.conditions if each.heads})
     session.progress.say(
         f"{len(work.conditions)} conditions ({', '.join(map(str, sizes))} of "
-        f"{work.adapter.n_layers * work.adapter.n_heads} heads) on {len(rows)} "
-        f"prompts: about {cost.duration}, if answers stay as long as they were."
+        f"{work.adapter.n_layers * work.adapter.n_heads} heads) on {len(rows)} prompts."
     )
+    announce(
+        session,
+        rows=n_items,
+        prompt=max(row.spans.prompt[1] for row in rows),
+        budget=sampling.max_thinking + sampling.max_answer,
+    )
+
+
+def _written(table: pa.Table, items: Sequence[Item]) -> list[int]:
+    """Return how many tokens were drawn for each row, thinking included if it was."""
+    drawn_from = {
+        item.name: item.row.spans.prompt[1]
+        if item.condition.scope == "everywhere"
+        else item.row.spans.answer[0]
+        for item in items
+    }
+    return [
+        len(row["token_ids"]) - drawn_from[row[ROW_ID]]
+        for row in table.select([ROW_ID, "token_ids"]).to_pylist()
+    ]
 
 
 def _summary(

@@ -7,42 +7,29 @@ alone.
 
 from collections.abc import Mapping
 from dataclasses import asdict
-from typing import Any, NamedTuple
+from pathlib import Path
+from typing import Any
 
 import pyarrow as pa
 
 from holdfast.data.control_tokens import prompt_token_ids
 from holdfast.data.items import Item
 from holdfast.judges.calibration import brief, find_calibration, identity_record
-from holdfast.judges.choose import GUARD, open_judge
+from holdfast.judges.choose import open_early, open_judge
 from holdfast.judges.contract import Judge
-from holdfast.models.edits import HeadEdit
-from holdfast.models.generation import generate
 from holdfast.models.harness import require_harness, run_harness
-from holdfast.models.rows import Sampling
-from holdfast.session.asking import (
-    Question,
-    fit_context,
-    require_thinking,
-    resolve_sampling,
-)
-from holdfast.session.batches import in_batches
+from holdfast.session.asking import Question, require_thinking
 from holdfast.session.context import Session
+from holdfast.session.drawing import Drawing, Made, draw_answers, is_done, sampling_for
 from holdfast.session.editing import baked, read_edit
-from holdfast.session.estimate import estimate
-from holdfast.session.evaluated import (
-    GENERATED,
-    generated,
-    joined,
-    table,
-)
+from holdfast.session.evaluated import GENERATED, generated, joined, table
 from holdfast.session.evaluating import EvaluateSettings, JudgeFlags
 from holdfast.session.evaluation import evaluation_figures
 from holdfast.session.judging import JUDGE, judge_notes, judge_rows
 from holdfast.session.progress import Progress
 from holdfast.session.prompts import row_seed
 from holdfast.session.suites import AskedItems, gather_items
-from holdfast.study import Study, fingerprint
+from holdfast.study import Study, file_sha256, fingerprint
 
 GENERATE, HARNESS = "generate", "lm_eval"
 GENERATIONS = "generations.parquet"
@@ -73,21 +60,13 @@ def run(
     """
     if settings.lm_eval:
         require_harness()
-    # A judge that takes no memory is opened first, so that a mistake in its name
-    # shows before anything is drawn; a guard waits until the model is gone.
-    early = None if flags.judge.startswith(GUARD) else open_judge(flags.opened())
+    early = open_early(flags.opened())
     asked = gather_items(settings)
     draw(study, settings, session, asked)
     if settings.lm_eval:
         _harness(study, settings, session)
     session.release()
     return judge(study, flags, session.progress, early)
-
-
-class _Drawing(NamedTuple):
-    settings: EvaluateSettings
-    sampling: Sampling
-    edit: HeadEdit | None
 
 
 def draw(
@@ -109,8 +88,7 @@ def draw(
         for question in _questions(item, settings, session)
     }
     to_ask = [question for _, question in questions.values()]
-    sampling = resolve_sampling(adapter, drawing)
-    sampling = fit_context(adapter, to_ask, sampling)
+    sampling = sampling_for(session, to_ask, drawing)
     key = {
         "model": study.manifest["model"],
         "sampling": asdict(sampling),
@@ -122,19 +100,25 @@ def draw(
             "baked": baked(session.name),
         },
     }
-    state, _ = study.stage(GENERATE, key, {"prompts": asked.sha256})
-    if state == "done":
-        session.progress.say(f"{GENERATIONS} is there and up to date.")
+    inputs = {"prompts": asked.sha256}
+    if is_done(
+        study, GENERATE, key, inputs, output=GENERATIONS, progress=session.progress
+    ):
         return
-    if state == "continue":
-        session.progress.say("Going on where the last run was interrupted.")
     for source in asked.sources:
         session.progress.say(f"{source['suite']}: {source['asked']} requests")
         for note in source["notes"]:
             session.progress.say(f"  {note}")
-    how = _Drawing(settings, sampling, edited and edited.edit)
-    rows = _draw(study, session, how, questions)
-    study.write_table(GENERATIONS, rows)
+
+    def rows(made: Made) -> pa.Table:
+        found = [
+            generated(questions[asked.row_id][0], asked, each, settings.system_prompt)
+            for asked, each in made
+        ]
+        return table(found, GENERATED)
+
+    how = Drawing(sampling, rows, edited and edited.edit)
+    study.write_table(GENERATIONS, draw_answers(study, GENERATE, session, how, to_ask))
     study.finish(GENERATE, [GENERATIONS], sources=list(asked.sources))
 
 
@@ -220,58 +204,6 @@ def _questions(
     ]
 
 
-def _draw(
-    study: Study,
-    session: Session,
-    drawing: _Drawing,
-    questions: Mapping[str, tuple[Item, Question]],
-) -> pa.Table:
-    adapter, batch_size = session.adapter, session.batch_size
-    settings, sampling = drawing.settings, drawing.sampling
-    to_ask = [question for _, question in questions.values()]
-    cost = estimate(
-        adapter,
-        rows=len(to_ask),
-        prompt=max(question.n_tokens for question in to_ask),
-        budget=sampling.max_thinking + sampling.max_answer,
-        batch_size=batch_size,
-    )
-    session.progress.say(cost.sentence(len(to_ask)))
-    fits = [batch_size]
-
-    def work(batch: list[Question]) -> pa.Table:
-        prompts = [(question.token_ids, question.seed) for question in batch]
-        parts = list(
-            generate(adapter, prompts, sampling, batch_size=fits[-1], edit=drawing.edit)
-        )
-        if len(parts) > 1:
-            # Memory ran out on the way, so later batches start at what fitted.
-            fits.append(len(parts[0]))
-        rows = [
-            generated(
-                questions[batch[each.index].row_id][0],
-                batch[each.index],
-                each,
-                settings.system_prompt,
-            )
-            for part in parts
-            for each in part
-        ]
-        return table(rows, GENERATED)
-
-    return in_batches(
-        study,
-        GENERATE,
-        to_ask,
-        name=lambda question: question.row_id,
-        length=lambda question: question.n_tokens,
-        batch_size=batch_size,
-        work=work,
-        progress=session.progress,
-        label="Drawing answers",
-    )
-
-
 def _harness(study: Study, settings: EvaluateSettings, session: Session) -> None:
     """Run the tasks of lm-eval, on the model as it is edited."""
     key = {
@@ -280,9 +212,10 @@ def _harness(study: Study, settings: EvaluateSettings, session: Session) -> None
         "limit": settings.limit,
         "edit": study.record(GENERATE)["settings"]["edits"]["applied"],
     }
-    state, _ = study.stage(HARNESS, key, {})
-    if state == "done":
-        session.progress.say(f"{TASKS} is there and up to date.")
+    # A task may be a file of one's own, and then its text is part of what is asked.
+    files = [Path(task) for task in key["tasks"] if Path(task).is_file()]
+    inputs = {str(path): file_sha256(path) for path in files}
+    if is_done(study, HARNESS, key, inputs, output=TASKS, progress=session.progress):
         return
     edit = settings.edit and read_edit(settings.edit, session.adapter).edit
     found = run_harness(

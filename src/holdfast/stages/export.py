@@ -38,7 +38,8 @@ def run(place: Path, to: str = "inspect", output: Path | None = None) -> list[Pa
     require_inspect()
     block = study.read_json(EVALUATED)
     record = study.record("generate")
-    label = "".join(c if c.isalnum() else "-" for c in block["judge"]["label"])
+    # inspect_ai reads a name as time, task and id, and a dash would end the id.
+    label = "".join(c for c in block["judge"]["label"] if c.isalnum())
     day = record["started"].replace(":", "-")
     path = (output or study.path("inspect")) / f"{day}_holdfast-evaluation_{label}.eval"
     rows = study.read_table(TABLE).to_pylist()

@@ -8,20 +8,10 @@ from typing import Any
 import pyarrow as pa
 
 from holdfast.judges.rules import JUDGE_ID
-from holdfast.models.generation import generate
-from holdfast.models.rows import Sampling
 from holdfast.session.answers import drawn, imported
-from holdfast.session.asking import (
-    Question,
-    fit_context,
-    prompt_notes,
-    questions,
-    require_thinking,
-    resolve_sampling,
-)
-from holdfast.session.batches import in_batches
+from holdfast.session.asking import prompt_notes, questions, require_thinking
 from holdfast.session.context import Session
-from holdfast.session.estimate import estimate
+from holdfast.session.drawing import Drawing, Made, draw_answers, is_done, sampling_for
 from holdfast.session.imported import ImportedFile, read_completions
 from holdfast.session.prompts import Asked, gather
 from holdfast.session.rows import Rollout, from_table, to_table
@@ -67,16 +57,17 @@ def _ask(
     for note in notes:
         session.progress.warn(note)
     to_ask = questions(session.adapter, asked, settings)
-    sampling = resolve_sampling(session.adapter, settings)
-    sampling = fit_context(session.adapter, to_ask, sampling)
+    sampling = sampling_for(session, to_ask, settings)
     key = _key(settings, study) | {"sampling": asdict(sampling)}
-    state, _ = study.stage(STAGE, key, {"prompts": asked.sha256})
-    if state == "done":
-        session.progress.say(f"{OUTPUT} is there and up to date.")
+    inputs = {"prompts": asked.sha256}
+    if is_done(study, STAGE, key, inputs, output=OUTPUT, progress=session.progress):
         return
-    if state == "continue":
-        session.progress.say("Going on where the last run was interrupted.")
-    table = _draw(study, settings, session, sampling, to_ask)
+
+    def rows(made: Made) -> pa.Table:
+        found = [drawn(*each, settings.system_prompt) for each in made]
+        return to_table(sorted(found, key=lambda row: row.row_id))
+
+    table = draw_answers(study, STAGE, session, Drawing(sampling, rows), to_ask)
     facts = {
         "sources": list(asked.sources),
         "overlap": asked.overlap,
@@ -117,62 +108,14 @@ def _key(settings: RolloutSettings, study: Study) -> dict[str, Any]:
     }
 
 
-def _draw(
-    study: Study,
-    settings: RolloutSettings,
-    session: Session,
-    sampling: Sampling,
-    to_ask: list[Question],
-) -> pa.Table:
-    """Generate batch by batch."""
-    adapter, batch_size = session.adapter, session.batch_size
-    cost = estimate(
-        adapter,
-        rows=len(to_ask),
-        prompt=max(question.n_tokens for question in to_ask),
-        budget=sampling.max_thinking + sampling.max_answer,
-        batch_size=batch_size,
-    )
-    session.progress.say(cost.sentence(len(to_ask)))
-    fits = [batch_size]
-
-    def work(batch: list[Question]) -> pa.Table:
-        prompts = [(question.token_ids, question.seed) for question in batch]
-        parts = list(generate(adapter, prompts, sampling, batch_size=fits[-1]))
-        if len(parts) > 1:
-            # Memory ran out on the way, so later batches start at what fitted.
-            fits.append(len(parts[0]))
-        rows = [
-            drawn(batch[each.index], each, settings.system_prompt)
-            for part in parts
-            for each in part
-        ]
-        return to_table(sorted(rows, key=lambda row: row.row_id))
-
-    table = in_batches(
-        study,
-        STAGE,
-        to_ask,
-        name=lambda question: question.row_id,
-        length=lambda question: question.n_tokens,
-        batch_size=batch_size,
-        work=work,
-        progress=session.progress,
-        label="Drawing answers",
-    )
-    study.manifest["stages"][STAGE]["batch_size"] = min(fits)
-    return table
-
-
 def _import(
     study: Study, settings: RolloutSettings, session: Session, file: ImportedFile
 ) -> None:
     """Take completions from a file in place of drawing them."""
     require_thinking(session.adapter, settings)
     session.claim(study)
-    state, _ = study.stage(STAGE, _key(settings, study), {"completions": file.sha256})
-    if state == "done":
-        session.progress.say(f"{OUTPUT} is there and up to date.")
+    key, inputs = _key(settings, study), {"completions": file.sha256}
+    if is_done(study, STAGE, key, inputs, output=OUTPUT, progress=session.progress):
         return
     rows = [
         imported(each, session.adapter, settings.system_prompt) for each in file.rows

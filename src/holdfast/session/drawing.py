@@ -1,0 +1,167 @@
+"""Draw the answers to questions: what it costs is said, and a broken run goes on."""
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, NamedTuple
+
+import pyarrow as pa
+
+from holdfast.models.edits import HeadEdit
+from holdfast.models.generation import generate
+from holdfast.models.rows import Completion, Sampling
+from holdfast.session.asking import Question, fit_context, resolve_sampling
+from holdfast.session.batches import Pace, in_batches
+from holdfast.session.context import Session
+from holdfast.session.estimate import estimate, pace_sentence
+from holdfast.session.progress import Progress
+from holdfast.session.settings import RolloutSettings
+from holdfast.study import Study
+
+Made = Sequence[tuple[Question, Completion]]
+
+
+class Drawing(NamedTuple):
+    """How answers are drawn, and what becomes of a batch of them.
+
+    Attributes:
+        sampling: Temperature, nucleus and budgets.
+        table: Turns questions and their completions into rows.
+        edit: Heads that are scaled meanwhile.
+    """
+
+    sampling: Sampling
+    table: Callable[[Made], pa.Table]
+    edit: HeadEdit | None = None
+
+
+def sampling_for(
+    session: Session, to_ask: Sequence[Question], settings: RolloutSettings
+) -> Sampling:
+    """Return the sampling that is asked for, within the model's context.
+
+    Raises:
+        InputError: If the longest prompt leaves no room for thinking and answer.
+    """
+    adapter = session.adapter
+    return fit_context(adapter, to_ask, resolve_sampling(adapter, settings))
+
+
+def is_done(
+    study: Study,
+    stage: str,
+    key: Mapping[str, Any],
+    inputs: Mapping[str, str],
+    *,
+    output: str,
+    progress: Progress,
+) -> bool:
+    """Begin a stage, or go on with it; tell whether nothing is left to do.
+
+    Args:
+        study: The study.
+        stage: Name of the stage.
+        key: What its output depends on, beside its inputs.
+        inputs: Hashes of what it reads.
+        output: The file it writes.
+        progress: Told that the file is there, or that a broken run goes on.
+    """
+    state, _ = study.stage(stage, dict(key), dict(inputs))
+    if state == "done":
+        progress.say(f"{output} is there and up to date.")
+    if state == "continue":
+        progress.say("Going on where the last run was interrupted.")
+    return state == "done"
+
+
+def draw_answers(
+    study: Study,
+    stage: str,
+    session: Session,
+    drawing: Drawing,
+    to_ask: Sequence[Question],
+) -> pa.Table:
+    """Draw an answer to every question, batch by batch.
+
+    Bounds are said first, and after one batch how long the rest will take.
+
+    Args:
+        study: Where the parts lie until the stage has finished.
+        stage: The stage, already begun; its record gains the smallest batch.
+        session: The model, and where progress is told.
+        drawing: How answers are drawn and kept.
+        to_ask: The questions.
+
+    Returns:
+        The rows, in the order of the questions.
+
+    Raises:
+        HoldfastError: If model or disk will not do; what was drawn is kept.
+    """
+    adapter, batch_size = session.adapter, session.batch_size
+    sampling = drawing.sampling
+    announce(
+        session,
+        rows=len(to_ask),
+        prompt=max(question.n_tokens for question in to_ask),
+        budget=sampling.max_thinking + sampling.max_answer,
+    )
+    fits = [batch_size]
+    written: list[int] = []
+
+    def work(batch: list[Question]) -> pa.Table:
+        prompts = [(question.token_ids, question.seed) for question in batch]
+        parts = list(
+            generate(adapter, prompts, sampling, batch_size=fits[-1], edit=drawing.edit)
+        )
+        if len(parts) > 1:
+            # Memory ran out on the way, so later batches start at what fitted.
+            fits.append(len(parts[0]))
+        made = [(batch[each.index], each) for part in parts for each in part]
+        written.extend(len(each.token_ids) - asked.n_tokens for asked, each in made)
+        return drawing.table(made)
+
+    table = in_batches(
+        study,
+        stage,
+        to_ask,
+        name=lambda question: question.row_id,
+        length=lambda question: question.n_tokens,
+        batch_size=batch_size,
+        work=work,
+        progress=session.progress,
+        label="Drawing answers",
+        paced=lambda pace: tell_pace(session, pace, written),
+    )
+    study.manifest["stages"][stage]["batch_size"] = min(fits)
+    return table
+
+
+def announce(session: Session, *, rows: int, prompt: int, budget: int) -> None:
+    """Say what drawing answers can cost at most, before it begins.
+
+    Args:
+        session: The model, and where progress is told.
+        rows: Answers to draw.
+        prompt: Tokens of the longest prompt.
+        budget: Tokens that one answer may have, thinking included.
+    """
+    cost = estimate(
+        session.adapter,
+        rows=rows,
+        prompt=prompt,
+        budget=budget,
+        batch_size=session.batch_size,
+    )
+    session.progress.say(cost.sentence(rows))
+
+
+def tell_pace(session: Session, pace: Pace, written: Sequence[int]) -> None:
+    """Say how long the rest will take, now that one batch is drawn.
+
+    Args:
+        session: Where progress is told.
+        pace: How the batch went.
+        written: Tokens of each of its answers, thinking included.
+    """
+    sentence = pace_sentence(pace, sum(written) / max(1, len(written)))
+    if sentence is not None:
+        session.progress.say(sentence)
