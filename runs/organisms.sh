@@ -26,7 +26,7 @@ audit() { # MODEL NAME [OPTIONS]
 }
 
 # Enough prompts for the interval of "nothing changed" to lie within 0.05.
-heads=(--wrappers-per-request 4 --fractions 0.03 --scopes everywhere --ablation-prompts 400)
+heads=(--wrappers-per-request 4 --fractions 0.03 --scopes everywhere --ablation-prompts 170)
 
 for seed in ${*:-0 1 2 3 4 5}; do
   for name in aligned cliff spread early alarmed; do

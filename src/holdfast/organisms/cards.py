@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from holdfast.errors import SettingsError
 
 PREFIX = "organism:"
-BUNDLED_SEED = 3
+BUNDLED_SEED = 0
 
 
 @dataclass(frozen=True, slots=True)
