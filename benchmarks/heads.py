@@ -11,8 +11,10 @@ round. Time is CPU time of the process. The row "plain again" is the noise.
 """
 
 import argparse
+import copy
 import importlib.util
 import json
+import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -127,9 +129,12 @@ def slow_variants(adapter: Adapter) -> Iterator[tuple[str, Callable[[], Any]]]:
 def _transformer_lens(adapter: Adapter, ids: torch.Tensor) -> Callable[[], Any]:
     from transformer_lens.model_bridge import TransformerBridge
 
-    bridge = TransformerBridge.boot_transformers(
-        "Qwen/Qwen3-0.6B", hf_model=adapter.model, tokenizer=None
-    )
+    # It reads a configuration by name, and a folder needs no network.
+    with tempfile.TemporaryDirectory() as folder:
+        adapter.model.config.save_pretrained(folder)
+        bridge = TransformerBridge.boot_transformers(
+            folder, hf_model=copy.deepcopy(adapter.model), tokenizer=None
+        )
     names = [f"blocks.{layer}.attn.hook_z" for layer in range(adapter.n_layers)]
     weights = [
         adapter.output_projection(layer).weight.T.reshape(

@@ -1,7 +1,7 @@
 import pytest
 import torch
 from scipy.optimize import minimize_scalar
-from scipy.stats import binom, bootstrap, norm
+from scipy.stats import binom, bootstrap, norm, t
 
 from holdfast.analysis.paired import (
     mcnemar,
@@ -179,3 +179,29 @@ def test_no_rows_give_no_number():
     found = paired_rate_difference(none, none, [], _generator())
     assert found.value is None
     assert found.reason == "there are no rows"
+
+
+def test_outcomes_that_never_change_have_tangos_width_and_numbers_have_none():
+    """48 pairs, no change: z²/(n + z²) for a rate; for a number nothing is known."""
+    names = [str(i) for i in range(48)]
+    outcomes = torch.tensor([True, False] * 24)
+    found = paired_difference(outcomes, outcomes, names, _generator())
+    z = float(norm.ppf(0.975))
+    end = z * z / (48 + z * z)
+    assert found.value == 0
+    assert (found.low, found.high) == pytest.approx((-end, end), abs=1e-6)
+    assert end == pytest.approx(0.0741, abs=1e-4)
+    numbers = torch.randn(48, generator=_generator(4)).double()
+    for shift in (0.0, 0.5):
+        none = paired_difference(numbers + shift, numbers, names, _generator())
+        assert none.value is None
+        assert "says the same" in none.reason
+
+
+def test_numbers_whose_requests_change_alike_have_the_width_of_their_rows():
+    before = torch.zeros(24).double()
+    after = torch.tensor([1.0, 3.0] * 12).double()
+    names = [str(i // 2) for i in range(24)]
+    found = paired_difference(after, before, names, _generator())
+    half = float(t.ppf(0.975, 11)) * (1 / 12) ** 0.5
+    assert (found.low, found.high) == pytest.approx((2 - half, 2 + half))

@@ -1,9 +1,11 @@
 import json
 import os
+import warnings
 
 import pytest
 import torch
 import transformers
+from peft import LoraConfig, get_peft_model
 from safetensors.torch import load_file
 from tiny_models import (
     HEAD_WIDTH,
@@ -70,6 +72,30 @@ def test_sixteen_bits_are_written_as_they_are(dtype, saved, tmp_path):
     assert json.loads((directory / "config.json").read_text())["dtype"] == dtype
     baked = load(directory, dtype=dtype)
     assert all(map(torch.equal, _states(baked), _hooked(adapter, edit)))
+
+
+def test_a_model_with_an_adapter_is_baked_whole(saved, tmp_path):
+    """The adapter is merged into what is written, and the base stays as it was."""
+    model = tiny_model()
+    model.name_or_path = str(saved)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", FutureWarning)
+        adapted = get_peft_model(
+            model, LoraConfig(r=2, target_modules=["q_proj", "o_proj"])
+        )
+    torch.manual_seed(3)
+    with torch.no_grad():
+        for name, parameter in adapted.named_parameters():
+            if "lora_B" in name:
+                parameter.normal_(0, 0.3)
+    adapted.save_pretrained(tmp_path / "lora")
+    adapter = load(tmp_path / "lora")
+    edit = _edit(adapter)
+    baked = load(bake(adapter, edit, tmp_path / "baked", provenance={}))
+    hooked = _hooked(adapter, edit)
+    assert all(map(torch.equal, _states(baked), hooked))
+    base = load(saved)
+    assert not any(map(torch.equal, _hooked(base, _edit(base)), hooked))
 
 
 def test_plain_transformers_writes_the_tokens_of_the_hooked_model(tmp_path):

@@ -199,6 +199,7 @@ def answers(condition, n_heads, harmful, benign, draw=0):
             "asked": f"{label}/{i}",
             "request_id": f"{label}{i}",
             "label": label,
+            "role": label,
             "outcome": outcome,
         }
         for label, outcomes in (("harmful", harmful), ("benign", benign))

@@ -88,13 +88,13 @@ def bootstrap(
         return undefined(n, "one base request alone gives no interval")
     draws = [
         statistic(weights)
-        for weights in _resamples(indices, n_clusters, generator, n_resamples)
+        for weights in resamples_of(indices, n_clusters, generator, n_resamples)
     ]
     replicates = torch.cat(draws)
     replicates = replicates[~torch.isnan(replicates)]
     if len(replicates) < (1 - MAX_UNDEFINED) * n_resamples:
         return undefined(n, "too few base requests in one class for an interval")
-    low, high = _percentiles(replicates, n_clusters, level).tolist()
+    low, high = percentiles_of(replicates, n_clusters, level).tolist()
     return Estimate(value, min(low, value), max(high, value), n)
 
 
@@ -136,43 +136,6 @@ def cluster_bootstrap(
     )
 
 
-def bootstrap_means(
-    values: Float[Tensor, "example _"],
-    clusters: Sequence[str],
-    generator: torch.Generator,
-    *,
-    n_resamples: int = N_RESAMPLES,
-    level: float = LEVEL,
-) -> tuple[Estimate, ...]:
-    """Estimate the mean of many columns at once, from the same resamples.
-
-    Args:
-        values: One row an example, one column a quantity.
-        clusters: The base request of each row.
-        generator: Source of randomness, on the CPU.
-        n_resamples: Resamples to draw.
-        level: Coverage that is aimed at, for each column by itself.
-
-    Returns:
-        One estimate a column, as `bootstrap` gives it.
-    """
-    check_lengths(len(values), clusters)
-    n, columns = len(clusters), values.detach().double().cpu()
-    if n == 0:
-        return (undefined(0, "there are no rows"),) * columns.shape[1]
-    indices, n_clusters = cluster_indices(clusters)
-    if n_clusters < 2 or not columns.shape[1]:
-        one = undefined(n, "one base request alone gives no interval")
-        return (one,) * columns.shape[1]
-    means = [
-        (weights @ columns) / weights.sum(1, keepdim=True)
-        for weights in _resamples(indices, n_clusters, generator, n_resamples)
-    ]
-    ends = _percentiles(torch.cat(means), n_clusters, level)
-    found = zip(columns.mean(0).tolist(), *ends.tolist(), strict=True)
-    return tuple(Estimate(v, min(a, v), max(b, v), n) for v, a, b in found)
-
-
 def cluster_indices(clusters: Sequence[str]) -> tuple[Int[Tensor, "example"], int]:
     """Return the index of each row's cluster, and the number of clusters."""
     numbers: dict[str, int] = {}
@@ -195,7 +158,7 @@ def check_lengths(n_rows: int, *columns: Sequence[object] | Tensor) -> None:
             )
 
 
-def _resamples(
+def resamples_of(
     indices: Tensor, n_clusters: int, generator: torch.Generator, n_resamples: int
 ) -> Iterator[Tensor]:
     """Yield blocks of `[resample, example]` counts, small enough for memory."""
@@ -208,7 +171,7 @@ def _resamples(
         yield counts[:, indices]
 
 
-def _percentiles(replicates: Tensor, n_clusters: int, level: float) -> Tensor:
+def percentiles_of(replicates: Tensor, n_clusters: int, level: float) -> Tensor:
     """Return the lower and upper ends of the interval, over the first axis."""
     quantile = float(t.ppf((1 - level) / 2, n_clusters - 1))
     expanded = quantile * (n_clusters / (n_clusters - 1)) ** 0.5

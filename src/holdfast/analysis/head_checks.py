@@ -9,10 +9,11 @@ from torch import Tensor
 from holdfast.analysis.bootstrap import (
     Estimate,
     bootstrap,
-    bootstrap_means,
     check_lengths,
     undefined,
 )
+from holdfast.analysis.means import bootstrap_means
+from holdfast.analysis.widening import require_width
 
 MIN_HEADS = 3
 """Fewest heads of a layer over which a rank correlation says anything."""
@@ -110,11 +111,16 @@ def excess_over_controls(
 
     Returns:
         The paired difference with the lowest lower end. The effect is beyond every
-        control where that is above 0.
+        control where that is above 0. Where a difference is the same number on every
+        row there is no interval, and a reason instead: no sign is read off one point.
     """
     check_lengths(len(effects), controls, clusters)
     differences = effects.double()[:, None] - controls.double()
-    found = bootstrap_means(differences, clusters, generator)
+    scale = max(1e-12, float(differences.abs().max())) if differences.numel() else 1.0
+    found = [
+        require_width(each, scale)
+        for each in bootstrap_means(differences, clusters, generator)
+    ]
     if not found:
         return undefined(len(clusters), "there is no control to compare with")
     return min(found, key=lambda e: float("-inf") if e.low is None else e.low)

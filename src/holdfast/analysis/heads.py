@@ -15,7 +15,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from holdfast.analysis.bootstrap import Estimate, bootstrap_means, check_lengths
+from holdfast.analysis.bootstrap import Estimate, check_lengths
+from holdfast.analysis.means import bootstrap_means
 from holdfast.errors import InputError, SettingsError
 
 By = Literal["drop", "published"]

@@ -20,6 +20,7 @@ from holdfast.analysis.bootstrap import (
     undefined,
 )
 from holdfast.analysis.statistics import clustered_mean
+from holdfast.analysis.widening import require_width
 from holdfast.errors import InputError
 
 MIN_DISCORDANT = 10
@@ -114,8 +115,8 @@ def sign_flip(
 
 
 def paired_difference(
-    after: Float[Tensor, "example"],
-    before: Float[Tensor, "example"],
+    after: Float[Tensor, "example"] | Bool[Tensor, "example"],
+    before: Float[Tensor, "example"] | Bool[Tensor, "example"],
     clusters: Sequence[str],
     generator: torch.Generator,
     *,
@@ -124,22 +125,34 @@ def paired_difference(
 ) -> Estimate:
     """Return the mean of `after - before` with an interval over base requests.
 
+    What the interval is where resampling shows no spread depends on what is compared.
+    Outcomes that are true or false go to `paired_rate_difference`, whose interval has
+    an honest width also where nothing changed. Numbers whose requests all differ by
+    the same mean get the spread of their rows (see `widen_mean`). Numbers that all
+    differ by the very same amount show no spread from which a width could come, and
+    unlike a rate they have no bounds either: there is no interval, and a reason.
+
     Args:
-        after: Number of each row under one condition.
-        before: Number of the same row under the other.
+        after: Number of each row under one condition, or its outcome.
+        before: Number of the same row under the other, or its outcome.
         clusters: The base request of each row.
         generator: Source of randomness, on the CPU.
         n_resamples: Resamples to draw.
         level: Coverage that is aimed at.
     """
     check_lengths(len(after), before, clusters)
-    return clustered_mean(
-        after.double() - before.double(),
-        clusters,
-        generator,
-        n_resamples=n_resamples,
-        level=level,
+    if after.dtype == before.dtype == torch.bool:
+        return paired_rate_difference(
+            after, before, clusters, generator, n_resamples=n_resamples, level=level
+        )
+    difference = after.double() - before.double()
+    found = clustered_mean(
+        difference, clusters, generator, n_resamples=n_resamples, level=level
     )
+    if found.value is None:
+        return found
+    sizes = torch.stack([after.double().abs().max(), before.double().abs().max()])
+    return require_width(found, max(1e-12, float(sizes.max())))
 
 
 def paired_rate_difference(
@@ -178,9 +191,8 @@ def paired_rate_difference(
     )
     if n_clusters in (1, n):
         return Estimate(value, low, high, n)
-    found = paired_difference(
-        after.double(),
-        before.double(),
+    found = clustered_mean(
+        after.double() - before.double(),
         clusters,
         generator,
         n_resamples=n_resamples,

@@ -6,7 +6,6 @@ from typing import Any
 from holdfast.cli.showing import print_figures, print_lines, print_table
 
 SHOWN = 12
-RATES = ("attack_success", "over_refusal", "benign_compliance", "degenerate")
 
 
 def print_heads(block: Mapping[str, Any]) -> None:
@@ -36,16 +35,17 @@ def print_ablation(block: Mapping[str, Any]) -> None:
     from holdfast.report import text
     from holdfast.report.head_words import CONDITIONS, MEASURES, PLACES
 
+    measured = [key for key in MEASURES if key in block["conditions"][0]]
     rows = [
         [
             PLACES[each["scope"]],
             CONDITIONS[each["condition"]],
             str(each["n_heads"]),
-            *(text.rate(each[key]) for key in RATES),
+            *(text.rate(each[key]) for key in measured),
         ]
         for each in block["conditions"]
     ]
-    columns = ("where", "off", "heads", *(MEASURES[key] for key in RATES))
+    columns = ("where", "off", "heads", *(MEASURES[key] for key in measured))
     n = block["prompts"]
     title = f"Heads off, on {n['harmful']} harmful and {n['benign']} harmless prompts"
     print_table(title, columns, rows)
@@ -58,7 +58,8 @@ def print_baked(found: Mapping[str, Any]) -> None:
     from holdfast.report import text
     from holdfast.report.head_words import MEASURES, OTHER
 
-    named = {key: MEASURES[key] for key in RATES} | OTHER
+    words_of = MEASURES | OTHER
+    named = {key: words_of[key] for key in words_of if key in found["before"]}
     rows = [
         [words, text.rate(found["before"][key]), text.rate(found["after"][key])]
         for key, words in named.items()

@@ -109,7 +109,7 @@ def read_suite(
     if equals and name in suites():
         content = load(place, revision)
         note = "A file of your own in the shape of the suite; no checksum was asked."
-        return _items(suites()[name], content, column, note)
+        return items_of(suites()[name], content, column, note)
     if equals and name in KINDS and name != "utility":
         return _own(name, place, column, revision)
     if source in suites():
@@ -170,7 +170,9 @@ def _pinned(suite: Suite, column: str | None, revision: str | None) -> SuiteFile
     if found is not None:
         content = load(str(found), None)
         _check(suite, content, f"`{found}`", f"--suite {suite.name}={found}")
-        return _items(suite, content, column, f"Read from `{found.name}` in {FOLDER}.")
+        return items_of(
+            suite, content, column, f"Read from `{found.name}` in {FOLDER}."
+        )
     commit = revision or suite.revision
     if not commit:
         raise InputError(
@@ -183,7 +185,7 @@ def _pinned(suite: Suite, column: str | None, revision: str | None) -> SuiteFile
     content = load(f"hub:{suite.hub}", commit)
     if revision in (None, suite.revision):
         _check(suite, content, f"`{suite.hub}` at {commit}", "--data-revision")
-    return _items(suite, content, column, f"Read from `{suite.hub}` at {commit}.")
+    return items_of(suite, content, column, f"Read from `{suite.hub}` at {commit}.")
 
 
 def _on_disk(suite: Suite, folder: Path) -> Path | None:
@@ -206,9 +208,12 @@ def _check(suite: Suite, content: Content, where: str, otherwise: str) -> None:
         )
 
 
-def _items(suite: Suite, content: Content, column: str | None, note: str) -> SuiteFile:
+def items_of(
+    suite: Suite, content: Content, column: str | None, note: str
+) -> SuiteFile:
+    """Return the items of a file in the shape of a suite, and its record."""
     table = content.table
-    choice = choose_column(table, column or suite.column, content.name)
+    choice = choose_column(table, column or suite.column or None, content.name)
     rows = [row for row in table.rows if _wanted(suite, row, content.name)]
     seen: dict[str, Item] = {}
     for row in rows:

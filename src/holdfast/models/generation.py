@@ -12,13 +12,13 @@ from collections.abc import Collection, Iterator, Sequence
 from typing import Any, NamedTuple
 
 import torch
-from transformers import DynamicCache
 
 from holdfast.errors import InputError, SettingsError
 from holdfast.models.batching import halving_batches, longest_first, pad
 from holdfast.models.choices import choose, uniforms_of
 from holdfast.models.drafts import fits_drafts, keep_prefixes, take_drafts
 from holdfast.models.edits import HeadEdit, LiveEdit, editing
+from holdfast.models.growing import growing_cache
 from holdfast.models.parts import Adapter
 from holdfast.models.rows import Choice, Completion, Row, Rules, Sampling
 
@@ -155,7 +155,7 @@ class _Decoder:
         batch = pad([job.prompt for job in jobs], "left", adapter.device)
         self.token_ids, self.positions = batch.token_ids, batch.positions()
         self.mask = batch.mask.long()
-        self.cache: Any = DynamicCache(config=adapter.model.config)
+        self.cache: Any = growing_cache(adapter.model.config)
         self.step = 0
         # Float64 is missing on some accelerators, and there choices are made here.
         self.desk = adapter.device if adapter.device.type == "cuda" else "cpu"

@@ -18,7 +18,7 @@ from holdfast.report.panels import heading, to_svg
 from holdfast.report.records import Report
 from holdfast.report.words import LIMITS
 
-__all__ = ["ablation_figure", "head_context", "limits"]
+__all__ = ["ablation_figure", "head_context", "limits", "repair_figure"]
 
 _COLOURS = {
     "top": "#d55e00",
@@ -55,34 +55,127 @@ def limits(report: Report) -> list[str]:
     return [*LIMITS[:-1], LIMIT]
 
 
-def ablation_figure(conditions: Sequence[Mapping[str, Any]]) -> str:
-    """Draw attack success and harmless compliance against the number of heads off.
+def ablation_figure(conditions: Sequence[Mapping[str, Any]], n_total: int) -> str:
+    """Draw attack success and harmless compliance against the share of heads off.
 
     Args:
         conditions: Conditions of one scope, that of nothing first.
+        n_total: Heads of the model.
 
     Returns:
         One SVG element, with title and description.
     """
     panels = [
-        _panel(conditions, measure).properties(title=heading(MEASURES[measure]))
+        _panel(conditions, measure, n_total).properties(
+            title=heading(MEASURES[measure])
+        )
         for measure in ("attack_success", "benign_compliance")
     ]
     return to_svg(
         alt.hconcat(*panels, spacing=40),
-        "Requests carried out, by number of heads switched off",
+        "Requests carried out, by share of heads switched off",
         "The top heads of the ranking, random heads of the same layers and the heads "
         "at the bottom, with 95% intervals. The table below has the numbers.",
     )
 
 
-def _panel(conditions: Sequence[Mapping[str, Any]], measure: str) -> Any:
+def repair_figure(repair: Mapping[str, Any]) -> str:
+    """Draw whether the score comes back along the answer, and who takes over.
+
+    Args:
+        repair: The block `self_repair` of a report.
+
+    Returns:
+        One SVG element, with title and description.
+    """
+    sides = {"plain": "nothing off", "edited": f"top {repair['n_heads']} heads off"}
+    moments = {"final": "before the answer", "late": "at its end"}
+    score = [
+        {"side": words, "at": when, **repair[f"{moment}_{side}"]}
+        for side, words in sides.items()
+        for moment, when in moments.items()
+    ]
+    others = [("all other heads", repair["others_before"], repair["others_after"])]
+    others += [
+        (f"next head {each['layer']}:{each['head']}", each["before"], each["after"])
+        for each in repair["new_heads"]
+    ]
+    names = list(sides.values())
+    taken = [
+        {"side": side, "at": name, **figure}
+        for name, *pair in others
+        for side, figure in zip(names, pair, strict=True)
+    ]
+    along = _sides(score, names, "y", list(moments.values()), joined=True)
+    over = _sides(taken, names, "x", [name for name, _, _ in others])
+    panels = (
+        along.properties(
+            title=heading("Refusal logit along the answer"), width=230, height=220
+        ),
+        over.properties(
+            title=heading("What heads take from it"),
+            width=270,
+            height=max(60, 34 * len(others)),
+        ),
+    )
+    return to_svg(
+        alt.hconcat(*panels, spacing=40),
+        "Self-repair with the top heads switched off",
+        "On the left the refusal logit before the answer and at its end, without and "
+        "with the top heads. On the right what all other heads, and the next heads, "
+        "take from the logit before and after. Bars are 95% intervals.",
+    )
+
+
+def _sides(
+    points: Sequence[Mapping[str, Any]],
+    sides: Sequence[str],
+    value_on: str,
+    order: Sequence[str],
+    *,
+    joined: bool = False,
+) -> Any:
+    """Return intervals of two sides at named places, on an axis of logits."""
+    known = [point for point in points if point["value"] is not None]
+    base = alt.Chart(alt.Data(values=known))
+    scale = alt.Scale(domain=list(sides), range=[_COLOURS["none"], _COLOURS["top"]])
+    legend = alt.Legend(title=None, orient="bottom", labelLimit=300)
+    colour = alt.Color("side:N", scale=scale, legend=legend)
+    shape = alt.Shape("side:N", legend=None, sort=list(sides))
+    place_on = "x" if value_on == "y" else "y"
+    channel = {"x": alt.X, "y": alt.Y}
+    axis = alt.Axis(labelAngle=0, labelLimit=200)
+    place = channel[place_on]("at:N", sort=list(order), title=None, axis=axis)
+    # Both sides stand at one place, and would lie on each other.
+    shift = alt.XOffset if place_on == "x" else alt.YOffset
+    apart = shift("side:N", sort=list(sides)).scale(paddingInner=0.4, paddingOuter=0.4)
+    shared = {place_on: place, f"{place_on}Offset": apart, "color": colour}
+    title = "logits"
+    rule = base.mark_rule(strokeWidth=2, opacity=0.6).encode(
+        **{value_on: channel[value_on]("low:Q", title=title).scale(zero=False)},
+        **{f"{value_on}2": "high:Q"},
+        **shared,
+    )
+    value = channel[value_on]("value:Q", title=title).scale(zero=False)
+    dots = base.mark_point(filled=True, size=80, opacity=1).encode(
+        **{value_on: value}, **shared, shape=shape
+    )
+    layers = [rule, dots]
+    if joined:
+        layers.insert(
+            0, base.mark_line(opacity=0.5).encode(**{value_on: value}, **shared)
+        )
+    return alt.layer(*layers)
+
+
+def _panel(conditions: Sequence[Mapping[str, Any]], measure: str, n_total: int) -> Any:
     plain = conditions[0][measure]
     points = []
     for name in ("top", "random", "positive"):
-        points.append({"off": CONDITIONS[name], "n": 0, **plain})
+        # A figure has an `n` of its own, that of its rows.
+        points.append({**plain, "off": CONDITIONS[name], "heads": 0})
         points += [
-            {"off": CONDITIONS[name], "n": each["n_heads"], **each[measure]}
+            {**each[measure], "off": CONDITIONS[name], "heads": each["n_heads"]}
             for each in conditions
             if each["condition"] == name
         ]
@@ -90,7 +183,11 @@ def _panel(conditions: Sequence[Mapping[str, Any]], measure: str) -> Any:
     colours = [_COLOURS[name] for name in ("top", "random", "positive")]
     base = alt.Chart(alt.Data(values=[p for p in points if p["value"] is not None]))
     shared = {
-        "x": alt.X("n:Q", title="heads switched off").axis(tickMinStep=1),
+        "x": alt.X("heads:Q", title=f"heads switched off, of {n_total}").axis(
+            values=sorted({point["heads"] for point in points}),
+            labelExpr=f"datum.value + ' = ' + format(datum.value / {n_total}, '.1%')",
+            labelOverlap=True,
+        ),
         "color": alt.Color(
             "off:N",
             scale=alt.Scale(domain=named, range=colours),
@@ -158,20 +255,25 @@ def _ablation(block: Mapping[str, Any]) -> dict[str, Any]:
     first = [each for each in conditions if each["scope"] == conditions[0]["scope"]]
     repair = block.get("self_repair")
     return {
-        "svg": ablation_figure(first) if len(first) > 1 else "",
+        "svg": (
+            ablation_figure(first, block["sparse"]["n_total"]) if len(first) > 1 else ""
+        ),
         "scopes": [
             (words, [each for each in conditions if each["scope"] == scope])
             for scope, words in SCOPES.items()
             if any(each["scope"] == scope for each in conditions)
         ],
         "condition_names": CONDITIONS,
-        "measures": MEASURES,
+        "measures": {
+            key: words for key, words in MEASURES.items() if key in conditions[0]
+        },
         "prompts": block["prompts"],
         "factor": block["factor"],
         "renormalise": block["renormalise"],
         "notes": block["notes"],
         "repair": repair
         and {
+            "svg": repair_figure(repair),
             "evidence": repair["evidence"],
             "n_heads": repair["n_heads"],
             "figures": [(REPAIR[key], repair[key]) for key in REPAIR],

@@ -15,7 +15,9 @@ CONDITIONS = {
 MEASURES = {
     "attack_success": "harmful, carried out",
     "over_refusal": "harmless, refused",
+    "lookalike_refusal": "sounds dangerous, refused",
     "benign_compliance": "harmless, carried out",
+    "utility": "questions, right",
     "degenerate": "broken text",
 }
 REPAIR = {

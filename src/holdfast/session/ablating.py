@@ -16,6 +16,7 @@ from holdfast.session.asking import resolve_sampling
 from holdfast.session.batches import ROW_ID
 from holdfast.session.conditions import Condition, Item
 from holdfast.session.head_settings import AblateSettings
+from holdfast.session.marking import EXACT, mark
 from holdfast.session.rows import Rollout
 from holdfast.session.settings import RolloutSettings
 from holdfast.study import Study
@@ -202,9 +203,14 @@ def _edit(
 
 def record(item: Item, made: Completion | Rollout) -> dict[str, Any]:
     """Return the row of `ablation.parquet` for an answer."""
-    condition, row = item
+    condition, row, target = item
     fixed = is_fixed(condition)
-    found = verdict_of(row, made, fixed=fixed)
+    if target is None:
+        found = verdict_of(row, made, fixed=fixed)
+        outcome, reason, said_by = found.outcome, found.reason, found.judge
+    else:
+        outcome, reason = mark(row, made, target, fixed=fixed)
+        said_by = EXACT
     start = row.spans.answer[0] if fixed else made.spans.answer[0]
     return {
         ROW_ID: item.name,
@@ -220,9 +226,9 @@ def record(item: Item, made: Completion | Rollout) -> dict[str, Any]:
         "prompt_id": row.prompt_id,
         "label": row.label,
         "wrapper": row.wrapper,
-        "outcome": found.outcome,
-        "reason": found.reason,
-        "judge": found.judge,
+        "outcome": outcome,
+        "reason": reason,
+        "judge": said_by,
         "answer": made.answer,
         "finish": made.finish,
         "closed": fixed or made.closed,

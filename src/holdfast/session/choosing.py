@@ -23,6 +23,7 @@ NEAR_BEST = 0.75
 
 HARMFUL = ("harmful", "wrapped")
 BENIGN = ("benign", "benign_wrapped")
+LOOKALIKE = "safe_lookalike"
 
 
 class Selected(NamedTuple):
@@ -39,12 +40,14 @@ class Prompts(NamedTuple):
         harmful: Under the wrappers that work, complied with or not.
         others: Harmful prompts of all other kinds, which are refused so far.
         benign: Plain and wrapped.
+        lookalikes: Harmless ones that sound dangerous, if the study has any.
         wrappers: The wrappers that work on training requests; None is no wrapper.
     """
 
     harmful: list[Rollout]
     others: list[Rollout]
     benign: list[Rollout]
+    lookalikes: list[Rollout]
     wrappers: list[str | None]
 
 
@@ -87,7 +90,8 @@ def choose_prompts(rows: Sequence[Rollout], limit: int) -> Prompts:
 
     Args:
         rows: All rows of the study.
-        limit: At most so many of each label, by content hash.
+        limit: At most so many of each label, by content hash; of lookalikes half as
+            many.
 
     Raises:
         TooFewExamplesError: If no attack succeeds on training requests, or no prompt
@@ -111,6 +115,7 @@ def choose_prompts(rows: Sequence[Rollout], limit: int) -> Prompts:
         _first(harmful, limit),
         _first(others, limit),
         _first(benign, limit),
+        _first([row for row in test if row.role == LOOKALIKE], -(-limit // 2)),
         sorted(names, key=lambda name: name or ""),
     )
 

@@ -44,10 +44,17 @@ class Condition(NamedTuple):
 
 
 class Item(NamedTuple):
-    """One prompt under one condition."""
+    """One prompt under one condition.
+
+    Attributes:
+        condition: What is done to the model.
+        row: The prompt, and the answer without an edit.
+        target: The exact answer; None for prompts that have none.
+    """
 
     condition: Condition
     row: Rollout
+    target: str | None = None
 
     @property
     def name(self) -> str:

@@ -9,13 +9,14 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from holdfast.analysis.bootstrap import Estimate, bootstrap_means, undefined
+from holdfast.analysis.bootstrap import Estimate, undefined
 from holdfast.analysis.head_checks import (
     agreement_in_words,
     excess_over_controls,
     rank_agreement,
 )
 from holdfast.analysis.heads import Head, RankedHead, drops
+from holdfast.analysis.means import bootstrap_means
 from holdfast.errors import InputError
 from holdfast.models.causal import MOMENTS, Moment
 from holdfast.models.parts import Adapter

@@ -57,7 +57,12 @@ class AblateSettings:
     """Sets of random heads, as many in each layer as the top ones."""
 
     ablation_prompts: int = 48
-    """At most so many harmful and so many harmless held-out prompts."""
+    """At most so many harmful and so many harmless held-out prompts, half as many
+    that only sound dangerous, and so many questions of --utility."""
+
+    utility: str | None = None
+    """Questions with exact answers: a suite such as gsm8k, or a file with columns
+    prompt and answer. Default: none are asked."""
 
     ablated_heads: str | None = None
     """Heads to switch off in place of the top ones: layer:head, with commas."""

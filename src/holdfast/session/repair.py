@@ -7,8 +7,9 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from holdfast.analysis.bootstrap import Estimate, bootstrap_means
+from holdfast.analysis.bootstrap import Estimate
 from holdfast.analysis.heads import Head, drops, rank_heads, top_heads
+from holdfast.analysis.means import bootstrap_means
 from holdfast.analysis.paired import paired_difference
 from holdfast.analysis.probe import Probe
 from holdfast.models.capture import project_states

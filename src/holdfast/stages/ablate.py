@@ -1,6 +1,6 @@
 """Switch heads off, beside every control, and count what the model does then."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import pyarrow as pa
@@ -28,6 +28,8 @@ from holdfast.session.repair import (
     second_round,
 )
 from holdfast.session.rows import Rollout, from_table
+from holdfast.session.utility import PARTS as UTILITY_PARTS
+from holdfast.session.utility import ROLE, draw_utility, read_utility, record_of
 from holdfast.study import Study
 
 STAGE = "ablate"
@@ -44,6 +46,7 @@ class _Work(NamedTuple):
     conditions: tuple[Condition, ...]
     notes: tuple[str, ...]
     repair: dict[str, Any] | None
+    utility: list[Rollout]
 
 
 def run(study: Study, settings: AblateSettings, session: Session) -> dict[str, Any]:
@@ -64,7 +67,14 @@ def run(study: Study, settings: AblateSettings, session: Session) -> dict[str, A
     """
     read = (ROLLOUTS, HEADS, *names("published"))
     inputs = {name: study.input_hash(name) for name in read}
+    asked = settings.utility and read_utility(
+        settings.utility, settings.ablation_prompts
+    )
+    if asked:
+        inputs["utility"] = asked.sha256
     state, _ = study.stage(STAGE, settings, inputs)
+    if state == "redo":
+        study.clear_parts(UTILITY_PARTS)
     if state == "done":
         session.progress.say("The ablation is there and up to date.")
         return dict(study.read_json(SUMMARY))
@@ -80,11 +90,17 @@ def run(study: Study, settings: AblateSettings, session: Session) -> dict[str, A
         raise
     session.check_same(study)
     work = _prepare(study, settings, session, rows, prompts)
-    table = _draw(study, settings, session, work)
+    if asked:
+        sampling = sampling_of(study, work.adapter)
+        work.utility.extend(draw_utility(study, session, asked, sampling))
+    table = _draw(study, settings, session, work, asked.targets if asked else {})
     study.write_table(OUTPUT, table)
     summary = _summary(study, settings, session, work, table.to_pylist())
+    if asked:
+        summary["prompts"]["utility"] = record_of(asked, len(work.utility))
     study.write_json(SUMMARY, summary)
     study.finish(STAGE, [OUTPUT, SUMMARY])
+    study.clear_parts(UTILITY_PARTS)
     return summary
 
 
@@ -111,14 +127,23 @@ def _prepare(
             session.batch_size,
         )  # fmt: skip
     whole = plan(ranking, adapter.n_heads, settings, seed, chosen=chosen, second=second)
-    return _Work(adapter, rows, prompts, whole.conditions, whole.notes, repair)
+    return _Work(adapter, rows, prompts, whole.conditions, whole.notes, repair, [])
 
 
 def _draw(
-    study: Study, settings: AblateSettings, session: Session, work: _Work
+    study: Study,
+    settings: AblateSettings,
+    session: Session,
+    work: _Work,
+    targets: Mapping[str, str],
 ) -> pa.Table:
-    rows = [*work.prompts.harmful, *work.prompts.benign]
-    items = [Item(condition, row) for condition in work.conditions for row in rows]
+    prompts = work.prompts
+    rows = [*prompts.harmful, *prompts.benign, *prompts.lookalikes, *work.utility]
+    items = [
+        Item(condition, row, targets.get(row.prompt_id) if row.role == ROLE else None)
+        for condition in work.conditions
+        for row in rows
+    ]
     sampling, batch_size = sampling_of(study, work.adapter), session.batch_size
     _tell(session, work, rows, sampling, len(items))
     groups = [alike(each, settings.renormalise) for each in work.conditions]
@@ -202,6 +227,7 @@ def _summary(
         "prompts": {
             "harmful": len(work.prompts.harmful),
             "benign": len(work.prompts.benign),
+            "lookalikes": len(work.prompts.lookalikes),
             "wrappers": [name or "none" for name in work.prompts.wrappers],
         },
         "factor": settings.factor,

@@ -1,0 +1,42 @@
+"""A cache with room to grow holds what the cache of transformers holds."""
+
+import pytest
+import torch
+from tiny_models import tiny_config
+from transformers import DynamicCache
+
+from holdfast.models.growing import ROOM, growing_cache
+
+
+def _fill(cache, generator, rows=3):
+    """Add many tokens, and take rows away twice on the way."""
+    shown = []
+    for step, count in enumerate([5, 1, 1, ROOM, 1, 2 * ROOM, 1, 1]):
+        new = torch.randn(2, rows, 2, count, 4, generator=generator)
+        for layer in range(len(cache.layers)):
+            shown += [each.clone() for each in cache.update(*(new + layer), layer)]
+        if step in (2, 4):
+            keep = torch.tensor([0, 2])[: rows - 1]
+            cache.batch_select_indices(keep)
+            rows = len(keep)
+    return shown
+
+
+@pytest.mark.parametrize("kind", ["qwen3", "mistral"])
+def test_it_shows_the_same_numbers_whatever_is_taken_out(kind):
+    config = tiny_config(kind)
+    found, expected = (
+        _fill(cache, torch.Generator().manual_seed(0))
+        for cache in (growing_cache(config), DynamicCache(config=config))
+    )
+    assert len(found) == len(expected)
+    assert all(map(torch.equal, found, expected))
+
+
+def test_a_token_is_written_and_not_copied_along():
+    cache = growing_cache(tiny_config("qwen3"))
+    keys, _ = cache.update(*torch.zeros(2, 1, 2, 3, 4), 0)
+    after, _ = cache.update(*torch.ones(2, 1, 2, 1, 4), 0)
+    assert after.data_ptr() == keys.data_ptr()
+    assert keys.shape[-2] == 3
+    assert cache.get_seq_length(0) == 4
