@@ -76,7 +76,7 @@ class PoolRow:
 class Shard(NamedTuple):
     """Rows that are worked on together; `read` parses them."""
 
-    index: int
+    number: int
     read: Callable[[], list[PoolRow]]
 
 

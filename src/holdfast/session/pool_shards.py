@@ -146,14 +146,14 @@ class ShardFolder:
             return index not in own or self.is_done(index)
 
         for shard in pool.shards(self._shard_rows, skip):
-            with self._claim(shard.index) as claimed:
+            with self._claim(shard.number) as claimed:
                 # Another process may have finished it since it was looked at.
-                if claimed and not self.is_done(shard.index):
-                    table = work(shard.index, shard.read())
-                    atomic_write_table(self.path(shard.index), table)
+                if claimed and not self.is_done(shard.number):
+                    table = work(shard.number, shard.read())
+                    atomic_write_table(self.path(shard.number), table)
                     marker = {"rows": table.num_rows, "fingerprint": self.fingerprint}
-                    atomic_write_json(self._marker(shard.index), marker)
-                    seen.add(shard.index)
+                    atomic_write_json(self._marker(shard.number), marker)
+                    seen.add(shard.number)
                     advance(1)
                     worked = True
         return worked

@@ -171,7 +171,8 @@ def _draw(
     sampling = fit_drawing(session.adapter, sampling, own=own)
     key = base | {
         "sampling": asdict(sampling),
-        "seed": settings.seed,
+        # Greedy answers are the same under every seed, and need not be drawn again.
+        "seed": settings.seed if sampling.temperature > 0 else None,
         "judge": identity_record(judge.identity),
     }
     folder = ShardFolder(root, "drawn", key, n_rows, settings.shard_rows)

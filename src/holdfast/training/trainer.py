@@ -1,13 +1,14 @@
 """The training run itself: TRL's SFTTrainer with our targets, stops and checkpoints."""
 
 import os
+import warnings
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
 from peft import LoraConfig, TaskType
-from transformers import TrainerCallback
+from transformers import PrinterCallback, TrainerCallback
 
 from holdfast.errors import EnvironmentProblem, ModelError
 from holdfast.models.parts import Adapter
@@ -71,8 +72,12 @@ def train(
     parts = _trl()
     main = int(os.environ.get("RANK", "0")) == 0
     last = last_checkpoint(folder, fingerprint, clear=main)
-    with hold(adapter.model) as term:
+    with hold(adapter.model) as term, warnings.catch_warnings():
+        # PEFT still asks transformers by the old name of activation checkpointing.
+        warnings.filterwarnings("ignore", message=".*will be removed in v6.*")
         trainer = _trainer(parts, adapter, examples, recipe, folder, term)
+        # It would print to stdout, where results are.
+        trainer.remove_callback(PrinterCallback)
         trainer.add_callback(Keeper(fingerprint))
         trainer.add_callback(_Teller(told))
         trainer.train(resume_from_checkpoint=None if last is None else str(last))
@@ -124,7 +129,7 @@ def _trainer(
 ) -> Any:
     from datasets import Dataset
 
-    class Trainer(trl.SFTTrainer):  # type: ignore[misc,name-defined]
+    class Trainer(trl.SFTTrainer):  # type: ignore[misc]
         """SFTTrainer that adds a defense's term, and stops at a loss that is none."""
 
         def compute_loss(self, *arguments: Any, **options: Any) -> Any:
@@ -179,7 +184,7 @@ def _config(trl: Any, adapter: Adapter, recipe: Recipe, folder: Path) -> Any:
         warmup_steps=recipe.warmup,
         weight_decay=recipe.weight_decay,
         max_grad_norm=recipe.clip,
-        gradient_checkpointing=recipe.gradient_checkpointing,
+        activation_checkpointing=recipe.gradient_checkpointing,
         bf16=not on_cpu and torch.cuda.is_bf16_supported(),
         use_cpu=on_cpu,
         save_strategy="steps",
