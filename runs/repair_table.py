@@ -101,7 +101,8 @@ def main(folder: str, figure: str) -> None:
     for name, seeds in sorted(cells.items()):
         rates = " | ".join(shown(rate(seeds, kind)) for kind in MEASURES)
         print(f"| {name} | {len(seeds)} | {rates} |")
-    head = "| contrast | over requests | over seeds | seed by seed | p |\n|---|---|---|---|---|"
+    names = "| contrast | over requests | over seeds | seed by seed | p |"
+    head = f"{names}\n|---|---|---|---|---|"
     kind = "trained_wrappers"
     print(f"\nPrimary, attack success under the trained wrappers:\n\n{head}")
     for first, second in PRIMARY:

@@ -97,7 +97,7 @@ def test_rivals_choose_by_their_own_lights(thinker, made, tmp_path):
             thinker, made, tmp_path, "--by", by, "--budget", "30", name=by
         )
         assert status == 0, by
-        chosen[by], table, record = read(output)
+        chosen[by], _, record = read(output)
         assert record["settings"]["by"] == by
     categories = {by: {row["category"] for row in rows} for by, rows in chosen.items()}
     # These three look at what the model does, and only the song works on it.

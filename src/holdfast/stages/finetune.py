@@ -1,6 +1,7 @@
 """Train a model on chosen rows, and write it as a stock model or adapter."""
 
 import json
+import math
 import os
 import shutil
 from collections.abc import Sequence
@@ -86,7 +87,7 @@ def run(settings: FinetuneSettings, session: Session, output: Path) -> dict[str,
     _tell(session, material)
     examples = [each for part in material.values() for each in part.examples]
     checkpoints = output.with_name(f"{output.name}.checkpoints")
-    total = settings.recipe.steps or 0
+    total = _total_steps(settings, len(examples))
     with session.progress.track("Training", total) as advance:
         at = 0
 
@@ -131,6 +132,16 @@ def _for_training(session: Session, settings: FinetuneSettings) -> Session:
     if chosen == session.settings:
         return session
     return Session(session.name, chosen, session.progress)
+
+
+def _total_steps(settings: FinetuneSettings, n: int) -> int:
+    """Return the optimiser steps of a run, for its bar."""
+    recipe = settings.recipe
+    if recipe.steps is not None:
+        return recipe.steps
+    world = int(os.environ.get("WORLD_SIZE", "1"))
+    each = recipe.train_batch * recipe.accumulate * world
+    return math.ceil(recipe.epochs * math.ceil(n / each))
 
 
 def _kept(settings: FinetuneSettings) -> dict[str, Any]:
