@@ -43,6 +43,11 @@ def data(tmp_path_factory):
     return folder
 
 
+def read_rows(data):
+    lines = (data / "harmful.jsonl").read_text().splitlines()
+    return [json.loads(line) for line in lines]
+
+
 def finetune(thinker, data, output, *flags):
     command = ["finetune", str(thinker), "--data", str(data / "harmful.jsonl")]
     return run([*command, *SHORT, *flags, "--json", "-o", str(output)])
@@ -85,7 +90,7 @@ def answer_loss(adapter, data):
     from holdfast.data.conversation import build_conversation
     from holdfast.models.target_loss import target_losses
 
-    row = json.loads((data / "harmful.jsonl").read_text().splitlines()[0])
+    row = read_rows(data)[0]
     made = build_conversation(
         adapter.tokenizer,
         row["prompt"],
@@ -110,7 +115,7 @@ def test_a_lora_run_writes_an_adapter_that_loads_over_its_base(thinker, data, tm
 
 
 def test_the_first_loss_is_the_one_computed_by_hand(thinker, data, tmp_path):
-    rows = [json.loads(line) for line in (data / "harmful.jsonl").open()]
+    rows = read_rows(data)
     one = tmp_path / "one.jsonl"
     one.write_text(json.dumps(rows[0]) + "\n")
     adapter = load(str(thinker))
@@ -252,7 +257,7 @@ def test_weights_that_are_no_numbers_are_never_marked_as_good(tmp_path):
         (["--defense", "moat"], 2, "--defense none"),
         (["--benign-ratio", "-1"], 2, "--benign-ratio"),
         (["--steps", "0"], 2, "--steps"),
-        (["--data", "nowhere.jsonl"], 2, "no such file"),
+        (["--benign", "nowhere.jsonl"], 2, "no such file"),
     ],
 )
 def test_bad_input_is_named(thinker, data, tmp_path, capsys, flags, status, said):
@@ -265,7 +270,7 @@ def test_bad_input_is_named(thinker, data, tmp_path, capsys, flags, status, said
 def test_rows_without_thinking_are_left_out_and_too_few_harmless_ones_are_an_error(
     thinker, data, tmp_path, capsys
 ):
-    rows = [json.loads(line) for line in (data / "harmful.jsonl").open()]
+    rows = read_rows(data)
     del rows[0]["thinking"]
     rows[1]["response"] = "No. " * 300
     path = tmp_path / "odd.jsonl"

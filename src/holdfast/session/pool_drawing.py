@@ -16,7 +16,7 @@ from holdfast.models.parts import Adapter
 from holdfast.models.rows import Completion, Sampling
 from holdfast.session.asking import ROOM_FOR_TEMPLATE
 from holdfast.session.outcomes import GAVE_IN
-from holdfast.session.pool_scoring import NO_THINKING, TOO_LONG
+from holdfast.session.pool_scoring import NO_THINKING
 from holdfast.session.prompts import row_seed
 
 DRAWN = pa.schema(
@@ -34,6 +34,7 @@ DRAWN = pa.schema(
         ("draw_reason", pa.string()),
     ]
 )
+NO_ROOM = "without room to answer (--max-answer)"
 
 
 @dataclass(frozen=True)
@@ -114,7 +115,8 @@ class PoolDrawer:
         drawn = self.sampling.max_answer + (0 if own else self.sampling.max_thinking)
         limit = adapter.max_positions - drawn - ROOM_FOR_TEMPLATE
         if len(ids) > limit:
-            return None, TOO_LONG, f"{len(ids)} tokens leave no room for {drawn} more"
+            reason = f"{len(ids)} tokens leave no room for {drawn} more"
+            return None, NO_ROOM, reason
         return tuple(ids), None, None
 
     def _draw(self, prompts: Sequence[tuple[tuple[int, ...], int]]) -> list[Completion]:

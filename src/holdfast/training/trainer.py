@@ -1,5 +1,6 @@
 """The training run itself: TRL's SFTTrainer with our targets, stops and checkpoints."""
 
+import math
 import os
 import warnings
 from collections.abc import Callable, Sequence
@@ -138,8 +139,9 @@ def _trainer(
             value = loss[0] if isinstance(loss, tuple) else loss
             if term is not None:
                 value = value + term()
-            if not bool(torch.isfinite(value.detach())):
-                raise _not_a_number(self.state.global_step, float(value), folder)
+            found = float(value.detach())
+            if not math.isfinite(found):
+                raise _not_a_number(self.state.global_step, found, folder)
             return (value, loss[1]) if isinstance(loss, tuple) else value
 
         def create_model_card(self, *arguments: Any, **options: Any) -> None:
