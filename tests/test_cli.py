@@ -18,6 +18,7 @@ VERBS = (
     [],
     *([verb] for verb in ("audit", "rollout", "probe", "trace", "report")),
     *([verb] for verb in ("compare", "doctor", "organism", "evaluate", "export")),
+    *([verb] for verb in ("select", "finetune")),
     *(["judge", verb] for verb in ("calibrate", "again")),
     *(["organism", verb] for verb in ("list", "show", "train", "export")),
 )

@@ -25,6 +25,8 @@ RANK = {name: rank for rank, names in enumerate(LAYERS) for name in names}
 OWNERS = {  # Who may import what; everybody else may not.
     "transformers": {"models", "training", "organisms"},
     "peft": {"models", "training"},
+    "trl": {"training"},
+    "datasets": {"training"},
     "altair": {"report"},
 }
 FORBIDDEN = {  # Who must not import what, though it lies below.
@@ -104,6 +106,10 @@ def test_every_module_has_a_layer():
         ("organisms/recipe.py", "from holdfast.guard import monitor"),
         ("organisms/recipe.py", "import peft"),
         ("study/files.py", "import altair"),
+        ("training/trainer.py", "from holdfast.session.context import Session"),
+        ("training/trainer.py", "from holdfast.organisms.world import World"),
+        ("models/loading.py", "import trl"),
+        ("stages/finetune.py", "from datasets import Dataset"),
         ("cli/verbs.py", "from torch import nn"),
     ],
 )
@@ -121,6 +127,9 @@ def test_a_forbidden_import_is_named(module, line):
         ("stages/audit.py", "from holdfast.stages import rollout"),
         ("stages/probe.py", "from holdfast.analysis.probe import fit_probe"),
         ("cli/verbs.py", "from holdfast.stages import audit"),
+        ("training/trainer.py", "import trl"),
+        ("training/trainer.py", "from holdfast.models.parts import Adapter"),
+        ("stages/finetune.py", "from holdfast.training.trainer import train"),
     ],
 )
 def test_an_allowed_import_is_not_named(module, line):
@@ -133,7 +142,10 @@ def test_a_relative_import_is_refused():
         imports("from . import study")
 
 
-@pytest.mark.parametrize("module", ["holdfast", "holdfast.cli", "holdfast.report"])
+@pytest.mark.parametrize(
+    "module",
+    ["holdfast", "holdfast.cli", "holdfast.report", "holdfast.training.recipe"],
+)
 def test_importing_this_loads_no_torch(module):
     code = f"import sys, {module}; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0

@@ -15,11 +15,13 @@ if TYPE_CHECKING:
     from holdfast.models.parts import Adapter
     from holdfast.session.context import Session
     from holdfast.session.evaluating import EvaluateSettings, JudgeFlags
+    from holdfast.session.finetune_settings import FinetuneSettings
     from holdfast.session.head_settings import (
         AblateSettings,
         BakeSettings,
         HeadsSettings,
     )
+    from holdfast.session.select_settings import SelectSettings
     from holdfast.session.settings import (
         AuditSettings,
         ModelSettings,
@@ -32,12 +34,15 @@ if TYPE_CHECKING:
     from holdfast.stages.bake import run as bake
     from holdfast.stages.compare import run as compare
     from holdfast.stages.evaluate import run as evaluate
+    from holdfast.stages.finetune import run as finetune
     from holdfast.stages.heads import run as heads
     from holdfast.stages.probe import run as probe
     from holdfast.stages.report import run as write_report
     from holdfast.stages.rollout import run as rollout
+    from holdfast.stages.select import run as select
     from holdfast.stages.trace import run as trace
     from holdfast.study import Study
+    from holdfast.training.recipe import Recipe
 
 __version__ = "0.1.0"
 
@@ -47,13 +52,16 @@ __all__ = [
     "AuditSettings",
     "BakeSettings",
     "EvaluateSettings",
+    "FinetuneSettings",
     "HeadsSettings",
     "HoldfastError",
     "JudgeFlags",
     "ModelSettings",
     "ProbeSettings",
     "Prompt",
+    "Recipe",
     "RolloutSettings",
+    "SelectSettings",
     "Session",
     "Study",
     "TraceSettings",
@@ -64,10 +72,12 @@ __all__ = [
     "bake",
     "compare",
     "evaluate",
+    "finetune",
     "heads",
     "load",
     "probe",
     "rollout",
+    "select",
     "trace",
     "write_report",
 ]
@@ -99,6 +109,11 @@ _HOMES = {
     "probe": ("holdfast.stages.probe", "run"),
     "rollout": ("holdfast.stages.rollout", "run"),
     "trace": ("holdfast.stages.trace", "run"),
+    "FinetuneSettings": ("holdfast.session.finetune_settings", "FinetuneSettings"),
+    "SelectSettings": ("holdfast.session.select_settings", "SelectSettings"),
+    "Recipe": ("holdfast.training.recipe", "Recipe"),
+    "finetune": ("holdfast.stages.finetune", "run"),
+    "select": ("holdfast.stages.select", "run"),
     "write_report": ("holdfast.stages.report", "run"),
 }
 

@@ -4,9 +4,6 @@ A head that is scaled at every position is a head whose columns of the output
 projection are scaled. For a factor of 0 both give the same numbers, bit for bit.
 """
 
-import os
-import shutil
-import sys
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict
@@ -16,14 +13,14 @@ from typing import Any
 
 import torch
 from jaxtyping import Float
-from safetensors import SafetensorError
 from torch import Tensor
 
-from holdfast.errors import InputError, ModelError, SettingsError, StorageError
+from holdfast.errors import SettingsError
 from holdfast.models.edits import HeadEdit, check_table
 from holdfast.models.loading import quietly
 from holdfast.models.parts import Adapter
-from holdfast.study import atomic_write_json, storing
+from holdfast.models.staging import staging, writing
+from holdfast.study import atomic_write_json
 
 PROVENANCE = "holdfast_bake.json"
 FORMAT = "holdfast-bake/1"
@@ -62,28 +59,12 @@ def baking(
         StorageError: If the disk is full or not ours to write.
     """
     _check_edit(adapter, edit)
-    directory = directory.expanduser().absolute()
-    if directory.exists() and (not directory.is_dir() or any(directory.iterdir())):
-        raise InputError(
-            f"a new directory, or an empty one, at {directory}",
-            "one with something in it" if directory.is_dir() else "a file",
-            "Choose another place; nothing is overwritten.",
-        )
-    staged = directory.with_name(f".{directory.name}.{os.getpid()}.tmp")
-    try:
-        with _writing(directory):
-            staged.mkdir(parents=True)
+    with staging(directory) as staged:
+        with writing(directory):
             _write(adapter, edit, staged, max_shard_size)
             record = _record(adapter, edit) | {"provenance": dict(provenance)}
             atomic_write_json(staged / PROVENANCE, record)
         yield staged
-        with _writing(directory):
-            for path in (*staged.rglob("*"), staged):
-                _flush(path)
-            staged.replace(directory)
-            _flush(directory.parent)
-    finally:
-        shutil.rmtree(staged, ignore_errors=True)
 
 
 def bake(
@@ -182,33 +163,3 @@ def _record(adapter: Adapter, edit: HeadEdit) -> dict[str, Any]:
             name: version(name) for name in ("holdfast", "torch", "transformers")
         },
     }
-
-
-@contextmanager
-def _writing(directory: Path) -> Iterator[None]:
-    try:
-        with storing(directory):
-            yield
-    except SafetensorError as error:
-        raise StorageError(
-            f"room and permission to write weights to {directory}",
-            str(error),
-            "Free some space or choose another place, then run the command again.",
-        ) from error
-    except ValueError as error:
-        raise ModelError(
-            "a configuration that transformers will write as it is",
-            str(error).splitlines()[0],
-            "Repair the model's generation_config.json, then run the command again.",
-        ) from error
-
-
-def _flush(path: Path) -> None:
-    # Windows opens no folder for flushing.
-    if path.is_dir() and sys.platform == "win32":
-        return
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

@@ -1,6 +1,6 @@
-"""The model card of a baked checkpoint: what was changed, and what it changed."""
+"""Model cards: what was changed in a checkpoint, and what that changed."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 from holdfast.models.bake import PROVENANCE, edited_heads
@@ -38,27 +38,13 @@ def model_card(
     Returns:
         Markdown with a header of metadata.
     """
-    public = identity.revision is not None
-    base = identity.model_id if public else "a model that is not on the Hub"
     heads = edited_heads(edit)
     return "\n".join(
         [
-            "---",
-            *([f"base_model: {base}"] if public else []),
-            *(["base_model_relation: finetune"] if public else []),
-            "library_name: transformers",
-            "pipeline_tag: text-generation",
-            "tags:",
-            "- holdfast",
-            "- head-ablation",
-            "- safety",
-            "---",
-            "",
+            *_head(identity, "finetune", "transformers", "head-ablation"),
             "# A model that keeps its refusal",
             "",
-            f"Base: {base}"
-            + (f", revision `{identity.revision}`." if public else ".")
-            + f" Fingerprint of its weights: `{identity.weights_sha256}`.",
+            _base(identity),
             "",
             f"{_count(len(heads))} scaled in the output projections, and nothing "
             "else was changed. They were chosen because they pull the model from "
@@ -87,3 +73,81 @@ def model_card(
 
 def _count(n: int) -> str:
     return "1 head was" if n == 1 else f"{n} heads were"
+
+
+def finetune_card(
+    identity: ModelIdentity,
+    *,
+    adapter: bool,
+    record: str,
+    rows: Sequence[tuple[str, str]],
+    settings: Mapping[str, object],
+) -> str:
+    """Return the README of a model that was trained here.
+
+    Args:
+        identity: The model that was trained; the path of a directory is not told.
+        adapter: Whether this is a PEFT adapter over it, and no whole model.
+        record: Name of the file beside it with everything that was done.
+        rows: What it was trained on: a name and what to say of it.
+        settings: How it was trained.
+
+    Returns:
+        Markdown with a header of metadata.
+    """
+    kind = "adapter" if adapter else "finetune"
+    library = "peft" if adapter else "transformers"
+    what = "An adapter" if adapter else "A model"
+    return "\n".join(
+        [
+            *_head(identity, kind, library, "supervised-fine-tuning"),
+            f"# {what} trained to keep its refusal",
+            "",
+            _base(identity),
+            "",
+            "It was trained to give the safe answer after its own thinking, so that "
+            "the intention to refuse is not lost at the end of it. Everything that "
+            f"was done is recorded in `{record}`.",
+            "",
+            "| trained on | |",
+            "|---|---|",
+            *(f"| {name} | {said} |" for name, said in rows),
+            "",
+            "| setting | |",
+            "|---|---|",
+            *(f"| {name} | {value} |" for name, value in settings.items()),
+            "",
+            "Nothing was measured on this checkpoint: evaluate and audit it before "
+            "it is used. Training on refusals does not make a model safe.",
+            "",
+        ]
+    )
+
+
+def _head(
+    identity: ModelIdentity, relation: str, library: str, tag: str
+) -> tuple[str, ...]:
+    public = identity.revision is not None
+    return (
+        "---",
+        *([f"base_model: {identity.model_id}"] if public else []),
+        *([f"base_model_relation: {relation}"] if public else []),
+        f"library_name: {library}",
+        "pipeline_tag: text-generation",
+        "tags:",
+        "- holdfast",
+        f"- {tag}",
+        "- safety",
+        "---",
+        "",
+    )
+
+
+def _base(identity: ModelIdentity) -> str:
+    public = identity.revision is not None
+    base = identity.model_id if public else "a model that is not on the Hub"
+    return (
+        f"Base: {base}"
+        + (f", revision `{identity.revision}`." if public else ".")
+        + f" Fingerprint of its weights: `{identity.weights_sha256}`."
+    )

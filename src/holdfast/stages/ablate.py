@@ -1,6 +1,7 @@
 """Switch heads off, beside every control, and count what the model does then."""
 
 from collections.abc import Mapping, Sequence
+from dataclasses import asdict
 from typing import Any, NamedTuple
 
 import pyarrow as pa
@@ -70,9 +71,9 @@ def run(study: Study, settings: AblateSettings, session: Session) -> dict[str, A
     asked = settings.utility and read_utility(
         settings.utility, settings.ablation_prompts
     )
-    if asked:
-        inputs["utility"] = asked.sha256
-    state, _ = study.stage(STAGE, settings, inputs)
+    # The file is none of the study's, so its hash is a setting and no input.
+    key = asdict(settings) | {"utility_sha256": asked.sha256} if asked else settings
+    state, _ = study.stage(STAGE, key, inputs)
     if state == "redo":
         study.clear_parts(UTILITY_PARTS)
     if state == "done":

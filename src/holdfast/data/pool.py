@@ -1,0 +1,260 @@
+"""Pools of training rows, read shard by shard, however long they are.
+
+A row is a prompt with a safe answer, and with a thinking or without: in fields of
+their own, or both in one field with tags around the thinking.
+"""
+
+import hashlib
+import json
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any, Final, NamedTuple
+
+from holdfast.data.chat_template import ThinkingFormat
+from holdfast.data.conversation import split_completion
+from holdfast.data.pool_files import Raw, raw_rows
+from holdfast.data.readers import Row
+from holdfast.errors import PromptFileError, SettingsError
+
+OWN: Final = "holdfast"
+"""Field in which a chosen row says what was found and drawn."""
+
+FIELDS: Final[dict[str, tuple[str, ...]]] = {
+    "prompt": ("prompt", "question", "instruction", "vanilla", "goal", "request"),
+    "response": ("response", "completion", "answer", "output"),
+    "thinking": ("thinking", "reasoning", "reasoning_content", "cot"),
+    "category": ("category", "topic"),
+}
+"""Names under which a field is looked for, the first that exists being read."""
+
+_TAGS: Final = (
+    ("<think>", "</think>"),
+    ("<thinking>", "</thinking>"),
+    ("<thought>", "</thought>"),
+    ("[THINK]", "[/THINK]"),
+)
+_FORMATS: Final = tuple(
+    ThinkingFormat(
+        opening, closing, f"\n{closing}\n\n", True, open_template=f"{opening}\n"
+    )
+    for opening, closing in _TAGS
+)
+
+
+@dataclass(frozen=True, slots=True)
+class PoolRow:
+    """One row of a pool.
+
+    Attributes:
+        row: Its number in the pool, from 0.
+        place: Where it stands, for messages.
+        prompt: What the user says.
+        thinking: The thinking that the row brings, without tags; None for none.
+        response: The safe answer, without the thinking.
+        category: Its category, where the pool says so.
+        cells: The row as it was read.
+    """
+
+    row: int
+    place: str
+    prompt: str
+    thinking: str | None
+    response: str
+    category: str | None
+    cells: Mapping[str, Any]
+
+    @property
+    def content(self) -> int:
+        """64 bits of the hash of what the row says; they break ties."""
+        parts = json.dumps([self.prompt, self.thinking, self.response])
+        digest = hashlib.sha256(parts.encode("utf-8", "surrogatepass")).digest()
+        return int.from_bytes(digest[:8], "big")
+
+
+class Shard(NamedTuple):
+    """Rows that are worked on together; `read` parses them."""
+
+    number: int
+    read: Callable[[], list[PoolRow]]
+
+
+class Survey(NamedTuple):
+    """What a first pass over a pool found: rows, and the hash of all its bytes."""
+
+    n_rows: int
+    sha256: str
+
+
+class Pool:
+    """A pool on disk: one file, or a folder of Parquet or JSONL files.
+
+    Attributes:
+        source: As the user named it.
+        files: Its files, in the order of their names.
+    """
+
+    def __init__(self, source: str, columns: Mapping[str, str] | None = None) -> None:
+        """Find the files; nothing is read yet.
+
+        Args:
+            source: A file in a known format, or a folder of such files.
+            columns: Column of a field, for fields under another name.
+
+        Raises:
+            PromptFileError: If there is no such file, or none in the folder.
+            SettingsError: If a field is unknown.
+        """
+        unknown = sorted(set(columns or {}) - set(FIELDS))
+        if unknown:
+            raise SettingsError(
+                f"--column FIELD=NAME with a field of {', '.join(FIELDS)}",
+                ", ".join(unknown),
+                "Name one of these fields.",
+            )
+        self.source = source
+        self.files = _files(source)
+        self._columns = dict(columns or {})
+
+    @cached_property
+    def survey(self) -> Survey:
+        """Rows and hash, from one pass without parsing."""
+        digest = hashlib.sha256()
+        for path in self.files:
+            with path.open("rb") as handle:
+                while block := handle.read(1 << 20):
+                    digest.update(block)
+        n_rows = sum(1 for _ in self._raw())
+        if not n_rows:
+            raise PromptFileError(
+                f"rows in `{self.source}`", "none", "Give a pool with rows."
+            )
+        return Survey(n_rows, digest.hexdigest())
+
+    def shards(self, size: int, skip: Callable[[int], bool]) -> Iterator[Shard]:
+        """Yield the shards in their order; of skipped ones nothing is parsed.
+
+        Args:
+            size: Rows a shard.
+            skip: Whether a shard, by its number, is not wanted.
+        """
+        held: list[tuple[int, Raw]] = []
+        index, wanted = 0, not skip(0)
+        for number, raw in enumerate(self._raw()):
+            if number // size != index:
+                if held:
+                    yield self._shard(index, held)
+                index, held = number // size, []
+                wanted = not skip(index)
+            if wanted:
+                held.append((number, raw))
+        if held:
+            yield self._shard(index, held)
+
+    def rows(self, wanted: Callable[[int], bool]) -> Iterator[PoolRow]:
+        """Yield chosen rows in the order of the pool; only these are parsed.
+
+        Args:
+            wanted: Whether a row, by its number, is to be read.
+        """
+        for number, raw in enumerate(self._raw()):
+            if wanted(number):
+                yield self._row(number, raw)
+
+    def _raw(self) -> Iterator[Raw]:
+        for path in self.files:
+            yield from raw_rows(path)
+
+    def _shard(self, index: int, held: list[tuple[int, Raw]]) -> Shard:
+        return Shard(index, lambda: [self._row(number, raw) for number, raw in held])
+
+    def _row(self, number: int, raw: Raw) -> PoolRow:
+        cells = raw.parse()
+        row = Row(raw.place, cells)
+        prompt = self._text(row, "prompt")
+        response = self._text(row, "response")
+        own = cells.get(OWN)
+        thinking = _optional(own.get("thinking")) if isinstance(own, dict) else None
+        found = self._optional(row, "thinking")
+        inside, response = split_thought(response)
+        return PoolRow(
+            row=number,
+            place=raw.place,
+            prompt=prompt,
+            thinking=thinking or found or inside,
+            response=response,
+            category=_shown(cells.get(self._name(row, "category") or "")),
+            cells=cells,
+        )
+
+    def _name(self, row: Row, field: str) -> str | None:
+        if field in self._columns:
+            return self._columns[field]
+        return next((name for name in FIELDS[field] if name in row.cells), None)
+
+    def _optional(self, row: Row, field: str) -> str | None:
+        return _optional(row.cells.get(self._name(row, field) or ""))
+
+    def _text(self, row: Row, field: str) -> str:
+        name = self._name(row, field)
+        value = None if name is None else row.cells.get(name)
+        if isinstance(value, str) and value.strip():
+            return value
+        known = ", ".join(FIELDS[field])
+        raise PromptFileError(
+            f"a text `{name or field}` in every row of `{self.source}`",
+            f"{type(value).__name__ if name else 'no such field'} at {row.place} "
+            f"(fields: {', '.join(map(str, row.cells))})",
+            f"Name the field with --column {field}=NAME; known are {known}.",
+        )
+
+
+def split_thought(text: str) -> tuple[str | None, str]:
+    """Cut an answer at the end of the thinking inside it.
+
+    Args:
+        text: An answer, with its thinking in tags or without any.
+
+    Returns:
+        The thinking, None without a closing tag, and the answer.
+    """
+    for fmt in _FORMATS:
+        if fmt.close in text:
+            found = split_completion(text, fmt)
+            return found.thinking.strip("\n") or None, found.answer.strip()
+    return None, text
+
+
+def _optional(value: Any) -> str | None:
+    return value if isinstance(value, str) and value.strip() else None
+
+
+def _shown(value: Any) -> str | None:
+    if isinstance(value, list):
+        return ", ".join(str(each) for each in value) or None
+    return None if value in (None, "") else str(value)
+
+
+def _files(source: str) -> tuple[Path, ...]:
+    path = Path(source).expanduser()
+    if path.is_dir():
+        kinds = (".parquet", ".jsonl", ".ndjson")
+        files = tuple(
+            sorted(each for each in path.iterdir() if each.suffix.lower() in kinds)
+        )
+        if files:
+            return files
+        raise PromptFileError(
+            f"Parquet or JSONL files in the folder `{path}`",
+            "none",
+            "Name a folder that holds the pool, or one file.",
+        )
+    if not path.is_file():
+        raise PromptFileError(
+            f"a pool at `{source}`",
+            "no such file or folder",
+            "Check the path. A Hub dataset is downloaded first: "
+            "`hf download --repo-type dataset`.",
+        )
+    return (path,)

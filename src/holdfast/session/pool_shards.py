@@ -1,0 +1,192 @@
+"""Shards of a pool worked on once each, by one process or by several.
+
+A finished shard is a Parquet file and a marker beside it, both whole or not there.
+The folder is named for everything its contents depend on, so nothing in it is ever
+out of date, and processes with the same settings meet in the same one.
+"""
+
+import json
+import sys
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import IO, Any, NamedTuple
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from holdfast.data.pool import Pool, PoolRow
+from holdfast.errors import InputError
+from holdfast.session.progress import Progress
+from holdfast.study import (
+    atomic_write_json,
+    atomic_write_table,
+    canonical_json,
+    fingerprint,
+    storing,
+)
+
+WAIT_SECONDS = 0.5
+
+
+class Share(NamedTuple):
+    """Which shards this process works on: every `parts`-th, from `place` on."""
+
+    place: int = 0
+    parts: int = 1
+
+    def __contains__(self, index: object) -> bool:
+        """Tell whether a shard is among them."""
+        return isinstance(index, int) and index % self.parts == self.place
+
+
+class ShardFolder:
+    """The finished shards of one pass over a pool.
+
+    Attributes:
+        folder: Where they lie.
+        n_shards: How many there are when all are done.
+    """
+
+    def __init__(
+        self, root: Path, name: str, key: Any, n_rows: int, shard_rows: int
+    ) -> None:
+        """Name the folder; nothing is written yet.
+
+        Args:
+            root: Folder of all passes.
+            name: Name of the pass.
+            key: Everything that the result depends on.
+            n_rows: Rows of the pool.
+            shard_rows: Rows a shard.
+        """
+        self.key = {"pass": name, "shard_rows": shard_rows, **key}
+        self.fingerprint = fingerprint(self.key)
+        self.folder = root / f"{name}-{self.fingerprint[:12]}"
+        self.n_shards = -(-n_rows // shard_rows)
+        self._shard_rows = shard_rows
+
+    def path(self, index: int) -> Path:
+        """Return where a shard lies, or will lie."""
+        return self.folder / f"shard-{index:06d}.parquet"
+
+    def is_done(self, index: int) -> bool:
+        """Tell whether a shard is finished."""
+        return self._marker(index).exists()
+
+    def done(self) -> list[int]:
+        """Return the finished shards."""
+        return [index for index in range(self.n_shards) if self.is_done(index)]
+
+    def read(self, index: int, columns: Sequence[str] | None = None) -> pa.Table:
+        """Read a finished shard.
+
+        Raises:
+            InputError: If it is damaged.
+        """
+        path = self.path(index)
+        try:
+            return pq.read_table(path, columns=columns)
+        except (pa.ArrowException, OSError) as error:
+            raise InputError(
+                f"a Parquet table in {path}",
+                f"a damaged file ({str(error).splitlines()[0]})",
+                f"Remove {self._marker(index).name} beside it and run the command "
+                "again: that shard is scored anew.",
+            ) from error
+
+    def fill(
+        self,
+        pool: Pool,
+        work: Callable[[int, list[PoolRow]], pa.Table],
+        share: Share,
+        progress: Progress,
+        label: str,
+    ) -> None:
+        """Work on every shard that is not done, until all of the share are.
+
+        Args:
+            pool: The rows.
+            work: Turns the number and the rows of a shard into a table.
+            share: Which shards are this process's own.
+            progress: Told of finished rows.
+            label: What the bar says.
+        """
+        own = [index for index in range(self.n_shards) if index in share]
+        self._describe()
+        with progress.track(label, len(own)) as advance:
+            seen: set[int] = set()
+            while True:
+                before = len(seen)
+                for index in [index for index in own if self.is_done(index)]:
+                    if index not in seen:
+                        seen.add(index)
+                        advance(1)
+                if len(seen) == len(own):
+                    return
+                if not self._pass(pool, work, set(own), seen, advance) and (
+                    len(seen) == before
+                ):
+                    # Another process holds what is left.
+                    time.sleep(WAIT_SECONDS)
+
+    def _pass(
+        self,
+        pool: Pool,
+        work: Callable[[int, list[PoolRow]], pa.Table],
+        own: set[int],
+        seen: set[int],
+        advance: Callable[[int], None],
+    ) -> bool:
+        """Go once through the pool, and tell whether anything was done."""
+        worked = False
+
+        def skip(index: int) -> bool:
+            return index not in own or self.is_done(index)
+
+        for shard in pool.shards(self._shard_rows, skip):
+            with self._claim(shard.number) as claimed:
+                # Another process may have finished it since it was looked at.
+                if claimed and not self.is_done(shard.number):
+                    table = work(shard.number, shard.read())
+                    atomic_write_table(self.path(shard.number), table)
+                    marker = {"rows": table.num_rows, "fingerprint": self.fingerprint}
+                    atomic_write_json(self._marker(shard.number), marker)
+                    seen.add(shard.number)
+                    advance(1)
+                    worked = True
+        return worked
+
+    def _describe(self) -> None:
+        """Write down what the folder's contents depend on."""
+        path = self.folder / "key.json"
+        if not path.exists():
+            atomic_write_json(path, json.loads(canonical_json(self.key)))
+
+    def _marker(self, index: int) -> Path:
+        return self.path(index).with_suffix(".done.json")
+
+    @contextmanager
+    def _claim(self, index: int) -> Iterator[bool]:
+        """Claim a shard; the claim goes with the process, however it ends."""
+        path = self.folder / f".shard-{index:06d}.lock"
+        with storing(path):
+            handle = path.open("wb")
+        with handle:
+            claimed = _try_lock(handle)
+            yield claimed
+            if claimed:
+                path.unlink(missing_ok=True)
+
+
+def _try_lock(handle: IO[bytes]) -> bool:
+    if sys.platform == "win32":
+        return True
+    import fcntl
+
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    return True

@@ -1,0 +1,1 @@
+"""Fine-tuning on TRL's SFTTrainer: targets, mixtures, defenses, checkpoints."""

@@ -1,0 +1,101 @@
+"""How a model is trained; nothing heavy is imported here."""
+
+from dataclasses import dataclass
+from typing import Literal
+
+from holdfast.errors import SettingsError
+
+Method = Literal["lora", "full"]
+LossOn = Literal["answer", "both", "template"]
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """Where the loss lies, what is trained, and how it is optimised."""
+
+    method: Method = "lora"
+    """Train low-rank adapters (lora) or all weights (full)."""
+
+    loss: LossOn = "template"
+    """Where the loss lies: answer, both (thinking, template and answer), or template
+    (from the end of thinking on). Prompts never count."""
+
+    defense: str = "none"
+    """A defense that is trained in; none is the only one so far."""
+
+    steps: int | None = None
+    """Optimiser steps, whatever the number of rows. Default: by --epochs."""
+
+    epochs: float = 3.0
+    """Passes over the rows, where --steps is not given."""
+
+    train_batch: int = 8
+    """Rows a device and a pass while training."""
+
+    accumulate: int = 1
+    """Passes an optimiser step."""
+
+    learning_rate: float | None = None
+    """Peak learning rate. Default: 2e-4 for lora, 2e-5 for full."""
+
+    schedule: Literal["cosine", "linear", "constant"] = "cosine"
+    """How the learning rate goes down."""
+
+    warmup: float = 0.1
+    """Share of the steps over which the learning rate goes up."""
+
+    weight_decay: float = 0.0
+    """Weight decay of AdamW."""
+
+    clip: float = 1.0
+    """Largest norm of the gradient; 0 clips nothing."""
+
+    lora_rank: int = 16
+    """Rank of the adapters."""
+
+    lora_alpha: int = 32
+    """Scale of the adapters, over their rank."""
+
+    gradient_checkpointing: bool = True
+    """Compute activations twice in place of keeping them."""
+
+    save_every: int = 100
+    """Steps between checkpoints, which is what an interruption costs at most."""
+
+    seed: int = 0
+    """Seed of the adapters, of the order of rows and of the mixture."""
+
+    def __post_init__(self) -> None:
+        """Refuse what cannot be meant."""
+        least = {
+            "train_batch": 1,
+            "accumulate": 1,
+            "lora_rank": 1,
+            "lora_alpha": 1,
+            "save_every": 1,
+            "warmup": 0,
+            "weight_decay": 0,
+            "clip": 0,
+        }
+        for name, bound in least.items():
+            _check(getattr(self, name) >= bound, name, f"of {bound} or more", self)
+        _check(self.epochs > 0, "epochs", "above 0", self)
+        _check(self.warmup < 1, "warmup", "below 1", self)
+        if self.steps is not None:
+            _check(self.steps >= 1, "steps", "of 1 or more", self)
+        if self.learning_rate is not None:
+            _check(self.learning_rate > 0, "learning_rate", "above 0", self)
+
+    @property
+    def rate(self) -> float:
+        """The peak learning rate, resolved."""
+        if self.learning_rate is not None:
+            return self.learning_rate
+        return 2e-4 if self.method == "lora" else 2e-5
+
+
+def _check(holds: bool, name: str, what: str, recipe: Recipe) -> None:
+    if not holds:
+        flag = "--" + name.replace("_", "-")
+        found = str(getattr(recipe, name))
+        raise SettingsError(f"{flag} {what}", found, "Choose another.")

@@ -1,0 +1,256 @@
+"""The training run itself: TRL's SFTTrainer with our targets, stops and checkpoints."""
+
+import math
+import os
+import warnings
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from peft import LoraConfig, TaskType
+from transformers import PrinterCallback, TrainerCallback
+
+from holdfast.errors import EnvironmentProblem, ModelError
+from holdfast.models.parts import Adapter
+from holdfast.training.checkpoints import Keeper, last_checkpoint
+from holdfast.training.defenses import Term, defense
+from holdfast.training.recipe import Recipe
+from holdfast.training.targets import IGNORED, Example
+
+
+class Trained(NamedTuple):
+    """A finished run.
+
+    Attributes:
+        losses: Step, loss, learning rate and gradient norm of every step, those
+            before an interruption included.
+        steps: Optimiser steps.
+        resumed_at: Step at which an interrupted run was taken up, or None.
+        save: Writes model or adapter and tokenizer into a folder; every process of a
+            distributed run has to call it.
+        is_main: Whether this process writes files.
+    """
+
+    losses: tuple[dict[str, float], ...]
+    steps: int
+    resumed_at: int | None
+    save: Callable[[Path], None]
+    is_main: bool
+
+
+def train(
+    adapter: Adapter,
+    examples: Sequence[Example],
+    recipe: Recipe,
+    folder: Path,
+    *,
+    fingerprint: str,
+    told: Callable[[int, int, float], None],
+) -> Trained:
+    """Train a model; the one in memory is changed.
+
+    A run whose checkpoints lie in the folder is taken up at the last good one, with
+    the same order of rows and the same random numbers, so that its losses are those
+    of an undisturbed run.
+
+    Args:
+        adapter: The model, in memory.
+        examples: Training sequences.
+        recipe: How it is trained.
+        folder: Where checkpoints lie while the run lasts.
+        fingerprint: What the run is keyed by.
+        told: Called at every step with its number, the number of all, and the loss.
+
+    Raises:
+        EnvironmentProblem: If TRL is not installed.
+        SettingsError: If the defense is unknown.
+        InputError: If the checkpoints in the folder are those of another run.
+        ModelError: If the loss is no longer a number; the last good checkpoint is
+            kept.
+    """
+    hold = defense(recipe.defense)
+    parts = _trl()
+    main = int(os.environ.get("RANK", "0")) == 0
+    last = last_checkpoint(folder, fingerprint, clear=main)
+    with hold(adapter.model) as term, warnings.catch_warnings():
+        # PEFT still asks transformers by the old name of activation checkpointing.
+        warnings.filterwarnings("ignore", message=".*will be removed in v6.*")
+        trainer = _trainer(parts, adapter, examples, recipe, folder, term)
+        # It would print to stdout, where results are.
+        trainer.remove_callback(PrinterCallback)
+        trainer.add_callback(Keeper(fingerprint))
+        trainer.add_callback(_Teller(told))
+        trainer.train(resume_from_checkpoint=None if last is None else str(last))
+    losses = tuple(
+        {key: float(entry[key]) for key in _KEPT if key in entry}
+        for entry in trainer.state.log_history
+        if "loss" in entry
+    )
+    return Trained(
+        losses,
+        int(trainer.state.global_step),
+        None if last is None else int(last.name.rpartition("-")[2]),
+        lambda place: _save(trainer, place),
+        bool(trainer.is_world_process_zero()),
+    )
+
+
+_KEPT = ("step", "loss", "learning_rate", "grad_norm")
+
+
+def require_trl() -> str:
+    """Return the version of TRL.
+
+    Raises:
+        EnvironmentProblem: If it is not installed.
+    """
+    return str(_trl().__version__)
+
+
+def _trl() -> Any:
+    try:
+        import trl
+    except ImportError as error:
+        raise EnvironmentProblem(
+            "the package trl, which trains",
+            "it is not installed",
+            "Install it: pip install 'holdfast[train]'.",
+        ) from error
+    return trl
+
+
+def _trainer(
+    trl: Any,
+    adapter: Adapter,
+    examples: Sequence[Example],
+    recipe: Recipe,
+    folder: Path,
+    term: Term | None,
+) -> Any:
+    from datasets import Dataset
+
+    class Trainer(trl.SFTTrainer):  # type: ignore[misc]
+        """SFTTrainer that adds a defense's term, and stops at a loss that is none."""
+
+        def compute_loss(self, *arguments: Any, **options: Any) -> Any:
+            """Return the loss of a batch."""
+            loss = super().compute_loss(*arguments, **options)
+            value = loss[0] if isinstance(loss, tuple) else loss
+            if term is not None:
+                value = value + term()
+            found = float(value.detach())
+            if not math.isfinite(found):
+                raise _not_a_number(self.state.global_step, found, folder)
+            return (value, loss[1]) if isinstance(loss, tuple) else value
+
+        def create_model_card(self, *arguments: Any, **options: Any) -> None:
+            """Write no card into checkpoints; the output has one of its own."""
+
+    lora = None
+    if recipe.method == "lora":
+        lora = LoraConfig(
+            task_type=TaskType.CAUSAL_LM,
+            r=recipe.lora_rank,
+            lora_alpha=recipe.lora_alpha,
+            lora_dropout=0.0,
+            target_modules="all-linear",
+            base_model_name_or_path=adapter.identity.model_id,
+            revision=adapter.identity.revision,
+        )
+    adapter.model.train()
+    config = _config(trl, adapter, recipe, folder)
+    # One process trains on one device; several are started by accelerate.
+    if config.n_gpu > 1:
+        config._n_gpu = 1
+    return Trainer(
+        model=adapter.model,
+        args=config,
+        data_collator=_collator(_pad_token(adapter)),
+        train_dataset=Dataset.from_list([each.record() for each in examples]),
+        processing_class=adapter.tokenizer,
+        peft_config=lora,
+    )
+
+
+def _config(trl: Any, adapter: Adapter, recipe: Recipe, folder: Path) -> Any:
+    on_cpu = adapter.device.type == "cpu" and not torch.cuda.is_available()
+    return trl.SFTConfig(
+        output_dir=str(folder),
+        max_steps=recipe.steps or -1,
+        num_train_epochs=recipe.epochs,
+        per_device_train_batch_size=recipe.train_batch,
+        gradient_accumulation_steps=recipe.accumulate,
+        learning_rate=recipe.rate,
+        lr_scheduler_type=recipe.schedule,
+        warmup_steps=recipe.warmup,
+        weight_decay=recipe.weight_decay,
+        max_grad_norm=recipe.clip,
+        activation_checkpointing=recipe.gradient_checkpointing,
+        bf16=not on_cpu and torch.cuda.is_bf16_supported(),
+        use_cpu=on_cpu,
+        save_strategy="steps",
+        save_steps=recipe.save_every,
+        save_total_limit=2,
+        logging_strategy="steps",
+        logging_steps=1,
+        logging_nan_inf_filter=False,
+        report_to=[],
+        disable_tqdm=True,
+        dataloader_pin_memory=not on_cpu,
+        seed=recipe.seed,
+        data_seed=recipe.seed,
+        max_length=None,
+        dataset_kwargs={"skip_prepare_dataset": True},
+    )
+
+
+class _Teller(TrainerCallback):  # type: ignore[misc]
+    """Tells of every step."""
+
+    def __init__(self, told: Callable[[int, int, float], None]) -> None:
+        self._told = told
+
+    def on_log(
+        self, args: Any, state: Any, control: Any, logs: Any = None, **things: Any
+    ) -> None:
+        """Tell of the step whose loss was just logged."""
+        if logs and "loss" in logs:
+            self._told(state.global_step, state.max_steps, float(logs["loss"]))
+
+
+def _pad_token(adapter: Adapter) -> int:
+    # Padding is masked and carries no loss, so any token will do.
+    own = adapter.tokenizer.pad_token_id
+    return 0 if own is None else int(own)
+
+
+def _collator(pad: int) -> Callable[[list[dict[str, list[int]]]], dict[str, Any]]:
+    def collate(rows: list[dict[str, list[int]]]) -> dict[str, Any]:
+        width = max(len(row["input_ids"]) for row in rows)
+        fill = {"input_ids": pad, "labels": IGNORED, "attention_mask": 0}
+        batch: dict[str, list[list[int]]] = {name: [] for name in fill}
+        for row in rows:
+            whole = row | {"attention_mask": [1] * len(row["input_ids"])}
+            for name, filler in fill.items():
+                batch[name].append(whole[name] + [filler] * (width - len(whole[name])))
+        return {name: torch.tensor(values) for name, values in batch.items()}
+
+    return collate
+
+
+def _save(trainer: Any, folder: Path) -> None:
+    trainer.save_model(str(folder))
+    # A pickle of the arguments; everything in it is in the record.
+    (folder / "training_args.bin").unlink(missing_ok=True)
+    (folder / "README.md").unlink(missing_ok=True)
+
+
+def _not_a_number(step: int, value: float, folder: Path) -> ModelError:
+    kept = sorted(folder.glob("checkpoint-*/holdfast.json"))
+    where = f"The last good checkpoint lies in {folder}" if kept else "None was saved"
+    return ModelError(
+        "a finite loss",
+        f"{value} at step {step + 1}",
+        f"{where}. Lower --learning-rate or set --clip, and give another -o.",
+    )

@@ -1,0 +1,286 @@
+"""Whole training runs on a two-layer model; TRL is needed, and nothing else is."""
+
+import json
+import math
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+
+import tiny_thinker
+from holdfast.cli.running import run
+from holdfast.errors import ModelError
+from holdfast.models.adapter import load
+from holdfast.training import trainer as module
+
+pytest.importorskip(
+    "trl", reason="trl is not installed (pip install 'holdfast[train]')"
+)
+
+SHORT = ["--train-batch", "4", "--no-gradient-checkpointing", "--learning-rate", "1e-3"]
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory):
+    """Files of harmful and of harmless rows."""
+    folder = tmp_path_factory.mktemp("data")
+    for name, verbs, harmful in (
+        ("harmful", tiny_thinker.HARM, True),
+        ("benign", tiny_thinker.CARE, False),
+    ):
+        rows = []
+        for request in tiny_thinker.requests(verbs, 24):
+            prompt, thought, _ = tiny_thinker.scene(request, "song", harmful)
+            answer = tiny_thinker.REFUSAL if harmful else tiny_thinker.COMPLIANCE
+            rows.append({"prompt": prompt, "thinking": thought, "response": answer})
+        text = "".join(json.dumps(row) + "\n" for row in rows)
+        (folder / f"{name}.jsonl").write_text(text)
+    return folder
+
+
+def read_rows(data):
+    lines = (data / "harmful.jsonl").read_text().splitlines()
+    return [json.loads(line) for line in lines]
+
+
+def finetune(thinker, data, output, *flags):
+    command = ["finetune", str(thinker), "--data", str(data / "harmful.jsonl")]
+    return run([*command, *SHORT, *flags, "--json", "-o", str(output)])
+
+
+def record(output):
+    return json.loads((output / "holdfast_finetune.json").read_text())
+
+
+def losses(output):
+    return [entry["loss"] for entry in record(output)["losses"]]
+
+
+def test_a_full_run_writes_a_stock_model_that_has_learnt(
+    thinker, data, tmp_path, capsys
+):
+    output = tmp_path / "full"
+    flags = ["--method", "full", "--steps", "30", "--loss", "template"]
+    flags += ["--benign", str(data / "benign.jsonl"), "--benign-ratio", "0.5"]
+    assert finetune(thinker, data, output, *flags) == 0
+    printed = json.loads(capsys.readouterr().out)
+    assert printed == record(output)
+    assert printed["data"]["data"]["used"] == 24
+    assert printed["data"]["benign"]["used"] == 12
+    assert printed["steps"] == len(printed["losses"]) == 30
+    assert losses(output)[-1] < losses(output)[0] / 3
+    assert not (tmp_path / "full.checkpoints").exists()
+    assert not list(output.glob("*.bin"))
+    card = (output / "README.md").read_text()
+    assert "24 of 24 rows of `harmful.jsonl`" in card
+    assert str(thinker) not in card
+    before, after = load(str(thinker)), load(str(output))
+    assert after.identity.template_sha256 == before.identity.template_sha256
+    # What was trained is more likely than it was, at the first word of the answer.
+    gained = [answer_loss(each, data) for each in (before, after)]
+    assert gained[1] < gained[0] / 3
+
+
+def answer_loss(adapter, data):
+    from holdfast.data.conversation import build_conversation
+    from holdfast.models.target_loss import target_losses
+
+    row = read_rows(data)[0]
+    made = build_conversation(
+        adapter.tokenizer,
+        row["prompt"],
+        row["thinking"],
+        row["response"],
+        adapter.thinking,
+    )
+    return float(target_losses(adapter, [made.token_ids], [made.spans.answer])[0])
+
+
+def test_a_lora_run_writes_an_adapter_that_loads_over_its_base(thinker, data, tmp_path):
+    output = tmp_path / "lora"
+    assert finetune(thinker, data, output, "--steps", "6", "--lora-rank", "4") == 0
+    config = json.loads((output / "adapter_config.json").read_text())
+    assert config["base_model_name_or_path"] == str(thinker)
+    assert not (output / "model.safetensors").exists()
+    before, after = load(str(thinker)), load(str(output))
+    ids = torch.tensor([[5, 6, 7, 8, 9, 10]])
+    with torch.inference_mode():
+        moved = (after.model(ids).logits - before.model(ids).logits).abs().max()
+    assert 1e-3 < float(moved)
+
+
+def test_the_first_loss_is_the_one_computed_by_hand(thinker, data, tmp_path):
+    rows = read_rows(data)
+    one = tmp_path / "one.jsonl"
+    one.write_text(json.dumps(rows[0]) + "\n")
+    adapter = load(str(thinker))
+    thinking = rows[0]["thinking"]
+    start = f"<|begin|><|user|>{rows[0]['prompt']}<|assistant|><think>\n"
+    texts = (start, thinking, "\n</think>\n\n", rows[0]["response"] + "<|end|>")
+    ids = [adapter.tokenizer(text)["input_ids"] for text in texts]
+    whole = [token for region in ids for token in region]
+    with torch.inference_mode():
+        logits = adapter.model(torch.tensor([whole])).logits[0]
+    for loss, silent in (("both", 1), ("template", 2), ("answer", 3)):
+        output = tmp_path / loss
+        command = ["finetune", str(thinker), "--data", str(one), "--steps", "1"]
+        assert run([*command, *SHORT, "--loss", loss, "-o", str(output)]) == 0
+        begin = sum(map(len, ids[:silent]))
+        expected = torch.nn.functional.cross_entropy(
+            logits[begin - 1 : -1], torch.tensor(whole[begin:])
+        )
+        assert losses(output)[0] == pytest.approx(float(expected), rel=1e-4)
+
+
+def test_a_killed_run_goes_on_and_its_losses_are_those_of_an_undisturbed_one(
+    thinker, data, tmp_path
+):
+    flags = ["--method", "full", "--steps", "14", "--save-every", "4"]
+    whole, killed = tmp_path / "whole", tmp_path / "killed"
+    assert finetune(thinker, data, whole, *flags) == 0
+    command = ["finetune", str(thinker), "--data", str(data / "harmful.jsonl")]
+    process = subprocess.Popen(
+        [sys.executable, "-c", SLOW, *command, *SHORT, *flags, "-o", str(killed)],
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+        env=os.environ | {"OMP_NUM_THREADS": "1"},
+    )
+    checkpoints = tmp_path / "killed.checkpoints"
+    deadline = time.monotonic() + 600
+    while time.monotonic() < deadline:
+        if (checkpoints / "checkpoint-8" / "holdfast.json").exists():
+            break
+        assert process.poll() is None
+        time.sleep(0.02)
+    os.kill(process.pid, signal.SIGKILL)
+    process.wait(timeout=60)
+    assert not killed.exists()
+    # What a kill leaves half-written must not be taken for a checkpoint.
+    (checkpoints / "checkpoint-9").mkdir()
+    assert finetune(thinker, data, killed, *flags) == 0
+    assert record(killed)["resumed_at"] >= 8
+    assert losses(killed) == losses(whole)
+    assert len(losses(whole)) == 14
+    weights = [(each / "model.safetensors").read_bytes() for each in (killed, whole)]
+    assert weights[0] == weights[1]
+    assert not checkpoints.exists()
+
+
+SLOW = """
+import sys, time
+import torch
+torch.set_num_threads(1)
+from transformers import TrainerCallback
+from holdfast.training import trainer
+from holdfast.cli.running import run
+real = trainer._Teller.on_log
+def slow(self, args, state, control, **things):
+    # Long enough for the kill to come before the end.
+    time.sleep(0.5 if state.global_step > 8 else 0)
+    return real(self, args, state, control, **things)
+trainer._Teller.on_log = slow
+run(sys.argv[1:])
+"""
+
+
+def test_a_finished_run_is_not_done_again_and_another_one_is_refused(
+    thinker, data, tmp_path, capsys, monkeypatch
+):
+    output = tmp_path / "once"
+    assert finetune(thinker, data, output, "--steps", "1") == 0
+    monkeypatch.setattr("holdfast.stages.finetune.train", None)
+    assert finetune(thinker, data, output, "--steps", "1") == 0
+    assert "up to date" in capsys.readouterr().err
+    assert finetune(thinker, data, output, "--steps", "2") == 2
+    assert "nothing is overwritten" in capsys.readouterr().err
+
+
+def test_a_loss_that_is_no_number_stops_and_keeps_the_last_good_checkpoint(
+    thinker, data, tmp_path, monkeypatch, capsys
+):
+    real = module.defense
+
+    def poisoned(name):
+        from contextlib import contextmanager
+
+        calls = []
+
+        @contextmanager
+        def hold(model):
+            def term():
+                calls.append(1)
+                return torch.tensor(math.nan if len(calls) > 5 else 0.0)
+
+            yield term
+
+        assert real(name) is not None
+        return hold
+
+    monkeypatch.setattr(module, "defense", poisoned)
+    output = tmp_path / "nan"
+    flags = ["--steps", "10", "--save-every", "2"]
+    assert finetune(thinker, data, output, *flags) == ModelError.exit_status
+    said = " ".join(capsys.readouterr().err.split())
+    assert "expected a finite loss; found nan at step 6" in said
+    assert not output.exists()
+    kept = sorted(Path(f"{output}.checkpoints").glob("*/holdfast.json"))
+    assert [path.parent.name for path in kept] == ["checkpoint-2", "checkpoint-4"]
+
+
+def test_weights_that_are_no_numbers_are_never_marked_as_good(tmp_path):
+    from types import SimpleNamespace
+
+    from holdfast.training.checkpoints import Keeper, last_checkpoint
+
+    model = torch.nn.Linear(2, 2)
+    for step, value in ((1, 0.0), (2, math.inf)):
+        (tmp_path / f"checkpoint-{step}").mkdir()
+        with torch.no_grad():
+            model.weight[0, 0] = value
+        Keeper("x").on_save(
+            SimpleNamespace(output_dir=str(tmp_path)),
+            SimpleNamespace(is_world_process_zero=True, global_step=step),
+            None,
+            model=model,
+        )
+    assert last_checkpoint(tmp_path, "x", clear=False).name == "checkpoint-1"
+
+
+@pytest.mark.parametrize(
+    ("flags", "status", "said"),
+    [
+        (["--defense", "moat"], 2, "--defense none"),
+        (["--benign-ratio", "-1"], 2, "--benign-ratio"),
+        (["--steps", "0"], 2, "--steps"),
+        (["--benign", "nowhere.jsonl"], 2, "no such file"),
+    ],
+)
+def test_bad_input_is_named(thinker, data, tmp_path, capsys, flags, status, said):
+    output = tmp_path / "x"
+    assert finetune(thinker, data, output, *flags) == status
+    assert said in " ".join(capsys.readouterr().err.split())
+    assert not output.exists()
+
+
+def test_rows_without_thinking_are_left_out_and_too_few_harmless_ones_are_an_error(
+    thinker, data, tmp_path, capsys
+):
+    rows = read_rows(data)
+    del rows[0]["thinking"]
+    rows[1]["response"] = "No. " * 300
+    path = tmp_path / "odd.jsonl"
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    output = tmp_path / "odd"
+    command = ["finetune", str(thinker), "--data", str(path), "--steps", "1"]
+    assert run([*command, *SHORT, "-o", str(output)]) == 0
+    found = record(output)["data"]["data"]
+    assert (found["rows"], found["used"], found["left_out"]) == (24, 22, 2)
+    assert found["why"]["over the context"]["first"] == ["line 2"]
+    flags = ["--benign", str(data / "benign.jsonl"), "--benign-ratio", "2"]
+    assert run([*command, *SHORT, *flags, "-o", str(tmp_path / "y")]) == 4
+    assert "44 rows of --benign" in capsys.readouterr().err
