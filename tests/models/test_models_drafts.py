@@ -180,3 +180,41 @@ def test_one_norm_for_a_whole_tensor_takes_one_edit(qwen3):
 def test_what_is_given_by_row_is_given_for_every_row(qwen3, named, says):
     with pytest.raises(SettingsError, match=says):
         generate(qwen3, _prompts(), GREEDY, **named)
+
+
+def test_the_same_prompt_under_many_edits_is_read_once_up_to_the_first(plain):
+    """Two prompts, each under every head of the last layer."""
+    sampling = Sampling(temperature=0, max_thinking=0, max_answer=9)
+    two = _prompts()[:2]
+    drafts = _written(_complete(plain, two, sampling), two)
+    prompts = [prompt for _ in range(HEADS) for prompt in two]
+    tables = torch.stack(
+        [head_factors(plain, [(LAYERS - 1, i // 2)], -2.0) for i in range(2 * HEADS)]
+    )
+    edit, seen = HeadEdit(tables), []
+    handles = [
+        layer.register_forward_hook(
+            lambda _, __, states, at=at: seen.append((at, len(states)))
+        )
+        for at, layer in enumerate(plain.layers)
+    ]
+    found = _complete(plain, prompts, sampling, edit=edit, drafts=drafts * HEADS)
+    for handle in handles:
+        handle.remove()
+    first_pass = seen[:LAYERS]
+    assert first_pass == [(0, 2), (1, 2), (2, 2 * HEADS)]
+    expected = _complete(plain, prompts, sampling, edit=edit)
+    assert [row.token_ids for row in found] == [row.token_ids for row in expected]
+    assert len({row.token_ids for row in found}) > 3
+
+
+def test_padding_that_nobody_needs_any_more_is_let_go(plain):
+    """A short prompt beside a long one that ends at once."""
+    prompts = [(random_sequences([40])[0], 0), *_prompts()[:3]]
+    sampling = Sampling(temperature=0, max_thinking=0, max_answer=9)
+    free = _complete(plain, prompts, sampling)
+    ends = [free[0].token_ids[40]]
+    alone = [_complete(plain, [p], sampling, stop_ids=ends)[0] for p in prompts]
+    found = _complete(plain, prompts, sampling, stop_ids=ends)
+    assert [row.token_ids for row in found] == [row.token_ids for row in alone]
+    assert len(found[0].token_ids) == 41

@@ -5,7 +5,7 @@ import torch
 from tiny_models import tiny_config
 from transformers import DynamicCache
 
-from holdfast.models.growing import ROOM, growing_cache
+from holdfast.models.growing import ROOM, growing_cache, without_padding
 
 
 def _fill(cache, generator, rows=3):
@@ -40,3 +40,26 @@ def test_a_token_is_written_and_not_copied_along():
     assert after.data_ptr() == keys.data_ptr()
     assert keys.shape[-2] == 3
     assert cache.get_seq_length(0) == 4
+
+
+def test_padding_of_all_rows_is_taken_away_and_of_no_row_alone():
+    cache = growing_cache(tiny_config("qwen3"))
+    keys, values = torch.randn(2, 2, 2, 5, 4, generator=torch.Generator())
+    for layer in range(len(cache.layers)):
+        cache.update(keys, values, layer)
+    mask = torch.tensor([[0, 0, 1, 1, 1, 1], [0, 0, 0, 1, 1, 1]])
+    left = without_padding(cache, mask)
+    assert left.tolist() == [[1, 1, 1, 1], [0, 1, 1, 1]]
+    for layer in cache.layers:
+        assert torch.equal(layer.keys, keys[..., 2:, :])
+        assert torch.equal(layer.values, values[..., 2:, :])
+    after, _ = cache.update(torch.ones(2, 2, 1, 4), torch.ones(2, 2, 1, 4), 0)
+    assert torch.equal(after[..., :3, :], keys[..., 2:, :])
+    assert after.shape[-2] == 4
+
+
+def test_a_cache_that_counts_places_keeps_its_padding():
+    cache = growing_cache(tiny_config("mistral"))
+    cache.update(*torch.zeros(2, 1, 2, 3, 4), 0)
+    mask = torch.tensor([[0, 0, 1, 1]])
+    assert without_padding(cache, mask) is mask

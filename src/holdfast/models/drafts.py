@@ -109,6 +109,8 @@ def keep_prefixes(
     cache: Any,
     rows: Int[Tensor, "example"],
     lengths: Int[Tensor, "example"],
+    copy_of: Int[Tensor, "_"],
+    first: int,
 ) -> Bool[Tensor, "example position"]:
     """Forget all rows but these, and of these all that follows their first tokens.
 
@@ -116,6 +118,8 @@ def keep_prefixes(
         cache: The cache of rows padded on the right; it is changed.
         rows: Rows to keep.
         lengths: How many tokens of each are kept.
+        copy_of: Which of the distinct rows each row is.
+        first: The block from which on the cache has all rows, and not distinct ones.
 
     Returns:
         Where the tokens lie now: padded on the left, as before a first step.
@@ -123,8 +127,9 @@ def keep_prefixes(
     width = int(lengths.max())
     steps = torch.arange(width, device=lengths.device)
     columns = (lengths[:, None] - width + steps).clamp(min=0)
-    for layer in cache.layers:
-        here = rows.to(layer.keys.device)[:, None], columns.to(layer.keys.device)
+    for place, layer in enumerate(cache.layers):
+        lines = rows if place >= first else copy_of[rows]
+        here = lines.to(layer.keys.device)[:, None], columns.to(layer.keys.device)
         layer.keys = layer.keys[here[0], :, here[1]].transpose(1, 2)
         layer.values = layer.values[here[0], :, here[1]].transpose(1, 2)
     return steps >= width - lengths[:, None]

@@ -133,6 +133,13 @@ def head_factors(
     return factors
 
 
+def first_layer(factors: Float[Tensor, "*example layer head"]) -> int:
+    """Return the first layer in which a head is scaled; the last if none is."""
+    edited = (factors != 1).any(-1).reshape(-1, factors.shape[-2]).any(0)
+    places = torch.argwhere(edited)[:, 0].tolist()
+    return int(places[0]) if places else factors.shape[-2] - 1
+
+
 def scope_ranges(spans: Sequence[Spans], scope: Scope) -> tuple[Range, ...] | None:
     """Return the positions of each row that a scope names.
 

@@ -18,9 +18,10 @@ from holdfast.models.batching import halving_batches, longest_first, pad
 from holdfast.models.choices import choose, uniforms_of
 from holdfast.models.drafts import fits_drafts, keep_prefixes, take_drafts
 from holdfast.models.edits import HeadEdit, LiveEdit, editing
-from holdfast.models.growing import growing_cache
+from holdfast.models.growing import growing_cache, without_padding
 from holdfast.models.parts import Adapter
 from holdfast.models.rows import Choice, Completion, Row, Rules, Sampling
+from holdfast.models.sharing import distinct, shared_rows
 
 __all__ = ["Completion", "Sampling", "generate", "stop_tokens"]
 
@@ -200,9 +201,13 @@ class _Decoder:
         ]
         batch = pad(read, "right", self.adapter.device)
         self.live.locate(batch.positions())
-        states = self.adapter.base(
-            **batch.inputs(), past_key_values=self.cache, use_cache=True
-        ).last_hidden_state
+        # Up to the first block with a scaled head, the same tokens are the same row.
+        rows, copy_of = distinct(batch.token_ids)
+        first = min(self.live.columns, default=self.adapter.n_layers - 1)
+        with shared_rows(self.adapter, first, copy_of):
+            states = self.adapter.base(
+                input_ids=rows, past_key_values=self.cache, use_cache=True
+            ).last_hidden_state
         taken = take_drafts(
             self.adapter, states, self.rows, self.drafts, self.uniforms, self.sampling
         )
@@ -213,7 +218,7 @@ class _Decoder:
             keep = torch.tensor(going, device=self.mask.device)
             lengths = torch.tensor([len(row.token_ids) - 1 for row in self.rows])
             lengths = lengths.to(self.mask.device)
-            past = keep_prefixes(self.cache, keep, lengths)
+            past = keep_prefixes(self.cache, keep, lengths, copy_of, first)
             self.live.keep(keep)
             self.token_ids = torch.tensor([[row.token_ids[-1]] for row in self.rows])
             self.token_ids = self.token_ids.to(self.mask.device)
@@ -239,7 +244,7 @@ class _Decoder:
             self.live.keep(keep)
             self.token_ids = self.token_ids[keep]
             self.positions = self.positions[keep]
-            self.mask = self.mask[keep]
+            self.mask = without_padding(self.cache, self.mask[keep])
             self.uniforms = self.uniforms[keep.to(self.uniforms.device)]
         return finished
 

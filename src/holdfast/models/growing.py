@@ -8,6 +8,7 @@ to come, and the layer shows as much of it as is used: the same numbers, bit for
 from typing import Any
 
 import torch
+from jaxtyping import Int
 from torch import Tensor
 from transformers import DynamicCache
 from transformers.cache_utils import DynamicLayer
@@ -71,3 +72,26 @@ def growing_cache(config: Any) -> DynamicCache:
         for layer in cache.layers
     ]
     return cache
+
+
+def without_padding(
+    cache: DynamicCache, mask: Int[Tensor, "example position"]
+) -> Int[Tensor, "example _"]:
+    """Take away what is padding in all rows, once those that needed it are gone.
+
+    Args:
+        cache: The cache; it is changed, unless a layer of it forgets tokens, which
+            counts places itself.
+        mask: 1 at the tokens of each row, the one that is read next included.
+
+    Returns:
+        The mask of what is left.
+    """
+    if any(layer.is_sliding for layer in cache.layers):
+        return mask
+    lead = int((mask.cumsum(-1) == 0).sum(-1).min())
+    if lead:
+        for layer in cache.layers:
+            layer.keys = layer.keys[..., lead:, :]
+            layer.values = layer.values[..., lead:, :]
+    return mask[:, lead:]

@@ -6,17 +6,23 @@ scaled all rows would be the same, so that far one row is read, and then copied.
 """
 
 from collections.abc import Sequence
-from typing import Any
 
 import torch
 from jaxtyping import Float
-from torch import Tensor, nn
+from torch import Tensor
 
 from holdfast.models.batching import with_batch_halving
 from holdfast.models.capture import check_lengths
 from holdfast.models.causal import Effects
-from holdfast.models.edits import Head, HeadEdit, editing, head_factors
+from holdfast.models.edits import (
+    Head,
+    HeadEdit,
+    editing,
+    first_layer,
+    head_factors,
+)
 from holdfast.models.parts import Adapter
+from holdfast.models.sharing import shared_rows
 
 
 @torch.inference_mode()
@@ -61,7 +67,11 @@ def effects_everywhere(
         ids = torch.tensor([list(sequence)], device=adapter.device)
 
         def run(part: Sequence[Tensor], ids: Tensor = ids) -> list[Tensor]:
-            with _Copied(adapter, torch.stack(list(part))):
+            stacked = torch.stack(list(part))
+            edit = HeadEdit(stacked)
+            copies = torch.zeros(len(part), dtype=torch.long)
+            first = first_layer(stacked)
+            with editing(adapter, edit), shared_rows(adapter, first, copies):
                 states = adapter.base(input_ids=ids, use_cache=False).last_hidden_state
             last = states[:, -1].float()
             return list((last @ unit.to(last.device) + offset).cpu())
@@ -70,32 +80,3 @@ def effects_everywhere(
         lines.append(torch.stack(logits))
     found = torch.stack(lines)
     return Effects(found[:, 0], found[:, 1:] - found[:, :1])
-
-
-class _Copied:
-    """Copies of one row, with other heads scaled in each, for one pass."""
-
-    def __init__(self, adapter: Adapter, tables: Float[Tensor, "_ layer head"]) -> None:
-        edited = torch.argwhere((tables != 1).any(-1).any(0))[:, 0].tolist()
-        first = edited[0] if edited else adapter.n_layers - 1
-        self.count = len(tables)
-        self.block = adapter.layers[first]
-        self.editing = editing(adapter, HeadEdit(tables))
-
-    def __enter__(self) -> None:
-        self.editing.__enter__()
-        self.handle = self.block.register_forward_pre_hook(self._copy, with_kwargs=True)
-
-    def __exit__(self, *error: Any) -> None:
-        self.handle.remove()
-        self.editing.__exit__(*error)
-
-    def _copy(
-        self, _: nn.Module, arguments: tuple[Any, ...], named: dict[str, Any]
-    ) -> tuple[tuple[Any, ...], dict[str, Any]]:
-        # Masks and positions have one row, which serves all copies as it is.
-        if arguments:
-            states, *rest = arguments
-            return (states.expand(self.count, -1, -1), *rest), named
-        states = named["hidden_states"].expand(self.count, -1, -1)
-        return arguments, named | {"hidden_states": states}

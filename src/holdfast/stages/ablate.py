@@ -147,14 +147,14 @@ def _draw(
     ]
     sampling, batch_size = sampling_of(study, work.adapter), session.batch_size
     _tell(session, work, rows, sampling, len(items))
-    groups = [alike(each, settings.renormalise) for each in work.conditions]
+    groups = [_group(each, settings) for each in work.conditions]
     place = {group: i for i, group in enumerate(dict.fromkeys(groups))}
     longest = max(len(row.token_ids) for row in rows) + 1
 
     def key(item: Item) -> int:
         # What runs in one call lies together, and in it rows of like length, which
         # are the same prompts under one condition after the other.
-        first = len(place) - place[alike(item.condition, settings.renormalise)]
+        first = len(place) - place[_group(item.condition, settings)]
         return first * longest + len(item.row.token_ids)
 
     return in_batches(
@@ -176,6 +176,15 @@ def _draw(
         label="Switching heads off",
         paced=lambda pace: tell_pace(session, pace, _written(pace.table, items)),
     )
+
+
+def _group(condition: Condition, settings: AblateSettings) -> tuple[str, int]:
+    """Return what shares a batch: one kind of call, and one first block that differs.
+
+    Rows of a batch share their passes up to that block.
+    """
+    layers = [head.layer for head in condition.heads]
+    return alike(condition, settings.renormalise), min(layers, default=-1)
 
 
 def _tell(
