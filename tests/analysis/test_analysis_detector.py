@@ -128,16 +128,16 @@ def test_the_autoencoder_is_the_same_network_written_out():
 def test_training_depends_on_the_seed_alone_and_lowers_the_error():
     train, other = benign(150, 10), benign(100, 11)
     torch.manual_seed(1)
-    first = fit_autoencoder(train, "compliance", seed=0, epochs=300)
+    first = fit_autoencoder(train, "compliance", seed=0, epochs=150)
     state = torch.random.get_rng_state()
     torch.manual_seed(2)
-    second = fit_autoencoder(train, "compliance", seed=0, epochs=300)
+    second = fit_autoencoder(train, "compliance", seed=0, epochs=150)
     assert torch.equal(first.parameters, second.parameters)
     torch.manual_seed(1)
     fit_autoencoder(train, "compliance", seed=4, epochs=2)
     # Neither read nor moved.
     assert torch.equal(torch.random.get_rng_state(), state)
-    different = fit_autoencoder(train, "compliance", seed=1, epochs=300)
+    different = fit_autoencoder(train, "compliance", seed=1, epochs=150)
     assert not torch.equal(first.parameters, different.parameters)
     untrained = fit_autoencoder(train, "compliance", seed=0, epochs=1)
     assert first.score(other).mean() < 0.1 * untrained.score(other).mean()
@@ -145,7 +145,7 @@ def test_training_depends_on_the_seed_alone_and_lowers_the_error():
 
 def test_masks_help_where_the_end_is_not_there_yet():
     train, test, other = benign(200, 12), benign(200, 13), wavering(200, 14)
-    masked = fit_autoencoder(train, "compliance", seed=0, masked=True, epochs=800)
+    masked = fit_autoencoder(train, "compliance", seed=0, masked=True, epochs=600)
     labels = torch.cat([torch.ones(200), torch.zeros(200)]).bool()
     both = torch.cat([other, test])
     half = T // 2
@@ -166,7 +166,7 @@ def fitted():
         "perplexity": rows[:, 1:2].expand(-1, T),
         "text": torch.ones(150, T),
     }
-    return fit_detectors(train, names(150), seed=0)
+    return fit_detectors(train, names(150), seed=0, epochs=600)
 
 
 def test_every_candidate_is_fitted_and_the_whole_score_is_the_last_prefix(fitted):
@@ -220,7 +220,7 @@ def test_a_file_of_another_kind_or_with_parts_missing_is_refused(fitted):
 
 def test_a_saturated_signal_is_no_reason_to_fail():
     flat = {"compliance": torch.ones(120, T)}
-    made = fit_detectors(flat, names(120), seed=0)
+    made = fit_detectors(flat, names(120), seed=0, epochs=400)
     assert "probe_mean" not in made
     rows = torch.ones(2, T)
     rows[1, 3] = 0.5

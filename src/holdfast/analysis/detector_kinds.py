@@ -7,7 +7,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from holdfast.analysis.autoencoder import Autoencoder, fit_autoencoder
+from holdfast.analysis.autoencoder import EPOCHS, Autoencoder, fit_autoencoder
 from holdfast.analysis.bootstrap import check_lengths
 from holdfast.analysis.detector import Channel, Detector, Read, Reading
 from holdfast.analysis.gaussian import (
@@ -27,7 +27,20 @@ MIN_REQUESTS = 100
 Series = Mapping[Channel, Float[Tensor, "example step"]]
 """What is known of some rows, channel by channel."""
 
-Fit = Callable[[Tensor, Channel, int], Detector]
+
+class Training(NamedTuple):
+    """How the detectors that are trained are trained.
+
+    Attributes:
+        seed: Fixes everything that is drawn.
+        epochs: Most passes over the training rows.
+    """
+
+    seed: int
+    epochs: int
+
+
+Fit = Callable[[Tensor, Channel, Training], Detector]
 
 
 class Candidate(NamedTuple):
@@ -35,7 +48,7 @@ class Candidate(NamedTuple):
 
     Attributes:
         channel: What it reads.
-        fit: From training rows, channel and seed to the detector.
+        fit: From training rows, channel and training to the detector.
     """
 
     channel: Channel
@@ -46,17 +59,15 @@ def _read(reading: Reading) -> Fit:
     return lambda rows, channel, _: Read(channel, rows.shape[1], reading)
 
 
+def _autoencoder(masked: bool) -> Fit:
+    return lambda rows, channel, training: fit_autoencoder(
+        rows, channel, seed=training.seed, epochs=training.epochs, masked=masked
+    )
+
+
 CANDIDATES: dict[str, Candidate] = {
-    PUBLISHED: Candidate(
-        "compliance",
-        lambda rows, channel, seed: fit_autoencoder(rows, channel, seed=seed),
-    ),
-    "autoencoder_streaming": Candidate(
-        "compliance",
-        lambda rows, channel, seed: fit_autoencoder(
-            rows, channel, seed=seed, masked=True
-        ),
-    ),
+    PUBLISHED: Candidate("compliance", _autoencoder(masked=False)),
+    "autoencoder_streaming": Candidate("compliance", _autoencoder(masked=True)),
     "residual": Candidate(
         "compliance", lambda rows, channel, _: fit_residual(rows, channel)
     ),
@@ -90,6 +101,7 @@ def fit_detectors(
     *,
     seed: int,
     min_requests: int = MIN_REQUESTS,
+    epochs: int = EPOCHS,
 ) -> dict[str, Detector]:
     """Fit every detector whose channel is there.
 
@@ -98,6 +110,7 @@ def fit_detectors(
         clusters: The base request of each row.
         seed: Fixes the autoencoders.
         min_requests: Base requests that there must be.
+        epochs: Most epochs of the autoencoders.
 
     Returns:
         Detectors by name, in the order of `CANDIDATES`.
@@ -122,8 +135,9 @@ def fit_detectors(
             f"{n_requests}",
             "Add benign requests.",
         )
+    training = Training(seed, epochs)
     made = {
-        name: candidate.fit(train[candidate.channel], candidate.channel, seed)
+        name: candidate.fit(train[candidate.channel], candidate.channel, training)
         for name, candidate in CANDIDATES.items()
         if candidate.channel in train
     }
