@@ -79,18 +79,21 @@ class Gauge:
         return torch.cat([self._log_ratio(part, slice(None)) for part in blocks])
 
     def logit_at(
-        self, step: int, states: Float[Tensor, "example d_model"]
+        self,
+        step: int | Int[Tensor, "example"],
+        states: Float[Tensor, "example d_model"],
     ) -> Float[Tensor, "example"]:
         """Return the log-odds of compliance at one step, for use while decoding.
 
         Args:
-            step: The step, counted from 0.
+            step: The step, counted from 0: one for all rows, or one for each, which
+                is then not checked, since an accelerator would have to be waited for.
             states: Pooled states of the rows at that step.
 
         Raises:
             InputError: If the anchors have no such step.
         """
-        if not 0 <= step < self.n_steps:
+        if isinstance(step, int) and not 0 <= step < self.n_steps:
             raise InputError(
                 f"a step from 0 to {self.n_steps - 1}, as the anchors have",
                 str(step),
@@ -118,7 +121,7 @@ class Gauge:
             kept=self.kept.to(device),
         )
 
-    def _log_ratio(self, states: Tensor, step: slice | int) -> Tensor:
+    def _log_ratio(self, states: Tensor, step: slice | int | Tensor) -> Tensor:
         exact = torch.promote_types(states.dtype, torch.float32)
         centred = (states.to(exact) - self.origin[step]) * self.kept
         to_refused = cosine_distance(centred, self.refused[step].to(exact))

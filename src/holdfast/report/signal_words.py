@@ -67,3 +67,31 @@ def recommendation(found: dict[str, Any] | Any) -> str:
     if elsewhere is None or elsewhere["auroc"]["value"] is None:
         return f"{said}). There is no other family to report it on."
     return f"{said}; on other families {text.score(elsewhere['auroc'])})."
+
+
+def limits(block: dict[str, Any] | Any) -> list[str]:
+    """Return what a reader of the signal has to know.
+
+    Args:
+        block: The block `signal` of a report.
+    """
+    said = [
+        "The signal says which anchor a state is nearer to, not that it is near: a "
+        "state far from both can read 0 or 1.",
+        f"It covers the first {block['identity']['steps']} steps of the "
+        f"{block['identity']['region']}; what comes later is out of view."
+        if block["identity"]["time"] == "step"
+        else "A step is a share of the response; responses of other lengths are "
+        "other numbers of tokens.",
+    ]
+    if block["matched_reason"]:
+        said.append(
+            "There are no anchors of the same topics and lengths, so that the signal "
+            f"may read topics ({block['matched_reason']})."
+        )
+    if block["not_read"]:
+        said.append(
+            f"{block['not_read']} answers are in no group, since the judge could read "
+            "neither a refusal nor help in them."
+        )
+    return [*said, *block["missing_channels"]]

@@ -27,6 +27,8 @@ from holdfast.session.figures import study_seed
 from holdfast.session.probes import names as probe_names
 from holdfast.session.probes import read_own_probe
 from holdfast.session.rows import Rollout, from_table
+from holdfast.session.signal_assembly import EXAMPLES
+from holdfast.session.signal_examples import step_examples
 from holdfast.session.signal_files import SIGNAL, write_signal
 from holdfast.session.signal_reading import (
     DIFFERENCE,
@@ -245,7 +247,10 @@ def _read(
         **summary(read),
     }
     study.write_json(SUMMARY, made)
-    study.finish(STAGE, [SIGNAL, SUMMARY], rows=len(rows))
+    windows = {row.row_id: window for row, window in items}
+    tokenizer = session.adapter.tokenizer
+    study.write_json(EXAMPLES, step_examples(read, windows, settings, tokenizer))
+    study.finish(STAGE, [SIGNAL, SUMMARY, EXAMPLES], rows=len(rows))
     return made
 
 
