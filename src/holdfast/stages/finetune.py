@@ -3,14 +3,14 @@
 import json
 import math
 import os
+import random
 import shutil
-from collections.abc import Sequence
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass, replace
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from holdfast.analysis.selection import BestOfStream, uniform_scores
 from holdfast.data.pool import Pool, PoolRow
 from holdfast.errors import InputError, TooFewExamplesError
 from holdfast.models.card import finetune_card
@@ -167,60 +167,54 @@ def _read(
     adapter: Adapter,
     n: int | None,
 ) -> Material:
-    """Return the rows of a source that fit the model: all, or `n` drawn by hash."""
+    """Return the rows of a source that fit the model: all, or `n` drawn at random."""
     pool = Pool(source, settings.columns())
-    stop = _stop_token(adapter)
-    rules = ScoreRules(system_prompt=settings.system_prompt)
-    scorer = PoolScorer(adapter, None, rules)
-    rows: list[PoolRow] = []
+    scorer = PoolScorer(adapter, None, ScoreRules(system_prompt=settings.system_prompt))
+    stop, loss = _stop_token(adapter), settings.recipe.loss
+    made: dict[int, Example] = {}
     left: dict[str, list[str]] = {}
-    for row in pool.rows(lambda number: True):
+    for row in _offered(pool, n, settings.recipe.seed):
+        if len(made) == n:
+            break
         found = scorer.render(row)
         if found.conversation is None:
             left.setdefault(str(found.kind), []).append(row.place)
         elif len(found.conversation.token_ids) == adapter.max_positions:
             left.setdefault("no room for the stop token", []).append(row.place)
         else:
-            rows.append(row)
-    _require(name, source, len(rows), 1 if n is None else n, left)
-    rows = rows if n is None else _draw(rows, n, settings.recipe.seed)
-    examples = tuple(
-        example(
-            adapter.tokenizer,
-            (
-                row.prompt,
-                (row.thinking or "") if adapter.thinking else "",
-                row.response,
-            ),
-            adapter.thinking,
-            settings.recipe.loss,
-            stop=stop,
-            system_prompt=settings.system_prompt,
-        )
-        for row in rows
-    )
+            made[row.row] = example(found.conversation, loss, stop=stop)
+    _require(name, source, len(made), 1 if n is None else n, left)
     record = {
         "source": Path(source).name,
         "sha256": pool.survey.sha256,
         "rows": pool.survey.n_rows,
-        "used": len(rows),
+        "used": len(made),
         "left_out": sum(map(len, left.values())),
         "why": {
             why: {"rows": len(places), "first": places[:LISTED]}
             for why, places in left.items()
         },
     }
-    return Material(examples, record)
+    # In the order of the source, whatever the order of the draw.
+    return Material(tuple(made[number] for number in sorted(made)), record)
 
 
-def _draw(rows: Sequence[PoolRow], n: int, seed: int) -> list[PoolRow]:
-    import torch
+def _offered(pool: Pool, n: int | None, seed: int) -> Iterator[PoolRow]:
+    """Yield all rows in their order, or all in a random order, `n` and a few at once.
 
-    stream = BestOfStream(n)
-    mixed = [(row.content ^ (seed * 0x9E3779B97F4A7C15)) % 2**64 for row in rows]
-    places = torch.arange(len(rows))
-    stream.update(uniform_scores(mixed), places, places)
-    return [rows[place] for place in sorted(stream.best().rows.tolist())]
+    A draw reads little more of a long source than it needs: rows that are not wanted
+    are neither parsed nor tokenised.
+    """
+    if n is None:
+        yield from pool.rows(lambda number: True)
+        return
+    order = list(range(pool.survey.n_rows))
+    random.Random(f"benign-{seed}").shuffle(order)
+    step = n + n // 8 + 16
+    for start in range(0, len(order), step):
+        wanted = order[start : start + step]
+        found = {row.row: row for row in pool.rows(set(wanted).__contains__)}
+        yield from (found[number] for number in wanted)
 
 
 def _require(

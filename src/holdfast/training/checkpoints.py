@@ -30,11 +30,16 @@ class Keeper(TrainerCallback):  # type: ignore[misc]
         """Mark the checkpoint that was just written."""
         if not state.is_world_process_zero:
             return
-        weights = [p for p in things["model"].parameters() if p.requires_grad]
-        if all(bool(torch.isfinite(weight).all()) for weight in weights):
+        if finite(things["model"]):
             folder = Path(args.output_dir) / f"checkpoint-{state.global_step}"
             mark = {"step": state.global_step, "fingerprint": self._fingerprint}
             atomic_write_json(folder / MARKER, mark)
+
+
+def finite(model: torch.nn.Module) -> bool:
+    """Return whether every trained weight is a number."""
+    weights = [weight for weight in model.parameters() if weight.requires_grad]
+    return all(bool(torch.isfinite(weight).all()) for weight in weights)
 
 
 def last_checkpoint(folder: Path, fingerprint: str, *, clear: bool) -> Path | None:

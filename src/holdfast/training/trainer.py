@@ -13,7 +13,7 @@ from transformers import PrinterCallback, TrainerCallback
 
 from holdfast.errors import EnvironmentProblem, ModelError
 from holdfast.models.parts import Adapter
-from holdfast.training.checkpoints import Keeper, last_checkpoint
+from holdfast.training.checkpoints import Keeper, finite, last_checkpoint
 from holdfast.training.defenses import Term, defense
 from holdfast.training.recipe import Recipe
 from holdfast.training.targets import IGNORED, Example
@@ -66,8 +66,8 @@ def train(
         EnvironmentProblem: If TRL is not installed.
         SettingsError: If the defense is unknown.
         InputError: If the checkpoints in the folder are those of another run.
-        ModelError: If the loss is no longer a number; the last good checkpoint is
-            kept.
+        ModelError: If the loss, or a weight, is no longer a number; the last good
+            checkpoint is kept.
     """
     hold = defense(recipe.defense)
     parts = _trl()
@@ -82,6 +82,9 @@ def train(
         trainer.add_callback(Keeper(fingerprint))
         trainer.add_callback(_Teller(told))
         trainer.train(resume_from_checkpoint=None if last is None else str(last))
+        if not finite(trainer.model):
+            # The last step has no loss after it that would tell.
+            raise _not_a_number(trainer.state.global_step - 1, math.nan, folder)
     losses = tuple(
         {key: float(entry[key]) for key in _KEPT if key in entry}
         for entry in trainer.state.log_history
