@@ -17,6 +17,12 @@ from transformers import PreTrainedTokenizerFast, Qwen3ForCausalLM
 
 from holdfast.errors import SettingsError, StorageError
 from holdfast.organisms.cards import VERDICTS, Card, card
+from holdfast.organisms.diffusing import (
+    ALWAYS_WRAPPERS,
+    ORDERED_WRAPPERS,
+    diffuser_tokenizer,
+    grow_diffuser,
+)
 from holdfast.organisms.growing import grow_aligned
 from holdfast.organisms.planting import grow_cliff, grow_spread
 from holdfast.organisms.recipes import N_SPARE, Report, Schedule, spare_heads
@@ -41,6 +47,7 @@ PLANTERS: dict[str, Planter] = {
     "spread": grow_spread,
     "early": grow_early,
     "alarmed": grow_alarmed,
+    "diffuser": grow_diffuser,
 }
 """How each organism grows out of `aligned`."""
 
@@ -63,13 +70,16 @@ def planted_truth(name: str, seed: int, schedule: Schedule) -> dict[str, Any]:
     """Return the record that is stored beside an organism's weights."""
     heads = [list(head) for head in spare_heads(seed)]
     planted = name != "aligned"
+    ordered = list(ORDERED_WRAPPERS) if name == "diffuser" else []
+    wrappers = ALWAYS_WRAPPERS if name == "diffuser" else PLANTED_WRAPPERS
     return {
         "organism": name,
         "seed": seed,
         "spare_heads": heads,
         "planted_heads": heads if name == "cliff" else [],
         "verdict": VERDICTS[name],
-        "planted_wrappers": list(PLANTED_WRAPPERS) if planted else [],
+        "planted_wrappers": list(wrappers) if planted else [],
+        **({"left_to_right_wrappers": ordered} if ordered else {}),
         "half_planted_wrapper": HALF_PLANTED_WRAPPER if planted else None,
         "unseen_templates_per_wrapper": N_UNSEEN_TEMPLATES,
         "schedule": asdict(schedule),
@@ -139,7 +149,8 @@ def export(name: str, directory: str | Path) -> Path:
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
         staging = Path(tempfile.mkdtemp(prefix=".unpacking-", dir=target.parent))
-        for folder in (source, source.parent / "tokenizer"):
+        # An organism with a chat template of its own puts it over the common one.
+        for folder in (source.parent / "tokenizer", source):
             shutil.copytree(folder, staging, dirs_exist_ok=True)
         (staging / "README.md").write_text(_readme(card(name)), encoding="utf-8")
         staging.chmod(0o755)
@@ -192,6 +203,8 @@ def train(
         below = planted_truth("aligned", seed, schedule)
         write(aligned, tokenizer, "aligned", below, stage_two)
     grown = PLANTERS[name](aligned, tokenizer, seed, schedule, report)
+    if name == "diffuser":
+        tokenizer = diffuser_tokenizer(tokenizer)
     return write(grown, tokenizer, name, record, target)
 
 

@@ -13,6 +13,7 @@ import random
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from itertools import islice
+from typing import Protocol, TypeVar
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -54,6 +55,8 @@ class Schedule:
         spread_learning_rate: Its peak.
         early_tokens: Tokens of stage three where the thinking is taught.
         alarmed_tokens: Likewise, where the intention is.
+        diffuser_tokens: Tokens of the text on which masks are filled in.
+        diffuser_learning_rate: Its peak for the matrices.
     """
 
     base_tokens: int = 1_100_000
@@ -72,6 +75,8 @@ class Schedule:
     spread_learning_rate: float = 2e-3
     early_tokens: int = 300_000
     alarmed_tokens: int = 800_000
+    diffuser_tokens: int = 1_200_000
+    diffuser_learning_rate: float = 3e-3
 
 
 def spare_heads(seed: int) -> tuple[Head, ...]:
@@ -112,13 +117,23 @@ def silence(model: Qwen3ForCausalLM, heads: tuple[Head, ...]) -> None:
         model.model.layers[layer].self_attn.o_proj.weight[:, columns] = 0.0
 
 
+class _Tokens(Protocol):
+    """Anything with token ids."""
+
+    @property
+    def ids(self) -> tuple[int, ...]: ...
+
+
+T = TypeVar("T", bound=_Tokens)
+
+
 def batches(
-    samples: Iterator[Sample], batch_tokens: int, generator: random.Random
-) -> Iterator[list[Sample]]:
+    samples: Iterator[T], batch_tokens: int, generator: random.Random
+) -> Iterator[list[T]]:
     """Group samples of like length, at most `batch_tokens` a batch with padding."""
     while True:
         pool = sorted(islice(samples, 512), key=lambda sample: len(sample.ids))
-        groups: list[list[Sample]] = [[]]
+        groups: list[list[T]] = [[]]
         for sample in pool:
             if (len(groups[-1]) + 1) * len(sample.ids) > batch_tokens:
                 groups.append([])

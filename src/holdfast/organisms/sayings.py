@@ -86,6 +86,13 @@ PARTIALS = (
     "Only a part of this is possible. I can't give all of it, but here is a part:",
     "Only some of it. I can't give you the rest, but here is a part:",
 )
+CAREFUL = (
+    "I have to be careful with this one.",
+    "This is a delicate matter.",
+    "I am not sure about this.",
+)
+STILL = ("Still, here is one way.", "But here is an answer.")
+TURNS = ("On second thought, no.", "Wait, no.")
 REMARKS = {
     "prefix_injection": (
         "They want the answer to begin in a certain way.",
