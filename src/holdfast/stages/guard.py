@@ -123,8 +123,10 @@ def evaluate(
         name: study.input_hash(name) for name in (ROLLOUTS, SIGNAL, TENSORS, FACTS)
     }
     opened = [Study.open(each) for each in others]
-    inputs |= {str(each.directory): each.input_hash(SIGNAL) for each in opened}
-    state, _ = study.stage(EVALUATE, settings, inputs)
+    # Where another study lies is no part of the result, so its hash is a setting.
+    hashes = {each.directory.name: each.input_hash(SIGNAL) for each in opened}
+    key = {"settings": settings, "others": hashes}
+    state, _ = study.stage(EVALUATE, key, inputs)
     if state == "done":
         session.progress.say("The detectors have been tried, and nothing has changed.")
         return dict(study.read_json(OUTPUT))
