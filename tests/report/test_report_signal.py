@@ -148,7 +148,7 @@ def test_lines_stand_where_their_numbers_are():
         assert round(220 * (1 - level_), 1) in heights
     one = step_figure(example())
     points = re.findall(r'transform="translate\(([\d.]+),([\d.]+)\)"', one)
-    assert (520.0 / 2, 90 * 0.7) in {(float(x), round(float(y), 1)) for x, y in points}
+    assert (260.0, 63.0) in {(float(x), round(float(y), 1)) for x, y in points}
 
 
 def test_a_score_outside_its_range_is_refused():

@@ -254,7 +254,8 @@ def test_anchors_of_other_settings_are_refused(
     watched, audited, tmp_path, capsys, flags, says
 ):
     study = copied(audited, tmp_path)
-    command = ["signal", str(study), *FEW, *flags, "--anchors", str(watched)]
+    few = FEW[:2] if "--steps" in flags else FEW
+    command = ["signal", str(study), *few, *flags, "--anchors", str(watched)]
     assert run(command) == 2
     said = capsys.readouterr().err
     assert says in said
@@ -357,6 +358,7 @@ def test_a_guard_needs_a_signal_and_enough_benign_rows(
     assert "at least 1000 benign requests to set thresholds" in said
     assert "beside" in said
     assert run(["guard", "evaluate", str(other)]) == 2
+    assert "holdfast guard fit" in capsys.readouterr().err
     assert run(["guard", "fit", str(other), *GUARD[:4], "--rates", "0.01"]) == 4
     assert "99 benign calibration requests" in capsys.readouterr().err
 
@@ -367,6 +369,7 @@ def test_another_study_adds_domains_and_families_and_the_page_shows_them(
     study, other = copied(guarded, tmp_path), tmp_path / "elsewhere"
     shutil.copytree(audited, other)
     assert run(["signal", str(other), *FEW, "--anchors", str(study)]) == 0
+    capsys.readouterr()
     assert run(["guard", "evaluate", str(study), "--on", str(other), "--json"]) == 0
     found = json.loads(capsys.readouterr().out)
     assert {"plain", "elsewhere: plain"} <= set(found["by_domain"])
