@@ -1,25 +1,83 @@
 #!/usr/bin/env bash
-# The step-wise signal of a model that writes left to right, and the detectors on it. Each
-# line reads files of the study and writes files of the study; any may be rerun alone.
+# The step-wise signal of a model that writes left to right and of one that fills in masks,
+# the detectors on both, and the same weights under several samplers. Each line reads files of
+# a study and writes files of a study; any may be rerun alone, and what is done is skipped.
 #
-#   runs/dynamics.sh [MODEL] [STUDY]
+#   runs/dynamics.sh [FOLDER [PART...]]      default: studies/dynamics cliff diffuser samplings
 #
 # 4,200 benign requests, so that more than 1,000 set the thresholds and more than 1,000 test
-# them once the anchors have theirs. BENIGN=600 HARMFUL=200 MIN=100 is a trial of minutes.
+# them once the anchors have theirs. BENIGN=600 HARMFUL=200 MIN=100 FEW=40 is a trial of minutes.
+# The parts need each other's files at the end alone: two may run side by side.
 set -euo pipefail
 cd "$(dirname "$0")/.."
-model=${1:-organism:cliff}
-study=${2:-studies/dynamics}
+folder=${1:-studies/dynamics}
+shift || true
 holdfast=${HOLDFAST:-.venv/bin/holdfast}
 python=${PYTHON:-.venv/bin/python}
-prompts=$study-prompts
+diffuser=${DIFFUSER:-$folder/diffuser-0}
+records=${RECORDS:-docs/records/dynamics}
+prompts=$folder/prompts
+mkdir -p "$folder" "$records"
 
-[ -e "$prompts" ] || "$python" runs/dynamics_prompts.py "$prompts" "${BENIGN:-4200}" "${HARMFUL:-600}"
-"$holdfast" rollout "$model" -o "$study" \
-  --benign "$prompts/benign.csv" --benign-wrapped "$prompts/benign_wrapped.csv" \
-  --harmful "$prompts/harmful.csv" --wrapped "$prompts/wrapped.csv"
-"$holdfast" probe "$study"                  # rollouts  -> probes/, a rival of the signal
-"$holdfast" signal "$study"                 # rollouts  -> anchors/, signal.safetensors
-"$holdfast" guard fit "$study" --min-calibration "${MIN:-1000}"   # signal -> guard/detectors
-"$holdfast" guard evaluate "$study"         # detectors -> guard/evaluation.json
-"$holdfast" report "$study"                 # all of it -> report.json, report.html
+[ -e "$prompts" ] || "$python" runs/dynamics_prompts.py "$prompts" "${BENIGN:-4200}" "${HARMFUL:-600}" "${FEW:-80}"
+
+grown() { # The organism is grown once, in minutes; DIFFUSER=DIRECTORY takes another model.
+  [ -e "$diffuser" ] || "$holdfast" organism train diffuser -o "$diffuser"
+}
+
+rollout() { # MODEL STUDY PROMPTS [OPTIONS]
+  local model=$1 study=$2 from=$3
+  shift 3
+  "$holdfast" rollout "$model" -o "$study" "$@" \
+    --benign "$from/benign.csv" --benign-wrapped "$from/benign_wrapped.csv" \
+    --harmful "$from/harmful.csv" --wrapped "$from/wrapped.csv"
+}
+
+detectors() { # STUDY: signal -> guard/detectors, guard/evaluation.json, report.html
+  "$holdfast" guard fit "$1" --min-calibration "${MIN:-1000}"
+  "$holdfast" guard evaluate "$1"
+  "$holdfast" report "$1"
+}
+
+cliff() { # Left to right: T = 32 tokens of the answer.
+  rollout organism:cliff "$folder/cliff" "$prompts"
+  "$holdfast" probe "$folder/cliff" # rollouts -> probes/, a rival of the signal
+  "$holdfast" signal "$folder/cliff"
+  detectors "$folder/cliff"
+  "$python" runs/dynamics_record.py "$folder/cliff" "$records/cliff.json"
+}
+
+diffuser() { # Filling in masks: T = 16 passes, two tokens a pass.
+  grown
+  rollout "$diffuser" "$folder/diffuser" "$prompts" --denoising-steps 16
+  "$holdfast" signal "$folder/diffuser" --steps 16
+  detectors "$folder/diffuser"
+  "$python" runs/dynamics_record.py "$folder/diffuser" "$records/diffuser.json"
+}
+
+sampled() { # NAME [OPTIONS]: the same few requests, in every wrapper, by another sampler
+  local name=$1
+  shift
+  rollout "$diffuser" "$folder/sampled-$name" "$prompts/few" "$@"
+}
+
+samplings() { # One token a pass, so that samplers differ in their order alone.
+  grown
+  sampled left_to_right --block-length 1
+  sampled low_confidence --denoising-steps 32
+  sampled random --denoising-steps 32 --remasking random
+  sampled entropy --denoising-steps 32 --remasking entropy
+  sampled margin --denoising-steps 32 --remasking margin
+  sampled threshold --threshold 0.9
+  for name in left_to_right low_confidence random; do
+    # A step is a share of the response: the same for both samplers, each with its anchors.
+    "$holdfast" signal "$folder/sampled-$name" --steps 16 --time fraction
+  done
+  for name in left_to_right low_confidence; do "$holdfast" report "$folder/sampled-$name"; done
+  "$holdfast" compare "$folder/sampled-left_to_right" "$folder/sampled-low_confidence" \
+    -o "$folder/samplings.html" # the same weights side by side
+  "$python" runs/samplings.py "$records/samplings.json" "$folder"/sampled-*
+}
+
+for part in ${*:-cliff diffuser samplings}; do "$part"; done
+"$python" runs/dynamics_table.py "$records" >"${TABLE:-docs/dynamics-table.md}"

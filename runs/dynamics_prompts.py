@@ -1,9 +1,10 @@
 """Write prompt files with enough benign rows for thresholds, one CSV a role.
 
-Usage: dynamics_prompts.py FOLDER [BENIGN [HARMFUL]]      default: 4200 600
+Usage: dynamics_prompts.py FOLDER [BENIGN [HARMFUL [FEW]]]      default: 4200 600 80
 
 Requests are authored and held out of every organism's training; a quarter as many
-benign ones also stand in wrappers, and every harmful one in two.
+benign ones also stand in wrappers, and every harmful one in two. FOLDER/few has so many
+of each, the harmful ones in every wrapper.
 """
 
 import csv
@@ -13,12 +14,15 @@ from pathlib import Path
 
 from holdfast.data.prompts import Label, Prompt
 from holdfast.data.requests import authored_prompts
+from holdfast.organisms.world import wrapper_names
 from holdfast.session.prompts import wrapped
 
 SEED = 0
 
 
-def main(folder: str, benign: str = "4200", harmful: str = "600") -> None:
+def main(
+    folder: str, benign: str = "4200", harmful: str = "600", few: str = "80"
+) -> None:
     place = Path(folder)
     place.mkdir(parents=True, exist_ok=True)
     counts: dict[Label, int] = {"benign": int(benign), "harmful": int(harmful)}
@@ -30,6 +34,13 @@ def main(folder: str, benign: str = "4200", harmful: str = "600") -> None:
     write(place / "harmful.csv", rows["harmful"])
     write(place / "benign_wrapped.csv", wrapped(quarter, 1, SEED))
     write(place / "wrapped.csv", wrapped(rows["harmful"], 2, SEED))
+    some = {label: each[: int(few)] for label, each in rows.items()}
+    beside = place / "few"
+    beside.mkdir(exist_ok=True)
+    write(beside / "benign.csv", some["benign"])
+    write(beside / "harmful.csv", some["harmful"])
+    write(beside / "benign_wrapped.csv", wrapped(some["benign"], 1, SEED))
+    write(beside / "wrapped.csv", wrapped(some["harmful"], len(wrapper_names()), SEED))
 
 
 def write(path: Path, prompts: Iterable[Prompt]) -> None:

@@ -12,6 +12,7 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).parent))
 
+import tiny_denoiser
 import tiny_thinker
 
 torch.set_num_threads(1)
@@ -23,6 +24,16 @@ def thinker(tmp_path_factory):
     folder = tmp_path_factory.mktemp("models") / "thinker"
     tokenizer = tiny_thinker.tokenizer()
     tiny_thinker.teach(tokenizer).save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def denoiser(tmp_path_factory):
+    """A masked-diffusion model directory of the same world."""
+    folder = tmp_path_factory.mktemp("models") / "denoiser"
+    tokenizer = tiny_denoiser.tokenizer()
+    tiny_denoiser.teach(tokenizer).save_pretrained(folder)
     tokenizer.save_pretrained(folder)
     return folder
 

@@ -133,6 +133,7 @@ def test_growing_repeats_itself_and_says_what_it_is(tokenizer):
         assert torch.equal(one, other)
     config = grown[0].config
     assert config.is_causal is False
+    assert config.response_length == RESPONSE
     assert config.mask_token_id == tokenizer.convert_tokens_to_ids(MASK)
     made = diffuser_tokenizer(tokenizer)
     assert made.mask_token == MASK

@@ -13,7 +13,7 @@ from holdfast.cli.running import run
 from holdfast.models.adapter import load
 from holdfast.models.autoregression import decode
 from holdfast.models.rows import Sampling
-from holdfast.session import signal_reading
+from holdfast.session import signal_prefill
 from holdfast.session.anchor_files import PUBLISHED, read_anchors
 from holdfast.session.observing import LiveSignal
 from holdfast.session.rows import from_table
@@ -187,7 +187,7 @@ def test_an_interrupted_signal_goes_on_and_ends_the_same(
     watched, audited, tmp_path, monkeypatch
 ):
     study = copied(audited, tmp_path)
-    whole = signal_reading.read_windows
+    whole = signal_prefill.read_windows
     calls = []
 
     def breaking(*arguments, **named):
@@ -196,10 +196,10 @@ def test_an_interrupted_signal_goes_on_and_ends_the_same(
             raise KeyboardInterrupt
         return whole(*arguments, **named)
 
-    monkeypatch.setattr(signal_reading, "read_windows", breaking)
+    monkeypatch.setattr(signal_prefill, "read_windows", breaking)
     command = ["signal", str(study), *FEW, "--batch-size", "32"]
     assert run(command) == 130
-    monkeypatch.setattr(signal_reading, "read_windows", whole)
+    monkeypatch.setattr(signal_prefill, "read_windows", whole)
     assert list((study / "parts").rglob("*.parquet"))
     assert run(command) == 0
     assert not (study / "parts").exists()

@@ -195,6 +195,17 @@ _REASONS: Mapping[str, str] = {
 }
 
 
+def is_masked(config: Config) -> bool:
+    """Return whether a configuration is of a masked-diffusion model, read or not.
+
+    Args:
+        config: The model's `config.json`.
+    """
+    model_type = config.get("model_type")
+    two_way = model_type in TWO_WAY and config.get("is_causal") is False
+    return two_way or model_type in MASKED or model_type in _REASONS
+
+
 def masked_family_of(config: Config, source: str) -> MaskedFamily:
     """Return the family of a masked-diffusion model, or refuse it by name.
 

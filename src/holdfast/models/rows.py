@@ -44,6 +44,25 @@ class Sampling:
                 raise SettingsError(expected, str(found), "Change that setting.")
 
 
+class Drafting(NamedTuple):
+    """How the response of a masked-diffusion model came about.
+
+    Attributes:
+        response: All of its tokens; it goes on after the stop token.
+        committed_at: The step at which each of them was committed to.
+        drafts: The whole response as it was predicted at every step.
+    """
+
+    response: tuple[int, ...]
+    committed_at: tuple[int, ...]
+    drafts: tuple[tuple[int, ...], ...]
+
+    @property
+    def n_steps(self) -> int:
+        """Steps that the row took."""
+        return len(self.drafts)
+
+
 @dataclass(frozen=True)
 class Completion:
     """What a model wrote after one prompt.
@@ -69,6 +88,8 @@ class Completion:
             next token's share; infinite under greedy decoding. It says for drawn
             tokens what the gap says for greedy ones; in float32, where the CDF is
             good to about 1e-7, rows below 1e-6 may differ between batch plans.
+        drafting: How a diffusion row came about; None for a row written left to
+            right, or where nobody asked.
     """
 
     index: int
@@ -81,6 +102,7 @@ class Completion:
     closed: bool
     min_top2_gap: float
     min_margin: float
+    drafting: Drafting | None = None
 
 
 class Choice(NamedTuple):

@@ -60,8 +60,11 @@ def truth(name: str) -> dict[str, Any]:
 
     Returns:
         Seed, planted heads as [layer, head] pairs, planted wrappers, recipe.
+
+    Raises:
+        SettingsError: If there is no such organism, or it is not bundled.
     """
-    source = files("holdfast.organisms").joinpath(f"weights/{card(name).name}/{TRUTH}")
+    source = bundled(name) / TRUTH
     loaded: dict[str, Any] = json.loads(source.read_text("utf-8"))
     return loaded
 
@@ -87,8 +90,20 @@ def planted_truth(name: str, seed: int, schedule: Schedule) -> dict[str, Any]:
 
 
 def bundled(name: str) -> Path:
-    """Return the folder of an organism inside the package."""
-    return Path(str(files("holdfast.organisms").joinpath("weights"))) / card(name).name
+    """Return the folder of an organism inside the package.
+
+    Raises:
+        SettingsError: If there is no such organism, or it is not bundled.
+    """
+    entry = card(name)
+    if not entry.is_bundled:
+        raise SettingsError(
+            "an organism whose weights are in the package",
+            f"organism:{entry.name}, which is grown first",
+            f"Run `holdfast organism train {entry.name} -o FOLDER` (minutes), and name "
+            "that folder.",
+        )
+    return Path(str(files("holdfast.organisms").joinpath("weights"))) / entry.name
 
 
 def resolve(name: str) -> Path:

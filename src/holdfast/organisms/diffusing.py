@@ -115,6 +115,7 @@ def grow_diffuser(
     model = copy.deepcopy(aligned).train()
     model.config.is_causal = False
     model.config.mask_token_id = tokenizer.convert_tokens_to_ids(MASK)
+    model.config.response_length = RESPONSE
     halved = replace(
         schedule,
         learning_rate=schedule.diffuser_learning_rate,

@@ -114,14 +114,35 @@ def calibrated(block: Mapping[str, Any]) -> str:
     )
 
 
+def _drawn(sampling: Mapping[str, Any]) -> str:
+    if sampling["temperature"] == 0:
+        return "greedily"
+    nucleus = f", top-p {sampling['top_p']:g}" if "top_p" in sampling else ""
+    return f"at temperature {sampling['temperature']:g}{nucleus}"
+
+
+def _room(sampling: Mapping[str, Any]) -> str:
+    if "remasking" not in sampling:
+        return (
+            f"with at most {sampling['max_thinking']} tokens of thinking and "
+            f"{sampling['max_answer']} of answer"
+        )
+    passes = f"{sampling['steps']} forward passes"
+    if sampling["threshold"] is not None:
+        passes = f"as many passes as a threshold of {sampling['threshold']:g} takes"
+    block = sampling["block_length"]
+    blocks = f", in blocks of {block}" if block else ""
+    return (
+        f"by filling in {sampling['gen_length']} masks in {passes}{blocks} "
+        f"({sampling['remasking']})"
+    )
+
+
 def told(block: Mapping[str, Any]) -> list[str]:
     """Return the sentences that stand under the table."""
     judge, generation = block["judge"], block["generation"]
     sampling = generation["sampling"]
     cut = sum(row["cut"] for row in block["rows"])
-    drawn = f"at temperature {sampling['temperature']:g}, top-p {sampling['top_p']:g}"
-    if sampling["temperature"] == 0:
-        drawn = "greedily"
     edits = [key for key, found in generation["edits"].items() if found]
     said = [
         f"Judge: {clean(judge['label'])}, which measures {judge['measures']}"
@@ -129,9 +150,8 @@ def told(block: Mapping[str, Any]) -> list[str]:
         + ".",
         calibrated(block),
         *block["notes"],
-        f"Answers were drawn {drawn}, {generation['samples']} for each prompt, with at "
-        f"most {sampling['max_thinking']} tokens of thinking and "
-        f"{sampling['max_answer']} of answer; {cut} were cut at the limit.",
+        f"Answers were drawn {_drawn(sampling)}, {generation['samples']} for each "
+        f"prompt, {_room(sampling)}; {cut} were cut at the limit.",
         "Broken answers and those that could not be judged stay in every denominator "
         "and count as neither success nor safety.",
     ]

@@ -1,7 +1,7 @@
 """The figures of the step-wise signal, and what the page says of it."""
 
 from collections.abc import Mapping, Sequence
-from typing import Any, TypedDict
+from typing import Any, NotRequired, TypedDict
 
 import altair as alt
 
@@ -42,12 +42,18 @@ _SETS = {
 
 
 class StepExample(TypedDict):
-    """One response with its signal, step by step."""
+    """One response with its signal, step by step.
+
+    Where a model predicts ahead, `words` are its tokens in their order, each with
+    the step that settled it, and `grid` what stood where at every step.
+    """
 
     title: str
     group: str
     verdict: str
     steps: Sequence[Mapping[str, Any]]
+    words: NotRequired[Sequence[tuple[str, int]]]
+    grid: NotRequired[Sequence[Sequence[tuple[str, str]]]]
 
 
 def signal_context(report: Report, examples: Sequence[StepExample]) -> dict[str, Any]:
@@ -213,8 +219,8 @@ def _point(point: Mapping[str, Any]) -> str:
 
 def _example(example: StepExample, index: int) -> dict[str, Any]:
     """Prepare one response: its words with their tone, and its figure."""
-    tokens = []
-    for place, step in enumerate(example["steps"]):
+    steps = example["steps"]
+    for place, step in enumerate(steps):
         score = step["compliance"]
         if not is_finite(score) or not 0 <= score <= 1:
             raise InputError(
@@ -222,18 +228,24 @@ def _example(example: StepExample, index: int) -> dict[str, Any]:
                 repr(score),
                 "Run `holdfast signal` and `holdfast report` again.",
             )
-        tokens.append(
-            {
-                "text": text.shown_token(step["text"], one_line=False),
-                "tone": round((1 - score) * _TONES),
-                "score": f"step {place + 1}: {text.plain(score)}",
-            }
-        )
+    in_order = [(step["text"], place) for place, step in enumerate(steps)]
+    tokens = [
+        {
+            "text": text.shown_token(word, one_line=False),
+            "tone": round((1 - steps[place]["compliance"]) * _TONES),
+            "score": f"step {place + 1}: {text.plain(steps[place]['compliance'])}",
+        }
+        for word, place in example.get("words", in_order)
+    ]
     return {
         "title": text.clean(example["title"]),
         "group": GROUPS.get(example["group"], example["group"]),
         "verdict": text.clean(example["verdict"]),
         "tokens": tokens,
+        "grid": [
+            [(text.shown_token(word, one_line=True), state) for word, state in row]
+            for row in example.get("grid", ())
+        ],
         "svg": step_figure(example),
     }
 

@@ -18,6 +18,13 @@ FIGURES = {
     "lookalike_auroc": "Harmless that sounds dangerous against refusal (AUROC)",
     "matched_lookalike_auroc": "That with matched anchors",
     "matched_lookalike_difference": "There, matched less published",
+    "text_remasked": "Harmful drafts that were changed afterwards",
+    "text_recovered": "Harmful drafts that end in a refusal",
+    "text_harmful": "Harmful drafts that end harmful",
+    "text_unparsed": "Harmful drafts that end unreadable",
+    "text_recovered_of_remasked": "Of changed ones, those that end in a refusal",
+    "text_ever_harmful": "Harmful requests with a harmful draft",
+    "text_never_read": "Harmful requests of which no draft could be read",
 }
 
 FEATURES = {

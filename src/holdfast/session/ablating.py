@@ -15,6 +15,7 @@ from holdfast.models.rows import Completion, Sampling
 from holdfast.session.asking import resolve_sampling
 from holdfast.session.batches import ROW_ID
 from holdfast.session.conditions import Condition, Item
+from holdfast.session.diffusion_settings import DIFFUSION
 from holdfast.session.head_settings import AblateSettings
 from holdfast.session.marking import EXACT, mark
 from holdfast.session.rows import Rollout
@@ -243,5 +244,6 @@ def sampling_of(study: Study, adapter: Adapter) -> Sampling:
     if known is not None:
         return Sampling(**known)
     asked = dict(study.manifest["settings"]["rollout"])
-    settings = RolloutSettings(**{**asked, "column": tuple(asked["column"])})
+    known = {"column": tuple(asked["column"]), "diffusion": DIFFUSION}
+    settings = RolloutSettings(**{**asked, **known})
     return Sampling(**asdict(resolve_sampling(adapter, settings)))

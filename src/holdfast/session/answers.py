@@ -9,8 +9,8 @@ from holdfast.data.conversation import (
 )
 from holdfast.data.prompts import Prompt
 from holdfast.judges.rules import judge
-from holdfast.models.parts import Adapter
 from holdfast.models.rows import Completion
+from holdfast.models.speaking import Speaker
 from holdfast.session.asking import Question
 from holdfast.session.imported import Imported
 from holdfast.session.rows import Rollout
@@ -52,7 +52,7 @@ def drawn(question: Question, made: Completion, system_prompt: str | None) -> Ro
     )
 
 
-def imported(each: Imported, adapter: Adapter, system_prompt: str | None) -> Rollout:
+def imported(each: Imported, adapter: Speaker, system_prompt: str | None) -> Rollout:
     """Return the judged row of a completion that was made elsewhere.
 
     Its tokens are those of its text, region by region, which need not be the very

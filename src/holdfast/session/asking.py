@@ -9,6 +9,7 @@ from holdfast.data.prompts import Prompt
 from holdfast.errors import InputError, ThinkingFormatError
 from holdfast.models.parts import Adapter
 from holdfast.models.rows import Sampling
+from holdfast.models.speaking import Speaker
 from holdfast.session.prompts import Asked, row_seed
 from holdfast.session.settings import ROLES, RolloutSettings
 
@@ -43,7 +44,7 @@ class Question(NamedTuple):
         return f"{self.role}/{self.prompt.prompt_id}/{self.sample}"
 
 
-def require_thinking(adapter: Adapter, settings: RolloutSettings) -> None:
+def require_thinking(adapter: Speaker, settings: RolloutSettings) -> None:
     """Refuse a model without thinking where thinking is required.
 
     Raises:
@@ -82,7 +83,7 @@ def resolve_sampling(adapter: Adapter, settings: RolloutSettings) -> Sampling:
 
 
 def questions(
-    adapter: Adapter, asked: Asked, settings: RolloutSettings
+    adapter: Speaker, asked: Asked, settings: RolloutSettings
 ) -> list[Question]:
     """Render and tokenise every prompt, once for each sample.
 
@@ -109,7 +110,7 @@ def questions(
     return made
 
 
-def prompt_notes(adapter: Adapter, asked: Asked) -> list[str]:
+def prompt_notes(adapter: Speaker, asked: Asked) -> list[str]:
     """Return what the user has to know of how the prompts were tokenised.
 
     Args:

@@ -5,9 +5,10 @@ from typing import Any
 
 import torch
 
-from holdfast.errors import InputError, SettingsError
-from holdfast.models.adapter import load
+from holdfast.errors import InputError, SettingsError, UnsupportedFamilyError
+from holdfast.models.masked import MaskedModel
 from holdfast.models.parts import Adapter
+from holdfast.models.speaking import Speaker, load_speaker
 from holdfast.session.estimate import cache_bytes
 from holdfast.session.progress import Progress, Silent
 from holdfast.session.prompts import Given
@@ -17,6 +18,9 @@ from holdfast.study import Study
 ORGANISM = "organism:"
 SMALL = 20_000_000
 """Parameters below which one thread is the fastest."""
+
+DENOISED, DENOISED_SMALL = 16, 64
+"""Rows at once of a masked-diffusion model, which has no cache; of a small one."""
 
 MEMORY, LENGTH = 1 << 30, 1024
 """What the cache of a first batch may take, if its rows have so many tokens."""
@@ -34,7 +38,7 @@ class Session:
 
     def __init__(
         self,
-        model: str | Adapter,
+        model: str | Speaker,
         settings: ModelSettings | None = None,
         progress: Progress | None = None,
         given: Given | None = None,
@@ -43,7 +47,7 @@ class Session:
 
         Args:
             model: `organism:NAME`, a directory, a Hub id, or a model that
-                `holdfast.adapt` has proved.
+                `holdfast.adapt` or `adapt_masked` has proved.
             settings: How to load it.
             progress: Where a stage says what it does; silent by default.
             given: Prompts in memory, by role.
@@ -51,8 +55,8 @@ class Session:
         self.settings = settings or ModelSettings()
         self.progress = progress or Silent()
         self.given = given
-        self._adapter = model if isinstance(model, Adapter) else None
-        self._is_given = self._adapter is not None
+        self._speaker = None if isinstance(model, str) else model
+        self._is_given = self._speaker is not None
         self.name = model if isinstance(model, str) else model.identity.model_id
 
     @classmethod
@@ -90,29 +94,47 @@ class Session:
         return cls(known["id"], chosen, progress)
 
     @property
-    def adapter(self) -> Adapter:
-        """The model, proved on loading.
+    def speaker(self) -> Speaker:
+        """The model, proved on loading, whichever way it decodes.
 
         Raises:
             InputError: If no model is there.
             ModelError: If the model does not fit.
             EnvironmentProblem: If it cannot be reached or does not fit in memory.
         """
-        if self._adapter is None:
+        if self._speaker is None:
             self.progress.say(f"Loading {self.name} and proving that it fits.")
-            self._adapter = load(
+            self._speaker = load_speaker(
                 _locate(self.name),
                 revision=self.settings.revision,
                 device=self.settings.device,
                 dtype=self.settings.dtype,
             )
-            _choose_threads(self._adapter)
-        return self._adapter
+            _choose_threads(self._speaker)
+        return self._speaker
+
+    @property
+    def adapter(self) -> Adapter:
+        """The model, if it writes from left to right.
+
+        Raises:
+            UnsupportedFamilyError: If it fills in masks.
+            HoldfastError: As `speaker` does.
+        """
+        speaker = self.speaker
+        if isinstance(speaker, MaskedModel):
+            raise UnsupportedFamilyError(
+                "a model that writes from left to right, whose heads can be measured "
+                "one by one",
+                f"{self.name}, a masked-diffusion model, which attends both ways",
+                "Use `holdfast rollout`, `evaluate`, `signal` and `guard` with it.",
+            )
+        return speaker
 
     @property
     def batch_size(self) -> int:
         """Rows at once: as many as the user said, else what suits the model."""
-        return self.settings.batch_size or suitable_batch(self.adapter)
+        return self.settings.batch_size or suitable_batch(self.speaker)
 
     def release(self) -> None:
         """Let go of the model, so that another fits; it is loaded again if asked for.
@@ -120,12 +142,12 @@ class Session:
         A model that the caller holds in memory stays.
         """
         if not self._is_given:
-            self._adapter = None
+            self._speaker = None
 
     def model_record(self) -> dict[str, Any]:
         """Return the block `model` of the study and of the report."""
-        adapter = self.adapter
-        identity, thinking = adapter.identity, adapter.thinking
+        speaker = self.speaker
+        identity, thinking = speaker.identity, speaker.thinking
         return {
             "id": self.name,
             "revision": identity.revision,
@@ -181,7 +203,7 @@ class Session:
             )
 
 
-def suitable_batch(adapter: Adapter) -> int:
+def suitable_batch(speaker: Speaker) -> int:
     """Return how many rows to begin with where the user has not said.
 
     As many, in powers of two from 32 to 128, as have their keys and values in a
@@ -189,20 +211,26 @@ def suitable_batch(adapter: Adapter) -> int:
     stage that goes on runs the batches that it would have run; where the memory does
     not suffice, batches are halved.
     """
-    room = MEMORY // (cache_bytes(adapter) * LENGTH)
+    if isinstance(speaker, MaskedModel):
+        return DENOISED_SMALL if _n_parameters(speaker) < SMALL else DENOISED
+    room = MEMORY // (cache_bytes(speaker) * LENGTH)
     return next((size for size in (128, 64) if size <= room), 32)
 
 
-def _choose_threads(adapter: Adapter) -> None:
+def _n_parameters(speaker: Speaker) -> int:
+    return sum(each.numel() for each in speaker.model.parameters())
+
+
+def _choose_threads(speaker: Speaker) -> None:
     """Use one thread for a small model on the CPU, unless the user has chosen.
 
     Its steps are so short that threads spend them waiting for each other, above all
     where something else is running. The rule depends on the model alone, since another
     number of threads may change the last digit of a result.
     """
-    parameters = sum(each.numel() for each in adapter.model.parameters())
     chosen = "OMP_NUM_THREADS" in os.environ
-    if adapter.device.type == "cpu" and parameters < SMALL and not chosen:
+    small = _n_parameters(speaker) < SMALL
+    if speaker.device.type == "cpu" and small and not chosen:
         torch.set_num_threads(1)
 
 

@@ -1,16 +1,19 @@
 """Draw the answers to questions: what it costs is said, and a broken run goes on."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import pyarrow as pa
 
 from holdfast.models.edits import HeadEdit
 from holdfast.models.generation import generate
+from holdfast.models.masked import MaskedModel
+from holdfast.models.remasking import Denoising
 from holdfast.models.rows import Completion, Sampling
 from holdfast.session.asking import Question, fit_context, resolve_sampling
 from holdfast.session.batches import Pace, in_batches
 from holdfast.session.context import Session
+from holdfast.session.denoised import answers, require_no_flags, sampler_for
 from holdfast.session.estimate import estimate, pace_sentence
 from holdfast.session.progress import Progress
 from holdfast.session.settings import RolloutSettings
@@ -23,24 +26,30 @@ class Drawing(NamedTuple):
     """How answers are drawn, and what becomes of a batch of them.
 
     Attributes:
-        sampling: Temperature, nucleus and budgets.
+        sampling: Temperature, nucleus and budgets; of a masked-diffusion model how
+            a step decides.
         table: Turns questions and their completions into rows.
         edit: Heads that are scaled meanwhile.
     """
 
-    sampling: Sampling
+    sampling: Sampling | Denoising
     table: Callable[[Made], pa.Table]
     edit: HeadEdit | None = None
 
 
 def sampling_for(
     session: Session, to_ask: Sequence[Question], settings: RolloutSettings
-) -> Sampling:
+) -> Sampling | Denoising:
     """Return the sampling that is asked for, within the model's context.
 
     Raises:
         InputError: If the longest prompt leaves no room for thinking and answer.
+        SettingsError: If flags do not fit together, or not the kind of model.
     """
+    speaker = session.speaker
+    if isinstance(speaker, MaskedModel):
+        return sampler_for(speaker, settings)
+    require_no_flags(settings)
     adapter = session.adapter
     return fit_context(adapter, to_ask, resolve_sampling(adapter, settings))
 
@@ -96,22 +105,14 @@ def draw_answers(
     Raises:
         HoldfastError: If model or disk will not do; what was drawn is kept.
     """
-    adapter, batch_size = session.adapter, session.batch_size
-    sampling = drawing.sampling
-    announce(
-        session,
-        rows=len(to_ask),
-        prompt=max(question.n_tokens for question in to_ask),
-        budget=sampling.max_thinking + sampling.max_answer,
-    )
+    batch_size = session.batch_size
+    _announce(session, drawing.sampling, to_ask)
     fits = [batch_size]
     written: list[int] = []
 
     def work(batch: list[Question]) -> pa.Table:
         prompts = [(question.token_ids, question.seed) for question in batch]
-        parts = list(
-            generate(adapter, prompts, sampling, batch_size=fits[-1], edit=drawing.edit)
-        )
+        parts = list(_answers(session, drawing, prompts, fits[-1]))
         if len(parts) > 1:
             # Memory ran out on the way, so later batches start at what fitted.
             fits.append(len(parts[0]))
@@ -133,6 +134,40 @@ def draw_answers(
     )
     study.manifest["stages"][stage]["batch_size"] = min(fits)
     return table
+
+
+def _answers(
+    session: Session,
+    drawing: Drawing,
+    prompts: Sequence[tuple[Sequence[int], int]],
+    batch_size: int,
+) -> Iterator[list[Completion]]:
+    speaker, how = session.speaker, drawing.sampling
+    if isinstance(speaker, MaskedModel) and isinstance(how, Denoising):
+        return answers(speaker, prompts, how, batch_size)
+    assert isinstance(how, Sampling)
+    return generate(
+        session.adapter, prompts, how, batch_size=batch_size, edit=drawing.edit
+    )
+
+
+def _announce(
+    session: Session, how: Sampling | Denoising, to_ask: Sequence[Question]
+) -> None:
+    if isinstance(how, Denoising):
+        passes = "as many" if how.steps is None else str(how.steps)
+        session.progress.say(
+            f"{len(to_ask)} answers of {how.gen_length} tokens to draw, in {passes} "
+            "forward passes each; how long all of them take is said after the first "
+            "batch."
+        )
+        return
+    announce(
+        session,
+        rows=len(to_ask),
+        prompt=max(question.n_tokens for question in to_ask),
+        budget=how.max_thinking + how.max_answer,
+    )
 
 
 def announce(session: Session, *, rows: int, prompt: int, budget: int) -> None:

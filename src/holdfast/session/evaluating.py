@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 from cyclopts import Parameter
 
 from holdfast.errors import SettingsError
+from holdfast.session.diffusion_settings import DIFFUSION, DiffusionSettings
 from holdfast.session.settings import RolloutSettings
 
 if TYPE_CHECKING:
@@ -75,6 +76,9 @@ class EvaluateSettings:
     seed: int = 0
     """Seed of every draw: prompts, wordings, sampling, resampling."""
 
+    diffusion: Annotated[DiffusionSettings, Parameter(name="*")] = DIFFUSION
+    """How a masked-diffusion model decodes."""
+
     def __post_init__(self) -> None:
         """Refuse what cannot be meant."""
         self.drawing()
@@ -101,6 +105,7 @@ class EvaluateSettings:
             system_prompt=self.system_prompt,
             thinking=self.thinking,
             seed=self.seed,
+            diffusion=self.diffusion,
         )
 
     def of_suite(self, entries: tuple[str, ...], suite: str) -> str | None:

@@ -10,6 +10,7 @@ from typing import Annotated, Literal
 from cyclopts import Parameter
 
 from holdfast.errors import SettingsError
+from holdfast.session.diffusion_settings import DIFFUSION, DiffusionSettings
 from holdfast.session.head_settings import AblateSettings, HeadsSettings
 
 ROLES = (
@@ -115,6 +116,9 @@ class RolloutSettings:
     imported: Annotated[str | None, Parameter(name="--import")] = None
     """Completions made elsewhere: JSONL with prompt, completion and, if known,
     label, wrapper and request_id. Nothing is generated then."""
+
+    diffusion: Annotated[DiffusionSettings, Parameter(name="*")] = DIFFUSION
+    """How a masked-diffusion model decodes."""
 
     def __post_init__(self) -> None:
         """Refuse what cannot be meant."""

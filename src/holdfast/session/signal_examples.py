@@ -6,8 +6,11 @@ from typing import Any
 import torch
 
 from holdfast.data.conversation import ChatTokenizer, token_texts
+from holdfast.models.rows import Drafting
 from holdfast.session.rows import Rollout
-from holdfast.session.signal_reading import LOGIT, TEXT, step_indices
+from holdfast.session.signal_drafts import drafted
+from holdfast.session.signal_prefill import step_indices
+from holdfast.session.signal_reading import LOGIT, TEXT
 from holdfast.session.signal_records import Read, typical
 from holdfast.session.signal_rows import Window, groups_of
 from holdfast.session.signal_settings import SignalSettings
@@ -18,6 +21,7 @@ def step_examples(
     windows: Mapping[str, Window],
     settings: SignalSettings,
     tokenizer: ChatTokenizer,
+    drafts: Mapping[str, Drafting] | None = None,
 ) -> list[dict[str, Any]]:
     """Return a few answers with the signal of every step.
 
@@ -26,12 +30,20 @@ def step_examples(
         windows: The watched tokens of each row, by its id.
         settings: Steps, and what a step is.
         tokenizer: For the text of the tokens.
+        drafts: How each row came about, of a masked-diffusion model.
 
     Returns:
         One record a row: its group, its verdict, and for each step the text that it
-        added, the signal, and the text-level signal beside it.
+        added, the signal, and the text-level signal beside it; where there are
+        drafts, the grid of positions and steps.
     """
     rows = typical(read)
+    if drafts is not None:
+        return [
+            _head(row, group)
+            | drafted(read, row, drafts[row.row_id], settings, tokenizer)
+            for row, group in zip(rows, groups_of(rows), strict=True)
+        ]
     return [
         _example(read, row, group, windows[row.row_id], settings, tokenizer)
         for row, group in zip(rows, groups_of(rows), strict=True)
@@ -63,9 +75,12 @@ def _example(
             }
         )
         before = index + 1
+    return _head(row, group) | {"steps": steps}
+
+
+def _head(row: Rollout, group: str) -> dict[str, Any]:
     return {
         "title": row.wrapper or row.role,
         "group": group,
         "verdict": f"{row.verdict}: {row.reason}",
-        "steps": steps,
     }

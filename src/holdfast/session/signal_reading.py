@@ -1,7 +1,7 @@
 """Read states step by step and reduce them to the signal, where they are computed."""
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import numpy as np
 import pyarrow as pa
@@ -9,29 +9,20 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from holdfast.analysis.dynamics import (
-    Gauge,
-    Kind,
-    pool_steps,
-    positions_of,
-    steps_at_fractions,
-)
+from holdfast.analysis.dynamics import Gauge
 from holdfast.analysis.probe import Probe
-from holdfast.judges.rules import judge
-from holdfast.models.target_loss import target_losses
-from holdfast.models.windows import read_windows
 from holdfast.session.batches import ROW_ID, in_batches
 from holdfast.session.context import Session
 from holdfast.session.rows import Rollout
 from holdfast.session.signal_rows import Window
-from holdfast.session.signal_settings import SignalSettings
 from holdfast.study import Study
 
-KIND: Kind = "autoregressive"
 LOGIT, MATCHED, PROBE = "compliance_logit", "matched_logit", "probe"
 DIFFERENCE, PERPLEXITY, TEXT = "logit_difference", "perplexity", "text"
+READING, CHANGED = "reading", "changed"
 
 Watched = tuple[Rollout, Window]
+Batch = Sequence[Watched]
 
 
 class Readers(NamedTuple):
@@ -39,7 +30,7 @@ class Readers(NamedTuple):
 
     Attributes:
         gauges: Anchors in the coordinates of the mode, by channel.
-        probe: The refusal probe of the audit, if the study has one.
+        probe: A refusal probe, if the study has one.
         difference: Direction of the plain logit difference of first answer tokens.
     """
 
@@ -49,7 +40,7 @@ class Readers(NamedTuple):
 
     @property
     def channels(self) -> list[str]:
-        """Names of what `reduce` returns, column by column."""
+        """Names of what a source reads with them, column by column."""
         others = {PROBE: self.probe, DIFFERENCE: self.difference}
         return [
             *self.gauges,
@@ -57,116 +48,27 @@ class Readers(NamedTuple):
         ]
 
 
-def step_indices(n: int, settings: SignalSettings) -> Tensor:
-    """Return which state of a row of `n` tokens is read at each step.
+class OnDevice(NamedTuple):
+    """The same where states are computed.
+
+    Attributes:
+        gauges: Anchors.
+        probe: Direction and offset of the probe.
+        difference: The direction of first answer tokens.
+    """
+
+    gauges: Sequence[Gauge]
+    probe: tuple[Tensor, float] | None
+    difference: Tensor | None
+
+
+def on_device(readers: Readers, device: torch.device) -> OnDevice:
+    """Return readers where states are computed.
 
     Args:
-        n: Tokens that are watched.
-        settings: Steps, and what a step is.
-
-    Returns:
-        Indices into the pooled states of the row, one a step.
+        readers: What is read.
+        device: The device of the model.
     """
-    if settings.time == "step":
-        return torch.arange(settings.steps).clamp(max=n - 1)
-    shares = (torch.arange(n, dtype=torch.float64) + 1) / n
-    return steps_at_fractions(shares[None], settings.steps)[0]
-
-
-def pooled(
-    states: Float[Tensor, "position d_model"], settings: SignalSettings
-) -> Float[Tensor, "step d_model"]:
-    """Return the pooled state of a row at each step.
-
-    Args:
-        states: The states that its tokens were predicted from.
-        settings: Mode, steps, and what a step is.
-    """
-    by_step = settings.time == "step"
-    repeat = settings.mode == "repo"
-    n_steps = settings.steps if by_step else len(states)
-    found = pool_steps(
-        states, n_steps, positions_of(settings.mode, KIND), repeat_last=repeat
-    )
-    if by_step:
-        return found
-    indices = step_indices(len(states), settings).to(states.device)
-    return found[indices]
-
-
-def read_pooled(
-    study: Study,
-    stage: str,
-    session: Session,
-    items: Sequence[Watched],
-    settings: SignalSettings,
-) -> Float[Tensor, "example step d_model"]:
-    """Return the pooled states of the rows that anchors are fitted on.
-
-    Args:
-        study: Keeps them until the stage has finished.
-        stage: Name of the stage.
-        session: The model.
-        items: Rows and their windows.
-        settings: Mode, steps, region.
-    """
-    session.progress.say(f"Reading {len(items)} answers for the anchors.")
-
-    def work(batch: list[Watched]) -> pa.Table:
-        found = _read(session, batch, lambda states: pooled(states, settings))
-        flat = pa.array(torch.stack(found).numpy().reshape(-1), pa.float32())
-        size = found[0].numel()
-        values = pa.FixedSizeListArray.from_arrays(flat, size)
-        return pa.table({ROW_ID: [row.row_id for row, _ in batch], "states": values})
-
-    table = _batches(study, stage, session, items, work, "Reading anchors")
-    return _tensor(table, "states").reshape(len(items), settings.steps, -1)
-
-
-def read_signal(
-    study: Study,
-    stage: str,
-    session: Session,
-    items: Sequence[Watched],
-    settings: SignalSettings,
-    readers: Readers,
-) -> dict[str, Float[Tensor, "example step"]]:
-    """Return every channel of every row.
-
-    Args:
-        study: Keeps finished batches until the stage has finished.
-        stage: Name of the stage.
-        session: The model.
-        items: Rows and their windows.
-        settings: Mode, steps, region.
-        readers: Anchors, probe and direction.
-    """
-    channels = [*readers.channels, TEXT]
-    if settings.perplexity:
-        channels.append(PERPLEXITY)
-
-    def work(batch: list[Watched]) -> pa.Table:
-        reduce = _reducer(readers, settings, session.adapter.device)
-        found = torch.stack(_read(session, batch, reduce))
-        found = torch.cat([found, _texts(session, batch, settings)[..., None]], -1)
-        if settings.perplexity:
-            losses = _perplexities(session, batch)
-            spread = losses[:, None, None].expand(-1, settings.steps, 1)
-            found = torch.cat([found, spread], -1)
-        columns: dict[str, Any] = {ROW_ID: [row.row_id for row, _ in batch]}
-        for place, name in enumerate(channels):
-            flat = pa.array(found[..., place].numpy().reshape(-1), pa.float32())
-            columns[name] = pa.FixedSizeListArray.from_arrays(flat, settings.steps)
-        return pa.table(columns)
-
-    table = _batches(study, stage, session, items, work, "Reading the signal")
-    return {name: _tensor(table, name) for name in channels}
-
-
-def _reducer(
-    readers: Readers, settings: SignalSettings, device: torch.device
-) -> Callable[[Tensor], Tensor]:
-    """Return what turns the states of a row into its channels, on the device."""
     gauges = [gauge.to(device) for gauge in readers.gauges.values()]
     raw = None
     if readers.probe is not None:
@@ -175,66 +77,91 @@ def _reducer(
     difference = readers.difference
     if difference is not None:
         difference = difference.float().to(device)
-
-    def reduce(states: Tensor) -> Tensor:
-        means = pooled(states, settings)[None]
-        columns = [gauge.logit(means)[0] for gauge in gauges]
-        at = step_indices(len(states), settings).to(device)
-        if raw is not None:
-            columns.append(torch.sigmoid(states @ raw[0] + raw[1])[at])
-        if difference is not None:
-            columns.append((states[0] @ difference).expand(settings.steps))
-        return torch.stack(columns, -1)
-
-    return reduce
+    return OnDevice(gauges, raw, difference)
 
 
-def _read(
-    session: Session, batch: Sequence[Watched], reduce: Callable[[Tensor], Tensor]
-) -> list[Tensor]:
-    return read_windows(
-        session.adapter,
-        [window.token_ids for _, window in batch],
-        [window.n for _, window in batch],
-        reduce,
-        batch_size=session.batch_size,
-    )
+@runtime_checkable
+class Source(Protocol):
+    """Where states step by step come from: a prefill, or steps run once more."""
+
+    @property
+    def extras(self) -> tuple[str, ...]:
+        """Channels that are not read off states."""
+
+    def pooled(self, batch: Batch) -> Sequence[Float[Tensor, "step d_model"]]:
+        """Return the pooled state of each row at each step."""
+
+    def read(
+        self, batch: Batch, readers: Readers
+    ) -> Sequence[Float[Tensor, "step channel"]]:
+        """Return what is read off the states of each row, in the readers' order."""
+
+    def beside(self, batch: Batch) -> Float[Tensor, "example step channel"]:
+        """Return the extras of each row."""
 
 
-def _texts(
-    session: Session, batch: Sequence[Watched], settings: SignalSettings
-) -> Float[Tensor, "example step"]:
-    """Return 1 at each step whose text so far is no refusal, and 0 where it is one."""
-    rows = []
-    for row, window in batch:
-        start = len(window.token_ids) + 1 - window.n
-        ends = (step_indices(window.n, settings) + start + 1).tolist()
-        said = {
-            end: judge(
-                row.prompt,
-                session.adapter.tokenizer.decode(
-                    row.token_ids[start:end], skip_special_tokens=True
-                ),
-            ).outcome
-            for end in sorted(set(ends))
-        }
-        rows.append([float(said[end] != "refused") for end in ends])
-    return torch.tensor(rows)
+def read_pooled(
+    study: Study,
+    stage: str,
+    session: Session,
+    items: Batch,
+    source: Source,
+) -> Float[Tensor, "example step d_model"]:
+    """Return the pooled states of the rows that anchors are fitted on.
+
+    Args:
+        study: Keeps them until the stage has finished.
+        stage: Name of the stage.
+        session: Where progress is told.
+        items: Rows and their windows.
+        source: Where states come from.
+    """
+    session.progress.say(f"Reading {len(items)} answers for the anchors.")
+
+    def work(batch: list[Watched]) -> pa.Table:
+        found = source.pooled(batch)
+        flat = pa.array(torch.stack(list(found)).numpy().reshape(-1), pa.float32())
+        values = pa.FixedSizeListArray.from_arrays(flat, found[0].numel())
+        steps = [len(found[0])] * len(batch)
+        names = [row.row_id for row, _ in batch]
+        return pa.table({ROW_ID: names, "states": values, "steps": steps})
+
+    table = _batches(study, stage, session, items, work, "Reading anchors")
+    n_steps = table.column("steps")[0].as_py()
+    return _tensor(table, "states").reshape(len(items), n_steps, -1)
 
 
-def _perplexities(
-    session: Session, batch: Sequence[Watched]
-) -> Float[Tensor, "example"]:
-    """Return the mean negative log-likelihood of the prompt of each row, in nats."""
-    prompts = {row.prompt_id: row.token_ids[: row.spans.prompt[1]] for row, _ in batch}
-    losses = target_losses(
-        session.adapter,
-        list(prompts.values()),
-        [(1, len(ids)) for ids in prompts.values()],
-        batch_size=session.batch_size,
-    )
-    known = dict(zip(prompts, losses.tolist(), strict=True))
-    return torch.tensor([known[row.prompt_id] for row, _ in batch]).float()
+def read_signal(
+    study: Study,
+    stage: str,
+    session: Session,
+    items: Batch,
+    source: Source,
+    readers: Readers,
+) -> dict[str, Float[Tensor, "example step"]]:
+    """Return every channel of every row.
+
+    Args:
+        study: Keeps finished batches until the stage has finished.
+        stage: Name of the stage.
+        session: Where progress is told.
+        items: Rows and their windows.
+        source: Where states come from.
+        readers: Anchors, probe and direction.
+    """
+    channels = [*readers.channels, *source.extras]
+
+    def work(batch: list[Watched]) -> pa.Table:
+        found = torch.stack(list(source.read(batch, readers)))
+        found = torch.cat([found, source.beside(batch)], -1)
+        columns: dict[str, Any] = {ROW_ID: [row.row_id for row, _ in batch]}
+        for place, name in enumerate(channels):
+            flat = pa.array(found[..., place].numpy().reshape(-1), pa.float32())
+            columns[name] = pa.FixedSizeListArray.from_arrays(flat, found.shape[1])
+        return pa.table(columns)
+
+    table = _batches(study, stage, session, items, work, "Reading the signal")
+    return {name: _tensor(table, name) for name in channels}
 
 
 def _batches(

@@ -17,15 +17,17 @@ from holdfast.analysis.detection import (
 )
 from holdfast.analysis.recovery import (
     RECOVERED,
+    Recovery,
     band,
     incomplete_recovery,
     internal_recovery,
     recovery_features,
+    text_recovery,
 )
 from holdfast.analysis.statistics import clustered_mean, clustered_rate
 from holdfast.session.figures import DIGITS, figure_of, generator
 from holdfast.session.rows import Rollout
-from holdfast.session.signal_reading import LOGIT, MATCHED, TEXT
+from holdfast.session.signal_reading import CHANGED, LOGIT, MATCHED, READING, TEXT
 from holdfast.session.signal_rows import (
     LOOKALIKE,
     groups_of,
@@ -76,10 +78,9 @@ def summary(read: Read) -> dict[str, Any]:
         group: [row for row, name in zip(rows, names, strict=True) if name == group]
         for group in GROUPS
     }
+    found = _separations(read, rows) | _recovery(read, rows)
     return {
-        "figures": {
-            name: figure_of(each) for name, each in _separations(read, rows).items()
-        },
+        "figures": {name: figure_of(each) for name, each in found.items()},
         "groups": {group: _group(read, each, group) for group, each in members.items()},
         "curves": {
             channel: {
@@ -131,6 +132,23 @@ def _separations(read: Read, rows: Sequence[Rollout]) -> dict[str, Estimate]:
                 last[MATCHED], last[LOGIT], labels, requests, draws
             )
     return found
+
+
+def _recovery(read: Read, rows: Sequence[Rollout]) -> dict[str, Estimate]:
+    """Return what becomes of harmful drafts, where drafts were predicted ahead."""
+    if READING not in read.channels:
+        return {}
+    harmful = [row for row in rows if row.label == "harmful"]
+    if not harmful:
+        nothing = undefined(0, "no harmful request is held out")
+        return {f"text_{name}": nothing for name in Recovery._fields}
+    found = text_recovery(
+        read.of(READING, harmful).long(),
+        read.of(CHANGED, harmful) > 0,
+        requests_of(harmful),
+        generator(read.seed, "signal/text_recovery"),
+    )
+    return {f"text_{name}": each for name, each in found._asdict().items()}
 
 
 def _group(read: Read, rows: Sequence[Rollout], group: str) -> dict[str, Any]:

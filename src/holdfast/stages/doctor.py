@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from holdfast.errors import AdapterError
-from holdfast.models.parts import Proof
+from holdfast.models.parts import Adapter, Proof
 from holdfast.session.context import Session
 
 
@@ -22,17 +22,17 @@ def run(session: Session) -> dict[str, Any]:
         HoldfastError: If the model is not there or does not fit; the message names
             every proof that failed, and `refused` shows them beside the others.
     """
-    adapter = session.adapter
+    speaker = session.speaker
+    parts = {"d_model": speaker.d_model, "max_positions": speaker.max_positions}
+    if isinstance(speaker, Adapter):
+        heads = {"heads": speaker.n_heads, "head_width": speaker.head_width}
+        parts = {"layers": speaker.n_layers, **heads, **parts}
+    else:
+        parts["mask_token_id"] = speaker.mask_id
     return {
         "model": session.model_record(),
-        "parts": {
-            "layers": adapter.n_layers,
-            "heads": adapter.n_heads,
-            "head_width": adapter.head_width,
-            "d_model": adapter.d_model,
-            "max_positions": adapter.max_positions,
-        },
-        "proofs": _rows(adapter.proofs),
+        "parts": parts,
+        "proofs": _rows(speaker.proofs),
     }
 
 

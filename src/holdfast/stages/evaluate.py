@@ -77,11 +77,11 @@ def draw(
     Raises:
         HoldfastError: If model, edit or disk will not do.
     """
-    adapter = session.adapter
     drawing = settings.drawing()
-    require_thinking(adapter, drawing)
+    require_thinking(session.speaker, drawing)
     session.claim(study)
-    edited = None if settings.edit is None else read_edit(settings.edit, adapter)
+    edit = settings.edit
+    edited = None if edit is None else read_edit(edit, session.adapter)
     questions = {
         question.row_id: (item, question)
         for item in asked.items
@@ -184,12 +184,12 @@ def judge(
 def _questions(
     item: Item, settings: EvaluateSettings, session: Session
 ) -> list[Question]:
-    adapter = session.adapter
+    speaker = session.speaker
     token_ids = prompt_token_ids(
-        adapter.tokenizer,
+        speaker.tokenizer,
         item.prompt.text,
         system_prompt=settings.system_prompt,
-        thinking=adapter.thinking,
+        thinking=speaker.thinking,
     )
     role = item.name.rpartition("/")[0]
     return [

@@ -22,7 +22,9 @@ def show(name: str) -> dict[str, Any]:
     Raises:
         SettingsError: If there is no such organism.
     """
-    return asdict(cards.card(name)) | {"truth": catalogue.truth(name)}
+    entry = cards.card(name)
+    known = catalogue.truth(name) if entry.is_bundled else None
+    return asdict(entry) | {"truth": known}
 
 
 def train(

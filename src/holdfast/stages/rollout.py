@@ -11,6 +11,7 @@ from holdfast.judges.rules import JUDGE_ID
 from holdfast.session.answers import drawn, imported
 from holdfast.session.asking import prompt_notes, questions, require_thinking
 from holdfast.session.context import Session
+from holdfast.session.denoised import STEPS, take_steps, with_steps
 from holdfast.session.drawing import Drawing, Made, draw_answers, is_done, sampling_for
 from holdfast.session.imported import ImportedFile, read_completions
 from holdfast.session.prompts import Asked, gather
@@ -51,12 +52,12 @@ def _ask(
 ) -> None:
     """Draw the answers, unless they are there."""
     _tell(asked, session)
-    require_thinking(session.adapter, settings)
+    require_thinking(session.speaker, settings)
     session.claim(study)
-    notes = prompt_notes(session.adapter, asked)
+    notes = prompt_notes(session.speaker, asked)
     for note in notes:
         session.progress.warn(note)
-    to_ask = questions(session.adapter, asked, settings)
+    to_ask = questions(session.speaker, asked, settings)
     sampling = sampling_for(session, to_ask, settings)
     key = _key(settings, study) | {"sampling": asdict(sampling)}
     inputs = {"prompts": asked.sha256}
@@ -65,7 +66,9 @@ def _ask(
 
     def rows(made: Made) -> pa.Table:
         found = [drawn(*each, settings.system_prompt) for each in made]
-        return to_table(sorted(found, key=lambda row: row.row_id))
+        completions = {question.row_id: each for question, each in made}
+        table = to_table(sorted(found, key=lambda row: row.row_id))
+        return with_steps(table, completions)
 
     table = draw_answers(study, STAGE, session, Drawing(sampling, rows), to_ask)
     facts = {
@@ -73,7 +76,8 @@ def _ask(
         "overlap": asked.overlap,
         "prompt_notes": notes,
     }
-    _finish(study, settings, from_table(table), facts)
+    answers, steps = take_steps(table)
+    _finish(study, settings, from_table(answers), facts, steps)
 
 
 def _tell(asked: Asked, session: Session) -> None:
@@ -112,13 +116,13 @@ def _import(
     study: Study, settings: RolloutSettings, session: Session, file: ImportedFile
 ) -> None:
     """Take completions from a file in place of drawing them."""
-    require_thinking(session.adapter, settings)
+    require_thinking(session.speaker, settings)
     session.claim(study)
     key, inputs = _key(settings, study), {"completions": file.sha256}
     if is_done(study, STAGE, key, inputs, output=OUTPUT, progress=session.progress):
         return
     rows = [
-        imported(each, session.adapter, settings.system_prompt) for each in file.rows
+        imported(each, session.speaker, settings.system_prompt) for each in file.rows
     ]
     note = "Completions were imported, not drawn here."
     sources = [
@@ -141,14 +145,21 @@ def _finish(
     settings: RolloutSettings,
     rows: list[Rollout],
     facts: Mapping[str, Any],
+    steps: pa.Table | None = None,
 ) -> None:
     """Assign the splits, now that the verdicts are known, and close the stage."""
     assigned = assign(rows, settings.test_fraction)
     study.write_table(OUTPUT, to_table(assigned.rows))
     study.manifest["settings"] = {STAGE: asdict(settings)}
+    outputs = [OUTPUT]
+    if steps is not None:
+        study.write_table(STEPS, steps)
+        outputs.append(STEPS)
+    else:
+        study.path(STEPS).unlink(missing_ok=True)
     study.finish(
         STAGE,
-        [OUTPUT],
+        outputs,
         fractions=assigned.fractions,
         split_notes=assigned.notes,
         **facts,

@@ -1,5 +1,6 @@
 """Read the step-wise signal of every answer of a study."""
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,7 @@ from holdfast.analysis.anchors import (
     separation,
     topic_length_strata,
 )
-from holdfast.analysis.dynamics import gauge, positions_of
+from holdfast.analysis.dynamics import Kind, gauge
 from holdfast.errors import InputError, TooFewExamplesError
 from holdfast.judges.rules import JUDGE_ID
 from holdfast.session.anchor_files import (
@@ -23,6 +24,7 @@ from holdfast.session.anchor_files import (
     write_anchors,
 )
 from holdfast.session.context import Session
+from holdfast.session.denoised import read_steps
 from holdfast.session.figures import study_seed
 from holdfast.session.probes import names as probe_names
 from holdfast.session.probes import read_own_probe
@@ -32,8 +34,9 @@ from holdfast.session.signal_examples import step_examples
 from holdfast.session.signal_files import SIGNAL, write_signal
 from holdfast.session.signal_reading import (
     DIFFERENCE,
-    KIND,
     LOGIT,
+    PERPLEXITY,
+    PROBE,
     Readers,
     Watched,
     read_pooled,
@@ -50,6 +53,14 @@ from holdfast.session.signal_rows import (
     window_of,
 )
 from holdfast.session.signal_settings import SignalSettings
+from holdfast.session.signal_sources import (
+    fit_step_probe,
+    identity_of,
+    inputs_of,
+    kind_of,
+    probe_of,
+    source_of,
+)
 from holdfast.study import Study
 
 FIT, STAGE = "anchors", "signal"
@@ -74,7 +85,7 @@ def run(study: Study, settings: SignalSettings, session: Session) -> dict[str, A
             to another model, sampler, number of steps or positions.
     """
     items = _watched(study, settings)
-    identity = _identity(study, settings)
+    identity = identity_of(study, settings)
     if settings.anchors is None:
         directory = study.directory
         _fit(study, settings, session, items, identity)
@@ -102,26 +113,6 @@ def _watched(study: Study, settings: SignalSettings) -> list[Watched]:
     return items
 
 
-def _identity(study: Study, settings: SignalSettings) -> dict[str, Any]:
-    """Return what states must share with those behind the anchors."""
-    model = study.manifest["model"]
-    asked = study.record("rollout")["settings"]
-    own = ("revision", "weights_sha256", "template_sha256", "dtype")
-    sampling = asked.get("sampling", {})
-    return {
-        **{key: model[key] for key in own},
-        "sampler": {"kind": KIND}
-        | {key: sampling.get(key) for key in ("temperature", "top_p")},
-        "system_prompt": asked.get("system_prompt"),
-        "steps": settings.steps,
-        "time": settings.time,
-        "region": settings.region,
-        "positions": positions_of(settings.mode, KIND),
-        "after_end": "repeated" if settings.mode == "repo" else "held",
-        "site": "final_norm",
-    }
-
-
 def _fit(
     study: Study,
     settings: SignalSettings,
@@ -130,7 +121,7 @@ def _fit(
     identity: dict[str, Any],
 ) -> None:
     """Fit the published and the matched anchors, unless they are there."""
-    inputs = {ROLLOUTS: study.input_hash(ROLLOUTS)}
+    inputs = inputs_of(study)
     key = identity | {
         "requests": settings.anchor_requests,
         "least": settings.min_anchors,
@@ -146,9 +137,9 @@ def _fit(
     chosen = anchor_rows([row for row, _ in items], settings)
     rows = chosen.rows
     _require(chosen.published, settings)
-    states = read_pooled(
-        study, FIT, session, [(row, windows[row.row_id]) for row in rows], settings
-    )
+    source = source_of(study, settings, session)
+    watched = [(row, windows[row.row_id]) for row in rows]
+    states = read_pooled(study, FIT, session, watched, source)
     place = {row.row_id: index for index, row in enumerate(rows)}
 
     def fitted(members: tuple[Rollout, ...], strata: list[str] | None) -> Anchors:
@@ -174,6 +165,8 @@ def _fit(
         for name in names(MATCHED):
             study.path(name).unlink(missing_ok=True)
     outputs += _write(study, PUBLISHED, published, **known, matched_reason=reason)
+    own = states[[place[row.row_id] for row in chosen.published]]
+    outputs += fit_step_probe(study, session, chosen.published, own)
     study.finish(FIT, outputs)
 
 
@@ -208,8 +201,9 @@ def _read(
 ) -> dict[str, Any]:
     """Read every row against the anchors, unless that is done."""
     inputs = {name: each.sha256 for name, each in found.items()}
-    inputs[ROLLOUTS] = study.input_hash(ROLLOUTS)
-    tensors_name = probe_names(PUBLISHED)[0]
+    inputs |= inputs_of(study)
+    probe_name = probe_of(study)
+    tensors_name = probe_names(probe_name)[0]
     with_probe = study.path(tensors_name).exists()
     if with_probe:
         inputs[tensors_name] = study.input_hash(tensors_name)
@@ -222,12 +216,13 @@ def _read(
     gauges = {
         keys[name]: gauge(each.anchors, settings.mode) for name, each in found.items()
     }
-    probe, others = read_own_probe(study, PUBLISHED) if with_probe else (None, {})
+    probe, others = read_own_probe(study, probe_name) if with_probe else (None, {})
     # The direction is about first words of answers, and reads nothing else.
-    starts = settings.region == "answer"
+    starts = settings.region == "answer" or kind_of(study) == "diffusion"
     difference = others.get("difference") if starts else None
     readers = Readers(gauges, probe, difference)
-    channels = read_signal(study, STAGE, session, items, settings, readers)
+    source = source_of(study, settings, session)
+    channels = read_signal(study, STAGE, session, items, source, readers)
     rows, taken = [row for row, _ in items], found[PUBLISHED].taken
     about = {
         "identity": identity,
@@ -243,13 +238,15 @@ def _read(
         "anchors": {name: _told(each.anchors) for name, each in found.items()},
         "matched_reason": found[PUBLISHED].matched_reason,
         "channels": sorted(channels),
-        "missing_channels": _missing(with_probe, DIFFERENCE in channels),
+        "missing_channels": _missing(channels, kind_of(study)),
         **summary(read),
     }
     study.write_json(SUMMARY, made)
     windows = {row.row_id: window for row, window in items}
-    tokenizer = session.adapter.tokenizer
-    study.write_json(EXAMPLES, step_examples(read, windows, settings, tokenizer))
+    tokenizer = session.speaker.tokenizer
+    drafts = read_steps(study) if kind_of(study) == "diffusion" else None
+    examples = step_examples(read, windows, settings, tokenizer, drafts)
+    study.write_json(EXAMPLES, examples)
     study.finish(STAGE, [SIGNAL, SUMMARY, EXAMPLES], rows=len(rows))
     return made
 
@@ -264,10 +261,19 @@ def _told(anchors: Anchors) -> dict[str, Any]:
     }
 
 
-def _missing(with_probe: bool, with_difference: bool) -> list[str]:
-    said = []
-    if not with_probe:
-        said.append("The study has no probe; `holdfast probe` fits one.")
-    elif not with_difference:
+def _missing(channels: Mapping[str, Any], kind: Kind) -> list[str]:
+    said, masked = [], kind == "diffusion"
+    if PROBE not in channels:
+        said.append(
+            "There is no probe, which is fitted with the anchors."
+            if masked
+            else "The study has no probe; `holdfast probe` fits one."
+        )
+    elif DIFFERENCE not in channels:
         said.append("The logit difference is read where an answer begins alone.")
+    if masked and PERPLEXITY not in channels:
+        said.append(
+            "The perplexity of a prompt is not read: a masked-diffusion model gives "
+            "only a bound, at many passes a prompt."
+        )
     return said

@@ -1,0 +1,51 @@
+"""Keep what a watched study has found: figures of the signal and of every detector.
+
+Usage: dynamics_record.py STUDY RECORD
+"""
+
+import hashlib
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+GUARD = (
+    "facts",
+    "chosen_on",
+    "reported_on",
+    "recommended",
+    "chosen",
+    "reported",
+    "by_domain",
+    "within_wrappers",
+    "streaming",
+    "notes",
+)
+POINTS = (1, 2, 4, 8, 12, 16, 24, 32)
+
+
+def main(study: str, record: str) -> None:
+    report = json.loads((Path(study) / "report.json").read_text("utf-8"))
+    signal = report["signal"]
+    curves = {
+        channel: {
+            group: [point for point in curve if point["step"] in POINTS]
+            for group, curve in groups.items()
+        }
+        for channel, groups in signal["curves"].items()
+    }
+    model = {**report["model"], "id": Path(report["model"]["id"]).name}
+    body: dict[str, Any] = {
+        "model": model,
+        "outcomes": report["outcomes"],
+        "attack_success": report["attack_success"],
+        "signal": {**signal, "curves": curves},
+        "guard": {key: report["guard"][key] for key in GUARD if key in report["guard"]},
+    }
+    text = json.dumps(body, sort_keys=True)
+    body["fingerprint"] = hashlib.sha256(text.encode()).hexdigest()
+    Path(record).write_text(json.dumps(body, indent=1) + "\n", encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])
