@@ -11,10 +11,12 @@ import tiny_denoiser
 import tiny_thinker
 from holdfast.analysis.dynamics import gauge
 from holdfast.cli.running import run
+from holdfast.errors import UnsupportedFamilyError
 from holdfast.models.diffusion import denoise
 from holdfast.models.masked import load_masked
 from holdfast.models.remasking import Denoising
 from holdfast.session.anchor_files import PUBLISHED, read_anchors
+from holdfast.session.context import Session
 from holdfast.session.denoised import read_steps
 from holdfast.session.observing import LiveSignal
 from holdfast.session.rows import from_table
@@ -239,11 +241,14 @@ def test_flags_of_masks_are_refused_for_a_model_that_has_none(
     assert "--remasking" in capsys.readouterr().err
 
 
-def test_verbs_that_measure_heads_refuse_it(watched, capsys):
-    assert run(["probe", str(watched)]) == 3
-    said = capsys.readouterr().err
-    assert "masked-diffusion model" in said
-    assert "holdfast rollout" in said
+def test_what_measures_heads_refuses_it(denoiser, capsys):
+    with pytest.raises(UnsupportedFamilyError, match="Use `holdfast rollout`"):
+        _ = Session(str(denoiser)).adapter
+    # The proofs that run on loading are shown all the same.
+    assert run(["doctor", str(denoiser), "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert found["parts"]["mask_token_id"] > 0
+    assert all(proof["passed"] for proof in found["proofs"])
 
 
 def test_too_few_refusals_are_refused_with_the_counts(watched, tmp_path, capsys):
@@ -257,8 +262,12 @@ def test_too_few_refusals_are_refused_with_the_counts(watched, tmp_path, capsys)
 @pytest.mark.parametrize(
     ("again", "flags", "says"),
     [
-        (("--denoising-steps", "12"), ("--steps", "6"), '"steps": 12'),
-        (("--denoising-steps", "6", "--remasking", "random"), ("--steps", "6"), ""),
+        (("--denoising-steps", "12"), ("--steps", "6"), "sampler.steps 12; found"),
+        (
+            ("--denoising-steps", "6", "--remasking", "random"),
+            ("--steps", "6"),
+            'sampler.remasking "random"; found sampler.remasking "low_confidence"',
+        ),
         (("--denoising-steps", "6"), ("--steps", "7"), "steps 7; found steps 6"),
     ],
 )
