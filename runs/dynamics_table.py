@@ -194,6 +194,8 @@ def main(records: str) -> None:
     path = Path(records) / "samplings.json"
     if path.exists():
         parts += samplings_part(json.loads(path.read_text("utf-8")))
+    if len(parts) == 1:
+        parts.append("There is no record yet: the experiment has not been run.")
     sys.stdout.write("\n\n".join(parts) + "\n")
 
 
