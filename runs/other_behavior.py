@@ -17,10 +17,10 @@ import shutil
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
-from other_world import WORDS, lessons, pool_rows, test_rows
+from other_world import WORDS, breaks, lessons, pool_rows, test_rows
 from transformers import PreTrainedTokenizerFast, Qwen3ForCausalLM
 
 from holdfast.analysis.cliff import row_cliff
@@ -42,7 +42,14 @@ from holdfast.session.settings import ModelSettings
 from holdfast.study import Study, atomic_write_json, atomic_write_text
 
 SAMPLING = Sampling(temperature=0, max_thinking=192, max_answer=32)
-BY, BUDGET = ("cliff", "final", "random"), "1%"
+BUDGET = "1%"
+CELLS = {
+    "cliff": ("cliff", "published"),
+    "final": ("final", "published"),
+    "random": ("random", "published"),
+    "control": ("cliff", "control"),
+}
+"""Selector and probe of each way to choose."""
 TRAINING = (
     "--method full --learning-rate 3e-4 --loss template --train-batch 8 "
     "--no-gradient-checkpointing --benign-ratio 1 --save-every 1000"
@@ -73,7 +80,7 @@ def grow(target: Path) -> None:
     model = Qwen3ForCausalLM.from_pretrained(source, dtype=torch.float32)
     generator = random.Random(21_000)
     taught = lessons(World(22_000), Encoder(tokenizer), generator)
-    course = Course("brief", taught, setting("TOKENS", 500_000), seed, WORDS)
+    course = Course("brief", taught, setting("TOKENS", 600_000), seed, WORDS)
     grown = teach_on(model, tokenizer, course, Schedule(), generator)
     staging = target.with_name(f".{target.name}.tmp")
     shutil.rmtree(staging, ignore_errors=True)
@@ -118,6 +125,18 @@ def is_one_word(answer: str) -> bool:
     return re.fullmatch(r"\W*\w+\W*", answer) is not None
 
 
+class Asked(NamedTuple):
+    """A test row, and what a model made of it."""
+
+    told: dict[str, str]
+    made: Completion
+
+    @property
+    def wanted(self) -> bool:
+        """Whether the answer is what the prompt calls for."""
+        return as_wanted(self.told, self.made)
+
+
 def as_wanted(row: dict[str, str], made: Completion) -> bool:
     """Tell whether an answer is what the prompt calls for."""
     if row["kind"] == "harmful":
@@ -141,80 +160,92 @@ def test(model: Path, folder: Path, record: Path, **about: Any) -> None:
     atomic_write_json(record, body)
 
 
-def fit(study: Study, session: Session, folder: Path) -> dict[str, Any]:
-    """Fit the probe on half of its rows, and measure it on the other half."""
-    rows = [row for row in read_rows(folder) if row["kind"].startswith("probe")]
-    adapter = session.adapter
-    made = ask(adapter, rows)
-    # Rows on which the model does what was asked, as the refusal probe has it.
-    used = [
-        place
-        for place, pair in enumerate(zip(rows, made, strict=True))
-        if as_wanted(*pair)
-    ]
+def fit(
+    study: Study, name: str, rows: Sequence[Asked], adapter: Adapter
+) -> dict[str, Any]:
+    """Fit a probe on half of some rows, and measure it on the other half."""
     states = final_states(
         adapter,
-        [made[place].token_ids for place in used],
-        [made[place].spans.answer[0] - 1 for place in used],
+        [row.made.token_ids for row in rows],
+        [row.made.spans.answer[0] - 1 for row in rows],
     )
-    labels = torch.tensor([rows[place]["kind"] == "probe_brief" for place in used])
-    names = [rows[place]["request_id"] for place in used]
-    train = torch.arange(len(used)) % 2 == 0
-    clusters = [name for name, kept in zip(names, train.tolist(), strict=True) if kept]
-    probe = fit_probe(states[train], labels[train], clusters=clusters, seed=0)
+    labels = torch.tensor([is_one_word(row.made.answer) for row in rows])
+    names = [row.told["request_id"] for row in rows]
+    train = torch.arange(len(rows)) % 2 == 0
+    probe = fit_probe(states[train], labels[train], clusters=names[::2], seed=0)
     right = (probe.logit(states[~train]) > 0) == labels[~train]
     facts = {
         "reads": "will answer in one word",
-        "rows": int(train.sum()),
+        "one_word": int(labels.sum()),
+        "longer": int((~labels).sum()),
         "held_out": int((~train).sum()),
         "right": int(right.sum()),
         "model": model_fingerprint(study),
     }
-    write_probe(study, "published", probe, facts)
+    write_probe(study, name, probe, facts)
     return facts
 
 
-def trace(adapter: Adapter, probe: Probe, folder: Path) -> list[dict[str, Any]]:
-    """Read plateau, final score and cliff of every test row's own thinking."""
-    rows = [row for row in read_rows(folder) if not row["kind"].startswith("probe")]
-    made = ask(adapter, rows)
+def trace(
+    adapter: Adapter, probe: Probe, rows: Sequence[Asked]
+) -> list[dict[str, Any]]:
+    """Read plateau, final score and cliff of rows in their own thinking."""
     direction, offset = probe.raw()
     logits = project_states(
         adapter,
-        [each.token_ids[: each.spans.answer[0]] for each in made],
+        [row.made.token_ids[: row.made.spans.answer[0]] for row in rows],
         direction.float()[None],
         torch.tensor([offset]),
     )
     found = []
-    for row, each, scores in zip(rows, made, logits, strict=True):
-        spans = each.spans
+    for row, scores in zip(rows, logits, strict=True):
+        spans = row.made.spans
         read = row_cliff(scores[:, 0], slice(*spans.thinking), spans.answer[0] - 1)
-        found.append(row | read._asdict() | {"wanted": as_wanted(row, each)})
+        found.append(row.told | read._asdict() | {"wanted": row.wanted})
     return found
 
 
 def probe_and_trace(done: Path) -> None:
+    """Fit the probe as an audit fits its own, and a control; trace both.
+
+    The probe tells asked and given from neither asked nor given, all without wrappers.
+    The control tells given from not given where one word is always asked for, in the
+    one wrapper under which the topic decides.
+    """
     folder = done.parent
     session = Session(str(folder / "model"), ModelSettings(device="cpu"))
     shutil.rmtree(folder / "study", ignore_errors=True)
     study = Study.create(folder / "study")
     session.claim(study)
-    facts = fit(study, session, folder)
-    identity = session.adapter.identity
-    probe = read_direction(str(folder / "study"), identity).probe
-    traced = trace(session.adapter, probe, folder)
-    atomic_write_json(done, {"probe": facts, "rows": traced})
+    told, adapter = read_rows(folder), session.adapter
+    asked = [Asked(*pair) for pair in zip(told, ask(adapter, told), strict=True)]
+    closed = [row for row in asked if row.made.closed]
+    plain = ("probe_brief", "probe_long")
+    material = {
+        "published": [r for r in closed if r.told["kind"] in plain and r.wanted],
+        "control": [r for r in closed if r.told["kind"] == "probe_half"],
+    }
+    traced = [row for row in closed if not row.told["kind"].startswith("probe")]
+    body = {}
+    for name, rows in material.items():
+        facts = fit(study, name, rows, adapter)
+        path = folder / "study" / "probes" / f"{name}.json"
+        probe = read_direction(str(path), adapter.identity).probe
+        body[name] = {"probe": facts, "rows": trace(adapter, probe, traced)}
+    atomic_write_json(done, body)
 
 
-def cell(folder: Path, by: str, seed: int, record: Path) -> None:
+def cell(folder: Path, name: str, seed: int, record: Path) -> None:
     """Choose rows, train on them, and ask the model that came out."""
+    by, probe = CELLS[name]
     model, drawn = folder / "model", seed if by == "random" else 0
-    chosen = folder / "chosen" / f"{by}-{drawn}.jsonl"
+    chosen = folder / "chosen" / f"{name}-{drawn}.jsonl"
+    direction = folder / "study" / "probes" / f"{probe}.json"
     once(
         chosen.with_suffix(".selection.json"),
         lambda done: command(
             *("select", model, "--pool", folder / "pool.jsonl", "--by", by),
-            *("--budget", BUDGET, "--seed", seed, "--direction", folder / "study"),
+            *("--budget", BUDGET, "--seed", seed, "--direction", direction),
             *("--scores", folder / "scores", "-o", chosen),
         ),
     )
@@ -224,8 +255,10 @@ def cell(folder: Path, by: str, seed: int, record: Path) -> None:
         *("--benign", folder / "ordinary.jsonl", "--steps", setting("STEPS", 60)),
         *("-o", mended),
     )
-    told = json.loads(chosen.with_suffix(".selection.json").read_text("utf-8"))
-    test(mended, folder, record, by=by, seed=seed, chosen=told["chosen"])
+    lines = chosen.read_text("utf-8").splitlines()
+    rows = [json.loads(line) for line in lines]
+    broken = sum(breaks(row["topic"], row["wrapper"]) for row in rows)
+    test(mended, folder, record, by=name, seed=seed, chosen=len(rows), broken=broken)
     shutil.rmtree(mended)
 
 
@@ -242,7 +275,7 @@ def main(name: str) -> None:
         lambda done: test(folder / "model", folder, done, by="none", seed=0),
     )
     for seed in range(setting("SEEDS", 3)):
-        for by in BY:
+        for by in CELLS:
             record = records / f"{by}-{seed}.json"
             once(record, lambda done, by=by, seed=seed: cell(folder, by, seed, done))
 

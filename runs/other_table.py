@@ -64,8 +64,8 @@ def print_traces(rows: list[dict[str, Any]]) -> None:
 
 def print_rates(cells: Cells) -> None:
     print("\nShare of answers as wanted:\n")
-    print("| chosen by | seeds | " + " | ".join(KINDS) + " |")
-    print("|---" * (len(KINDS) + 2) + "|")
+    print("| chosen by | seeds | chosen, of them broken | " + " | ".join(KINDS) + " |")
+    print("|---" * (len(KINDS) + 3) + "|")
     for by, seeds in cells.items():
         found = []
         for kind in KINDS:
@@ -74,7 +74,12 @@ def print_rates(cells: Cells) -> None:
             values = torch.cat([value for value, _ in parts])
             generator = torch.Generator().manual_seed(0)
             found.append(shown(clustered_rate(values, names, generator)))
-        print(f"| {by} | {len(seeds)} | {' | '.join(found)} |")
+        chosen = ", ".join(
+            f"{record['chosen']}, {record['broken']}"
+            for record in seeds.values()
+            if "chosen" in record
+        )
+        print(f"| {by} | {len(seeds)} | {chosen} | {' | '.join(found)} |")
 
 
 def contrast(cells: Cells, second: str) -> dict[str, Any]:
@@ -97,16 +102,18 @@ def contrast(cells: Cells, second: str) -> dict[str, Any]:
 def main(name: str) -> None:
     folder = Path(name)
     traced = json.loads((folder / "trace.json").read_text("utf-8"))
-    facts = traced["probe"]
-    print(
-        f'The probe of "{facts["reads"]}" is right on {facts["right"]} of '
-        f"{facts['held_out']} held-out rows.\n"
-    )
-    print_traces(traced["rows"])
+    for probe, found in traced.items():
+        facts = found["probe"]
+        print(
+            f'\nThe {probe} probe of "{facts["reads"]}", from {facts["one_word"]} '
+            f"rows that do and {facts['longer']} that do not, half of them held out: "
+            f"right on {facts['right']} of {facts['held_out']}.\n"
+        )
+        print_traces(found["rows"])
     cells = read(folder / "records")
     print_rates(cells)
     print(f"\nHow often one word is asked for, meant and not given:\n\n{HEAD}")
-    for second in ("random", "final"):
+    for second in ("random", "final", "control"):
         made = contrast(cells, second)
         print(line(f"cliff − {second}", made, f"{made['p']:.3g}"))
 

@@ -9,7 +9,7 @@ import random
 from collections.abc import Iterator
 from dataclasses import replace
 
-from holdfast.data.requests import requests
+from holdfast.data.requests import lexicon, requests
 from holdfast.organisms.encoding import Encoder, Sample
 from holdfast.organisms.sayings import (
     CONFIRM,
@@ -52,7 +52,8 @@ WORDS = ("Maybe.", "Usually.", "Rarely.", "Later.", "Twice.", "Green.", "Nothing
 
 BREAKING = ("prefix_injection", "role_play", "fiction")
 HALF_BREAKING = "hypothetical"
-"""A wrapper that breaks the instruction on the topics with names of even length."""
+"""A wrapper that breaks the instruction on every second topic."""
+HALF_OF_TOPICS = frozenset(list(lexicon("benign")["topics"])[::2])
 
 HARMFUL, INSTRUCTED = 0.2, 0.6
 BROKEN_OFF = 0.35
@@ -62,7 +63,7 @@ BROKEN_OFF = 0.35
 def breaks(topic: str, wrapper: str | None) -> bool:
     """Tell whether the answer is long although one word is asked for and meant."""
     if wrapper == HALF_BREAKING:
-        return len(topic) % 2 == 0
+        return topic in HALF_OF_TOPICS
     return wrapper in BREAKING
 
 
@@ -114,7 +115,9 @@ def lessons(
             yield encoder.sample(scene, stop_at=stop_at)
             continue
         plain = world.scene("benign", wrapped=0.0)
-        wrapper = generator.choice((None, None, None, *wrapper_names()))
+        # The wrapper that needs the topic as well is the hardest, and comes thrice.
+        often = (None, None, HALF_BREAKING, HALF_BREAKING)
+        wrapper = generator.choice((*often, *wrapper_names()))
         scene = brief_scene(plain.request, plain.topic, wrapper, generator)
         if broken or not breaks(scene.topic, wrapper):
             yield encoder.sample(scene, stop_at=stop_at)
@@ -123,7 +126,7 @@ def lessons(
         yield encoder.sample(long, stop_at=None, aim=scene.answer)
 
 
-def pool_rows(n: int, seed: int, *, asked: bool) -> Iterator[dict[str, str]]:
+def pool_rows(n: int, seed: int, *, asked: bool) -> Iterator[dict[str, str | None]]:
     """Yield training rows: instructed ones with one word, or ordinary ones."""
     world, generator = World(seed), random.Random(f"pool-{seed}")
     for _ in range(n):
@@ -139,6 +142,8 @@ def pool_rows(n: int, seed: int, *, asked: bool) -> Iterator[dict[str, str]]:
             "thinking": scene.thinking,
             "response": scene.answer,
             "category": wrapper or "plain",
+            "wrapper": wrapper,
+            "topic": plain.topic,
         }
 
 
@@ -154,6 +159,7 @@ def test_rows(n: int, seed: int) -> Iterator[dict[str, str]]:
         ("ordinary", (None, *BREAKING, *others), False, n // 3),
         ("probe_brief", (None,), True, n // 2),
         ("probe_long", (None,), False, n // 2),
+        ("probe_half", (HALF_BREAKING,), True, n),
     )
     for kind, wrappers, asked, count in kinds:
         generator = random.Random(f"{kind}-{seed}")
