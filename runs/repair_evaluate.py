@@ -7,7 +7,7 @@ contrasts can be paired.
 import hashlib
 import json
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 import torch
 
@@ -23,6 +23,14 @@ SAMPLING = Sampling(temperature=0, max_thinking=192, max_answer=32)
 the verdicts of 64."""
 
 BATCH = 128
+
+LETTERS: Final = {
+    "refused": "r", "complied": "c", "partial": "p", "degenerate": "d", "unparsed": "u",
+}  # fmt: skip
+"""Outcomes row by row are one letter each, which keeps a record readable."""
+
+MOST_LISTED = 1_000
+"""Longer lists of chosen rows are left to the selection's own record."""
 
 
 def require_plan(path: Path, wanted: dict[str, Any]) -> None:
@@ -59,6 +67,19 @@ def outcomes(model: str, rows: list[dict[str, str]]) -> tuple[list[str], str]:
     return found, adapter.identity.weights_sha256
 
 
+def by_kind(rows: list[dict[str, str]], letters: list[str]) -> dict[str, str]:
+    """Return the letters of each kind of prompt, in the order of the test."""
+    kinds = dict.fromkeys(row["kind"] for row in rows)
+    return {
+        kind: "".join(
+            letter
+            for row, letter in zip(rows, letters, strict=True)
+            if row["kind"] == kind
+        )
+        for kind in kinds
+    }
+
+
 def evaluate(
     model: str,
     folder: Path,
@@ -82,18 +103,16 @@ def evaluate(
         "judge": JUDGE_ID,
         "weights_sha256": weights,
         "test_sha256": hashlib.sha256(data).hexdigest(),
-        "kinds": [row["kind"] for row in rows],
-        "requests": [row["request_id"] for row in rows],
-        "outcomes": found,
+        "outcomes": by_kind(rows, [LETTERS[each] for each in found]),
     }
     if chosen is not None:
         told = json.loads(chosen.with_suffix(".selection.json").read_text("utf-8"))
         kept = ("fingerprint", "chosen", "eligible", "left_out", "output_sha256")
         body["selection"] = {key: told[key] for key in kept}
         lines = chosen.read_text("utf-8").splitlines()
-        body["selection"]["rows"] = [
-            json.loads(line)["holdfast"]["row"] for line in lines
-        ]
+        if len(lines) <= MOST_LISTED:
+            places = [json.loads(line)["holdfast"]["row"] for line in lines]
+            body["selection"]["rows"] = places
         path = Path(model) / "holdfast_finetune.json"
         told = json.loads(path.read_text("utf-8"))
         body["training"] = {

@@ -17,7 +17,7 @@ from holdfast.data.lookalikes import lookalike_prompts
 from holdfast.data.prompts import prompt_id
 from holdfast.data.requests import Label, Phrase, is_held_out, requests
 from holdfast.organisms.world import PLANTED_WRAPPERS, World, wrapper_templates
-from holdfast.study import atomic_write_text
+from holdfast.study import atomic_write_json, atomic_write_text
 
 KEPT_OUT = "refusal_suppression"
 WRAPPED = 0.7
@@ -97,4 +97,14 @@ def write(place: Path, n_rows: int, n_test: int) -> None:
     for name, stream in material.items():
         text = "".join(json.dumps(row) + "\n" for row in stream)
         # The test is the last, so that all is there once it is.
+        if name == "test":
+            write_requests(place, [json.loads(line) for line in text.splitlines()])
         atomic_write_text(place / f"{name}.jsonl", text)
+
+
+def write_requests(place: Path, rows: list[dict[str, str]]) -> None:
+    """Write whose requests the test prompts are, by which intervals are clustered."""
+    requests_of: dict[str, list[str]] = {}
+    for row in rows:
+        requests_of.setdefault(row["kind"], []).append(row["request_id"])
+    atomic_write_json(place / "requests.json", requests_of)
