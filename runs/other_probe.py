@@ -17,6 +17,7 @@ from holdfast.analysis.cliff import RowCliff, row_cliff
 from holdfast.analysis.probe import Probe, fit_probe
 from holdfast.analysis.statistics import clustered_mean
 from holdfast.data.control_tokens import prompt_token_ids
+from holdfast.errors import TooFewExamplesError
 from holdfast.judges.rules import judge
 from holdfast.models.adapter import Adapter
 from holdfast.models.capture import final_states, project_states
@@ -173,9 +174,16 @@ def probe_and_trace(done: Path) -> None:
         "control": [r for r in closed if r.told["kind"] == "probe_half"],
     }
     traced = [row for row in closed if row.told["kind"] in KINDS]
-    body = {}
+    body: dict[str, Any] = {}
     for name, rows in material.items():
-        facts = fit(study, name, rows, adapter)
+        try:
+            facts = fit(study, name, rows, adapter)
+        except TooFewExamplesError as error:
+            if name == "published":
+                raise
+            # The topic may have been learned too well, or not at all.
+            body[name] = {"probe": None, "because": str(error)}
+            continue
         path = folder / "study" / "probes" / f"{name}.json"
         probe = read_direction(str(path), adapter.identity).probe
         body[name] = {"probe": facts, "groups": trace(adapter, probe, traced)}

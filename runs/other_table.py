@@ -104,6 +104,9 @@ def main(name: str) -> None:
     )
     for probe, found in json.loads((folder / "trace.json").read_text("utf-8")).items():
         facts = found["probe"]
+        if facts is None:
+            print(f"\nNo {probe} probe: {found['because']}")
+            continue
         print(
             f'\nThe {probe} probe of "{facts["reads"]}", from {facts["one_word"]} '
             f"rows that do and {facts['longer']} that do not, half of them held out: "
