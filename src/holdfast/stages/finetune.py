@@ -191,8 +191,7 @@ def _read(
         "used": len(made),
         "left_out": sum(map(len, left.values())),
         "why": {
-            why: {"rows": len(places), "places": places}
-            for why, places in left.items()
+            why: {"rows": len(places), "places": places} for why, places in left.items()
         },
     }
     # In the order of the source, whatever the order of the draw.
