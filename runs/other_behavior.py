@@ -40,15 +40,15 @@ from holdfast.organisms.recipes import Schedule
 from holdfast.organisms.teaching import Course, teach_on
 from holdfast.organisms.world import World
 from holdfast.session.pool_drawing import PoolDrawer
-from holdfast.study import atomic_write_json, atomic_write_text
+from holdfast.study import atomic_write_json, atomic_write_text, claim
 
 CELLS = {
     "cliff": ("cliff", "pool"),
-    "final": ("final", "pool"),
     "random": ("random", "pool"),
     "random-flagged": ("random", "flagged"),
+    "final": ("final", "pool"),
 }
-"""Selector and pool of each way to choose."""
+"""Selector and pool of each way to choose; the last may turn out to be the first."""
 TRAINING = (
     "--method full --learning-rate 3e-4 --loss template --train-batch 8 "
     "--no-gradient-checkpointing --benign-ratio 1 --save-every 1000"
@@ -152,17 +152,37 @@ def cell(folder: Path, name: str, seed: int, record: Path) -> None:
             *("--scores", folder / "scores", "-o", chosen),
         ),
     )
+    lines = chosen.read_text("utf-8").splitlines()
+    rows = [json.loads(line) for line in lines]
+    broken = sum(breaks(row["topic"], row["wrapper"]) for row in rows)
+    about = {"by": name, "seed": seed, "chosen": len(rows), "broken": broken}
+    alike = same_rows(chosen, record.with_name(f"cliff-{seed}.json"))
+    if alike is not None:
+        # Training is deterministic: the same rows and seed give the same model.
+        atomic_write_json(record, alike | about | {"same_rows_as": "cliff"})
+        return
     mended = folder / "models" / record.stem
     command(
         *("finetune", model, "--data", chosen, "--seed", seed, *TRAINING),
         *("--benign", folder / "ordinary.jsonl", "--steps", setting("STEPS", 60)),
         *("-o", mended),
     )
-    lines = chosen.read_text("utf-8").splitlines()
-    rows = [json.loads(line) for line in lines]
-    broken = sum(breaks(row["topic"], row["wrapper"]) for row in rows)
-    test(mended, folder, record, by=name, seed=seed, chosen=len(rows), broken=broken)
+    test(mended, folder, record, **about)
     shutil.rmtree(mended)
+
+
+def same_rows(chosen: Path, other: Path) -> dict[str, Any] | None:
+    """Return the record of cliff's cell if it was trained on these very rows."""
+    cliff = chosen.with_name("cliff-0.jsonl")
+    if chosen == cliff or not (cliff.exists() and other.exists()):
+        return None
+    numbers = []
+    for path in (chosen, cliff):
+        rows = [json.loads(line) for line in path.read_text("utf-8").splitlines()]
+        numbers.append([(row["prompt"], row["thinking"]) for row in rows])
+    if numbers[0] != numbers[1]:
+        return None
+    return dict(json.loads(other.read_text("utf-8")))
 
 
 def main(name: str) -> None:
@@ -181,7 +201,10 @@ def main(name: str) -> None:
     for seed in range(setting("SEEDS", 3)):
         for by in CELLS:
             record = records / f"{by}-{seed}.json"
-            once(record, lambda done, by=by, seed=seed: cell(folder, by, seed, done))
+            with claim(folder / "locks" / record.stem) as mine:
+                # Another process may be at it: several may share the folder.
+                if mine and not record.exists():
+                    cell(folder, by, seed, record)
 
 
 if __name__ == "__main__":
