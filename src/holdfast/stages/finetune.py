@@ -191,8 +191,7 @@ def _read(
         "used": len(made),
         "left_out": sum(map(len, left.values())),
         "why": {
-            why: {"rows": len(places), "first": places[:LISTED]}
-            for why, places in left.items()
+            why: {"rows": len(places), "places": places} for why, places in left.items()
         },
     }
     # In the order of the source, whatever the order of the draw.
@@ -250,7 +249,7 @@ def _tell(session: Session, material: dict[str, Material]) -> None:
         for why, entry in each.record["why"].items():
             session.progress.warn(
                 f"{entry['rows']} rows left out ({why}), the first at "
-                f"{', '.join(entry['first'])}"
+                f"{', '.join(entry['places'][:LISTED])}"
             )
 
 
