@@ -17,6 +17,7 @@ from holdfast.cli.running import run
 from holdfast.errors import ModelError
 from holdfast.models.adapter import load
 from holdfast.training import trainer as module
+from holdfast.training.defenses.contract import Hooks
 
 pytest.importorskip(
     "trl", reason="trl is not installed (pip install 'holdfast[train]')"
@@ -203,30 +204,16 @@ def test_a_finished_run_is_not_done_again_and_another_one_is_refused(
 def test_a_loss_that_is_no_number_stops_and_keeps_the_last_good_checkpoint(
     thinker, data, tmp_path, monkeypatch, capsys
 ):
-    real = module.defense
+    def poisoned(scene, options):
+        return Hooks(term=lambda each: torch.tensor(math.nan if each.step >= 5 else 0.0))
 
-    def poisoned(name):
-        from contextlib import contextmanager
-
-        calls = []
-
-        @contextmanager
-        def hold(model):
-            def term():
-                calls.append(1)
-                return torch.tensor(math.nan if len(calls) > 5 else 0.0)
-
-            yield term
-
-        assert real(name) is not None
-        return hold
-
-    monkeypatch.setattr(module, "defense", poisoned)
+    monkeypatch.setattr(module, "defense", lambda name: poisoned)
     output = tmp_path / "nan"
     flags = ["--steps", "10", "--save-every", "2"]
     assert finetune(thinker, data, output, *flags) == ModelError.exit_status
     said = " ".join(capsys.readouterr().err.split())
-    assert "expected a finite loss; found nan at step 6" in said
+    found = "expected a finite loss; found nan at step 6 in the defense's term"
+    assert found in said
     assert not output.exists()
     kept = sorted(Path(f"{output}.checkpoints").glob("*/holdfast.json"))
     assert [path.parent.name for path in kept] == ["checkpoint-2", "checkpoint-4"]
@@ -242,7 +229,7 @@ def test_weights_that_are_no_numbers_are_never_marked_as_good(tmp_path):
         (tmp_path / f"checkpoint-{step}").mkdir()
         with torch.no_grad():
             model.weight[0, 0] = value
-        Keeper("x").on_save(
+        Keeper("x", {}).on_save(
             SimpleNamespace(output_dir=str(tmp_path)),
             SimpleNamespace(is_world_process_zero=True, global_step=step),
             None,

@@ -4,46 +4,28 @@ import json
 import math
 import os
 import shutil
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, replace
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from holdfast.analysis.selection import BestOfStream, uniform_scores
-from holdfast.data.pool import Pool, PoolRow
-from holdfast.errors import InputError, TooFewExamplesError
 from holdfast.models.card import finetune_card
 from holdfast.models.parts import Adapter
 from holdfast.models.staging import require_empty, staging, writing
 from holdfast.session.context import Session
+from holdfast.session.finetune_material import Gathered, gather
 from holdfast.session.finetune_settings import FinetuneSettings
-from holdfast.session.pool_scoring import PoolScorer, ScoreRules
 from holdfast.study import (
     atomic_write_json,
     atomic_write_text,
     canonical_json,
     fingerprint,
 )
-from holdfast.training.targets import Example, example
+from holdfast.training.defenses.contract import Material
 from holdfast.training.trainer import Trained, require_trl, train
 
 RECORD = "holdfast_finetune.json"
 FORMAT = "holdfast-finetune/1"
-LISTED = 5
-
-
-@dataclass(frozen=True)
-class Material:
-    """Rows of one source that are trained on.
-
-    Attributes:
-        examples: Their sequences.
-        record: What is said of the source.
-    """
-
-    examples: tuple[Example, ...]
-    record: dict[str, Any]
 
 
 def run(settings: FinetuneSettings, session: Session, output: Path) -> dict[str, Any]:
@@ -71,11 +53,11 @@ def run(settings: FinetuneSettings, session: Session, output: Path) -> dict[str,
     output = output.expanduser().absolute()
     session = _for_training(session, settings)
     adapter = session.adapter
-    material = _gather(settings, adapter)
+    gathered = gather(settings, adapter)
     key = {
         "format": FORMAT,
         "base": asdict(adapter.identity),
-        "data": {name: each.record for name, each in material.items()},
+        "data": {name: each.record for name, each in gathered.sources.items()},
         "settings": _kept(settings),
     }
     mark = fingerprint(key)
@@ -84,8 +66,8 @@ def run(settings: FinetuneSettings, session: Session, output: Path) -> dict[str,
         session.progress.say(f"{output} is there and up to date.")
         return known
     require_empty(output)
-    _tell(session, material)
-    examples = [each for part in material.values() for each in part.examples]
+    _tell(session, gathered)
+    examples = [each for part in gathered.task.values() for each in part.examples]
     checkpoints = output.with_name(f"{output.name}.checkpoints")
     total = _total_steps(settings, len(examples))
     with session.progress.track("Training", total) as advance:
@@ -103,6 +85,7 @@ def run(settings: FinetuneSettings, session: Session, output: Path) -> dict[str,
             checkpoints,
             fingerprint=mark,
             told=told,
+            material=_material(gathered),
         )
     record = key | {
         "fingerprint": mark,
@@ -144,115 +127,35 @@ def _total_steps(settings: FinetuneSettings, n: int) -> int:
     return math.ceil(recipe.epochs * math.ceil(n / each))
 
 
+def _material(gathered: Gathered) -> Material:
+    reference = gathered.defense.get("defense-data")
+    harmful = gathered.defense.get("defense-harmful")
+    return Material(
+        () if reference is None else reference.examples,
+        () if harmful is None else harmful.examples,
+        gathered.pairs,
+    )
+
+
 def _kept(settings: FinetuneSettings) -> dict[str, Any]:
-    """Return the settings on which the result depends; paths are no part of it."""
+    """Return the settings on which the result depends; paths are no part of it.
+
+    The options of a defense are written out, those not named too. Without a defense
+    there is no word of it, and the fingerprint is what it was before there were any.
+    """
     made: dict[str, Any] = json.loads(canonical_json(settings))
-    return {key: value for key, value in made.items() if key not in ("data", "benign")}
+    paths = ("data", "benign", "defense_data", "defense_harmful")
+    kept = {key: value for key, value in made.items() if key not in paths}
+    del kept["recipe"]["defense_option"]
+    if settings.recipe.defense != "none":
+        kept["defense_options"] = asdict(settings.recipe.options())
+    return kept
 
 
-def _gather(settings: FinetuneSettings, adapter: Adapter) -> dict[str, Material]:
-    """Read the rows, and mix in harmless ones at the ratio that was asked for."""
-    safety = _read("data", settings.data, settings, adapter, None)
-    material = {"data": safety}
-    if settings.benign is not None:
-        n = round(settings.benign_ratio * len(safety.examples))
-        material["benign"] = _read("benign", settings.benign, settings, adapter, n)
-    return material
-
-
-def _read(
-    name: str,
-    source: str,
-    settings: FinetuneSettings,
-    adapter: Adapter,
-    n: int | None,
-) -> Material:
-    """Return the rows of a source that fit the model: all, or `n` drawn by hash."""
-    pool = Pool(source, settings.columns())
-    stop = _stop_token(adapter)
-    rules = ScoreRules(system_prompt=settings.system_prompt)
-    scorer = PoolScorer(adapter, None, rules)
-    rows: list[PoolRow] = []
-    left: dict[str, list[str]] = {}
-    for row in pool.rows(lambda number: True):
-        found = scorer.render(row)
-        if found.conversation is None:
-            left.setdefault(str(found.kind), []).append(row.place)
-        elif len(found.conversation.token_ids) == adapter.max_positions:
-            left.setdefault("no room for the stop token", []).append(row.place)
-        else:
-            rows.append(row)
-    _require(name, source, len(rows), 1 if n is None else n, left)
-    rows = rows if n is None else _draw(rows, n, settings.recipe.seed)
-    examples = tuple(
-        example(
-            adapter.tokenizer,
-            (
-                row.prompt,
-                (row.thinking or "") if adapter.thinking else "",
-                row.response,
-            ),
-            adapter.thinking,
-            settings.recipe.loss,
-            stop=stop,
-            system_prompt=settings.system_prompt,
-        )
-        for row in rows
-    )
-    record = {
-        "source": Path(source).name,
-        "sha256": pool.survey.sha256,
-        "rows": pool.survey.n_rows,
-        "used": len(rows),
-        "left_out": sum(map(len, left.values())),
-        "why": {
-            why: {"rows": len(places), "first": places[:LISTED]}
-            for why, places in left.items()
-        },
-    }
-    return Material(examples, record)
-
-
-def _draw(rows: Sequence[PoolRow], n: int, seed: int) -> list[PoolRow]:
-    import torch
-
-    stream = BestOfStream(n)
-    mixed = [(row.content ^ (seed * 0x9E3779B97F4A7C15)) % 2**64 for row in rows]
-    places = torch.arange(len(rows))
-    stream.update(uniform_scores(mixed), places, places)
-    return [rows[place] for place in sorted(stream.best().rows.tolist())]
-
-
-def _require(
-    name: str, source: str, found: int, least: int, left: dict[str, list[str]]
-) -> None:
-    if found >= least:
-        return
-    why = ", ".join(f"{len(places)} {kind}" for kind, places in left.items())
-    raise TooFewExamplesError(
-        f"{least} rows of --{name} that can be trained on",
-        f"{found} in `{source}`" + (f"; left out: {why}" if why else ""),
-        "Give more rows, or lower --benign-ratio. A model that thinks is trained on "
-        "rows with thinking: `holdfast select --thinking model --budget 100%` draws it."
-        if name == "benign" or left
-        else "Give more rows.",
-    )
-
-
-def _stop_token(adapter: Adapter) -> int:
-    token = adapter.tokenizer.eos_token_id
-    if token is None:
-        raise InputError(
-            "a tokenizer with a token that ends an answer",
-            f"none with {adapter.identity.model_id}",
-            "Add `eos_token` to the model's tokenizer_config.json.",
-        )
-    return int(token)
-
-
-def _tell(session: Session, material: dict[str, Material]) -> None:
-    for name, each in material.items():
-        session.progress.say(f"{name}: {each.record['used']} rows to train on")
+def _tell(session: Session, gathered: Gathered) -> None:
+    for name, each in gathered.sources.items():
+        use = "to train on" if name in gathered.task else "for the defense"
+        session.progress.say(f"{name}: {each.record['used']} rows {use}")
         for why, entry in each.record["why"].items():
             session.progress.warn(
                 f"{entry['rows']} rows left out ({why}), the first at "
@@ -287,6 +190,7 @@ def _write(
         record=RECORD,
         rows=rows,
         settings=record["settings"]["recipe"] | {"steps": record["steps"]},
+        defense=record["settings"].get("defense_options"),
     )
     with staging(output) as staged:
         with writing(output):

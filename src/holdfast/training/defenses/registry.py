@@ -1,0 +1,36 @@
+"""The defenses by name; each is one function."""
+
+from typing import Final
+
+from holdfast.errors import SettingsError
+from holdfast.training.defenses.constrained import constrained
+from holdfast.training.defenses.contract import Build
+from holdfast.training.defenses.kl import kl
+from holdfast.training.defenses.ldifs import ldifs
+from holdfast.training.defenses.lisa import lisa
+from holdfast.training.defenses.plain import none, reference_loss, safeinstr
+from holdfast.training.defenses.safegrad import safegrad
+
+DEFENSES: Final[dict[str, Build]] = {
+    "none": none,
+    "safeinstr": safeinstr,
+    "reference-loss": reference_loss,
+    "kl": kl,
+    "lisa": lisa,
+    "constrained": constrained,
+    "safegrad": safegrad,
+    "ldifs": ldifs,
+}
+
+
+def defense(name: str) -> Build:
+    """Return a defense by its name.
+
+    Raises:
+        SettingsError: If there is none of that name.
+    """
+    if name not in DEFENSES:
+        raise SettingsError(
+            f"--defense {' or '.join(DEFENSES)}", repr(name), "Choose one of them."
+        )
+    return DEFENSES[name]
