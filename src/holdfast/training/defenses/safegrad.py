@@ -1,6 +1,7 @@
 """Take out of the task's gradient what works against alignment: SafeGrad."""
 
 from collections.abc import Sequence
+from typing import Final
 
 import torch
 from torch import Tensor
@@ -9,6 +10,10 @@ from holdfast.training.defenses.contract import Hooks, Scene
 from holdfast.training.defenses.options import SafeGradOptions
 from holdfast.training.defenses.passing import divergence, logits_at_loss, states_of
 from holdfast.training.defenses.reading import reference_batches
+
+NEGLIGIBLE: Final = 1e-5
+"""Length of the alignment gradient, over that of the task's, below which it is the
+rounding of a divergence of 0 and points nowhere."""
 
 
 def safegrad(scene: Scene, options: SafeGradOptions) -> Hooks:
@@ -20,7 +25,7 @@ def safegrad(scene: Scene, options: SafeGradOptions) -> Hooks:
 
     One product over all trained weights decides. The divergence is the mean over
     tokens with loss of the safe rows. At the first step the model is the aligned one,
-    g_a is 0 and nothing is projected.
+    g_a is 0 but for rounding, and nothing is projected.
 
     Source:
         SafeGrad, https://arxiv.org/abs/2508.07172, Eq. 3 to 6. The projection is done
@@ -62,12 +67,17 @@ def conflict(pushes: Sequence[Tensor], pulls: Sequence[Tensor]) -> float:
         The share of g_a that is to be taken from g_u; never above 0. Sums are made in
         float64.
     """
-    product = sum(
-        float((push.double() * pull.double()).sum())
-        for push, pull in zip(pushes, pulls, strict=True)
+    product = _product(pushes, pulls)
+    length = _product(pulls, pulls)
+    least = NEGLIGIBLE**2 * _product(pushes, pushes)
+    return product / length if product < 0 and length > least else 0.0
+
+
+def _product(ones: Sequence[Tensor], others: Sequence[Tensor]) -> float:
+    return sum(
+        float((one.double() * other.double()).sum())
+        for one, other in zip(ones, others, strict=True)
     )
-    length = sum(float(pull.double().square().sum()) for pull in pulls)
-    return product / length if product < 0 and length > 0 else 0.0
 
 
 def _or_zero(weight: Tensor) -> Tensor:
