@@ -339,4 +339,3 @@ def test_draws_go_through_all_rows_and_know_no_past():
     assert many != Draws(50, 4).take(0, 50)
     assert many != Draws(50, 3).take(1, 50)
     assert Draws(1, 0).take(7, 3) == [0, 0, 0]
-

@@ -205,7 +205,9 @@ def test_a_loss_that_is_no_number_stops_and_keeps_the_last_good_checkpoint(
     thinker, data, tmp_path, monkeypatch, capsys
 ):
     def poisoned(scene, options):
-        return Hooks(term=lambda each: torch.tensor(math.nan if each.step >= 5 else 0.0))
+        return Hooks(
+            term=lambda each: torch.tensor(math.nan if each.step >= 5 else 0.0)
+        )
 
     monkeypatch.setattr(module, "defense", lambda name: poisoned)
     output = tmp_path / "nan"

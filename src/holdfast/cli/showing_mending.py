@@ -39,8 +39,14 @@ def print_finetuned(found: Mapping[str, Any]) -> None:
         [name, str(entry["used"]), str(entry["left_out"])]
         for name, entry in found["data"].items()
     ]
-    print_table("Trained on", ("", "rows", "left out"), rows)
+    print_table("Rows", ("", "used", "left out"), rows)
     losses = found["losses"]
+    if "defense_term" in losses[0]:
+        terms = [entry["defense_term"] for entry in losses]
+        print_lines(
+            f"{found['settings']['recipe']['defense']} adds {terms[0]:.4f} at the "
+            f"first step, {terms[-1]:.4f} at the last."
+        )
     print_lines(
         f"{found['steps']} steps; loss {losses[0]['loss']:.4f} at the first, "
         f"{losses[-1]['loss']:.4f} at the last.",

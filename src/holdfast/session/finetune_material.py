@@ -11,7 +11,7 @@ from holdfast.errors import InputError, TooFewExamplesError
 from holdfast.judges import rules
 from holdfast.models.parts import Adapter
 from holdfast.session.finetune_settings import FinetuneSettings
-from holdfast.session.pool_scoring import PoolScorer, ScoreRules
+from holdfast.session.pool_scoring import NO_THINKING, PoolScorer, ScoreRules
 from holdfast.training.defenses.options import SafeInstrOptions, SurgeryOptions
 from holdfast.training.defenses.plain import safe_rows
 from holdfast.training.targets import Example, example
@@ -211,13 +211,13 @@ def _more(name: str, left: dict[str, list[str]]) -> str:
             "Give rows whose response refuses, or compare with any safe answer: "
             "--defense-option against=safe."
         )
-    if name == "benign" or left:
-        return (
-            "Give more rows, or lower --benign-ratio. A model that thinks is trained "
-            "on rows with thinking: `holdfast select --thinking model --budget 100%` "
-            "draws it."
-        )
-    return "Give more rows."
+    ratio = {"benign": "--benign-ratio", "defense-data": "the ratio of safeinstr"}
+    fewer = f", or lower {ratio[name]}" if name in ratio else ""
+    thinking = (
+        " A model that thinks is trained on rows with thinking: `holdfast select "
+        "--thinking model --budget 100%` draws it."
+    )
+    return f"Give more rows{fewer}.{thinking if NO_THINKING in left else ''}"
 
 
 def _stop_token(adapter: Adapter) -> int:

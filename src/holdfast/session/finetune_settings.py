@@ -43,6 +43,10 @@ class FinetuneSettings:
     system_prompt: str | None = None
     """System prompt of every conversation."""
 
+    keep_checkpoints: bool = False
+    """Keep every checkpoint (--save-every) in OUTPUT.checkpoints when all is done, for
+    example for `holdfast sinks`. Each is a model with the state of its optimiser."""
+
     recipe: Annotated[Recipe, Parameter(name="*")] = field(default_factory=Recipe)
 
     def __post_init__(self) -> None:

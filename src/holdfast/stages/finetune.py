@@ -86,6 +86,7 @@ def run(settings: FinetuneSettings, session: Session, output: Path) -> dict[str,
             fingerprint=mark,
             told=told,
             material=_material(gathered),
+            kept=None if settings.keep_checkpoints else 2,
         )
     record = key | {
         "fingerprint": mark,
@@ -98,7 +99,7 @@ def run(settings: FinetuneSettings, session: Session, output: Path) -> dict[str,
     }
     _write(trained, output, record, adapter)
     session.release()
-    if trained.is_main:
+    if trained.is_main and not settings.keep_checkpoints:
         shutil.rmtree(checkpoints, ignore_errors=True)
     return record
 
@@ -138,14 +139,14 @@ def _material(gathered: Gathered) -> Material:
 
 
 def _kept(settings: FinetuneSettings) -> dict[str, Any]:
-    """Return the settings on which the result depends; paths are no part of it.
+    """Return the settings on which the result depends; what is kept is no part of it.
 
     The options of a defense are written out, those not named too. Without a defense
     there is no word of it, and the fingerprint is what it was before there were any.
     """
     made: dict[str, Any] = json.loads(canonical_json(settings))
-    paths = ("data", "benign", "defense_data", "defense_harmful")
-    kept = {key: value for key, value in made.items() if key not in paths}
+    aside = ("data", "benign", "defense_data", "defense_harmful", "keep_checkpoints")
+    kept = {key: value for key, value in made.items() if key not in aside}
     del kept["recipe"]["defense_option"]
     if settings.recipe.defense != "none":
         kept["defense_options"] = asdict(settings.recipe.options())

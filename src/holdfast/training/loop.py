@@ -104,6 +104,8 @@ class Defended:
             now = (time.perf_counter(), time.process_time())
             spent = [end - start for end, start in zip(now, self._clock, strict=True)]
             logs |= self._spent | self.hooks.logged
+            if self.hooks.term is None and self.hooks.gradient is None:
+                del logs["defense_term"]
             logs |= {"seconds": spent[0], "cpu_seconds": spent[1]}
         super().log(logs, start_time)  # type: ignore[misc]
 

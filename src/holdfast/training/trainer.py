@@ -53,6 +53,7 @@ def train(
     fingerprint: str,
     told: Callable[[int, int, float], None],
     material: Material | None = None,
+    kept: int | None = 2,
 ) -> Trained:
     """Train a model; the one in memory is changed.
 
@@ -68,6 +69,7 @@ def train(
         fingerprint: What the run is keyed by.
         told: Called at every step with its number, the number of all, and the loss.
         material: Rows of the defense.
+        kept: Checkpoints that are kept, the last ones; None for all.
 
     Raises:
         EnvironmentProblem: If TRL is not installed.
@@ -87,7 +89,7 @@ def train(
     with warnings.catch_warnings():
         # PEFT still asks transformers by the old name of activation checkpointing.
         warnings.filterwarnings("ignore", message=".*will be removed in v6.*")
-        trainer = _trainer(parts, adapter, examples, recipe, folder)
+        trainer = _trainer(parts, adapter, examples, recipe, folder, kept)
         scene = Scene(
             adapter,
             trainer.model,
@@ -173,6 +175,7 @@ def _trainer(
     examples: Sequence[Example],
     recipe: Recipe,
     folder: Path,
+    kept: int | None,
 ) -> Any:
     from datasets import Dataset
 
@@ -191,7 +194,7 @@ def _trainer(
             revision=adapter.identity.revision,
         )
     adapter.model.train()
-    config = _config(trl, adapter, recipe, folder)
+    config = _config(trl, adapter, recipe, folder, kept)
     # One process trains on one device; several are started by accelerate.
     if config.n_gpu > 1:
         config._n_gpu = 1
@@ -205,7 +208,9 @@ def _trainer(
     )
 
 
-def _config(trl: Any, adapter: Adapter, recipe: Recipe, folder: Path) -> Any:
+def _config(
+    trl: Any, adapter: Adapter, recipe: Recipe, folder: Path, kept: int | None
+) -> Any:
     on_cpu = adapter.device.type == "cpu" and not torch.cuda.is_available()
     return trl.SFTConfig(
         output_dir=str(folder),
@@ -223,7 +228,7 @@ def _config(trl: Any, adapter: Adapter, recipe: Recipe, folder: Path) -> Any:
         use_cpu=on_cpu,
         save_strategy="steps",
         save_steps=recipe.save_every,
-        save_total_limit=2,
+        save_total_limit=kept,
         logging_strategy="steps",
         logging_steps=1,
         logging_nan_inf_filter=False,

@@ -10,8 +10,7 @@ from transformers import TrainerCallback
 from holdfast.errors import ModelError
 
 PATIENCE: Final = 10
-"""Steps in a row with a loss above that of a uniform guess, after which a run that has
-been below it is stopped."""
+"""Steps in a row with a loss above the bound, after which a run is stopped."""
 
 
 class Watch(TrainerCallback):  # type: ignore[misc]
@@ -19,8 +18,8 @@ class Watch(TrainerCallback):  # type: ignore[misc]
 
     With gradients clipped, too strong a penalty never makes a loss infinite: it makes
     the task's loss large and keeps it there. A model that guesses every token with
-    equal chance has a loss of the logarithm of the vocabulary, and one that has known
-    better and no longer does has diverged.
+    equal chance has a loss of the logarithm of the vocabulary. What is worse than that,
+    and than the loss of the first step, has diverged.
     """
 
     def __init__(self, n_vocab: int, folder: Path, *, defended: bool) -> None:
@@ -34,7 +33,7 @@ class Watch(TrainerCallback):  # type: ignore[misc]
         self._bound = math.log(n_vocab)
         self._folder, self._defended = folder, defended
         self._above = 0
-        self._was_below = False
+        self._began = False
 
     def require_number(self, value: float, name: str, step: int) -> None:
         """Check one part of a loss.
@@ -53,14 +52,19 @@ class Watch(TrainerCallback):  # type: ignore[misc]
     def step(self, loss: float, step: int) -> None:
         """See the task's loss of one step, before its gradient is applied.
 
+        Args:
+            loss: The loss.
+            step: Optimiser step, from 0.
+
         Raises:
-            ModelError: If it has been above that of a uniform guess for too long.
+            ModelError: If it has been above the bound for too long.
         """
-        self._was_below = self._was_below or loss <= self._bound
+        self._begin(loss)
         self._above = self._above + 1 if loss > self._bound else 0
-        if self._was_below and self._above >= PATIENCE:
+        if self._above >= PATIENCE:
             raise self._stopped(
-                f"a loss of the task below {self._bound:.4g}, that of a uniform guess",
+                f"a loss of the task of {self._bound:.4g} at most, that of a uniform "
+                "guess or of the first step",
                 f"{loss:.4g} at step {step + 1}, and above it for {PATIENCE} steps",
                 "task",
             )
@@ -68,15 +72,19 @@ class Watch(TrainerCallback):  # type: ignore[misc]
     def on_train_begin(
         self, args: Any, state: Any, control: Any, **things: Any
     ) -> None:
-        """Read from the curve of a resumed run whether it has been below."""
+        """Read from the curve of a resumed run where it began."""
         history: Sequence[Mapping[str, float]] = state.log_history
-        losses = [entry["task_loss"] for entry in history if "task_loss" in entry]
-        self._was_below = any(loss <= self._bound for loss in losses)
+        for entry in history[:1]:
+            self._begin(entry["task_loss"])
 
     def on_step_end(self, args: Any, state: Any, control: Any, **things: Any) -> None:
         """Save nothing while the loss is above the bound: only so many are kept."""
-        if self._was_below and self._above:
+        if self._above:
             control.should_save = False
+
+    def _begin(self, loss: float) -> None:
+        if not self._began:
+            self._began, self._bound = True, max(self._bound, loss)
 
     def _stopped(self, expected: str, found: str, part: str) -> ModelError:
         kept = sorted(self._folder.glob("checkpoint-*/holdfast.json"))

@@ -73,7 +73,7 @@ def penalty(
         ratio: Log-probability now less the one before training, in nats.
         beta: Strength at each token.
     """
-    beta = beta.clamp(min=1e-6)
+    beta = beta.clamp(min=1e-9)
     half = beta * ratio / 2
     size = half.abs()
     # Near 0 the second form loses all digits, and far from it the first overflows.

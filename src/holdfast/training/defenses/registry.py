@@ -10,6 +10,7 @@ from holdfast.training.defenses.ldifs import ldifs
 from holdfast.training.defenses.lisa import lisa
 from holdfast.training.defenses.plain import none, reference_loss, safeinstr
 from holdfast.training.defenses.safegrad import safegrad
+from holdfast.training.defenses.surgery import random_sink, surgery
 
 DEFENSES: Final[dict[str, Build]] = {
     "none": none,
@@ -20,6 +21,8 @@ DEFENSES: Final[dict[str, Build]] = {
     "constrained": constrained,
     "safegrad": safegrad,
     "ldifs": ldifs,
+    "surgery": surgery,
+    "random-sink": random_sink,
 }
 
 
