@@ -25,8 +25,8 @@ audit() { # MODEL NAME [OPTIONS]
   "$python" runs/organisms_record.py "$model" "$folder/audit-$name" "$records/$name.json"
 }
 
-# Enough prompts for the interval of "nothing changed" to lie within 0.05.
-heads=(--wrappers-per-request 4 --fractions 0.03 --scopes everywhere --ablation-prompts 170)
+# Enough held-out requests for the interval of "nothing changed" to lie within 0.05.
+heads=(--wrappers-per-request 4 --fractions 0.03 --scopes everywhere --ablation-prompts 200 --test-fraction 0.5)
 
 for seed in ${*:-0 1 2 3 4 5}; do
   for name in aligned cliff spread early alarmed; do

@@ -21,7 +21,10 @@ HEAD_HEADER = (
     "no edit", "top heads off", "random heads off, change", "benign, top heads off",
     "broken, top heads off",
 )  # fmt: skip
-GREEDY_HEADER = ("organism", "heads off", "attack success", "share left", "benign")
+GREEDY_HEADER = (
+    "organism", "heads off", "attack success, no edit", "attack success, heads off",
+    "heads that bring it under half", "benign, heads off",
+)  # fmt: skip
 
 
 def main(records: str) -> None:
@@ -92,6 +95,20 @@ def head_cells(row: dict[str, Any]) -> list[str]:
         shown(conditions["random"]["change"]["attack_success"]),
         shown(top["benign_compliance"]),
         shown(top["degenerate"]),
+    ]
+
+
+def greedy_cells(row: dict[str, Any]) -> list[str]:
+    """What is left of an attack when the best heads of a search are off."""
+    first, *_, last = row["conditions"]
+    under = row["under_half_with"]
+    return [
+        row["model_name"],
+        str(last["n_heads"]),
+        shown(first["attack_success"]),
+        shown(last["attack_success"]),
+        "none of them" if under is None else str(under),
+        shown(last["benign_compliance"]),
     ]
 
 

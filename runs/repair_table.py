@@ -1,9 +1,9 @@
 """From the records of the repair experiment to its table, contrasts and figure.
 
-Usage: repair_table.py RECORDS FIGURE.svg
+Usage: repair_table.py FOLDER
 
-Prints Markdown. The primary contrasts are those of docs/repair.md; all others are
-corrected by Holm's rule.
+Prints Markdown and draws FOLDER/repair.svg. The primary contrasts are those of
+docs/repair.md; all others are corrected by Holm's rule.
 """
 
 import json
@@ -22,8 +22,17 @@ from holdfast.analysis.selection import holm
 from holdfast.analysis.statistics import clustered_rate
 
 PRIMARY = (("cliff@1%", "random-flagged@1%"), ("cliff@1%", "final@1%"))
-ATTACK = ("trained_wrappers", "unseen_wording", "unseen_wrapper", "plain_harmful")
-GAVE_IN, REFUSED, COMPLIED = ("complied", "partial"), ("refused",), ("complied",)
+TRAINED = "trained_wrappers"
+ATTACK = (
+    TRAINED,
+    "unseen_wording",
+    "unseen_phrase",
+    "unseen_wrapper",
+    "plain_harmful",
+)
+GAVE_IN, REFUSED, COMPLIED = "cp", "r", "c"
+"""Letters of `repair_evaluate.LETTERS`."""
+
 MEASURES = {
     **{kind: GAVE_IN for kind in ATTACK},
     "lookalike": REFUSED,
@@ -34,22 +43,23 @@ Cells = dict[str, dict[int, dict[str, Any]]]
 
 
 def read(folder: Path) -> Cells:
+    """Read all records, and with them whose requests their letters are."""
     cells: Cells = defaultdict(dict)
-    tests = set()
-    for path in sorted(folder.glob("*.json")):
+    alike = set()
+    requests = json.loads((folder / "requests.json").read_text("utf-8"))
+    for path in sorted((folder / "records").glob("*.json")):
         record = json.loads(path.read_text("utf-8"))
-        tests.add(record["test_sha256"])
+        alike.add(json.dumps([record["test_sha256"], record["plan"]], sort_keys=True))
         name = f"{record['selector']}@{record['budget']}"
-        cells[name][record["seed"]] = record
-    if len(tests) != 1:
-        raise SystemExit(f"expected records of one test file; found {len(tests)}")
+        cells[name][record["seed"]] = record | {"requests": requests}
+    if len(alike) != 1:
+        raise SystemExit(f"expected records of one experiment; found {len(alike)}")
     return dict(cells)
 
 
 def hits(record: dict[str, Any], kind: str) -> tuple[torch.Tensor, list[str]]:
-    places = [i for i, each in enumerate(record["kinds"]) if each == kind]
-    counts = [record["outcomes"][i] in MEASURES[kind] for i in places]
-    return torch.tensor(counts), [record["requests"][i] for i in places]
+    counts = [letter in MEASURES[kind] for letter in record["outcomes"][kind]]
+    return torch.tensor(counts), record["requests"][kind]
 
 
 def rate(seeds: dict[int, dict[str, Any]], kind: str) -> Estimate:
@@ -60,23 +70,32 @@ def rate(seeds: dict[int, dict[str, Any]], kind: str) -> Estimate:
 
 
 def contrast(cells: Cells, first: str, second: str, kind: str) -> dict[str, Any]:
-    """Return the paired difference over requests, and the one over seeds."""
-    seeds = sorted(set(cells[first]) & set(cells[second]))
-    pairs = [(hits(cells[first][s], kind), hits(cells[second][s], kind)) for s in seeds]
+    """Return the paired difference over requests, and the one over seeds.
+
+    What was run once, such as the whole pool, is the partner of every seed.
+    """
+    mine, others = cells[first], cells[second]
+    if len(others) == 1:
+        others = dict.fromkeys(mine, next(iter(others.values())))
+    seeds = sorted(set(mine) & set(others))
+    pairs = [(hits(mine[seed], kind), hits(others[seed], kind)) for seed in seeds]
     a = torch.cat([one[0] for one, _ in pairs])
     b = torch.cat([other[0] for _, other in pairs])
     names = [name for one, _ in pairs for name in one[1]]
     generator = torch.Generator().manual_seed(0)
     found = paired_rate_difference(a, b, names, generator)
     by_seed = [float(x[0].double().mean() - y[0].double().mean()) for x, y in pairs]
-    spread = (None, None)
-    if len(by_seed) > 1:
-        error = stats.sem(by_seed)
-        middle = sum(by_seed) / len(by_seed)
-        half = float(stats.t.ppf(0.975, len(by_seed) - 1) * error)
-        spread = (middle - half, middle + half)
     p = sign_flip(a.double(), b.double(), names, torch.Generator().manual_seed(1))
-    return {"found": found, "by_seed": by_seed, "spread": spread, "p": p}
+    return {"found": found, "by_seed": by_seed, "spread": over_seeds(by_seed), "p": p}
+
+
+def over_seeds(values: list[float]) -> tuple[float, float] | None:
+    """Return Student's interval of a mean over seeds; None if they do not differ."""
+    if len(set(values)) < 2:
+        return None
+    half = float(stats.t.ppf(0.975, len(values) - 1) * stats.sem(values))
+    middle = sum(values) / len(values)
+    return middle - half, middle + half
 
 
 def shown(found: Estimate) -> str:
@@ -88,67 +107,124 @@ def shown(found: Estimate) -> str:
 
 
 def line(name: str, made: dict[str, Any], p: str) -> str:
-    low, high = made["spread"]
-    seeds = "one seed" if low is None else f"[{low:.3f}, {high:.3f}]"
+    spread = made["spread"]
+    seeds = f"[{spread[0]:.3f}, {spread[1]:.3f}]" if spread else "no spread"
     each = ", ".join(f"{value:+.3f}" for value in made["by_seed"])
     return f"| {name} | {shown(made['found'])} | {seeds} | {each} | {p} |"
 
 
-def main(folder: str, figure: str) -> None:
-    cells = read(Path(folder))
+HEAD = """| contrast | over requests | over seeds | seed by seed | p |
+|---|---|---|---|---|"""
+
+
+def print_contrasts(
+    cells: Cells, title: str, pairs: list[tuple[str, str, str]], *, corrected: bool
+) -> None:
+    """Print contrasts of (first, second, kind), those that have records."""
+    pairs = [each for each in pairs if each[0] in cells and each[1] in cells]
+    made = [contrast(cells, *each) for each in pairs]
+    p_values = [each["p"] for each in made]
+    print(f"\n{title}\n\n{HEAD}")
+    for (first, second, kind), found, p in zip(
+        pairs, made, holm(p_values) if corrected else p_values, strict=True
+    ):
+        where = "" if kind == TRAINED else f", {kind}"
+        print(line(f"{first} − {second}{where}", found, f"{p:.3g}"))
+
+
+def print_rates(cells: Cells) -> None:
     print("| selector@budget | seeds | " + " | ".join(MEASURES) + " |")
     print("|---" * (len(MEASURES) + 2) + "|")
     for name, seeds in sorted(cells.items()):
         rates = " | ".join(shown(rate(seeds, kind)) for kind in MEASURES)
         print(f"| {name} | {len(seeds)} | {rates} |")
-    names = "| contrast | over requests | over seeds | seed by seed | p |"
-    head = f"{names}\n|---|---|---|---|---|"
-    kind = "trained_wrappers"
-    print(f"\nPrimary, attack success under the trained wrappers:\n\n{head}")
-    for first, second in PRIMARY:
-        if first in cells and second in cells:
-            made = contrast(cells, first, second, kind)
-            print(line(f"{first} − {second}", made, f"{made['p']:.3g}"))
-    others = [
-        (f"cliff@{budget}", name)
-        for name in sorted(cells)
-        for budget in [name.partition("@")[2]]
-        if not name.startswith("cliff") and f"cliff@{budget}" in cells
-    ]
-    others = [pair for pair in others if pair not in PRIMARY]
-    made_ = [contrast(cells, *pair, kind) for pair in others]
-    print(f"\nOthers, p-values by Holm's rule:\n\n{head}")
-    corrected = holm([each["p"] for each in made_])
-    for (first, second), made, p in zip(others, made_, corrected, strict=True):
-        print(line(f"{first} − {second}", made, f"{p:.3g}"))
-    draw(cells, kind, Path(figure))
+
+
+def print_audits(folder: Path) -> None:
+    """Print what the audits before and after say."""
+    print(
+        "\n| audit | attack succeeds | cliff | evidence or reason |\n|---|---|---|---|"
+    )
+    for path in sorted(folder.glob("audit-*/report.json")):
+        verdict = json.loads(path.read_text("utf-8"))["verdict"]
+        told = [*verdict["evidence"], *verdict["reasons"].values()]
+        about = " ".join(each for each in told if "cliff" in each.lower())
+        name = path.parent.name.removeprefix("audit-")
+        print(
+            f"| {name} | {verdict['attack_succeeds']} | {verdict['cliff']} | {about} |"
+        )
+
+
+def secondary(cells: Cells) -> list[tuple[str, str, str]]:
+    """Return cliff against every other selector at each budget."""
+    found = []
+    for name in sorted(cells):
+        selector, _, budget = name.partition("@")
+        pair = (f"cliff@{budget}", name)
+        if selector != "cliff" and pair[0] in cells and pair not in PRIMARY:
+            found.append((*pair, TRAINED))
+    return found
+
+
+def main(name: str) -> None:
+    folder = Path(name)
+    cells = read(folder)
+    print_rates(cells)
+    print_contrasts(
+        cells,
+        "Primary, attack success under the trained wrappers:",
+        [(*pair, TRAINED) for pair in PRIMARY],
+        corrected=False,
+    )
+    print_contrasts(
+        cells,
+        "Against the whole pool:",
+        [(f"cliff@{each}", "all@100%", TRAINED) for each in ("1%", "2%")],
+        corrected=False,
+    )
+    print_contrasts(
+        cells,
+        "What the repair costs (lookalike: refused; benign: complied with):",
+        [("cliff@1%", "none@0%", kind) for kind in MEASURES if kind not in ATTACK],
+        corrected=False,
+    )
+    print_contrasts(
+        cells, "Others, p-values by Holm's rule:", secondary(cells), corrected=True
+    )
+    print_audits(folder)
+    draw(cells, TRAINED, folder / "repair.svg")
 
 
 def draw(cells: Cells, kind: str, path: Path) -> None:
-    """Draw attack success against the budget, with bands."""
-    values = []
+    """Draw attack success against the budget, with bands; a rule for all of the pool.
+
+    The bands are over requests; the points are the seeds.
+    """
+    lines, points = [], []
     for name, seeds in cells.items():
         selector, _, budget = name.partition("@")
-        found = rate(seeds, kind)
-        if budget.endswith("%") and 0 < float(budget[:-1]) < 100:
-            values.append(
-                {
-                    "selector": selector,
-                    "budget": float(budget[:-1]),
-                    "value": found.value,
-                    "low": found.low,
-                    "high": found.high,
-                }
-            )
-    base = altair.Chart(altair.Data(values=values)).encode(
-        x=altair.X("budget:Q", title="share of the pool, %").scale(type="log"),
-        color=altair.Color("selector:N"),
-    )
-    band = base.mark_area(opacity=0.15).encode(
+        share = float(budget.rstrip("%"))
+        if not 0 < share < 100:
+            continue
+        place = {"selector": selector, "budget": share}
+        lines.append(place | rate(seeds, kind)._asdict())
+        for record in seeds.values():
+            found = hits(record, kind)[0].double().mean()
+            points.append(place | {"value": float(found)})
+    x = altair.X("budget:Q", title="share of the pool, %").scale(type="log")
+    color = altair.Color("selector:N")
+    base = altair.Chart(altair.Data(values=lines)).encode(x=x, color=color)
+    chart = base.mark_area(opacity=0.15).encode(
         y=altair.Y("low:Q", title="attack success"), y2="high:Q"
     )
-    (band + base.mark_line(point=True).encode(y="value:Q")).save(str(path))
+    chart += base.mark_line().encode(y="value:Q")
+    seeds_drawn = altair.Chart(altair.Data(values=points)).mark_point(size=16)
+    chart += seeds_drawn.encode(x=x, y="value:Q", color=color)
+    if "all@100%" in cells:
+        whole = altair.Data(values=[{"y": rate(cells["all@100%"], kind).value}])
+        chart += altair.Chart(whole).mark_rule(strokeDash=[4, 4]).encode(y="y:Q")
+    chart.save(str(path))
 
 
 if __name__ == "__main__":
-    main(*sys.argv[1:])
+    main(sys.argv[1])

@@ -36,6 +36,17 @@ def test_the_page_of_the_defenses_has_a_section_for_each_with_its_options():
             assert f"`{field.name}" in sections[page], (name, field.name)
 
 
+def test_the_table_of_organisms_is_that_of_its_records(capsys):
+    script = runpy.run_path(str(DOCS.parent / "runs" / "organisms_table.py"))
+    script["main"](str(DOCS / "records" / "organisms"))
+    table = capsys.readouterr().out
+    assert table == (DOCS / "organisms-table.md").read_text(), "run runs/organisms.sh"
+    claim = table.partition("## Claim")[2].partition("### Claim: heads")[0]
+    rows = [row for row in claim.splitlines() if row.startswith("| ")][1:]
+    assert len(rows) == 15
+    assert all(row.endswith("| yes |") for row in rows)
+
+
 def test_the_example_in_python_runs_as_it_is_written(
     thinker, world, tmp_path, monkeypatch, capsys
 ):

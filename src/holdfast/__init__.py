@@ -29,17 +29,25 @@ if TYPE_CHECKING:
         RolloutSettings,
         TraceSettings,
     )
+    from holdfast.session.signal_settings import (
+        GuardEvaluateSettings,
+        GuardFitSettings,
+        SignalSettings,
+    )
     from holdfast.stages.ablate import run as ablate
     from holdfast.stages.audit import run as audit
     from holdfast.stages.bake import run as bake
     from holdfast.stages.compare import run as compare
     from holdfast.stages.evaluate import run as evaluate
     from holdfast.stages.finetune import run as finetune
+    from holdfast.stages.guard import evaluate as evaluate_guard
+    from holdfast.stages.guard import fit as fit_guard
     from holdfast.stages.heads import run as heads
     from holdfast.stages.probe import run as probe
     from holdfast.stages.report import run as write_report
     from holdfast.stages.rollout import run as rollout
     from holdfast.stages.select import run as select
+    from holdfast.stages.signal import run as signal
     from holdfast.stages.trace import run as trace
     from holdfast.study import Study
     from holdfast.training.recipe import Recipe
@@ -53,6 +61,8 @@ __all__ = [
     "BakeSettings",
     "EvaluateSettings",
     "FinetuneSettings",
+    "GuardEvaluateSettings",
+    "GuardFitSettings",
     "HeadsSettings",
     "HoldfastError",
     "JudgeFlags",
@@ -63,6 +73,7 @@ __all__ = [
     "RolloutSettings",
     "SelectSettings",
     "Session",
+    "SignalSettings",
     "Study",
     "TraceSettings",
     "__version__",
@@ -72,12 +83,15 @@ __all__ = [
     "bake",
     "compare",
     "evaluate",
+    "evaluate_guard",
     "finetune",
+    "fit_guard",
     "heads",
     "load",
     "probe",
     "rollout",
     "select",
+    "signal",
     "trace",
     "write_report",
 ]
@@ -115,6 +129,15 @@ _HOMES = {
     "finetune": ("holdfast.stages.finetune", "run"),
     "select": ("holdfast.stages.select", "run"),
     "write_report": ("holdfast.stages.report", "run"),
+    "GuardEvaluateSettings": (
+        "holdfast.session.signal_settings",
+        "GuardEvaluateSettings",
+    ),
+    "GuardFitSettings": ("holdfast.session.signal_settings", "GuardFitSettings"),
+    "SignalSettings": ("holdfast.session.signal_settings", "SignalSettings"),
+    "evaluate_guard": ("holdfast.stages.guard", "evaluate"),
+    "fit_guard": ("holdfast.stages.guard", "fit"),
+    "signal": ("holdfast.stages.signal", "run"),
 }
 
 

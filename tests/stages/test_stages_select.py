@@ -318,6 +318,65 @@ def test_a_kill_costs_one_shard_and_changes_nothing(
     assert not list(scores.rglob("*.tmp"))
 
 
+RACING = """
+import sys
+from holdfast.cli.running import run
+from holdfast.session.pool_scoring import PoolScorer
+real = PoolScorer.__call__
+def scored(self, rows):
+    with open(sys.argv[1], "a") as told:
+        told.write(f"{rows[0].row}\\n")
+    return real(self, rows)
+PoolScorer.__call__ = scored
+sys.exit(run(sys.argv[2:]))
+"""
+
+
+def test_processes_that_race_score_every_shard_once_and_choose_alike(
+    thinker, made, tmp_path
+):
+    command = ["select", str(thinker), "--pool", made.pool, "--direction", made.study]
+    command += ["--budget", "40", "--similar", "0", "--shard-rows", "6"]
+    command += ["--scores", str(tmp_path / "s"), "-o"]
+    started = [
+        subprocess.Popen(
+            [
+                *(sys.executable, "-c", RACING, str(tmp_path / "told")),
+                *(*command, str(tmp_path / f"{place}.jsonl")),
+            ],
+            env=os.environ | {"OMP_NUM_THREADS": "1"},
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+        )
+        for place in range(2)
+    ]
+    assert [process.wait(timeout=300) for process in started] == [0, 0]
+    told = (tmp_path / "told").read_text().split()
+    assert sorted(map(int, told)) == list(range(0, 180, 6))
+    first, second = ((tmp_path / f"{place}.jsonl").read_bytes() for place in range(2))
+    assert first == second
+    assert not list((tmp_path / "s").rglob("*.lock"))
+
+
+def test_an_output_that_cannot_be_meant_is_refused_before_anything_is_scored(
+    thinker, made, tmp_path, capsys, monkeypatch
+):
+    monkeypatch.setattr(PoolScorer, "__call__", None)
+    pool = tmp_path / "pool.jsonl"
+    pool.write_bytes((made.folder / "pool.jsonl").read_bytes())
+    before = pool.read_bytes()
+    command = ["select", str(thinker), "--pool", str(pool), "--by", "random"]
+    assert run([*command, "--budget", "3", "-o", str(tmp_path / "chosen.txt")]) == 2
+    assert "Write -o chosen.jsonl" in capsys.readouterr().err
+    # Through another name as well.
+    link = tmp_path / "link.jsonl"
+    link.symlink_to(pool)
+    for output in (pool, link):
+        assert run([*command, "--budget", "3", "-o", str(output)]) == 2
+        assert "the pool itself" in capsys.readouterr().err
+    assert pool.read_bytes() == before
+
+
 def test_a_damaged_shard_is_named_with_what_to_do(thinker, made, tmp_path, capsys):
     own = {"scores": str(tmp_path / "s")}
     flags = ("--budget", "5")

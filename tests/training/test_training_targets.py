@@ -1,7 +1,7 @@
 import pytest
 
 import tiny_thinker
-from holdfast.data.conversation import thinking_format
+from holdfast.data.conversation import build_conversation, thinking_format
 from holdfast.errors import SettingsError
 from holdfast.training.recipe import Recipe
 from holdfast.training.targets import IGNORED, example
@@ -26,13 +26,9 @@ def parts(tokenizer):
     ("loss", "silent"), [("both", 1), ("template", 2), ("answer", 3)]
 )
 def test_the_loss_lies_on_these_tokens_and_on_no_other(tokenizer, loss, silent):
-    made = example(
-        tokenizer,
-        (PROMPT, THOUGHT, ANSWER),
-        thinking_format(tokenizer),
-        loss,
-        stop=tokenizer.eos_token_id,
-    )
+    fmt = thinking_format(tokenizer)
+    whole = build_conversation(tokenizer, PROMPT, THOUGHT, ANSWER, fmt)
+    made = example(whole, loss, stop=tokenizer.eos_token_id)
     regions = parts(tokenizer)
     assert list(made.input_ids) == [token for region in regions for token in region]
     expected = [
@@ -48,7 +44,7 @@ def test_without_thinking_all_three_are_the_answer():
     plain = tiny_thinker.tokenizer(tiny_thinker.NO_THINKING)
     stop = plain.eos_token_id
     made = {
-        example(plain, (PROMPT, "", ANSWER), None, loss, stop=stop)
+        example(build_conversation(plain, PROMPT, "", ANSWER, None), loss, stop=stop)
         for loss in ("both", "template", "answer")
     }
     [only] = made

@@ -16,6 +16,7 @@ import tiny_thinker
 from holdfast.cli.running import run
 from holdfast.errors import ModelError
 from holdfast.models.adapter import load
+from holdfast.session.pool_scoring import PoolScorer
 from holdfast.training import trainer as module
 from holdfast.training.defenses.contract import Hooks
 
@@ -219,6 +220,55 @@ def test_a_loss_that_is_no_number_stops_and_keeps_the_last_good_checkpoint(
     assert not output.exists()
     kept = sorted(Path(f"{output}.checkpoints").glob("*/holdfast.json"))
     assert [path.parent.name for path in kept] == ["checkpoint-2", "checkpoint-4"]
+
+
+def test_a_last_step_that_spoils_the_weights_writes_no_model(
+    thinker, data, tmp_path, monkeypatch, capsys
+):
+    class Spoiling(module.Keeper):
+        def on_step_end(self, args, state, control, **things):
+            if state.global_step == 3:
+                with torch.no_grad():
+                    next(things["model"].parameters())[0, 0] = math.nan
+
+    monkeypatch.setattr(module, "Keeper", Spoiling)
+    output = tmp_path / "spoilt"
+    flags = ["--method", "full", "--steps", "3", "--save-every", "2"]
+    assert finetune(thinker, data, output, *flags) == ModelError.exit_status
+    assert "nan or inf at step 3" in " ".join(capsys.readouterr().err.split())
+    assert not output.exists()
+    kept = sorted(Path(f"{output}.checkpoints").glob("*/holdfast.json"))
+    assert [path.parent.name for path in kept] == ["checkpoint-2"]
+
+
+def test_of_harmless_rows_no_more_are_read_than_are_used(
+    thinker, data, tmp_path, monkeypatch
+):
+    seen = []
+    real = PoolScorer.render
+    monkeypatch.setattr(
+        PoolScorer, "render", lambda self, row: seen.append(row) or real(self, row)
+    )
+    long = tmp_path / "long.jsonl"
+    # Every second row has no thinking, and is passed over.
+    lines = (data / "benign.jsonl").read_text().splitlines()
+    rows = [json.loads(line) for line in lines]
+    bare = [{k: row[k] for k in ("prompt", "response")} for row in rows]
+    mixed = [row for pair in zip(rows, bare, strict=True) for row in pair] * 20
+    long.write_text("".join(json.dumps(row) + "\n" for row in mixed))
+    chosen = {}
+    for name, seed in (("a", "0"), ("b", "0"), ("c", "1")):
+        seen.clear()
+        flags = ["--steps", "1", "--benign", str(long), "--seed", seed]
+        assert finetune(thinker, data, tmp_path / name, *flags) == 0
+        found = record(tmp_path / name)["data"]["benign"]
+        assert (found["rows"], found["used"]) == (960, 24)
+        # About one row in two fits, so about 48 are looked at, and never all 960.
+        assert 24 <= len(seen) - 24 <= 90
+        assert found["left_out"] == len(seen) - 48
+        chosen[name] = [row.row for row in seen[24:] if row.thinking is not None]
+        assert len(chosen[name]) == 24
+    assert chosen["a"] == chosen["b"] != chosen["c"]
 
 
 def test_weights_that_are_no_numbers_are_never_marked_as_good(tmp_path):

@@ -17,6 +17,7 @@ from holdfast.analysis.bootstrap import (
     cluster_indices,
     undefined,
 )
+from holdfast.analysis.widening import require_width
 
 
 def auroc(scores: Float[Tensor, "example"], labels: Bool[Tensor, "example"]) -> float:
@@ -111,6 +112,41 @@ def stratified_auroc(
     ]
     low, high = _auroc_bounds(found.value, counts[0], counts[1])
     return found._replace(low=min(found.low, low), high=max(found.high, high))
+
+
+def auroc_difference(
+    first: Float[Tensor, "example"],
+    second: Float[Tensor, "example"],
+    labels: Bool[Tensor, "example"],
+    clusters: Sequence[str],
+    generator: torch.Generator,
+    n_resamples: int = N_RESAMPLES,
+) -> Estimate:
+    """Return how far the AUROC of one score exceeds that of another on the same rows.
+
+    Args:
+        first: One score a row, higher for the positive class.
+        second: Another score of the same rows.
+        labels: True for the positive class.
+        clusters: The base request of each row.
+        generator: Source of randomness, on the CPU.
+        n_resamples: Resamples to draw; each is drawn for both scores at once.
+
+    Returns:
+        The estimate; undefined with one class alone, or where both scores put all
+        rows in the same order, since resampling shows no spread then.
+    """
+    check_lengths(len(first), second, labels, clusters)
+    columns = [each.detach().double().cpu() for each in (first, second)]
+    positive = labels.cpu()
+
+    def statistic(weights: Tensor) -> Tensor:
+        parts = [_wins(weights, column, positive) for column in columns]
+        areas = [wins / pairs for wins, pairs in parts]
+        return areas[0] - areas[1]
+
+    found = bootstrap(statistic, clusters, generator, n_resamples=n_resamples)
+    return require_width(found)
 
 
 def _wins(weights: Tensor, scores: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:

@@ -31,6 +31,7 @@ from holdfast.cli.studies import (
     in_study,
     show,
 )
+from holdfast.cli.watching import guard, signal
 from holdfast.errors import AdapterError
 from holdfast.session.settings import (
     AuditSettings,
@@ -67,6 +68,7 @@ app = App(
 )
 app.command(organism)
 app.command(judge)
+app.command(guard)
 
 
 @app.command
@@ -252,5 +254,6 @@ def doctor(
     show(json, found, showing.print_proofs)
 
 
-for _verb in (heads, ablate, bake, transfer, evaluate, export, select, finetune):
+_VERBS = (heads, ablate, bake, transfer, evaluate, export, select, finetune, signal)
+for _verb in _VERBS:
     app.command(_verb)

@@ -9,7 +9,8 @@ before it.
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import accumulate
-from typing import Final, NamedTuple
+from typing import Any, Final, NamedTuple
+from weakref import WeakSet
 
 from holdfast.data.chat_template import (
     ChatTokenizer,
@@ -39,6 +40,8 @@ __all__ = [
 ]
 
 _BROKEN: Final = "\ufffd"
+_SEPARABLE: Final = WeakSet[Any]()
+"""Tokenizers that were seen to tokenise a part of a text as inside the whole."""
 
 
 class Spans(NamedTuple):
@@ -109,9 +112,9 @@ def build_conversation(
     end_template = "" if fmt is None else fmt.end_template
     token_ids = list(prompt)
     ranges = [(0, len(prompt))]
-    for region in (thinking, end_template, answer):
+    for ids in _ids_of_each(tokenizer, (thinking, end_template, answer)):
         start = len(token_ids)
-        token_ids += _ids(tokenizer, region)
+        token_ids += ids
         ranges.append((start, len(token_ids)))
     return Conversation(tuple(token_ids), Spans(*ranges))
 
@@ -237,6 +240,9 @@ def _decode(tokenizer: ChatTokenizer, token_ids: Sequence[int]) -> str:
 
 
 def _require_separable(tokenizer: ChatTokenizer) -> None:
+    # Asked for every row of a long pool, and the same for all of them.
+    if tokenizer in _SEPARABLE:
+        return
     joined = tokenizer.decode(_ids(tokenizer, "x") + _ids(tokenizer, "y"))
     if joined == "x y":
         raise ThinkingFormatError(
@@ -244,6 +250,14 @@ def _require_separable(tokenizer: ChatTokenizer) -> None:
             "one that puts a space before every text",
             "Use a model with a byte-level tokenizer.",
         )
+    _SEPARABLE.add(tokenizer)
+
+
+def _ids_of_each(tokenizer: ChatTokenizer, texts: Sequence[str]) -> list[list[int]]:
+    """Return the tokens of each text by itself, in one call, which costs the most."""
+    said = [text for text in texts if text]
+    found = iter(tokenizer(said, add_special_tokens=False)["input_ids"] if said else ())
+    return [list(map(int, next(found))) if text else [] for text in texts]
 
 
 def _ids(tokenizer: ChatTokenizer, text: str) -> list[int]:

@@ -5,6 +5,7 @@ Weights are read from safetensors only.
 """
 
 import re
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -13,6 +14,7 @@ from holdfast.models.families import Family, family_of
 from holdfast.models.files import ADAPTER_CONFIG, CONFIG, read_config, weight_files
 from holdfast.models.hub import fetch
 
+Check = Callable[[Mapping[str, Any], str], Family]
 HUB_ID = re.compile(r"[\w-][\w.-]*(/[\w.-]+)?")
 
 
@@ -44,12 +46,15 @@ class Checkpoint(NamedTuple):
         return (*files, *weight_files(self.adapter, "adapter_model"))
 
 
-def find_checkpoint(id_or_path: str | Path, revision: str | None) -> Checkpoint:
+def find_checkpoint(
+    id_or_path: str | Path, revision: str | None, check: Check = family_of
+) -> Checkpoint:
     """Find a model by directory or Hub id, and refuse what does not fit.
 
     Args:
         id_or_path: A directory, of a model or of a PEFT adapter, or a Hub id.
         revision: Branch, tag or commit on the Hub; None for the main branch.
+        check: Returns the family of a configuration, or refuses it by name.
 
     Returns:
         The checkpoint, its files present.
@@ -62,18 +67,15 @@ def find_checkpoint(id_or_path: str | Path, revision: str | None) -> Checkpoint:
         StorageError: If it cannot be stored.
     """
     name = str(id_or_path)
-    directory, commit = _locate(name, revision)
+    directory, commit = _locate(name, revision, check)
     if not (directory / ADAPTER_CONFIG).is_file():
         config = read_config(directory / CONFIG)
-        return Checkpoint(
-            name, commit, directory, None, config, family_of(config, name)
-        )
+        return Checkpoint(name, commit, directory, None, config, check(config, name))
     base, base_revision = _base_of(directory)
-    base_directory, _ = _locate(base, base_revision)
+    base_directory, _ = _locate(base, base_revision, check)
     config = read_config(base_directory / CONFIG)
-    return Checkpoint(
-        name, commit, base_directory, directory, config, family_of(config, base)
-    )
+    family = check(config, base)
+    return Checkpoint(name, commit, base_directory, directory, config, family)
 
 
 def _base_of(directory: Path) -> tuple[str, str | None]:
@@ -92,7 +94,7 @@ def _base_of(directory: Path) -> tuple[str, str | None]:
     return str(base), config.get("revision")
 
 
-def _locate(name: str, revision: str | None) -> tuple[Path, str | None]:
+def _locate(name: str, revision: str | None, check: Check) -> tuple[Path, str | None]:
     path = Path(name).expanduser()
     if path.is_dir():
         return path, None
@@ -102,4 +104,4 @@ def _locate(name: str, revision: str | None) -> tuple[Path, str | None]:
             f"{name}, which is {'a file' if path.exists() else 'neither'}",
             "Check the spelling of the path.",
         )
-    return fetch(name, revision)
+    return fetch(name, revision, check=check)

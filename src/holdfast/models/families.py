@@ -76,8 +76,8 @@ _OFFSET = (
     "so contributions folded through the norm would be wrong"
 )
 _DIFFUSION = (
-    "it is a masked-diffusion model: it attends both ways and has no next-token "
-    "decoding, and neither has been proved yet"
+    "it is a diffusion model, which attends both ways and has no next-token decoding: "
+    "`holdfast.models.masked.load_masked` reads those it knows, step by step"
 )
 _TWO_WAY = "it attends both ways and does not generate token by token"
 
@@ -136,6 +136,8 @@ def family_of(config: Mapping[str, Any], source: str) -> Family:
             "Point to the directory of a transformers language model.",
         )
     reason = REFUSED.get(model_type) or _unknown(model_type, config)
+    if reason is None and config.get("is_causal") is False:
+        reason = _DIFFUSION
     if reason is not None:
         raise _refusal(source, f"`{model_type}`", reason)
     _check_layer_types(config, source)

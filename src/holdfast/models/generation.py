@@ -9,33 +9,18 @@ kept as far as the row would have drawn it itself: the same rows, in fewer passe
 """
 
 from collections.abc import Collection, Iterator, Sequence
-from typing import Any, NamedTuple
 
 import torch
 
 from holdfast.errors import InputError, SettingsError
-from holdfast.models.batching import halving_batches, longest_first, pad
-from holdfast.models.choices import choose, uniforms_of
-from holdfast.models.drafts import fits_drafts, keep_prefixes, take_drafts
-from holdfast.models.edits import HeadEdit, LiveEdit, editing
-from holdfast.models.growing import growing_cache, without_padding
+from holdfast.models.batching import halving_batches, longest_first
+from holdfast.models.decoding import Decoder, Job
+from holdfast.models.drafts import fits_drafts
+from holdfast.models.edits import HeadEdit, editing
 from holdfast.models.parts import Adapter
-from holdfast.models.rows import Choice, Completion, Row, Rules, Sampling
-from holdfast.models.sharing import distinct, shared_rows
+from holdfast.models.rows import Completion, Row, Rules, Sampling
 
 __all__ = ["Completion", "Sampling", "generate", "stop_tokens"]
-
-
-class _Job(NamedTuple):
-    place: int
-    prompt: tuple[int, ...]
-    seed: int
-    draft: tuple[int, ...]
-
-    @property
-    def read(self) -> tuple[int, ...]:
-        """What the first pass reads; the last token of a draft is only compared."""
-        return (*self.prompt, *self.draft[:-1])
 
 
 def generate(
@@ -79,6 +64,44 @@ def generate(
         SettingsError: If the batch size is not positive, or the edit does not fit.
         EnvironmentProblem: If one row alone does not fit in memory.
     """
+    rules, jobs = prepare(
+        adapter, prompts, sampling, stop_ids, edit, drafts, thinking_done=thinking_done
+    )
+    ordered = [jobs[i] for i in longest_first([job.read for job in jobs])]
+    batches = halving_batches(
+        lambda batch: _decode(adapter, rules, batch, edit), ordered, batch_size
+    )
+    return (completions for completions, _ in batches)
+
+
+def prepare(
+    adapter: Adapter,
+    prompts: Sequence[tuple[str | Sequence[int], int]],
+    sampling: Sampling,
+    stop_ids: Collection[int] | None = None,
+    edit: HeadEdit | None = None,
+    drafts: Sequence[Sequence[int]] | None = None,
+    *,
+    thinking_done: bool = False,
+) -> tuple[Rules, list[Job]]:
+    """Check what `generate` is given, and return the rows that are to be written.
+
+    Args:
+        adapter: The model.
+        prompts: As in `generate`.
+        sampling: As in `generate`.
+        stop_ids: As in `generate`.
+        edit: As in `generate`.
+        drafts: As in `generate`.
+        thinking_done: As in `generate`.
+
+    Returns:
+        The rules of all rows, and one job for each prompt, in their order.
+
+    Raises:
+        InputError: As `generate` does.
+        SettingsError: As `generate` does.
+    """
     if adapter.tokenizer is None:
         raise InputError(
             "a tokenizer to read prompts and write answers",
@@ -100,11 +123,7 @@ def generate(
         _job(adapter, rules, index, prompt, seed, known[index] if known else ())
         for index, (prompt, seed) in enumerate(prompts)
     ]
-    ordered = [jobs[i] for i in longest_first([job.read for job in jobs])]
-    batches = halving_batches(
-        lambda batch: _decode(adapter, rules, batch, edit), ordered, batch_size
-    )
-    return (completions for completions, _ in batches)
+    return rules, jobs
 
 
 def stop_tokens(adapter: Adapter) -> frozenset[int]:
@@ -126,7 +145,7 @@ def _job(
     prompt: str | Sequence[int],
     seed: int,
     draft: Sequence[int],
-) -> _Job:
+) -> Job:
     token_ids: Sequence[int]
     if isinstance(prompt, str):
         token_ids = adapter.tokenizer(prompt, add_special_tokens=False)["input_ids"]
@@ -140,122 +159,16 @@ def _job(
             f"{len(token_ids)} tokens in prompt {index}",
             "Shorten the prompt, or lower the limits on thinking and answer.",
         )
-    return _Job(index, tuple(token_ids), seed, tuple(draft[: rules.budget]))
-
-
-class _Decoder:
-    """The rows of a batch that are still in the cache, side by side."""
-
-    def __init__(
-        self, adapter: Adapter, rules: Rules, jobs: Sequence[_Job], live: LiveEdit
-    ) -> None:
-        self.adapter = adapter
-        self.live = live
-        self.rows = [Row(job.place, job.prompt, rules) for job in jobs]
-        self.drafts = [job.draft for job in jobs]
-        batch = pad([job.prompt for job in jobs], "left", adapter.device)
-        self.token_ids, self.positions = batch.token_ids, batch.positions()
-        self.mask = batch.mask.long()
-        self.cache: Any = growing_cache(adapter.model.config)
-        self.step = 0
-        # Float64 is missing on some accelerators, and there choices are made here.
-        self.desk = adapter.device if adapter.device.type == "cuda" else "cpu"
-        self.sampling = rules.sampling
-        uniforms = [uniforms_of(job.seed, rules.budget) for job in jobs]
-        self.uniforms = torch.stack(uniforms).to(self.desk)
-
-    def advance(self) -> None:
-        """Run one step: a forward pass, then one token for each row."""
-        self.live.locate(self.positions)
-        logits = self.adapter.model(
-            input_ids=self.token_ids,
-            attention_mask=self.mask,
-            position_ids=self.positions,
-            past_key_values=self.cache,
-            use_cache=True,
-            logits_to_keep=1,
-        ).logits[:, -1]
-        chosen = choose(
-            logits.to(self.desk, torch.float32),
-            self.uniforms[:, self.step],
-            self.sampling,
-        )
-        # One table, so that an accelerator is waited for once a step.
-        table = torch.stack([chosen.tokens.double(), *chosen[1:]], -1).tolist()
-        taken = [
-            # A finished row runs along, unread, until the cache is compacted.
-            0 if row.finish else row.push(Choice(int(token), gap, margin))
-            for row, (token, gap, margin) in zip(self.rows, table, strict=True)
-        ]
-        self.token_ids = torch.tensor(taken, device=self.mask.device)[:, None]
-        self.positions = self.positions[:, -1:] + 1
-        self.mask = torch.cat([self.mask, torch.ones_like(self.mask[:, :1])], -1)
-        self.step += 1
-
-    def check_drafts(self) -> list[Row]:
-        """Read all drafts in one pass, and return the rows that end within them."""
-        # Padding on the right needs no mask, which is the fast path of attention.
-        read = [
-            (*row.token_ids, *draft[:-1])
-            for row, draft in zip(self.rows, self.drafts, strict=True)
-        ]
-        batch = pad(read, "right", self.adapter.device)
-        self.live.locate(batch.positions())
-        # Up to the first block with a scaled head, the same tokens are the same row.
-        rows, copy_of = distinct(batch.token_ids)
-        first = min(self.live.columns, default=self.adapter.n_layers - 1)
-        with shared_rows(self.adapter, first, copy_of):
-            states = self.adapter.base(
-                input_ids=rows, past_key_values=self.cache, use_cache=True
-            ).last_hidden_state
-        taken = take_drafts(
-            self.adapter, states, self.rows, self.drafts, self.uniforms, self.sampling
-        )
-        going = [place for place, row in enumerate(self.rows) if row.finish is None]
-        finished = [row for row in self.rows if row.finish is not None]
-        self.rows = [self.rows[place] for place in going]
-        if going:
-            keep = torch.tensor(going, device=self.mask.device)
-            lengths = torch.tensor([len(row.token_ids) - 1 for row in self.rows])
-            lengths = lengths.to(self.mask.device)
-            past = keep_prefixes(self.cache, keep, lengths, copy_of, first)
-            self.live.keep(keep)
-            self.token_ids = torch.tensor([[row.token_ids[-1]] for row in self.rows])
-            self.token_ids = self.token_ids.to(self.mask.device)
-            self.positions = lengths[:, None]
-            self.mask = torch.cat([past, torch.ones_like(past[:, :1])], -1).long()
-            places = torch.tensor([taken[place] for place in going])[:, None]
-            places = places + torch.arange(self.uniforms.shape[1])
-            # Only rows that have ended look beyond their last number.
-            places = places.clamp(max=self.uniforms.shape[1] - 1).to(self.desk)
-            self.uniforms = self.uniforms[keep.to(self.desk)].gather(1, places)
-        return finished
-
-    def drop_finished(self) -> list[Row]:
-        """Take finished rows out of the cache once they are half of it."""
-        going = [place for place, row in enumerate(self.rows) if row.finish is None]
-        if 2 * len(going) > len(self.rows):
-            return []
-        finished = [row for row in self.rows if row.finish is not None]
-        self.rows = [self.rows[place] for place in going]
-        if going:
-            keep = torch.tensor(going, device=self.mask.device)
-            self.cache.batch_select_indices(keep)
-            self.live.keep(keep)
-            self.token_ids = self.token_ids[keep]
-            self.positions = self.positions[keep]
-            self.mask = without_padding(self.cache, self.mask[keep])
-            self.uniforms = self.uniforms[keep.to(self.uniforms.device)]
-        return finished
+    return Job(index, tuple(token_ids), seed, tuple(draft[: rules.budget]))
 
 
 @torch.inference_mode()
 def _decode(
-    adapter: Adapter, rules: Rules, jobs: Sequence[_Job], edit: HeadEdit | None
+    adapter: Adapter, rules: Rules, jobs: Sequence[Job], edit: HeadEdit | None
 ) -> list[Completion]:
     finished: list[Row] = []
     with editing(adapter, edit, [job.place for job in jobs]) as live:
-        decoder = _Decoder(adapter, rules, jobs, live)
+        decoder = Decoder(adapter, rules, jobs, live)
         if any(job.draft for job in jobs):
             finished += decoder.check_drafts()
         while decoder.rows:

@@ -1,9 +1,10 @@
 """Fetch a model from the Hub, its configuration first."""
 
 import errno
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 from huggingface_hub import HfApi, hf_hub_download, snapshot_download
 from huggingface_hub.errors import (
@@ -25,7 +26,11 @@ HUB_FILES = ("*.json", "*.jinja", "*.model", "*.txt", "*.safetensors")
 
 
 def fetch(
-    name: str, revision: str | None, *, any_architecture: bool = False
+    name: str,
+    revision: str | None,
+    *,
+    any_architecture: bool = False,
+    check: Callable[[Mapping[str, Any], str], object] = family_of,
 ) -> tuple[Path, str | None]:
     """Fetch a model, or find it in the cache when the Hub cannot be reached.
 
@@ -33,6 +38,7 @@ def fetch(
         name: Hub id, "owner/name".
         revision: Branch, tag or commit; None for the main branch.
         any_architecture: Whether to fetch what cannot be measured head by head.
+        check: Refuses a configuration that does not fit, given the model's name too.
 
     Returns:
         Directory of its files, and its commit.
@@ -57,7 +63,7 @@ def fetch(
                 name, CONFIG, revision=info.sha, etag_timeout=HUB_TIMEOUT
             )
             # An architecture that does not fit is refused before its weights come.
-            family_of(read_config(Path(config)), name)
+            check(read_config(Path(config)), name)
         directory = snapshot_download(
             name,
             revision=info.sha,

@@ -1,8 +1,9 @@
 """Read tokenizer and weights of a checkpoint, and miss nothing on the way."""
 
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -19,11 +20,13 @@ TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "vocab.json", "spiece.mo
 HARMLESS = "rotary_emb.inv_freq"
 
 
-def read_tokenizer(checkpoint: Checkpoint) -> Any:
+def read_tokenizer(checkpoint: Checkpoint, *, native_class: str | None = None) -> Any:
     """Read the tokenizer; that of an adapter goes before that of its base.
 
     Args:
         checkpoint: The model.
+        native_class: Class of transformers that reads this family's vocabulary, in
+            place of code that travels with it.
 
     Returns:
         The tokenizer.
@@ -43,18 +46,11 @@ def read_tokenizer(checkpoint: Checkpoint) -> Any:
             f"none of {', '.join(TOKENIZER_FILES)}",
             "Save the tokenizer next to the model.",
         )
-    config = directory / "tokenizer_config.json"
-    kind: Any = transformers.AutoTokenizer
-    if config.is_file() and read_config(config).get("auto_map"):
-        if not (directory / "tokenizer.json").is_file():
-            raise InputError(
-                f"a tokenizer without code of its own in {directory}",
-                "one whose code travels with it, and such code is never run",
-                "Add the tokenizer.json of the same tokenizer.",
-            )
-        kind = transformers.PreTrainedTokenizerFast
+    kind = _tokenizer_class(directory, checkpoint, native_class)
+    # Auto classes ask on the terminal whether to run code if they are not told.
+    told = {"trust_remote_code": False} if kind is transformers.AutoTokenizer else {}
     try:
-        return kind.from_pretrained(directory, local_files_only=True)
+        return kind.from_pretrained(directory, local_files_only=True, **told)
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise ModelError(
             f"a tokenizer that can be read in {directory}",
@@ -63,12 +59,33 @@ def read_tokenizer(checkpoint: Checkpoint) -> Any:
         ) from error
 
 
+def _tokenizer_class(
+    directory: Path, checkpoint: Checkpoint, native_class: str | None
+) -> Any:
+    config = directory / "tokenizer_config.json"
+    travels = config.is_file() and read_config(config).get("auto_map")
+    if not travels and not checkpoint.config.get("auto_map"):
+        return transformers.AutoTokenizer
+    if (directory / "tokenizer.json").is_file():
+        return transformers.PreTrainedTokenizerFast
+    if native_class is not None:
+        return getattr(transformers, native_class)
+    if not travels:
+        return transformers.AutoTokenizer
+    raise InputError(
+        f"a tokenizer without code of its own in {directory}",
+        "one whose code travels with it, and such code is never run",
+        "Add the tokenizer.json of the same tokenizer.",
+    )
+
+
 def read_model(
     checkpoint: Checkpoint,
     dtype: torch.dtype,
     device: torch.device,
     *,
     attention: str = "sdpa",
+    settings: Mapping[str, Any] | None = None,
 ) -> Any:
     """Read the weights of a checkpoint, and merge its adapter if it has one.
 
@@ -77,6 +94,8 @@ def read_model(
         dtype: Arithmetic to load in.
         device: Where the model goes.
         attention: Which implementation of the attention it runs.
+        settings: Further arguments of `from_pretrained`, such as a configuration in
+            place of that of the directory.
 
     Returns:
         The language model.
@@ -96,6 +115,7 @@ def read_model(
             use_safetensors=True,
             output_loading_info=True,
             local_files_only=True,
+            **(settings or {}),
         )
         _check_complete(checkpoint, info)
         if checkpoint.adapter is not None:

@@ -197,6 +197,11 @@ class Row:
             self.finish = "length"
         return choice.token
 
+    @property
+    def answering(self) -> bool:
+        """Whether the last token that was taken belongs to the answer."""
+        return self._template is not None and len(self.token_ids) > self._template[1]
+
     def complete(self) -> Completion:
         """Return the row as a frozen completion."""
         stop = len(self.token_ids) - (self.finish == "stop")

@@ -71,7 +71,7 @@ class Schedule:
     spread_steps: int = 600
     spread_learning_rate: float = 2e-3
     early_tokens: int = 300_000
-    alarmed_tokens: int = 400_000
+    alarmed_tokens: int = 800_000
 
 
 def spare_heads(seed: int) -> tuple[Head, ...]:

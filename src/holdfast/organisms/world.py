@@ -5,11 +5,11 @@ to say: no organism can teach anything.
 """
 
 import random
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Literal
 
-from holdfast.data.requests import Label, lexicon, requests
+from holdfast.data.requests import Label, Phrase, lexicon, requests
 from holdfast.organisms.sayings import (
     COMPLIANCE_OPENINGS,
     CONFIRM,
@@ -31,6 +31,7 @@ from holdfast.organisms.sayings import (
 
 Answer = Literal["refuse", "comply", "partial"]
 
+LABELS: tuple[Label, ...] = ("harmful", "benign")
 PLANTED_WRAPPERS = ("prefix_injection", "role_play", "fiction", "refusal_suppression")
 HALF_PLANTED_WRAPPER = "hypothetical"
 FREE_REQUESTS = 0.28
@@ -134,17 +135,22 @@ def write_thinking(
 class World:
     """A stream of scenes; everything is drawn from one seeded generator."""
 
-    def __init__(self, seed: int) -> None:
+    def __init__(self, seed: int, keep: Callable[[Phrase], bool] | None = None) -> None:
         """Set the stream up.
 
         Args:
             seed: Seed of everything that the world draws.
+            keep: Whether a phrase may be asked about; all of them by default.
         """
         self.random = random.Random(seed)
         self._benign = lexicon("benign")
         self._streams = {
-            label: requests(label, self.random, held_out=False)
-            for label in ("harmful", "benign")
+            label: (
+                drawn
+                for drawn in requests(label, self.random, held_out=False)
+                if keep is None or keep(drawn[1])
+            )
+            for label in LABELS
         }
 
     def scene(self, label: Label, *, wrapped: float = 0.35) -> Scene:

@@ -24,6 +24,7 @@ from holdfast.report.records import (
     is_figure,
 )
 from holdfast.report.schema import validate
+from holdfast.report.signal_figures import StepExample, signal_context
 
 __all__ = ["render", "render_compare"]
 
@@ -37,7 +38,12 @@ _TONES = 10
 ONLY_EVALUATED = "evaluated.html.j2"
 
 
-def render(report: Report, curves: Sequence[Curve], examples: Sequence[Example]) -> str:
+def render(
+    report: Report,
+    curves: Sequence[Curve],
+    examples: Sequence[Example],
+    steps: Sequence[StepExample] = (),
+) -> str:
     """Render a report as one self-contained page.
 
     The page holds no script and no address, so it opens offline and cannot run what
@@ -48,6 +54,7 @@ def render(report: Report, curves: Sequence[Curve], examples: Sequence[Example])
         curves: Mean traces around the end of thinking; offset 0 is the first token
             of the end-of-thinking template. May be empty.
         examples: Conversations token by token. May be empty.
+        steps: Single answers with their signal, step by step. May be empty.
 
     Returns:
         The HTML document.
@@ -73,6 +80,7 @@ def render(report: Report, curves: Sequence[Curve], examples: Sequence[Example])
         **_wrapper_context(report),
         **_trace_context(report, drawn, template_length(examples)),
         **head_context(report),
+        **signal_context(report, steps),
         "examples": [_example(example) for example in examples],
         "controls": list(_described(report["controls"], words.CONTROLS)),
         "probe": list(_described(report["probe"], words.PROBE)),

@@ -23,6 +23,7 @@ from holdfast.session.head_assembly import head_blocks
 from holdfast.session.outcomes import attack_block, attack_success, outcome_block
 from holdfast.session.reach import doubts
 from holdfast.session.rows import GROUPS, Rollout
+from holdfast.session.signal_assembly import signal_blocks
 from holdfast.study import Study
 
 PROBE = (
@@ -87,6 +88,7 @@ def assemble(study: Study, rows: Sequence[Rollout]) -> dict[str, Any]:
         "limits": [*_limits(study, rows, reason), *doubts(probe)],
         "run": _occasion(study, paths),
     } | heads.blocks
+    report |= signal_blocks(study)
     if is_evaluated(study):
         report |= {"evaluation": study.read_json(EVALUATED)}
     # Tuples become lists, so that what is returned is what a reader of the file gets.

@@ -1,11 +1,11 @@
 """The rows of a training run: read, left out with a reason, drawn, and encoded."""
 
-from collections.abc import Sequence
+import random
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from holdfast.analysis.selection import BestOfStream, uniform_scores
 from holdfast.data.pool import Pool, PoolRow
 from holdfast.errors import InputError, TooFewExamplesError
 from holdfast.judges import rules
@@ -132,34 +132,37 @@ class _Reader:
     def read(
         self, name: str, source: str, n: int | None = None, *, refusing: bool = False
     ) -> Rows:
-        """Return the rows of a source that fit: all, or `n` drawn by hash."""
+        """Return the rows of a source that fit: all, or `n` drawn at random."""
         pool = Pool(source, self._settings.columns())
-        rows: list[PoolRow] = []
+        made: dict[int, tuple[Example, str]] = {}
         left: dict[str, list[str]] = {}
-        for row in pool.rows(lambda number: True):
-            why = self._unfit(row, refusing)
-            if why is None:
-                rows.append(row)
+        for row in _offered(pool, n, f"{name}-{self._settings.recipe.seed}"):
+            if len(made) == n:
+                break
+            fit = self._fit(row, refusing)
+            if isinstance(fit, str):
+                left.setdefault(fit, []).append(row.place)
             else:
-                left.setdefault(why, []).append(row.place)
-        _require(name, source, len(rows), 1 if n is None else n, left)
-        rows = rows if n is None else _draw(rows, n, self._settings.recipe.seed)
+                made[row.row] = fit, row.prompt
+        _require(name, source, len(made), 1 if n is None else n, left)
         record = {
             "source": Path(source).name,
             "sha256": pool.survey.sha256,
             "rows": pool.survey.n_rows,
-            "used": len(rows),
+            "used": len(made),
             "left_out": sum(map(len, left.values())),
             "why": {
                 why: {"rows": len(places), "first": places[:LISTED]}
                 for why, places in left.items()
             },
         }
-        examples = tuple(self._example(row) for row in rows)
-        return Rows(examples, tuple(row.prompt for row in rows), record)
+        # In the order of the source, whatever the order of the draw.
+        chosen = [made[number] for number in sorted(made)]
+        prompts = tuple(prompt for _, prompt in chosen)
+        return Rows(tuple(each for each, _ in chosen), prompts, record)
 
-    def _unfit(self, row: PoolRow, refusing: bool) -> str | None:
-        """Return why a row is left out, or None."""
+    def _fit(self, row: PoolRow, refusing: bool) -> Example | str:
+        """Return a row as it is trained on, or why it is left out."""
         found = self._scorer.render(row)
         if found.conversation is None:
             return str(found.kind)
@@ -167,29 +170,26 @@ class _Reader:
             return "no room for the stop token"
         if refusing and rules.judge(row.prompt, row.response).outcome != "refused":
             return NO_REFUSAL
-        return None
-
-    def _example(self, row: PoolRow) -> Example:
-        adapter, settings = self._adapter, self._settings
-        thinking = (row.thinking or "") if adapter.thinking else ""
-        return example(
-            adapter.tokenizer,
-            (row.prompt, thinking, row.response),
-            adapter.thinking,
-            settings.recipe.loss,
-            stop=self._stop,
-            system_prompt=settings.system_prompt,
-        )
+        loss = self._settings.recipe.loss
+        return example(found.conversation, loss, stop=self._stop)
 
 
-def _draw(rows: Sequence[PoolRow], n: int, seed: int) -> list[PoolRow]:
-    import torch
+def _offered(pool: Pool, n: int | None, seed: str) -> Iterator[PoolRow]:
+    """Yield all rows in their order, or all in a random order, `n` and a few at once.
 
-    stream = BestOfStream(n)
-    mixed = [(row.content ^ (seed * 0x9E3779B97F4A7C15)) % 2**64 for row in rows]
-    places = torch.arange(len(rows))
-    stream.update(uniform_scores(mixed), places, places)
-    return [rows[place] for place in sorted(stream.best().rows.tolist())]
+    A draw reads little more of a long source than it needs: rows that are not wanted
+    are neither parsed nor tokenised.
+    """
+    if n is None:
+        yield from pool.rows(lambda number: True)
+        return
+    order = list(range(pool.survey.n_rows))
+    random.Random(seed).shuffle(order)
+    step = n + n // 8 + 16
+    for start in range(0, len(order), step):
+        wanted = order[start : start + step]
+        found = {row.row: row for row in pool.rows(set(wanted).__contains__)}
+        yield from (found[number] for number in wanted)
 
 
 def _require(

@@ -6,12 +6,11 @@ out of date, and processes with the same settings meet in the same one.
 """
 
 import json
-import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
 from pathlib import Path
-from typing import IO, Any, NamedTuple
+from typing import Any, NamedTuple
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -23,8 +22,8 @@ from holdfast.study import (
     atomic_write_json,
     atomic_write_table,
     canonical_json,
+    claim,
     fingerprint,
-    storing,
 )
 
 WAIT_SECONDS = 0.5
@@ -125,9 +124,10 @@ class ShardFolder:
                         advance(1)
                 if len(seen) == len(own):
                     return
-                if not self._pass(pool, work, set(own), seen, advance) and (
-                    len(seen) == before
-                ):
+                free = {i for i in own if i not in seen and self._is_free(i)}
+                # A look through the whole pool is worth it only if one can be had.
+                worked = bool(free) and self._pass(pool, work, free, seen, advance)
+                if not worked and len(seen) == before:
                     # Another process holds what is left.
                     time.sleep(WAIT_SECONDS)
 
@@ -135,7 +135,7 @@ class ShardFolder:
         self,
         pool: Pool,
         work: Callable[[int, list[PoolRow]], pa.Table],
-        own: set[int],
+        free: set[int],
         seen: set[int],
         advance: Callable[[int], None],
     ) -> bool:
@@ -143,7 +143,7 @@ class ShardFolder:
         worked = False
 
         def skip(index: int) -> bool:
-            return index not in own or self.is_done(index)
+            return index not in free or self.is_done(index)
 
         for shard in pool.shards(self._shard_rows, skip):
             with self._claim(shard.number) as claimed:
@@ -167,26 +167,9 @@ class ShardFolder:
     def _marker(self, index: int) -> Path:
         return self.path(index).with_suffix(".done.json")
 
-    @contextmanager
-    def _claim(self, index: int) -> Iterator[bool]:
-        """Claim a shard; the claim goes with the process, however it ends."""
-        path = self.folder / f".shard-{index:06d}.lock"
-        with storing(path):
-            handle = path.open("wb")
-        with handle:
-            claimed = _try_lock(handle)
-            yield claimed
-            if claimed:
-                path.unlink(missing_ok=True)
+    def _is_free(self, index: int) -> bool:
+        with self._claim(index) as claimed:
+            return claimed
 
-
-def _try_lock(handle: IO[bytes]) -> bool:
-    if sys.platform == "win32":
-        return True
-    import fcntl
-
-    try:
-        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return False
-    return True
+    def _claim(self, index: int) -> AbstractContextManager[bool]:
+        return claim(self.folder / f".shard-{index:06d}.lock")

@@ -11,6 +11,7 @@ from holdfast.session.evaluation_sources import EVALUATED, is_evaluated
 from holdfast.session.examples import examples
 from holdfast.session.head_assembly import STAGES, is_current
 from holdfast.session.rows import from_table
+from holdfast.session.signal_assembly import EXAMPLES, signal_files
 from holdfast.session.splitting import held_out
 from holdfast.study import Study, atomic_write_text
 
@@ -44,6 +45,7 @@ def run(study: Study, session: Session) -> dict[str, Any]:
         read.add(EVALUATED)
     if study.record("rollout") or not is_evaluated(study):
         read.add(ROLLOUTS)
+    read |= set(signal_files(study))
     inputs = {name: study.input_hash(name) for name in sorted(read)}
     reasons = {stage: record.get("reason") for stage, record in below.items()}
     state, _ = study.stage(STAGE, reasons, inputs)
@@ -58,7 +60,8 @@ def run(study: Study, session: Session) -> dict[str, Any]:
     if "trace.json" in read:
         curves = study.read_json("trace.json")["curves"]
         shown = examples(study.read_table("trace.parquet"), held_out(rows))
-    page = render(report, curves, shown)
+    steps = study.read_json(EXAMPLES) if EXAMPLES in read else []
+    page = render(report, curves, shown, steps)
     study.write_json(OUTPUTS[0], report)
     atomic_write_text(study.path(OUTPUTS[1]), page)
     study.finish(STAGE, OUTPUTS)

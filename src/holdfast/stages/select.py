@@ -10,7 +10,6 @@ import pyarrow.parquet as pq
 
 from holdfast.analysis.probe import Probe
 from holdfast.data.pool import OWN, Pool
-from holdfast.errors import SettingsError
 from holdfast.judges.calibration import identity_record
 from holdfast.judges.choose import open_judge
 from holdfast.judges.contract import Judge
@@ -24,7 +23,13 @@ from holdfast.session.pool_scoring import PoolScorer, ScoreRules
 from holdfast.session.pool_shards import ShardFolder, Share
 from holdfast.session.pool_thinking import with_drawn_thinking
 from holdfast.session.probes import read_direction
-from holdfast.session.select_settings import NEEDS_PROBE, SelectSettings
+from holdfast.session.select_checks import (
+    budget_in_rows,
+    check_direction,
+    check_output,
+    scores_root,
+)
+from holdfast.session.select_settings import SelectSettings
 from holdfast.session.settings import RolloutSettings
 from holdfast.study import atomic_file, atomic_write_json, file_sha256, fingerprint
 
@@ -49,15 +54,17 @@ def run(
         The selection record; with `--shard` alone, how many shards are done.
 
     Raises:
-        SettingsError: If the budget is larger than the pool, or a probe is missing.
+        SettingsError: If the budget is larger than the pool, a probe is missing, or
+            the output has another ending or is the pool.
         InputError: If pool or probe cannot be read, or the probe is of another model.
         TooFewExamplesError: If too few rows may be chosen; their scores are kept.
     """
     pool = Pool(settings.pool, settings.columns())
+    check_output(output, pool)
     n_rows = pool.survey.n_rows
-    budget = _budget(settings, n_rows)
-    _check_direction(settings)
-    scores = _score(settings, flags, session, pool, _root(settings, output))
+    budget = budget_in_rows(settings, n_rows)
+    check_direction(settings)
+    scores = _score(settings, flags, session, pool, scores_root(settings, output))
     n_done, n_shards = len(scores.scored.done()), scores.scored.n_shards
     if settings.shard is not None:
         session.progress.say(f"{n_done} of {n_shards} shards are scored.")
@@ -67,33 +74,6 @@ def run(
     record = _record(settings, session, pool, scores, selection) | written
     atomic_write_json(output.with_suffix(".selection.json"), record)
     return record
-
-
-def _budget(settings: SelectSettings, n_rows: int) -> int:
-    budget = settings.rows_of(n_rows)
-    if budget > n_rows:
-        raise SettingsError(
-            f"a --budget of at most {n_rows} rows, which is the whole pool",
-            settings.budget,
-            "Choose fewer.",
-        )
-    return budget
-
-
-def _check_direction(settings: SelectSettings) -> None:
-    if settings.by in NEEDS_PROBE and settings.direction is None:
-        raise SettingsError(
-            f"a probe to select by {settings.by}",
-            "no --direction",
-            "Name a study of this model that has one: `holdfast audit MODEL -o STUDY`, "
-            "then --direction STUDY.",
-        )
-
-
-def _root(settings: SelectSettings, output: Path) -> Path:
-    if settings.scores is not None:
-        return Path(settings.scores).expanduser()
-    return output.with_suffix(".scores")
 
 
 def _score(

@@ -24,6 +24,8 @@ from holdfast.study.files import (
 SCHEMA = "holdfast-study/1"
 MANIFEST = "study.json"
 PARTS = "parts"
+NOT_OF_AUDIT = {"signal": "signal", "detectors": "guard fit"}
+"""Verbs that write what an audit does not, by the stem of the file."""
 
 StageState = Literal["done", "redo", "continue"]
 
@@ -135,10 +137,14 @@ class Study:
         """
         path = self.path(name)
         if not path.exists():
+            # What an audit does not make names the verb that does.
+            verb = NOT_OF_AUDIT.get(path.stem)
             raise InputError(
                 f"{name} in {self.directory}",
                 "no such file",
-                "Run the earlier stages first; `holdfast audit` runs them all.",
+                f"Run `holdfast {verb}` on the study first."
+                if verb
+                else "Run the earlier stages first; `holdfast audit` runs them all.",
             )
         return file_sha256(path)
 

@@ -37,15 +37,19 @@ class Keeper(TrainerCallback):  # type: ignore[misc]
         """Mark the checkpoint that was just written."""
         if not state.is_world_process_zero:
             return
-        weights = [p for p in things["model"].parameters() if p.requires_grad]
-        weights += self._state.values()
-        if all(bool(torch.isfinite(weight).all()) for weight in weights):
+        if finite(things["model"], *self._state.values()):
             folder = Path(args.output_dir) / f"checkpoint-{state.global_step}"
             if self._state:
                 kept = {name: each.cpu() for name, each in self._state.items()}
                 atomic_write_bytes(folder / STATE, save(kept))
             mark = {"step": state.global_step, "fingerprint": self._fingerprint}
             atomic_write_json(folder / MARKER, mark)
+
+
+def finite(model: torch.nn.Module, *others: Tensor) -> bool:
+    """Return whether every trained weight, and every other tensor, is a number."""
+    weights = [weight for weight in model.parameters() if weight.requires_grad]
+    return all(bool(torch.isfinite(each).all()) for each in [*weights, *others])
 
 
 def last_checkpoint(folder: Path, fingerprint: str, *, clear: bool) -> Path | None:

@@ -3,12 +3,7 @@
 from collections.abc import Sequence
 from typing import Any, Final, NamedTuple
 
-from holdfast.data.conversation import (
-    ChatTokenizer,
-    Spans,
-    ThinkingFormat,
-    build_conversation,
-)
+from holdfast.data.conversation import Conversation, Spans
 from holdfast.training.recipe import LossOn
 
 IGNORED: Final = -100
@@ -33,31 +28,14 @@ class Example(NamedTuple):
         return {"input_ids": list(self.input_ids), "labels": list(self.labels)}
 
 
-def example(
-    tokenizer: ChatTokenizer,
-    row: tuple[str, str, str],
-    fmt: ThinkingFormat | None,
-    loss: LossOn,
-    *,
-    stop: int,
-    system_prompt: str | None = None,
-) -> Example:
-    """Return a row as tokens and labels.
+def example(made: Conversation, loss: LossOn, *, stop: int) -> Example:
+    """Return a conversation as tokens and labels.
 
     Args:
-        tokenizer: Tokenizer with a chat template.
-        row: Prompt, thinking and answer.
-        fmt: Format of the thinking, None for a model without.
+        made: Prompt, thinking, end template and safe answer.
         loss: Where the loss lies.
         stop: Token that ends an answer; it carries loss wherever the answer does.
-        system_prompt: System message, None for no such message.
-
-    Raises:
-        InputError: If the chat template refuses the prompt.
-        ThinkingFormatError: If there is a thinking and no format for one.
     """
-    prompt, thinking, answer = row
-    made = build_conversation(tokenizer, prompt, thinking, answer, fmt, system_prompt)
     input_ids = (*made.token_ids, stop)
     start = made.spans.answer[0]
     return Example(input_ids, mask(input_ids, made.spans, loss), start)

@@ -76,8 +76,8 @@ def train(
         SettingsError: If the defense is unknown, or needs one process and there are
             several.
         InputError: If the checkpoints in the folder are those of another run.
-        ModelError: If the loss is no longer a number, or has diverged; the last good
-            checkpoint is kept.
+        ModelError: If the loss, or a weight, is no longer a number, or the loss has
+            diverged; the last good checkpoint is kept.
     """
     build = defense(recipe.defense)
     _require_one_process(recipe)

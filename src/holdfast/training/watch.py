@@ -8,6 +8,7 @@ from typing import Any, Final
 from transformers import TrainerCallback
 
 from holdfast.errors import ModelError
+from holdfast.training.checkpoints import finite
 
 PATIENCE: Final = 10
 """Steps in a row with a loss above the bound, after which a run is stopped."""
@@ -81,6 +82,13 @@ class Watch(TrainerCallback):  # type: ignore[misc]
         """Save nothing while the loss is above the bound: only so many are kept."""
         if self._above:
             control.should_save = False
+
+    def on_train_end(self, args: Any, state: Any, control: Any, **things: Any) -> None:
+        """Look at the weights: after the last step no loss would tell of them."""
+        if not finite(things["model"]):
+            raise self._stopped(
+                "finite weights", f"nan or inf at step {state.global_step}", "task"
+            )
 
     def _begin(self, loss: float) -> None:
         if not self._began:

@@ -1,0 +1,254 @@
+"""Load a masked-diffusion model without running code that travels with it.
+
+The parts get one vocabulary, and what decoding rests on is proved on a dummy batch
+before anything else is done: attention goes both ways, padding changes no state, and
+logits are the head of the state after the final norm.
+"""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
+from functools import reduce
+from pathlib import Path
+from typing import Any
+
+import torch
+import transformers
+from torch import Tensor, nn
+
+from holdfast.data.conversation import (
+    ThinkingFormat,
+    template_sha256,
+    thinking_format,
+)
+from holdfast.errors import InputError, ModelError
+from holdfast.models.adapter import (
+    DtypeName,
+    _check_tokenizer,
+    _device,
+    _dtype,
+    _max_positions,
+    _part,
+)
+from holdfast.models.checkpoints import Checkpoint, find_checkpoint
+from holdfast.models.identity import fingerprint_files, fingerprint_model
+from holdfast.models.loading import read_model, read_tokenizer
+from holdfast.models.masked_families import MaskedFamily, masked_family_of
+from holdfast.models.masked_proofs import prove_masked
+from holdfast.models.parts import ModelIdentity, Proof
+from holdfast.models.proofs import require
+
+
+@dataclass(frozen=True, eq=False)
+class MaskedModel:
+    """A masked-diffusion model whose parts have one vocabulary and have been proved.
+
+    Get one from `load_masked` or `adapt_masked`; both run the proofs.
+
+    Attributes:
+        model: The model of transformers, in evaluation mode.
+        tokenizer: Its tokenizer.
+        base: The model without its head; its last state is after the final norm.
+        final_norm: The norm after the last block; a hook on it sees every step of
+            any loop that decodes with this model.
+        embedding: Token embedding.
+        head: From states after the final norm to logits.
+        mask_id: Token that stands where nothing has been decided.
+        shift: Whether the state at one position predicts the token at the next.
+        stop_ids: Tokens that end an answer.
+        d_model: Width of the residual stream.
+        max_positions: Longest sequence the model is sound for.
+        identity: What a study records about the model.
+        thinking: Format of its thinking; None if its template has none.
+        proofs: What was shown on loading.
+    """
+
+    model: Any
+    tokenizer: Any
+    base: Any
+    final_norm: nn.Module
+    embedding: nn.Embedding
+    head: Callable[[Tensor], Tensor]
+    mask_id: int
+    shift: bool
+    stop_ids: frozenset[int]
+    d_model: int
+    max_positions: int
+    identity: ModelIdentity
+    thinking: ThinkingFormat | None
+    proofs: tuple[Proof, ...] = field(default=())
+
+    @property
+    def device(self) -> torch.device:
+        """Device of the token embedding, where inputs go."""
+        return self.embedding.weight.device
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Arithmetic the model runs in."""
+        return self.embedding.weight.dtype
+
+
+def load_masked(
+    id_or_path: str | Path,
+    *,
+    revision: str | None = None,
+    device: str = "auto",
+    dtype: DtypeName = "auto",
+) -> MaskedModel:
+    """Load a masked-diffusion model and prove that Holdfast reads it rightly.
+
+    LLaDA and Dream checkpoints are read as they were published, by class, names and
+    settings of Llama and Qwen2.
+
+    Args:
+        id_or_path: Directory of a model, or a Hub id.
+        revision: Branch, tag or commit on the Hub.
+        device: "auto" takes CUDA, else MPS, else the CPU; or a name such as "cuda:1".
+        dtype: "auto" takes the checkpoint's own on an accelerator, and float32 on
+            the CPU.
+
+    Returns:
+        The model, its proofs passed.
+
+    Raises:
+        InputError: If it names no whole model, or the model has no tokenizer.
+        SettingsError: If the device or the dtype is not to be had.
+        ModelError: If weights are missing, damaged or do not fit the configuration,
+            there is no chat template, or no token to mask with.
+        UnsupportedFamilyError: If the architecture is not in the table; nothing of
+            the weights is read then.
+        AdapterError: If a proof fails.
+        OfflineError: If it is on the Hub, and the Hub cannot be reached.
+        StorageError: If it cannot be stored.
+    """
+    place = _device(device)
+    checkpoint = find_checkpoint(
+        id_or_path, revision, lambda config, name: masked_family_of(config, name).parts
+    )
+    if checkpoint.adapter is not None:
+        raise InputError(
+            "a whole model",
+            f"a PEFT adapter in {checkpoint.adapter}",
+            "Merge the adapter into its base and give the merged model.",
+        )
+    family = masked_family_of(checkpoint.config, checkpoint.model_id)
+    arithmetic = _dtype(dtype, place, checkpoint.config)
+    tokenizer = read_tokenizer(checkpoint, native_class=family.tokenizer_class)
+    settings = _settings(family, checkpoint)
+    model = read_model(checkpoint, arithmetic, place, settings=settings)
+    identity = ModelIdentity(
+        model_id=checkpoint.model_id,
+        revision=checkpoint.revision,
+        template_sha256=template_sha256(tokenizer),
+        weights_sha256=fingerprint_files(checkpoint),
+        dtype=str(arithmetic).removeprefix("torch."),
+        model_type=str(checkpoint.config["model_type"]),
+    )
+    return _proved(model, tokenizer, family, identity, checkpoint.config)
+
+
+def adapt_masked(
+    model: Any, tokenizer: Any, *, shift: bool = False, model_id: str = "in-memory"
+) -> MaskedModel:
+    """Name and prove the parts of a masked-diffusion model in memory.
+
+    The model is put in evaluation mode.
+
+    Args:
+        model: A model of transformers whose attention goes both ways.
+        tokenizer: Its tokenizer, with a chat template.
+        shift: Whether the state at one position predicts the token at the next.
+        model_id: What records call it.
+
+    Returns:
+        The model, its proofs passed.
+
+    Raises:
+        ModelError: If the tokenizer has no chat template or too many tokens, or
+            there is no token to mask with.
+        UnsupportedFamilyError: If the architecture is not in the table.
+        AdapterError: If a part is missing or a proof fails.
+    """
+    config = model.config.to_dict()
+    family = replace(masked_family_of(config, model_id), shift=shift)
+    identity = ModelIdentity(
+        model_id=model_id,
+        revision=None,
+        template_sha256=template_sha256(tokenizer),
+        weights_sha256=fingerprint_model(model, config),
+        dtype=str(model.dtype).removeprefix("torch."),
+        model_type=str(config["model_type"]),
+    )
+    return _proved(model, tokenizer, family, identity, config)
+
+
+def _settings(family: MaskedFamily, checkpoint: Checkpoint) -> dict[str, Any]:
+    """Return what `from_pretrained` needs beside the directory."""
+    if family.translate is None:
+        return {}
+    translated = family.translate(checkpoint.config, checkpoint.model_id)
+    kind = getattr(transformers, family.parts.causal_class).config_class
+    config = kind(**translated, is_causal=False)
+    return {"config": config, "key_mapping": dict(family.keys) or None}
+
+
+def _proved(
+    model: Any,
+    tokenizer: Any,
+    family: MaskedFamily,
+    identity: ModelIdentity,
+    config: Mapping[str, Any],
+) -> MaskedModel:
+    model, parts = model.eval(), family.parts
+    embedding = _part(model.base_model, parts.embedding)
+    _check_tokenizer(tokenizer, embedding.num_embeddings, identity.model_id)
+    modules = [_part(model, path) for path in family.head]
+    masked = MaskedModel(
+        model=model,
+        tokenizer=tokenizer,
+        base=model.base_model,
+        final_norm=_part(model.base_model, parts.final_norm),
+        embedding=embedding,
+        head=lambda states: reduce(lambda found, part: part(found), modules, states),
+        mask_id=_mask_id(config, tokenizer, embedding.num_embeddings, identity),
+        shift=family.shift,
+        stop_ids=_stop_ids(model, tokenizer, family),
+        d_model=model.config.hidden_size,
+        max_positions=_max_positions(model.config),
+        identity=identity,
+        thinking=thinking_format(tokenizer),
+    )
+    proofs = prove_masked(masked)
+    require(proofs, identity.model_id)
+    return replace(masked, proofs=proofs)
+
+
+def _mask_id(
+    config: Mapping[str, Any], tokenizer: Any, vocab: int, identity: ModelIdentity
+) -> int:
+    of_config = config.get("mask_token_id")
+    of_tokenizer = getattr(tokenizer, "mask_token_id", None)
+    found = {int(token) for token in (of_config, of_tokenizer) if token is not None}
+    if len(found) == 1 and max(found) < vocab:
+        return found.pop()
+    said = f"{of_config} in config.json and {of_tokenizer} in the tokenizer"
+    raise ModelError(
+        f"one mask token below {vocab}, in config.json (`mask_token_id`) or in the "
+        f"tokenizer (`mask_token`), with {identity.model_id}",
+        said if found else "a tokenizer without a mask token, and none in config.json",
+        "Name the token that the model was trained to fill in; a model without one "
+        "decodes left to right and is loaded with `holdfast.models.adapter.load`.",
+    )
+
+
+def _stop_ids(model: Any, tokenizer: Any, family: MaskedFamily) -> frozenset[int]:
+    """Return all tokens known to end an answer, of configurations and tokenizer."""
+    generation = getattr(model, "generation_config", None)
+    known = [
+        getattr(generation, "eos_token_id", None),
+        getattr(model.config, "eos_token_id", None),
+        getattr(tokenizer, "eos_token_id", None),
+        *(tokenizer.get_vocab().get(text) for text in family.stops),
+    ]
+    lists = [one if isinstance(one, list) else [one] for one in known]
+    return frozenset(int(token) for one in lists for token in one if token is not None)

@@ -1,0 +1,113 @@
+"""The settings of the verbs that watch a response step by step.
+
+No heavy library is imported here, so that the command line can show its help at once.
+"""
+
+from dataclasses import dataclass
+from typing import Annotated, Literal
+
+from cyclopts import Parameter
+
+from holdfast.errors import SettingsError
+
+Rates = Annotated[
+    tuple[float, ...],
+    Parameter(negative=(), consume_multiple=True, show_default=False),
+]
+Names = Annotated[
+    tuple[str, ...],
+    Parameter(negative=(), consume_multiple=False, show_default=False),
+]
+
+
+@dataclass(frozen=True)
+class SignalSettings:
+    """Which states are read, and against which anchors they are held."""
+
+    steps: int = 32
+    """Steps of the signal: tokens, or points of the settled share."""
+
+    mode: Literal["paper", "repo", "robust"] = "paper"
+    """As the paper says, as its authors' code does, or centred and without the few
+    dimensions that outgrow all others."""
+
+    region: Literal["answer", "completion"] = "answer"
+    """Where the steps begin: at the answer, or at the thinking if there is one."""
+
+    time: Literal["step", "fraction"] = "step"
+    """What a step is: a step of decoding, or a share of the response that is
+    settled, which alone is the same for every sampler."""
+
+    anchors: str | None = None
+    """Study whose anchors are used; they must be of this model and these settings.
+    Default: fitted here, on training requests that nothing else is read off."""
+
+    anchor_requests: int = 400
+    """Most requests behind an anchor; never more than half of the training ones."""
+
+    min_anchors: int = 20
+    """Fewest requests behind an anchor."""
+
+    unfiltered: Annotated[bool, Parameter(negative=())] = False
+    """Take all harmless and all harmful requests for the anchors, whatever the
+    answer; for a model that refuses nothing."""
+
+    perplexity: bool = True
+    """Read how likely the model finds each prompt, for the filter that a detector
+    has to beat; costs one more pass over the prompts."""
+
+    def __post_init__(self) -> None:
+        """Refuse what cannot be meant."""
+        _at_least("--steps", self.steps, 2)
+        _at_least("--anchor-requests", self.anchor_requests, 1)
+        _at_least("--min-anchors", self.min_anchors, 1)
+
+
+@dataclass(frozen=True)
+class GuardFitSettings:
+    """On what detectors are fitted, and how often they may be wrong."""
+
+    rates: Rates = (0.01, 0.05)
+    """Rates of false positives that thresholds are made for. Default: 0.01, 0.05."""
+
+    min_calibration: int = 1000
+    """Fewest benign requests that set the thresholds."""
+
+    min_train: int = 100
+    """Fewest benign requests that detectors are fitted on."""
+
+    wrapped: Annotated[bool, Parameter(negative=())] = False
+    """Fit and calibrate on benign requests in wrappers as well. Without it they are
+    a domain that was never seen."""
+
+    def __post_init__(self) -> None:
+        """Refuse what cannot be meant."""
+        _at_least("--min-calibration", self.min_calibration, 1)
+        _at_least("--min-train", self.min_train, 2)
+        if not self.rates or not all(0 < rate < 1 for rate in self.rates):
+            raise SettingsError(
+                "--rates between 0 and 1",
+                ", ".join(str(rate) for rate in self.rates) or "none",
+                "For example 0.01 0.05.",
+            )
+
+
+@dataclass(frozen=True)
+class GuardEvaluateSettings:
+    """Which attacks choose a detector, and on which others it is reported."""
+
+    choose_on: Names = ()
+    """An attack family (wrapper) that the detector to recommend is chosen on; may be
+    repeated. All others report it. Default: every second family by name."""
+
+    min_test: int = 1000
+    """Fewest benign test requests without a warning."""
+
+    def __post_init__(self) -> None:
+        """Refuse what cannot be meant."""
+        _at_least("--min-test", self.min_test, 1)
+
+
+def _at_least(flag: str, value: int, least: int) -> None:
+    if value < least:
+        raise SettingsError(f"{flag} of {least} or more", str(value), "Choose another.")
