@@ -29,6 +29,7 @@ if TYPE_CHECKING:
         RolloutSettings,
         TraceSettings,
     )
+    from holdfast.session.sink_settings import SinksSettings
     from holdfast.stages.ablate import run as ablate
     from holdfast.stages.audit import run as audit
     from holdfast.stages.bake import run as bake
@@ -40,6 +41,7 @@ if TYPE_CHECKING:
     from holdfast.stages.report import run as write_report
     from holdfast.stages.rollout import run as rollout
     from holdfast.stages.select import run as select
+    from holdfast.stages.sinks import run as sinks
     from holdfast.stages.trace import run as trace
     from holdfast.study import Study
     from holdfast.training.recipe import Recipe
@@ -63,6 +65,7 @@ __all__ = [
     "RolloutSettings",
     "SelectSettings",
     "Session",
+    "SinksSettings",
     "Study",
     "TraceSettings",
     "__version__",
@@ -78,6 +81,7 @@ __all__ = [
     "probe",
     "rollout",
     "select",
+    "sinks",
     "trace",
     "write_report",
 ]
@@ -114,6 +118,8 @@ _HOMES = {
     "Recipe": ("holdfast.training.recipe", "Recipe"),
     "finetune": ("holdfast.stages.finetune", "run"),
     "select": ("holdfast.stages.select", "run"),
+    "SinksSettings": ("holdfast.session.sink_settings", "SinksSettings"),
+    "sinks": ("holdfast.stages.sinks", "run"),
     "write_report": ("holdfast.stages.report", "run"),
 }
 

@@ -19,7 +19,7 @@ from holdfast.cli.heads import (
     heads,
     transfer,
 )
-from holdfast.cli.mending import finetune, select
+from holdfast.cli.mending import finetune, select, sinks
 from holdfast.cli.organisms import organism
 from holdfast.cli.studies import (
     MODEL,
@@ -252,5 +252,5 @@ def doctor(
     show(json, found, showing.print_proofs)
 
 
-for _verb in (heads, ablate, bake, transfer, evaluate, export, select, finetune):
+for _verb in (heads, ablate, bake, transfer, evaluate, export, select, finetune, sinks):
     app.command(_verb)

@@ -24,6 +24,7 @@ from holdfast.report.records import (
     is_figure,
 )
 from holdfast.report.schema import validate
+from holdfast.report.sink_figures import sink_context
 
 __all__ = ["render", "render_compare"]
 
@@ -73,6 +74,7 @@ def render(report: Report, curves: Sequence[Curve], examples: Sequence[Example])
         **_wrapper_context(report),
         **_trace_context(report, drawn, template_length(examples)),
         **head_context(report),
+        "sinks": sink_context(report),
         "examples": [_example(example) for example in examples],
         "controls": list(_described(report["controls"], words.CONTROLS)),
         "probe": list(_described(report["probe"], words.PROBE)),

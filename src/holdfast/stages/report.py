@@ -11,6 +11,7 @@ from holdfast.session.evaluation_sources import EVALUATED, is_evaluated
 from holdfast.session.examples import examples
 from holdfast.session.head_assembly import STAGES, is_current
 from holdfast.session.rows import from_table
+from holdfast.session.sink_sources import MASSES, is_measured
 from holdfast.session.splitting import held_out
 from holdfast.study import Study, atomic_write_text
 
@@ -30,7 +31,8 @@ def run(study: Study, session: Session) -> dict[str, Any]:
         The report.
 
     Raises:
-        InputError: If the study has neither rollouts nor an evaluation.
+        InputError: If the study has neither rollouts, nor an evaluation, nor sink
+            masses.
     """
     below = {stage: study.record(stage) for stage in ("probe", "trace")}
     below |= {stage: study.record(stage) for stage in STAGES}
@@ -42,7 +44,9 @@ def run(study: Study, session: Session) -> dict[str, Any]:
     }
     if is_evaluated(study):
         read.add(EVALUATED)
-    if study.record("rollout") or not is_evaluated(study):
+    if is_measured(study):
+        read.add(MASSES)
+    if study.record("rollout") or not read & {EVALUATED, MASSES}:
         read.add(ROLLOUTS)
     inputs = {name: study.input_hash(name) for name in sorted(read)}
     reasons = {stage: record.get("reason") for stage, record in below.items()}
