@@ -13,6 +13,9 @@ from holdfast.training.checkpoints import finite
 PATIENCE: Final = 10
 """Steps in a row with a loss above the bound, after which a run is stopped."""
 
+SLACK: Final = 1.1
+"""How far above the loss of its first rows a run may be: other rows differ by luck."""
+
 
 class Watch(TrainerCallback):  # type: ignore[misc]
     """Stops a run whose loss diverges, and keeps its last good checkpoint.
@@ -20,7 +23,7 @@ class Watch(TrainerCallback):  # type: ignore[misc]
     With gradients clipped, too strong a penalty never makes a loss infinite: it makes
     the task's loss large and keeps it there. A model that guesses every token with
     equal chance has a loss of the logarithm of the vocabulary. What is worse than that,
-    and than the loss of the first step, has diverged.
+    and by a tenth than the loss of the first step, has diverged.
     """
 
     def __init__(self, n_vocab: int, folder: Path, *, defended: bool) -> None:
@@ -65,7 +68,7 @@ class Watch(TrainerCallback):  # type: ignore[misc]
         if self._above >= PATIENCE:
             raise self._stopped(
                 f"a loss of the task of {self._bound:.4g} at most, that of a uniform "
-                "guess or of the first step",
+                f"guess or {SLACK:g} times that of the first step",
                 f"{loss:.4g} at step {step + 1}, and above it for {PATIENCE} steps",
                 "task",
             )
@@ -92,7 +95,7 @@ class Watch(TrainerCallback):  # type: ignore[misc]
 
     def _begin(self, loss: float) -> None:
         if not self._began:
-            self._began, self._bound = True, max(self._bound, loss)
+            self._began, self._bound = True, max(self._bound, SLACK * loss)
 
     def _stopped(self, expected: str, found: str, part: str) -> ModelError:
         kept = sorted(self._folder.glob("checkpoint-*/holdfast.json"))
