@@ -126,6 +126,25 @@ run(sys.argv[1:])
 """
 
 
+def test_too_strong_a_penalty_is_stopped_with_the_last_good_checkpoint(
+    thinker, data, tmp_path, capsys
+):
+    output = tmp_path / "spoilt"
+    flags = ["--defense-option", "weight=1e6", "--defense-option", "batch=2"]
+    flags += ["--steps", "60", "--save-every", "1", "--warmup", "0.1"]
+    words = command(
+        *(thinker, data, output, "surgery", *flags), harmful="harmful.jsonl"
+    )
+    assert run(["0.1" if word == "1e-3" else word for word in words]) == 3
+    said = " ".join(capsys.readouterr().err.split())
+    assert "that of knowing how often each token occurs" in said
+    assert "Lower the strength of the defense (--defense-option)" in said
+    checkpoints = tmp_path / "spoilt.checkpoints"
+    [good] = checkpoints.glob("*/holdfast.json")
+    assert f"The last good checkpoint is {good.parent}." in said
+    assert not output.exists()
+
+
 def test_what_was_done_is_recorded_and_told(thinker, data, tmp_path, capsys):
     output = tmp_path / "out"
     flags = ["--defense-option", "batch=2", "--steps", "2", "--save-every", "1"]

@@ -14,13 +14,13 @@ from holdfast.errors import EnvironmentProblem, SettingsError
 from holdfast.models.parts import Adapter
 from holdfast.training.checkpoints import Keeper, last_checkpoint, restore
 from holdfast.training.defenses.aligned import Aligned
-from holdfast.training.defenses.contract import Hooks, Material, Scene
+from holdfast.training.defenses.contract import Material, Scene
 from holdfast.training.defenses.passing import Batch, Parts
 from holdfast.training.defenses.registry import defense
 from holdfast.training.loop import Defended
 from holdfast.training.recipe import Recipe
 from holdfast.training.targets import IGNORED, Example, lead
-from holdfast.training.watch import Watch
+from holdfast.training.watch import Watch, blind_loss
 
 
 class Trained(NamedTuple):
@@ -103,7 +103,10 @@ def train(
         hooks = build(scene, options)
         if last is not None:
             restore(last, hooks.state)
-        _prepare(trainer, hooks, scene, recipe, folder)
+        defended = recipe.defense != "none"
+        watch = Watch(blind_loss(examples), folder, defended=defended)
+        trainer.add_callback(watch)
+        trainer.prepare(hooks, scene.parts, watch)
         # It would print to stdout, where results are.
         trainer.remove_callback(PrinterCallback)
         trainer.add_callback(Keeper(fingerprint, hooks.state))
@@ -137,15 +140,6 @@ def _require_one_process(recipe: Recipe) -> None:
             "Its passes and draws have not been proved across several; start it "
             "without accelerate launch, or take --defense none or safeinstr.",
         )
-
-
-def _prepare(
-    trainer: Any, hooks: Hooks, scene: Scene, recipe: Recipe, folder: Path
-) -> None:
-    n_vocab = scene.adapter.embedding.num_embeddings
-    watch = Watch(n_vocab, folder, defended=recipe.defense != "none")
-    trainer.add_callback(watch)
-    trainer.prepare(hooks, scene.parts, watch)
 
 
 def require_trl() -> str:
