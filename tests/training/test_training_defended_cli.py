@@ -1,13 +1,9 @@
 """`finetune --defense` as it is called: sources, records, bad input, a real kill."""
 
 import json
-import os
-import signal
-import subprocess
-import sys
-import time
 
 import pytest
+from killing import kill_after
 
 import tiny_thinker
 from holdfast.cli.running import run
@@ -86,20 +82,8 @@ def test_a_killed_run_goes_on_with_what_its_defense_carried(
     whole, killed = tmp_path / "whole", tmp_path / "killed"
     assert run(command(thinker, data, whole, name, *flags, harmful=harmful)) == 0
     words = command(thinker, data, killed, name, *flags, harmful=harmful)
-    process = subprocess.Popen(
-        [sys.executable, "-c", SLOW, *words],
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.DEVNULL,
-        env=os.environ | {"OMP_NUM_THREADS": "1"},
-    )
     checkpoints = tmp_path / "killed.checkpoints"
-    deadline = time.monotonic() + 600
-    while not (checkpoints / "checkpoint-8" / "holdfast.json").exists():
-        assert process.poll() is None
-        assert time.monotonic() < deadline
-        time.sleep(0.02)
-    os.kill(process.pid, signal.SIGKILL)
-    process.wait(timeout=60)
+    kill_after(checkpoints / "checkpoint-8", words)
     assert (checkpoints / "checkpoint-8" / "holdfast_defense.safetensors").exists()
     assert not killed.exists()
     assert run(words) == 0
@@ -108,22 +92,6 @@ def test_a_killed_run_goes_on_with_what_its_defense_carried(
         assert curve(killed, column) == pytest.approx(curve(whole, column), abs=1e-5)
     assert max(curve(whole, "defense_term")) > 1e-3
     assert not checkpoints.exists()
-
-
-SLOW = """
-import sys, time
-import torch
-torch.set_num_threads(1)
-from holdfast.training import trainer
-from holdfast.cli.running import run
-real = trainer._Teller.on_log
-def slow(self, args, state, control, **things):
-    # Long enough for the kill to come before the end.
-    time.sleep(0.5 if state.global_step > 8 else 0)
-    return real(self, args, state, control, **things)
-trainer._Teller.on_log = slow
-run(sys.argv[1:])
-"""
 
 
 def test_too_strong_a_penalty_is_stopped_with_the_last_good_checkpoint(

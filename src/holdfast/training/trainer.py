@@ -16,7 +16,7 @@ from holdfast.training.checkpoints import Keeper, last_checkpoint, restore
 from holdfast.training.defenses.aligned import Aligned
 from holdfast.training.defenses.contract import Material, Scene
 from holdfast.training.defenses.passing import Batch, Parts
-from holdfast.training.defenses.registry import defense
+from holdfast.training.defenses.registry import DEFENSES
 from holdfast.training.loop import Defended
 from holdfast.training.recipe import Recipe
 from holdfast.training.targets import IGNORED, Example, lead
@@ -73,13 +73,11 @@ def train(
 
     Raises:
         EnvironmentProblem: If TRL is not installed.
-        SettingsError: If the defense is unknown, or needs one process and there are
-            several.
+        SettingsError: If the defense needs one process and there are several.
         InputError: If the checkpoints in the folder are those of another run.
         ModelError: If the loss, or a weight, is no longer a number, or the loss has
             diverged; the last good checkpoint is kept.
     """
-    build = defense(recipe.defense)
     _require_one_process(recipe)
     parts = _trl()
     main = int(os.environ.get("RANK", "0")) == 0
@@ -100,7 +98,7 @@ def train(
             recipe.seed,
             lead(examples, recipe.loss),
         )
-        hooks = build(scene, options)
+        hooks = DEFENSES[recipe.defense](scene, options)
         if last is not None:
             restore(last, hooks.state)
         defended = recipe.defense != "none"
