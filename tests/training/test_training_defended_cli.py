@@ -201,7 +201,7 @@ def test_a_reference_that_does_not_refuse_is_left_out_or_asked_for(
     assert run(words) == 0
     found = record(output)["data"]["defense-data"]
     assert (found["used"], found["paired"]) == (15, 15)
-    assert found["why"]["no refusal"]["first"] == ["line 4"]
+    assert found["why"]["no refusal"]["places"] == ["line 4"]
     words = command(
         *(thinker, data, tmp_path / "none", "surgery", "--steps", "1"),
         safe="harmful.jsonl",

@@ -285,7 +285,8 @@ def test_rows_without_thinking_are_left_out_and_too_few_harmless_ones_are_an_err
     assert run([*command, *SHORT, "-o", str(output)]) == 0
     found = record(output)["data"]["data"]
     assert (found["rows"], found["used"], found["left_out"]) == (24, 22, 2)
-    assert found["why"]["over the context"]["first"] == ["line 2"]
+    assert found["why"]["over the context"] == {"rows": 1, "places": ["line 2"]}
+    assert found["why"]["no thinking"] == {"rows": 1, "places": ["line 1"]}
     flags = ["--benign", str(data / "benign.jsonl"), "--benign-ratio", "2"]
     assert run([*command, *SHORT, *flags, "-o", str(tmp_path / "y")]) == 4
     assert "44 rows of --benign" in capsys.readouterr().err
