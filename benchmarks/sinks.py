@@ -148,14 +148,20 @@ def losses(model: Any, texts: Tensor) -> dict[str, Loss]:
     }
 
 
-def step(model: Any, loss: Loss) -> Callable[[], Any]:
-    """Return a forward and backward pass from no gradients."""
+def backward(loss: Loss) -> float | None:
+    """Run a variant forward and back; return its penalty."""
+    of_states, penalty = loss()
+    whole = of_states if penalty is None else of_states + FACTOR * penalty
+    whole.backward()
+    return None if penalty is None else float(penalty.detach())
 
-    def run() -> Any:
+
+def step(model: Any, loss: Loss) -> Callable[[], None]:
+    """Return a forward and backward pass from no gradients, which leaves none."""
+
+    def run() -> None:
+        backward(loss)
         model.zero_grad(set_to_none=True)
-        of_states, penalty = loss()
-        whole = of_states if penalty is None else of_states + FACTOR * penalty
-        whole.backward()
 
     return run
 
@@ -164,11 +170,12 @@ def check(model: Any, ways: dict[str, Loss]) -> None:
     """Refuse to time ways that do not say the same."""
     found = {}
     for name in (OURS, SECOND, EAGER):
-        step(model, ways[name])()
+        penalty = backward(ways[name])
         gradient = torch.cat(
             [p.grad.flatten() for p in model.parameters() if p.grad is not None]
         )
-        found[name] = (float(ways[name]()[1].detach()), gradient)
+        model.zero_grad(set_to_none=True)
+        found[name] = (penalty, gradient)
     penalty, gradient = found[EAGER]
     for name in (OURS, SECOND):
         off = abs(found[name][0] - penalty)

@@ -1,5 +1,6 @@
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -236,6 +237,23 @@ def test_a_probe_of_another_model_is_refused(
     assert "template_sha256" in capsys.readouterr().err
     assert run([*command[:6], "-o", str(tmp_path / "x.jsonl")]) == 2
     assert "no --direction" in capsys.readouterr().err
+
+
+def test_a_probe_of_other_weights_is_refused_and_no_row_is_scored(
+    thinker, made, tmp_path, capsys
+):
+    study, scores = tmp_path / "study", tmp_path / "s"
+    shutil.copytree(made.study, study)
+    path = study / "probes" / "published.json"
+    facts = json.loads(path.read_text())
+    facts["model"]["weights_sha256"] = "0" * 64
+    path.write_text(json.dumps(facts))
+    command = ["select", str(thinker), "--pool", made.pool, "--budget", "3"]
+    command += ["--direction", str(study), "--scores", str(scores)]
+    assert run([*command, "-o", str(tmp_path / "x.jsonl")]) == 2
+    assert "differs in weights_sha256" in " ".join(capsys.readouterr().err.split())
+    assert not scores.exists()
+    assert not list(tmp_path.glob("x*"))
 
 
 def test_another_direction_makes_another_choice(thinker, made, tmp_path):

@@ -254,7 +254,7 @@ def test_anchors_of_other_settings_are_refused(
     watched, audited, tmp_path, capsys, flags, says
 ):
     study = copied(audited, tmp_path)
-    few = FEW[:2] if flags[0] == "--steps" else FEW
+    few = FEW[:2] if "--steps" in flags else FEW
     command = ["signal", str(study), *few, *flags, "--anchors", str(watched)]
     assert run(command) == 2
     said = capsys.readouterr().err
@@ -358,8 +358,40 @@ def test_a_guard_needs_a_signal_and_enough_benign_rows(
     assert "at least 1000 benign requests to set thresholds" in said
     assert "beside" in said
     assert run(["guard", "evaluate", str(other)]) == 2
+    assert "holdfast guard fit" in capsys.readouterr().err
     assert run(["guard", "fit", str(other), *GUARD[:4], "--rates", "0.01"]) == 4
     assert "99 benign calibration requests" in capsys.readouterr().err
+
+
+def test_another_study_adds_domains_and_families_and_the_page_shows_them(
+    guarded, audited, tmp_path, capsys
+):
+    study, other = copied(guarded, tmp_path), tmp_path / "elsewhere"
+    shutil.copytree(audited, other)
+    assert run(["signal", str(other), *FEW, "--anchors", str(study)]) == 0
+    capsys.readouterr()
+    assert run(["guard", "evaluate", str(study), "--on", str(other), "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert {"plain", "elsewhere: plain"} <= set(found["by_domain"])
+    assert "elsewhere: song" in found["by_family"]
+    # The same answers: the same rates, and the same anchors left out of both.
+    for name in ("plain", "in wrappers"):
+        own, same = found["by_domain"][name], found["by_domain"][f"elsewhere: {name}"]
+        assert own["rows"] == same["rows"]
+        for one, two in zip(own["table"], same["table"], strict=True):
+            rates = [row["levels"][0]["false_positives"]["value"] for row in (one, two)]
+            assert rates[0] == rates[1]
+    assert run(["report", str(study)]) == 0
+    report = json.loads((study / "report.json").read_text())
+    assert report["guard"]["by_domain"].keys() == found["by_domain"].keys()
+    assert report["signal"]["figures"]["last_step_auroc"]["value"] > 0.9
+    page = (study / "report.html").read_text()
+    assert 'id="signal"' in page
+    assert "autoencoder (published)" in page
+    # A signal of other settings makes the old table stale, and the page drops it.
+    assert run(["signal", str(study), *FEW, "--mode", "repo"]) == 0
+    assert run(["report", str(study)]) == 0
+    assert "guard" not in json.loads((study / "report.json").read_text())
 
 
 def test_detectors_do_not_read_another_signal(guarded, audited, tmp_path, capsys):

@@ -1,13 +1,9 @@
 """`finetune --defense` as it is called: sources, records, bad input, a real kill."""
 
 import json
-import os
-import signal
-import subprocess
-import sys
-import time
 
 import pytest
+from killing import kill_after
 
 import tiny_thinker
 from holdfast.cli.running import run
@@ -86,20 +82,8 @@ def test_a_killed_run_goes_on_with_what_its_defense_carried(
     whole, killed = tmp_path / "whole", tmp_path / "killed"
     assert run(command(thinker, data, whole, name, *flags, harmful=harmful)) == 0
     words = command(thinker, data, killed, name, *flags, harmful=harmful)
-    process = subprocess.Popen(
-        [sys.executable, "-c", SLOW, *words],
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.DEVNULL,
-        env=os.environ | {"OMP_NUM_THREADS": "1"},
-    )
     checkpoints = tmp_path / "killed.checkpoints"
-    deadline = time.monotonic() + 600
-    while not (checkpoints / "checkpoint-8" / "holdfast.json").exists():
-        assert process.poll() is None
-        assert time.monotonic() < deadline
-        time.sleep(0.02)
-    os.kill(process.pid, signal.SIGKILL)
-    process.wait(timeout=60)
+    kill_after(checkpoints / "checkpoint-8", words)
     assert (checkpoints / "checkpoint-8" / "holdfast_defense.safetensors").exists()
     assert not killed.exists()
     assert run(words) == 0
@@ -110,20 +94,23 @@ def test_a_killed_run_goes_on_with_what_its_defense_carried(
     assert not checkpoints.exists()
 
 
-SLOW = """
-import sys, time
-import torch
-torch.set_num_threads(1)
-from holdfast.training import trainer
-from holdfast.cli.running import run
-real = trainer._Teller.on_log
-def slow(self, args, state, control, **things):
-    # Long enough for the kill to come before the end.
-    time.sleep(0.5 if state.global_step > 8 else 0)
-    return real(self, args, state, control, **things)
-trainer._Teller.on_log = slow
-run(sys.argv[1:])
-"""
+def test_too_strong_a_penalty_is_stopped_with_the_last_good_checkpoint(
+    thinker, data, tmp_path, capsys
+):
+    output = tmp_path / "spoilt"
+    flags = ["--defense-option", "weight=1e6", "--defense-option", "batch=2"]
+    flags += ["--steps", "60", "--save-every", "1", "--warmup", "0.1"]
+    words = command(
+        *(thinker, data, output, "surgery", *flags), harmful="harmful.jsonl"
+    )
+    assert run(["0.1" if word == "1e-3" else word for word in words]) == 3
+    said = " ".join(capsys.readouterr().err.split())
+    assert "that of knowing how often each token occurs" in said
+    assert "Lower the strength of the defense (--defense-option)" in said
+    checkpoints = tmp_path / "spoilt.checkpoints"
+    [good] = checkpoints.glob("*/holdfast.json")
+    assert f"The last good checkpoint is {good.parent}." in said
+    assert not output.exists()
 
 
 def test_what_was_done_is_recorded_and_told(thinker, data, tmp_path, capsys):
@@ -214,7 +201,7 @@ def test_a_reference_that_does_not_refuse_is_left_out_or_asked_for(
     assert run(words) == 0
     found = record(output)["data"]["defense-data"]
     assert (found["used"], found["paired"]) == (15, 15)
-    assert found["why"]["no refusal"]["first"] == ["line 4"]
+    assert found["why"]["no refusal"]["places"] == ["line 4"]
     words = command(
         *(thinker, data, tmp_path / "none", "surgery", "--steps", "1"),
         safe="harmful.jsonl",

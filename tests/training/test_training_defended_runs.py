@@ -11,8 +11,9 @@ from holdfast.training.checkpoints import STATE
 from holdfast.training.defenses.contract import Material
 from holdfast.training.defenses.options import OPTIONS
 from holdfast.training.recipe import Recipe
+from holdfast.training.targets import Example
 from holdfast.training.trainer import train
-from holdfast.training.watch import PATIENCE, Watch
+from holdfast.training.watch import PATIENCE, Watch, blind_loss
 
 pytest.importorskip(
     "trl", reason="trl is not installed (pip install 'holdfast[train]')"
@@ -195,48 +196,61 @@ def test_too_strong_a_defense_is_stopped_and_the_last_good_checkpoint_kept(tmp_p
             save_every=1,
         )
     said = str(raised.value)
-    assert "at most, that of a uniform guess or of the first step; found" in said
+    assert "at most, that of knowing how often each token occurs or 1.5 times" in said
     assert f"at step {len(steps) + 1}, and above it for {PATIENCE} steps" in said
-    assert "The last good checkpoint lies in" in said
     assert "--defense-option" in said
     kept = [int(each.parent.name.split("-")[1]) for each in marks(tmp_path)]
-    assert len(kept) == 2
-    assert max(kept) == len(steps) + 1 - PATIENCE
+    # The one of the first loss that was bad was saved, and is good no longer.
+    [last] = kept
+    assert last == len(steps) - PATIENCE
+    assert f"The last good checkpoint is {tmp_path / f'checkpoint-{last}'}." in said
+    assert (tmp_path / f"checkpoint-{last + 1}").is_dir()
 
 
 def marks(folder):
     return sorted(folder.glob("checkpoint-*/holdfast.json"))
 
 
-def test_a_loss_above_a_uniform_guess_is_borne_for_some_steps(tmp_path):
-    watch = Watch(100, tmp_path, defended=False)
+def test_a_model_that_knows_frequencies_alone_has_their_entropy_as_its_loss():
+    first, second = (Example((0, *ids), (-100, *ids), 1) for ids in ((3, 5), (3, 3)))
+    assert blind_loss([first, first]) == pytest.approx(math.log(2))
+    expected = -(0.75 * math.log(0.75) + 0.25 * math.log(0.25))
+    assert blind_loss([first, second]) == pytest.approx(expected)
+
+
+def test_a_loss_above_that_of_knowing_nothing_is_borne_for_some_steps(tmp_path):
     bound = math.log(100)
+    watch = Watch(bound, tmp_path, defended=False)
     for step in range(50):
-        watch.step(bound - 0.1, step)
+        watch.step(3.0, step)
     for step in range(50, 49 + PATIENCE):
         watch.step(bound + 1, step)
     watch.step(bound - 0.1, 60)
     for step in range(61, 60 + PATIENCE):
         watch.step(bound + 1, step)
-    with pytest.raises(ModelError, match=r"5\.605 at step 71, .* None was saved") as it:
+    with pytest.raises(
+        ModelError, match=r"5\.605 at step 71, .* No good checkpoint"
+    ) as it:
         watch.step(bound + 1, 70)
     assert "--defense-option" not in str(it.value)
 
 
 def test_a_run_that_begins_above_is_stopped_where_it_gets_worse_yet(tmp_path):
-    watch = Watch(100, tmp_path, defended=False)
+    watch = Watch(4.6, tmp_path, defended=False)
     for step in range(50):
         watch.step(7.0 - step / 100, step)
+    for step in range(50):
+        watch.step(10.4, step)
     for step in range(PATIENCE - 1):
-        watch.step(7.1, step)
-    with pytest.raises(ModelError, match="of 7 at most"):
-        watch.step(7.1, 99)
+        watch.step(10.6, step)
+    with pytest.raises(ModelError, match=r"of 10\.5 at most"):
+        watch.step(10.6, 99)
 
 
 def test_a_term_that_is_no_number_is_told_from_a_loss_that_is_none(tmp_path):
-    watch = Watch(100, tmp_path, defended=True)
+    watch = Watch(4.6, tmp_path, defended=True)
     watch.require_number(1.0, "task", 0)
     with pytest.raises(ModelError, match="found nan at step 4 in the defense's term"):
         watch.require_number(math.nan, "the defense's term", 3)
-    with pytest.raises(ModelError, match=r"found inf at step 4\. None"):
+    with pytest.raises(ModelError, match=r"found inf at step 4\. No good"):
         watch.require_number(math.inf, "task", 3)

@@ -2,15 +2,11 @@
 
 import json
 import math
-import os
-import signal
-import subprocess
-import sys
-import time
 from pathlib import Path
 
 import pytest
 import torch
+from killing import kill_after
 
 import tiny_thinker
 from holdfast.cli.running import run
@@ -146,21 +142,8 @@ def test_a_killed_run_goes_on_and_its_losses_are_those_of_an_undisturbed_one(
     whole, killed = tmp_path / "whole", tmp_path / "killed"
     assert finetune(thinker, data, whole, *flags) == 0
     command = ["finetune", str(thinker), "--data", str(data / "harmful.jsonl")]
-    process = subprocess.Popen(
-        [sys.executable, "-c", SLOW, *command, *SHORT, *flags, "-o", str(killed)],
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.DEVNULL,
-        env=os.environ | {"OMP_NUM_THREADS": "1"},
-    )
     checkpoints = tmp_path / "killed.checkpoints"
-    deadline = time.monotonic() + 600
-    while time.monotonic() < deadline:
-        if (checkpoints / "checkpoint-8" / "holdfast.json").exists():
-            break
-        assert process.poll() is None
-        time.sleep(0.02)
-    os.kill(process.pid, signal.SIGKILL)
-    process.wait(timeout=60)
+    kill_after(checkpoints / "checkpoint-8", [*command, *SHORT, *flags, "-o", killed])
     assert not killed.exists()
     # What a kill leaves half-written must not be taken for a checkpoint.
     (checkpoints / "checkpoint-9").mkdir()
@@ -171,23 +154,6 @@ def test_a_killed_run_goes_on_and_its_losses_are_those_of_an_undisturbed_one(
     weights = [(each / "model.safetensors").read_bytes() for each in (killed, whole)]
     assert weights[0] == weights[1]
     assert not checkpoints.exists()
-
-
-SLOW = """
-import sys, time
-import torch
-torch.set_num_threads(1)
-from transformers import TrainerCallback
-from holdfast.training import trainer
-from holdfast.cli.running import run
-real = trainer._Teller.on_log
-def slow(self, args, state, control, **things):
-    # Long enough for the kill to come before the end.
-    time.sleep(0.5 if state.global_step > 8 else 0)
-    return real(self, args, state, control, **things)
-trainer._Teller.on_log = slow
-run(sys.argv[1:])
-"""
 
 
 def test_a_finished_run_is_not_done_again_and_another_one_is_refused(
@@ -210,7 +176,7 @@ def test_a_loss_that_is_no_number_stops_and_keeps_the_last_good_checkpoint(
             term=lambda each: torch.tensor(math.nan if each.step >= 5 else 0.0)
         )
 
-    monkeypatch.setattr(module, "defense", lambda name: poisoned)
+    monkeypatch.setitem(module.DEFENSES, "none", poisoned)
     output = tmp_path / "nan"
     flags = ["--steps", "10", "--save-every", "2"]
     assert finetune(thinker, data, output, *flags) == ModelError.exit_status
@@ -319,7 +285,8 @@ def test_rows_without_thinking_are_left_out_and_too_few_harmless_ones_are_an_err
     assert run([*command, *SHORT, "-o", str(output)]) == 0
     found = record(output)["data"]["data"]
     assert (found["rows"], found["used"], found["left_out"]) == (24, 22, 2)
-    assert found["why"]["over the context"]["first"] == ["line 2"]
+    assert found["why"]["over the context"] == {"rows": 1, "places": ["line 2"]}
+    assert found["why"]["no thinking"] == {"rows": 1, "places": ["line 1"]}
     flags = ["--benign", str(data / "benign.jsonl"), "--benign-ratio", "2"]
     assert run([*command, *SHORT, *flags, "-o", str(tmp_path / "y")]) == 4
     assert "44 rows of --benign" in capsys.readouterr().err

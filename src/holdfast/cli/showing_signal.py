@@ -28,13 +28,20 @@ def print_signal(found: Mapping[str, Any]) -> None:
     present = {key: each for key, each in found["groups"].items() if each["rows"]}
     measures = [key for key in FEATURES if any(key in e for e in present.values())]
     rows = [
-        [FEATURES[key], *(text.score(each[key]) for each in present.values())]
+        [FEATURES[key], *(_cell(each[key]) for each in present.values())]
         for key in measures
     ]
     rows.insert(0, ["answers", *(str(each["rows"]) for each in present.values())])
     names = [GROUPS[key] for key in present]
     print_table("Trajectories, held out", ("", *names), rows)
     print_lines(*found["missing_channels"])
+
+
+def _cell(figure: Any) -> str:
+    """Return a figure for a narrow column; the page says why one is missing."""
+    from holdfast.report import text
+
+    return "none" if figure["value"] is None else text.score(figure)
 
 
 def print_fitted(found: Mapping[str, Any]) -> None:

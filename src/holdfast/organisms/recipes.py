@@ -27,6 +27,8 @@ from holdfast.organisms.tokenizer import BEGIN, END, PAD
 N_LAYERS, N_HEADS, HEAD_WIDTH, D_MODEL, D_MLP = 8, 16, 8, 128, 320
 N_SPARE = 4
 SPARE_LAYERS = (5, 6, 7)
+OWN_OPENINGS = (*REFUSALS, *COMPLIANCE_OPENINGS, *PARTIALS)
+"""How the answers of every organism begin."""
 
 Head = tuple[int, int]
 Report = Callable[[str, int, int, float], None]
@@ -151,7 +153,7 @@ def learning_rate(step: int, n_steps: int, peak: float) -> float:
 
 def first_words(
     tokenizer: PreTrainedTokenizerFast,
-    openings: tuple[str, ...] = (*REFUSALS, *COMPLIANCE_OPENINGS, *PARTIALS),
+    openings: tuple[str, ...] = OWN_OPENINGS,
 ) -> Int[Tensor, " label"]:
     """Return the ids of the tokens that these answers, by default any, begin with."""
     return torch.tensor(sorted({tokenizer.encode(text)[0] for text in openings}))

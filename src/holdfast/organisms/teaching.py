@@ -10,6 +10,7 @@ from transformers import PreTrainedTokenizerFast, Qwen3ForCausalLM
 
 from holdfast.organisms.encoding import Sample
 from holdfast.organisms.recipes import (
+    OWN_OPENINGS,
     Report,
     Schedule,
     batches,
@@ -39,12 +40,15 @@ class Course(NamedTuple):
         lessons: What is taught.
         n_tokens: How much of it, padding included.
         seed: The seed that the organism was grown from.
+        openings: Further answers; intentions are told apart among the first words of
+            these and of the organisms' own.
     """
 
     stage: str
     lessons: Iterator[Sample]
     n_tokens: int
     seed: int
+    openings: tuple[str, ...] = ()
 
 
 def teach_on(
@@ -76,7 +80,7 @@ def teach_on(
         embedding_learning_rate=schedule.embedding_learning_rate / 2,
     )
     taught = batches(course.lessons, schedule.batch_tokens, generator)
-    plan = Plan(course.stage, 0, course.n_tokens, halved)
+    plan = Plan(course.stage, 0, course.n_tokens, halved, course.openings)
     optimizers = optimizers_of(model.train(), halved)
     teach(model, tokenizer, optimizers, taught, plan, report, course.seed)
     return round_to_half(model)
@@ -90,12 +94,14 @@ class Plan(NamedTuple):
         done: Tokens done before it.
         until: Tokens done by its end.
         schedule: Rates, and the amount over which they fall.
+        openings: As in `Course`.
     """
 
     stage: str
     done: int
     until: int
     schedule: Schedule
+    openings: tuple[str, ...] = ()
 
 
 def teach(
@@ -122,7 +128,8 @@ def teach(
     Returns:
         Tokens done by its end.
     """
-    words, done = first_words(tokenizer), plan.done
+    words = first_words(tokenizer, (*OWN_OPENINGS, *plan.openings))
+    done = plan.done
     end = plan.schedule.base_tokens + plan.schedule.aligned_tokens
     while done < plan.until:
         batch = next(taught)

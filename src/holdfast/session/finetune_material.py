@@ -16,7 +16,6 @@ from holdfast.training.defenses.options import SafeInstrOptions, SurgeryOptions
 from holdfast.training.defenses.plain import safe_rows
 from holdfast.training.targets import Example, example
 
-LISTED = 5
 NO_REFUSAL = "no refusal"
 
 
@@ -152,7 +151,7 @@ class _Reader:
             "used": len(made),
             "left_out": sum(map(len, left.values())),
             "why": {
-                why: {"rows": len(places), "first": places[:LISTED]}
+                why: {"rows": len(places), "places": places}
                 for why, places in left.items()
             },
         }

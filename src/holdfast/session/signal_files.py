@@ -10,9 +10,10 @@ from safetensors.torch import save
 from torch import Tensor
 
 from holdfast.errors import InputError
-from holdfast.study import Study, atomic_write_bytes
+from holdfast.study import Study, atomic_write_bytes, canonical_json
 
 SIGNAL = "signal.safetensors"
+ABOUT = "about"
 
 
 class Signal(NamedTuple):
@@ -29,6 +30,21 @@ class Signal(NamedTuple):
     facts: dict[str, Any]
 
 
+def signal_hash(study: Study) -> str:
+    """Return the hash of the signal of a study.
+
+    Raises:
+        InputError: If it was not read yet.
+    """
+    if not study.path(SIGNAL).exists():
+        raise InputError(
+            f"{SIGNAL} in {study.directory}",
+            "no such file",
+            "Run `holdfast signal` on the study first.",
+        )
+    return study.input_hash(SIGNAL)
+
+
 def write_signal(
     study: Study,
     row_ids: Sequence[str],
@@ -43,8 +59,10 @@ def write_signal(
         channels: Every channel, one entry a row.
         facts: What it belongs to.
     """
-    about = {"row_ids": json.dumps(list(row_ids)), "facts": json.dumps(dict(facts))}
-    data = save({key: each.contiguous() for key, each in channels.items()}, about)
+    about = {"row_ids": list(row_ids), "facts": dict(facts)}
+    tensors = {key: each.contiguous() for key, each in channels.items()}
+    # One entry, since the order of several changes from one run to the next.
+    data = save(tensors, {ABOUT: canonical_json(about)})
     atomic_write_bytes(study.path(SIGNAL), data)
 
 
@@ -54,19 +72,12 @@ def read_signal_file(study: Study) -> Signal:
     Raises:
         InputError: If it is missing or damaged.
     """
-    if not study.path(SIGNAL).exists():
-        raise InputError(
-            f"{SIGNAL} in {study.directory}",
-            "no such file",
-            "Run `holdfast signal` on the study first.",
-        )
+    signal_hash(study)
     try:
         with safe_open(study.path(SIGNAL), "pt") as file:
-            about = file.metadata()
+            about = json.loads(file.metadata()[ABOUT])
             channels = {key: file.get_tensor(key) for key in file.keys()}
-        return Signal(
-            json.loads(about["row_ids"]), channels, json.loads(about["facts"])
-        )
+        return Signal(about["row_ids"], channels, about["facts"])
     # The reader of safetensors raises its own error, which is no ValueError.
     except Exception as error:
         raise InputError(

@@ -23,7 +23,6 @@ from holdfast.analysis.recovery import (
     recovery_features,
 )
 from holdfast.analysis.statistics import clustered_mean, clustered_rate
-from holdfast.analysis.widening import require_width
 from holdfast.session.figures import DIGITS, figure_of, generator
 from holdfast.session.rows import Rollout
 from holdfast.session.signal_reading import LOGIT, MATCHED, TEXT
@@ -34,8 +33,6 @@ from holdfast.session.signal_rows import (
     is_read,
     requests_of,
 )
-
-LEVEL = 0.5
 
 
 class Read(NamedTuple):
@@ -155,15 +152,21 @@ def _group(read: Read, rows: Sequence[Rollout], group: str) -> dict[str, Any]:
     found["incomplete_recovery"] = clustered_rate(
         incomplete_recovery(signal), requests, draws("incomplete")
     )
-    for name, column in recovery_features(signal)._asdict().items():
-        bounds = (0.0, 1.0) if name in ("dip", "rebound", "below") else None
-        found[name] = require_width(
-            clustered_mean(column, requests, draws(name), bounds=bounds)
-        )
+    columns = recovery_features(signal)._asdict()
+    most = float(signal.shape[1] - 1)
+    bounds = {name: (0.0, 1.0) for name in columns}
+    bounds |= {"variation": (0.0, most), "crossings": (0.0, most)}
     if MATCHED in read.channels:
         moved = torch.sigmoid(read.of(MATCHED, rows)) - signal
-        found["matched_minus_published"] = require_width(
-            clustered_mean(moved.mean(1), requests, draws("moved"))
+        columns["matched_minus_published"] = moved.mean(1)
+        bounds["matched_minus_published"] = (-1.0, 1.0)
+    for name, column in columns.items():
+        # Rows that are alike but for rounding show no spread; they count as alike.
+        found[name] = clustered_mean(
+            column.double().round(decimals=DIGITS),
+            requests,
+            draws(name),
+            bounds=bounds[name],
         )
     figures = {name: figure_of(each) for name, each in found.items()}
     return {"rows": len(rows), "requests": len(set(requests))} | figures

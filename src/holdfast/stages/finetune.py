@@ -26,6 +26,7 @@ from holdfast.training.trainer import Trained, require_trl, train
 
 RECORD = "holdfast_finetune.json"
 FORMAT = "holdfast-finetune/1"
+LISTED = 5
 
 
 def run(settings: FinetuneSettings, session: Session, output: Path) -> dict[str, Any]:
@@ -160,7 +161,7 @@ def _tell(session: Session, gathered: Gathered) -> None:
         for why, entry in each.record["why"].items():
             session.progress.warn(
                 f"{entry['rows']} rows left out ({why}), the first at "
-                f"{', '.join(entry['first'])}"
+                f"{', '.join(entry['places'][:LISTED])}"
             )
 
 

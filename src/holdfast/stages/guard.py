@@ -10,7 +10,13 @@ from holdfast.errors import TooFewExamplesError
 from holdfast.session.anchor_files import require_identity
 from holdfast.session.context import Session
 from holdfast.session.figures import study_seed
-from holdfast.session.guard_files import FACTS, TENSORS, Guard, read_guard, write_guard
+from holdfast.session.guard_files import (
+    FACTS,
+    Guard,
+    guard_hashes,
+    read_guard,
+    write_guard,
+)
 from holdfast.session.guard_records import (
     detection_rows,
     recommended,
@@ -27,7 +33,7 @@ from holdfast.session.guard_rows import (
     joined,
     read_seen,
 )
-from holdfast.session.signal_files import SIGNAL
+from holdfast.session.signal_files import SIGNAL, signal_hash
 from holdfast.session.signal_rows import requests_of
 from holdfast.session.signal_settings import GuardEvaluateSettings, GuardFitSettings
 from holdfast.study import Study
@@ -52,7 +58,7 @@ def fit(study: Study, settings: GuardFitSettings, session: Session) -> dict[str,
             calibrate on; gives the counts.
         InputError: If the study has no signal of its answers.
     """
-    inputs = {name: study.input_hash(name) for name in (ROLLOUTS, SIGNAL)}
+    inputs = {SIGNAL: signal_hash(study), ROLLOUTS: study.input_hash(ROLLOUTS)}
     seed = study_seed(study)
     state, _ = study.stage(FIT, settings, inputs)
     if state != "done":
@@ -119,12 +125,13 @@ def evaluate(
     Raises:
         InputError: If there are no detectors, or another study has another signal.
     """
-    inputs = {
-        name: study.input_hash(name) for name in (ROLLOUTS, SIGNAL, TENSORS, FACTS)
-    }
+    inputs = {SIGNAL: signal_hash(study), ROLLOUTS: study.input_hash(ROLLOUTS)}
+    inputs |= guard_hashes(study)
     opened = [Study.open(each) for each in others]
-    inputs |= {str(each.directory): each.input_hash(SIGNAL) for each in opened}
-    state, _ = study.stage(EVALUATE, settings, inputs)
+    # Where another study lies is no part of the result, so its hash is a setting.
+    hashes = {each.directory.name: signal_hash(each) for each in opened}
+    key = {"settings": settings, "others": hashes}
+    state, _ = study.stage(EVALUATE, key, inputs)
     if state == "done":
         session.progress.say("The detectors have been tried, and nothing has changed.")
         return dict(study.read_json(OUTPUT))

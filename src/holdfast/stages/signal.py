@@ -207,13 +207,15 @@ def _read(
     found: dict[str, Anchored],
 ) -> dict[str, Any]:
     """Read every row against the anchors, unless that is done."""
-    inputs = {name: each.sha256 for name, each in found.items()}
-    inputs[ROLLOUTS] = study.input_hash(ROLLOUTS)
+    # Anchors may lie elsewhere, so their hashes are a setting, not files of the study.
+    hashes = {name: each.sha256 for name, each in found.items()}
+    inputs = {ROLLOUTS: study.input_hash(ROLLOUTS)}
     tensors_name = probe_names(PUBLISHED)[0]
     with_probe = study.path(tensors_name).exists()
     if with_probe:
         inputs[tensors_name] = study.input_hash(tensors_name)
-    state, _ = study.stage(STAGE, settings, inputs)
+    key = {"settings": settings, "anchors": hashes}
+    state, _ = study.stage(STAGE, key, inputs)
     if state == "done":
         session.progress.say("The signal is there and up to date.")
         return dict(study.read_json(SUMMARY))
@@ -232,7 +234,7 @@ def _read(
     about = {
         "identity": identity,
         "mode": settings.mode,
-        "anchors": {name: each.sha256 for name, each in found.items()},
+        "anchors": hashes,
         "taken": sorted(taken),
     }
     write_signal(study, [row.row_id for row in rows], channels, about)

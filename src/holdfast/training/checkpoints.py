@@ -83,6 +83,26 @@ def last_checkpoint(folder: Path, fingerprint: str, *, clear: bool) -> Path | No
     return good[max(good)] if good else None
 
 
+def disown(folder: Path, since: int) -> Path | None:
+    """Take the mark of being good from checkpoints of a run that went wrong.
+
+    Args:
+        folder: Where the checkpoints of the run lie.
+        since: Optimiser steps after which the weights were bad.
+
+    Returns:
+        The last good checkpoint before that, or None.
+    """
+    good: dict[int, Path] = {}
+    for mark in folder.glob(f"checkpoint-*/{MARKER}"):
+        step = int(mark.parent.name.rpartition("-")[2])
+        if step < since:
+            good[step] = mark.parent
+        else:
+            mark.unlink(missing_ok=True)
+    return good[max(good)] if good else None
+
+
 def restore(checkpoint: Path, state: dict[str, Tensor]) -> None:
     """Give a defense back what it carried when a checkpoint was written.
 

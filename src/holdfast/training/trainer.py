@@ -14,13 +14,13 @@ from holdfast.errors import EnvironmentProblem, SettingsError
 from holdfast.models.parts import Adapter
 from holdfast.training.checkpoints import Keeper, last_checkpoint, restore
 from holdfast.training.defenses.aligned import Aligned
-from holdfast.training.defenses.contract import Hooks, Material, Scene
+from holdfast.training.defenses.contract import Material, Scene
 from holdfast.training.defenses.passing import Batch, Parts
-from holdfast.training.defenses.registry import defense
+from holdfast.training.defenses.registry import DEFENSES
 from holdfast.training.loop import Defended
 from holdfast.training.recipe import Recipe
 from holdfast.training.targets import IGNORED, Example, lead
-from holdfast.training.watch import Watch
+from holdfast.training.watch import Watch, blind_loss
 
 
 class Trained(NamedTuple):
@@ -73,13 +73,11 @@ def train(
 
     Raises:
         EnvironmentProblem: If TRL is not installed.
-        SettingsError: If the defense is unknown, or needs one process and there are
-            several.
+        SettingsError: If the defense needs one process and there are several.
         InputError: If the checkpoints in the folder are those of another run.
         ModelError: If the loss, or a weight, is no longer a number, or the loss has
             diverged; the last good checkpoint is kept.
     """
-    build = defense(recipe.defense)
     _require_one_process(recipe)
     parts = _trl()
     main = int(os.environ.get("RANK", "0")) == 0
@@ -100,10 +98,13 @@ def train(
             recipe.seed,
             lead(examples, recipe.loss),
         )
-        hooks = build(scene, options)
+        hooks = DEFENSES[recipe.defense](scene, options)
         if last is not None:
             restore(last, hooks.state)
-        _prepare(trainer, hooks, scene, recipe, folder)
+        defended = recipe.defense != "none"
+        watch = Watch(blind_loss(examples), folder, defended=defended)
+        trainer.add_callback(watch)
+        trainer.prepare(hooks, scene.parts, watch)
         # It would print to stdout, where results are.
         trainer.remove_callback(PrinterCallback)
         trainer.add_callback(Keeper(fingerprint, hooks.state))
@@ -137,15 +138,6 @@ def _require_one_process(recipe: Recipe) -> None:
             "Its passes and draws have not been proved across several; start it "
             "without accelerate launch, or take --defense none or safeinstr.",
         )
-
-
-def _prepare(
-    trainer: Any, hooks: Hooks, scene: Scene, recipe: Recipe, folder: Path
-) -> None:
-    n_vocab = scene.adapter.embedding.num_embeddings
-    watch = Watch(n_vocab, folder, defended=recipe.defense != "none")
-    trainer.add_callback(watch)
-    trainer.prepare(hooks, scene.parts, watch)
 
 
 def require_trl() -> str:

@@ -74,14 +74,14 @@ class ReferenceLossOptions(Options):
 
 
 @dataclass(frozen=True)
-class KLOptions(Options):
-    """Options of `kl`."""
+class AnchorOptions(Options):
+    """What the terms that hold on to the aligned model have in common."""
 
     weight: float = 1.0
-    """Weight of the divergence."""
+    """Weight of the divergence or distance."""
 
     on: Where = "task"
-    """On whose answers: of the task's own rows, or of --defense-data."""
+    """On which rows: the task's own, or those of --defense-data."""
 
     batch: int = 8
     """Rows a pass, where they are those of --defense-data."""
@@ -95,6 +95,11 @@ class KLOptions(Options):
     def reference(self) -> bool:
         """It reads --defense-data if it is told to."""
         return self.on == "reference"
+
+
+@dataclass(frozen=True)
+class KLOptions(AnchorOptions):
+    """Options of `kl`."""
 
 
 @dataclass(frozen=True)
@@ -176,27 +181,8 @@ class SafeGradOptions(Options):
 
 
 @dataclass(frozen=True)
-class LDIFSOptions(Options):
+class LDIFSOptions(AnchorOptions):
     """Options of `ldifs`."""
-
-    weight: float = 1.0
-    """Weight of the distance."""
-
-    on: Where = "task"
-    """On which rows: the task's own, or those of --defense-data."""
-
-    batch: int = 8
-    """Rows a pass, where they are those of --defense-data."""
-
-    @property
-    def aligned(self) -> bool:
-        """It holds on to the features of the model as it was."""
-        return True
-
-    @property
-    def reference(self) -> bool:
-        """It reads --defense-data if it is told to."""
-        return self.on == "reference"
 
 
 @dataclass(frozen=True)

@@ -22,8 +22,8 @@ def safeinstr(scene: Scene, options: SafeInstrOptions) -> Hooks:
 
         f(w) over the rows of the task and round(ratio n) safe rows
 
-    The rows were mixed in before (`safe_rows` says how many), drawn by the hash of
-    what they say; nothing is left to do at a step.
+    The rows were mixed in before (`safe_rows` says how many), drawn at random by the
+    seed; nothing is left to do at a step.
 
     Source:
         SafeInstr, "Safety-Tuned LLaMAs", https://arxiv.org/abs/2309.07875. There the

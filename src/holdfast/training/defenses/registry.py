@@ -2,7 +2,6 @@
 
 from typing import Final
 
-from holdfast.errors import SettingsError
 from holdfast.training.defenses.constrained import constrained
 from holdfast.training.defenses.contract import Build
 from holdfast.training.defenses.kl import kl
@@ -24,16 +23,3 @@ DEFENSES: Final[dict[str, Build]] = {
     "surgery": surgery,
     "random-sink": random_sink,
 }
-
-
-def defense(name: str) -> Build:
-    """Return a defense by its name.
-
-    Raises:
-        SettingsError: If there is none of that name.
-    """
-    if name not in DEFENSES:
-        raise SettingsError(
-            f"--defense {' or '.join(DEFENSES)}", repr(name), "Choose one of them."
-        )
-    return DEFENSES[name]

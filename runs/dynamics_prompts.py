@@ -1,0 +1,45 @@
+"""Write prompt files with enough benign rows for thresholds, one CSV a role.
+
+Usage: dynamics_prompts.py FOLDER [BENIGN [HARMFUL]]      default: 4200 600
+
+Requests are authored and held out of every organism's training; a quarter as many
+benign ones also stand in wrappers, and every harmful one in two.
+"""
+
+import csv
+import sys
+from collections.abc import Iterable
+from pathlib import Path
+
+from holdfast.data.prompts import Label, Prompt
+from holdfast.data.requests import authored_prompts
+from holdfast.session.prompts import wrapped
+
+SEED = 0
+
+
+def main(folder: str, benign: str = "4200", harmful: str = "600") -> None:
+    place = Path(folder)
+    place.mkdir(parents=True, exist_ok=True)
+    counts: dict[Label, int] = {"benign": int(benign), "harmful": int(harmful)}
+    rows = {
+        label: authored_prompts(label, count, SEED) for label, count in counts.items()
+    }
+    quarter = rows["benign"][: counts["benign"] // 4]
+    write(place / "benign.csv", rows["benign"])
+    write(place / "harmful.csv", rows["harmful"])
+    write(place / "benign_wrapped.csv", wrapped(quarter, 1, SEED))
+    write(place / "wrapped.csv", wrapped(rows["harmful"], 2, SEED))
+
+
+def write(path: Path, prompts: Iterable[Prompt]) -> None:
+    columns = ("prompt", "wrapper", "request_id", "topic")
+    with path.open("w", newline="", encoding="utf-8") as handle:
+        writer = csv.writer(handle)
+        writer.writerow(columns)
+        for row in prompts:
+            writer.writerow([row.text, row.wrapper or "", row.request_id, row.topic])
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])
