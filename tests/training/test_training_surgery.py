@@ -208,6 +208,24 @@ def test_a_running_mean_is_kept_in_the_state():
     assert surgery(scene, SurgeryOptions()).state == {}
 
 
+def test_of_16_bit_weights_under_adapters_the_term_is_in_32_bits():
+    found = []
+    for dtype in (torch.float32, torch.bfloat16):
+        adapter = new_adapter()
+        adapter.model.bfloat16().to(dtype)
+        scene = new_scene(adapter, lora=True)
+        value, hooks = term(scene, SurgeryOptions(weight=1.0, batch=2, mean=0.5))
+        assert value.dtype is hooks.state["mean"].dtype is torch.float32
+        gradient = whole_gradient(scene, value).float()
+        assert gradient.isfinite().all()
+        found.append((number(value), gradient))
+    (exact, along), (rough, nearly) = found
+    assert exact > 1e-3
+    # States that run in bfloat16 are off by per cents, and so is what they make.
+    assert rough == pytest.approx(exact, rel=0.1)
+    assert torch.cosine_similarity(along, nearly, dim=0) > 0.98
+
+
 def test_random_text_has_the_length_of_the_answer_and_nothing_else_of_it():
     rows = chance_texts(REFERENCE, tokenizer(), 3)
     control = {*tokenizer().all_special_ids, *tokenizer().get_added_vocab().values()}
