@@ -14,6 +14,7 @@ import torch
 import transformers
 
 N_EXAMPLES, N_POSITIONS, VOCAB = 16, 256, 16_384
+ABOUT = f"Random Qwen3, 8 layers of width 512; {N_EXAMPLES} × {N_POSITIONS} tokens"
 
 
 def random_model() -> Any:
@@ -97,11 +98,12 @@ def row(seconds: np.ndarray, plain: np.ndarray, run: Callable[[], Any]) -> dict:
     }
 
 
-def print_table(rows: dict[str, dict[str, float]], pairs: int) -> None:
+def print_table(
+    rows: dict[str, dict[str, float]], pairs: int, about: str = ABOUT
+) -> None:
     """Print the lines with what they were measured on."""
     print(
-        f"\nRandom Qwen3, 8 layers of width 512; {N_EXAMPLES} × {N_POSITIONS} tokens, "
-        f"float32, one thread; {pairs} rounds; torch {torch.__version__}, "
+        f"\n{about}, float32, one thread; {pairs} rounds; torch {torch.__version__}, "
         f"transformers {transformers.__version__}.\n"
     )
     print("| variant | CPU time ÷ plain [95 %] | seconds | peak tensors, MiB |")

@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from holdfast.analysis.verdict import Thresholds
+from holdfast.training.defenses.options import OPTIONS, SinkOptions
 
 DOCS = Path(__file__).parents[1] / "docs"
 
@@ -20,6 +21,19 @@ def test_the_page_of_the_verdict_gives_the_thresholds_of_the_code():
     numbers = set(re.findall(r"\d+(?:\.\d+)?", (DOCS / "verdict.md").read_text()))
     for name, value in dataclasses.asdict(Thresholds()).items():
         assert f"{value:g}" in numbers, name
+
+
+def test_the_page_of_the_defenses_has_a_section_for_each_with_its_options():
+    text = (DOCS / "defenses.md").read_text()
+    sections = dict(
+        part.split("\n", 1) for part in re.split(r"^## ", text, flags=re.M)[1:]
+    )
+    assert list(sections) == list(OPTIONS)
+    shared = {field.name for field in dataclasses.fields(SinkOptions)}
+    for name, kind in OPTIONS.items():
+        for field in dataclasses.fields(kind):
+            page = "surgery" if field.name in shared and "sink" in name else name
+            assert f"`{field.name}" in sections[page], (name, field.name)
 
 
 def test_the_table_of_organisms_is_that_of_its_records(capsys):

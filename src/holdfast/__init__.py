@@ -34,6 +34,7 @@ if TYPE_CHECKING:
         GuardFitSettings,
         SignalSettings,
     )
+    from holdfast.session.sink_settings import SinksSettings
     from holdfast.stages.ablate import run as ablate
     from holdfast.stages.audit import run as audit
     from holdfast.stages.bake import run as bake
@@ -48,6 +49,7 @@ if TYPE_CHECKING:
     from holdfast.stages.rollout import run as rollout
     from holdfast.stages.select import run as select
     from holdfast.stages.signal import run as signal
+    from holdfast.stages.sinks import run as sinks
     from holdfast.stages.trace import run as trace
     from holdfast.study import Study
     from holdfast.training.recipe import Recipe
@@ -74,6 +76,7 @@ __all__ = [
     "SelectSettings",
     "Session",
     "SignalSettings",
+    "SinksSettings",
     "Study",
     "TraceSettings",
     "__version__",
@@ -92,6 +95,7 @@ __all__ = [
     "rollout",
     "select",
     "signal",
+    "sinks",
     "trace",
     "write_report",
 ]
@@ -128,6 +132,8 @@ _HOMES = {
     "Recipe": ("holdfast.training.recipe", "Recipe"),
     "finetune": ("holdfast.stages.finetune", "run"),
     "select": ("holdfast.stages.select", "run"),
+    "SinksSettings": ("holdfast.session.sink_settings", "SinksSettings"),
+    "sinks": ("holdfast.stages.sinks", "run"),
     "write_report": ("holdfast.stages.report", "run"),
     "GuardEvaluateSettings": (
         "holdfast.session.signal_settings",

@@ -3,7 +3,6 @@ import pytest
 import tiny_thinker
 from holdfast.data.conversation import build_conversation, thinking_format
 from holdfast.errors import SettingsError
-from holdfast.training.defenses import DEFENSES, defense
 from holdfast.training.recipe import Recipe
 from holdfast.training.targets import IGNORED, example
 
@@ -65,11 +64,3 @@ def test_a_recipe_that_cannot_be_meant_is_refused():
     assert Recipe().rate == 2e-4
     assert Recipe(method="full").rate == 2e-5
     assert Recipe(method="full", learning_rate=1e-3).rate == 1e-3
-
-
-def test_defenses_are_found_by_name():
-    with defense("none")(None) as term:
-        assert term is None
-    assert list(DEFENSES) == ["none"]
-    with pytest.raises(SettingsError, match="--defense none"):
-        defense("moat")

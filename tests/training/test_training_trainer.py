@@ -2,15 +2,11 @@
 
 import json
 import math
-import os
-import signal
-import subprocess
-import sys
-import time
 from pathlib import Path
 
 import pytest
 import torch
+from killing import kill_after
 
 import tiny_thinker
 from holdfast.cli.running import run
@@ -18,6 +14,7 @@ from holdfast.errors import ModelError
 from holdfast.models.adapter import load
 from holdfast.session.pool_scoring import PoolScorer
 from holdfast.training import trainer as module
+from holdfast.training.defenses.contract import Hooks
 
 pytest.importorskip(
     "trl", reason="trl is not installed (pip install 'holdfast[train]')"
@@ -145,21 +142,8 @@ def test_a_killed_run_goes_on_and_its_losses_are_those_of_an_undisturbed_one(
     whole, killed = tmp_path / "whole", tmp_path / "killed"
     assert finetune(thinker, data, whole, *flags) == 0
     command = ["finetune", str(thinker), "--data", str(data / "harmful.jsonl")]
-    process = subprocess.Popen(
-        [sys.executable, "-c", SLOW, *command, *SHORT, *flags, "-o", str(killed)],
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.DEVNULL,
-        env=os.environ | {"OMP_NUM_THREADS": "1"},
-    )
     checkpoints = tmp_path / "killed.checkpoints"
-    deadline = time.monotonic() + 600
-    while time.monotonic() < deadline:
-        if (checkpoints / "checkpoint-8" / "holdfast.json").exists():
-            break
-        assert process.poll() is None
-        time.sleep(0.02)
-    os.kill(process.pid, signal.SIGKILL)
-    process.wait(timeout=60)
+    kill_after(checkpoints / "checkpoint-8", [*command, *SHORT, *flags, "-o", killed])
     assert not killed.exists()
     # What a kill leaves half-written must not be taken for a checkpoint.
     (checkpoints / "checkpoint-9").mkdir()
@@ -170,23 +154,6 @@ def test_a_killed_run_goes_on_and_its_losses_are_those_of_an_undisturbed_one(
     weights = [(each / "model.safetensors").read_bytes() for each in (killed, whole)]
     assert weights[0] == weights[1]
     assert not checkpoints.exists()
-
-
-SLOW = """
-import sys, time
-import torch
-torch.set_num_threads(1)
-from transformers import TrainerCallback
-from holdfast.training import trainer
-from holdfast.cli.running import run
-real = trainer._Teller.on_log
-def slow(self, args, state, control, **things):
-    # Long enough for the kill to come before the end.
-    time.sleep(0.5 if state.global_step > 8 else 0)
-    return real(self, args, state, control, **things)
-trainer._Teller.on_log = slow
-run(sys.argv[1:])
-"""
 
 
 def test_a_finished_run_is_not_done_again_and_another_one_is_refused(
@@ -204,30 +171,18 @@ def test_a_finished_run_is_not_done_again_and_another_one_is_refused(
 def test_a_loss_that_is_no_number_stops_and_keeps_the_last_good_checkpoint(
     thinker, data, tmp_path, monkeypatch, capsys
 ):
-    real = module.defense
+    def poisoned(scene, options):
+        return Hooks(
+            term=lambda each: torch.tensor(math.nan if each.step >= 5 else 0.0)
+        )
 
-    def poisoned(name):
-        from contextlib import contextmanager
-
-        calls = []
-
-        @contextmanager
-        def hold(model):
-            def term():
-                calls.append(1)
-                return torch.tensor(math.nan if len(calls) > 5 else 0.0)
-
-            yield term
-
-        assert real(name) is not None
-        return hold
-
-    monkeypatch.setattr(module, "defense", poisoned)
+    monkeypatch.setitem(module.DEFENSES, "none", poisoned)
     output = tmp_path / "nan"
     flags = ["--steps", "10", "--save-every", "2"]
     assert finetune(thinker, data, output, *flags) == ModelError.exit_status
     said = " ".join(capsys.readouterr().err.split())
-    assert "expected a finite loss; found nan at step 6" in said
+    found = "expected a finite loss; found nan at step 6 in the defense's term"
+    assert found in said
     assert not output.exists()
     kept = sorted(Path(f"{output}.checkpoints").glob("*/holdfast.json"))
     assert [path.parent.name for path in kept] == ["checkpoint-2", "checkpoint-4"]
@@ -246,7 +201,7 @@ def test_a_last_step_that_spoils_the_weights_writes_no_model(
     output = tmp_path / "spoilt"
     flags = ["--method", "full", "--steps", "3", "--save-every", "2"]
     assert finetune(thinker, data, output, *flags) == ModelError.exit_status
-    assert "nan at step 3" in " ".join(capsys.readouterr().err.split())
+    assert "nan or inf at step 3" in " ".join(capsys.readouterr().err.split())
     assert not output.exists()
     kept = sorted(Path(f"{output}.checkpoints").glob("*/holdfast.json"))
     assert [path.parent.name for path in kept] == ["checkpoint-2"]
@@ -292,7 +247,7 @@ def test_weights_that_are_no_numbers_are_never_marked_as_good(tmp_path):
         (tmp_path / f"checkpoint-{step}").mkdir()
         with torch.no_grad():
             model.weight[0, 0] = value
-        Keeper("x").on_save(
+        Keeper("x", {}).on_save(
             SimpleNamespace(output_dir=str(tmp_path)),
             SimpleNamespace(is_world_process_zero=True, global_step=step),
             None,

@@ -22,6 +22,7 @@ from holdfast.analysis.bootstrap import (
     undefined,
 )
 from holdfast.analysis.means import bootstrap_differences, bootstrap_means
+from holdfast.analysis.statistics import clustered_mean
 from holdfast.analysis.widening import has_no_width, include
 from holdfast.errors import InputError
 
@@ -42,6 +43,8 @@ class SinkFigures(NamedTuple):
         by_chance: Positive heads if no head diverged and prompts differed as they do;
             its ends hold 95 % of that null. Heads that rise and fall together make
             it wide.
+        mean_harmful: Mean over heads of the mass on harmful text.
+        mean_reference: Mean over heads of the mass on reference text.
         n_above: Heads whose interval lies above 0.
         n_below: Heads whose interval lies below 0.
         n_measured: Heads that could be measured.
@@ -54,6 +57,8 @@ class SinkFigures(NamedTuple):
     penalty: Estimate
     mean_divergence: Estimate
     by_chance: Estimate
+    mean_harmful: Estimate
+    mean_reference: Estimate
     n_above: int
     n_below: int
     n_measured: int
@@ -122,6 +127,8 @@ def paired_sinks(
         _spread(bootstrap_means(lower, clusters, generator), measured),
         _spread(found, measured),
         *_over_heads(divergence, found, clusters, generator),
+        _over_rows(upper, clusters, generator),
+        _over_rows(lower, clusters, generator),
         *_signs(found),
         int(measured.sum()),
     )
@@ -169,6 +176,8 @@ def unpaired_sinks(
         _spread(bootstrap_means(lower, reference_clusters, generator), measured),
         _spread(found, measured),
         *_over_heads(divergence, found, clusters, generator),
+        _over_rows(upper, harmful_clusters, generator),
+        _over_rows(lower, reference_clusters, generator),
         *_signs(found),
         int(measured.sum()),
     )
@@ -225,6 +234,14 @@ def _over_heads(
         bootstrap(lambda drawn: divergence(drawn).mean(1), clusters, generator),
         _by_chance(divergence, clusters, generator),
     )
+
+
+def _over_rows(
+    masses: Tensor, clusters: Sequence[str], generator: torch.Generator
+) -> Estimate:
+    if not masses.shape[1]:
+        return undefined(len(clusters), UNSEEN)
+    return clustered_mean(masses.mean(1), clusters, generator)
 
 
 def _by_chance(

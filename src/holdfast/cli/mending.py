@@ -1,15 +1,27 @@
-"""The verbs that mend a model: choose the rows to train on, and train on them."""
+"""The verbs that mend a model: choose rows, train on them, watch what training does."""
 
+from functools import partial
 from pathlib import Path
 from typing import Annotated
 
 from cyclopts import Parameter
 
 from holdfast.cli import showing, showing_mending
-from holdfast.cli.studies import MODEL, Flat, Json, Loading, show
+from holdfast.cli.studies import (
+    MODEL,
+    Flat,
+    Json,
+    Loading,
+    Output,
+    default_study,
+    in_study,
+    show,
+)
+from holdfast.errors import SettingsError
 from holdfast.session.evaluating import JudgeFlags
 from holdfast.session.finetune_settings import FinetuneSettings
 from holdfast.session.select_settings import SelectSettings
+from holdfast.session.sink_settings import SinksSettings
 
 Written = Annotated[Path, Parameter(name=["--output", "-o"])]
 JUDGE = JudgeFlags()
@@ -73,3 +85,38 @@ def finetune(
     session = Session(model, loading, showing.Shown())
     found = stage.run(training, session, output)
     show(json, found, showing_mending.print_finetuned)
+
+
+def sinks(
+    *models: str,
+    measuring: Annotated[SinksSettings, Flat],
+    output: Output = None,
+    loading: Loading = MODEL,
+    json: Json = False,
+) -> None:
+    """Compare how much heads look at the first token on harmful and reference text.
+
+    Several models are the checkpoints of a run, in order. Run it again to continue.
+
+    Args:
+        models: organism:NAME, model directories, or Hub ids; a folder with
+            `checkpoint-N` folders stands for all of them.
+        measuring: Texts and how they are compared.
+        output: The study, which belongs to the last model. Default:
+            studies/MODEL-DATE.
+        loading: The models.
+        json: Print the block `sinks` of the report as JSON, and nothing else.
+    """
+    from holdfast.stages import report
+    from holdfast.stages import sinks as stage
+
+    if not models:
+        raise SettingsError("a model", "none", "Name one: `holdfast sinks MODEL …`.")
+    last = stage.last_of(models)
+    place = output or default_study(last)
+    work = partial(stage.run, settings=measuring, models=models)
+    found = in_study(place, last, loading, work)
+    in_study(place, None, MODEL, report.run)
+    show(json, found, showing_mending.print_sinks)
+    if not json:
+        showing.print_lines("", f"The report lies in {place / 'report.html'}")

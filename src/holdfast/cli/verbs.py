@@ -19,7 +19,7 @@ from holdfast.cli.heads import (
     heads,
     transfer,
 )
-from holdfast.cli.mending import finetune, select
+from holdfast.cli.mending import finetune, select, sinks
 from holdfast.cli.organisms import organism
 from holdfast.cli.studies import (
     MODEL,
@@ -254,6 +254,6 @@ def doctor(
     show(json, found, showing.print_proofs)
 
 
-_VERBS = (heads, ablate, bake, transfer, evaluate, export, select, finetune, signal)
-for _verb in _VERBS:
+_VERBS = (heads, ablate, bake, transfer, evaluate, export, select, finetune)
+for _verb in (*_VERBS, sinks, signal):
     app.command(_verb)

@@ -75,6 +75,24 @@ def load(
     return _proved(model, tokenizer, checkpoint.family, identity)
 
 
+def fingerprint_source(
+    id_or_path: str | Path, revision: str | None = None
+) -> tuple[str, str]:
+    """Return the hashes of weights and chat template, as `load` would record them.
+
+    Args:
+        id_or_path: Directory of a model or of a PEFT adapter, or a Hub id.
+        revision: Branch, tag or commit on the Hub.
+
+    Raises:
+        HoldfastError: As `load` does, before it reads any weights.
+    """
+    checkpoint = find_checkpoint(id_or_path, revision)
+    tokenizer = read_tokenizer(checkpoint)
+    _check_template(tokenizer, checkpoint.model_id)
+    return fingerprint_files(checkpoint), template_sha256(tokenizer)
+
+
 def adapt(model: Any, tokenizer: Any, *, model_id: str = "in-memory") -> Adapter:
     """Name and prove the parts of a model that is already in memory.
 

@@ -82,6 +82,7 @@ def finetune_card(
     record: str,
     rows: Sequence[tuple[str, str]],
     settings: Mapping[str, object],
+    defense: Mapping[str, object] | None = None,
 ) -> str:
     """Return the README of a model that was trained here.
 
@@ -91,6 +92,7 @@ def finetune_card(
         record: Name of the file beside it with everything that was done.
         rows: What it was trained on: a name and what to say of it.
         settings: How it was trained.
+        defense: Options of the defense that was trained in; None for none.
 
     Returns:
         Markdown with a header of metadata.
@@ -105,23 +107,36 @@ def finetune_card(
             "",
             _base(identity),
             "",
-            "It was trained to give the safe answer after its own thinking, so that "
-            "the intention to refuse is not lost at the end of it. Everything that "
+            f"{_AIM if defense is None else _DEFENDED} Everything that "
             f"was done is recorded in `{record}`.",
             "",
-            "| trained on | |",
+            "| rows | |",
             "|---|---|",
             *(f"| {name} | {said} |" for name, said in rows),
             "",
             "| setting | |",
             "|---|---|",
             *(f"| {name} | {value} |" for name, value in settings.items()),
+            *(
+                f"| defense: {name} | {value} |"
+                for name, value in (defense or {}).items()
+            ),
             "",
             "Nothing was measured on this checkpoint: evaluate and audit it before "
             "it is used. Training on refusals does not make a model safe.",
             "",
         ]
     )
+
+
+_AIM = (
+    "It was trained to give the safe answer after its own thinking, so that "
+    "the intention to refuse is not lost at the end of it."
+)
+_DEFENDED = (
+    "It was trained on rows that may hold harmful answers, under a defense that is "
+    "meant to keep its refusal."
+)
 
 
 def _head(

@@ -23,6 +23,7 @@ class Entry(NamedTuple):
 def entries(report: Report) -> Iterator[Entry]:
     """Yield every figure of a report with its section and its name."""
     yield from _suites(report)
+    yield from _sinks(report)
     if not is_audited(report):
         return
     success = report["attack_success"]
@@ -59,3 +60,12 @@ def _suites(report: Report) -> Iterator[Entry]:
     for row in report.get("evaluation", {}).get("rows", ()):
         name = f"{condition(row)}: {title(row['measure'])}"
         yield Entry(f"Suite {row['suite']}", name, True, row["figure"])
+
+
+def _sinks(report: Report) -> Iterator[Entry]:
+    """Yield the figures of the last model whose sink was looked at, if one was."""
+    for each in report.get("sinks", {}).get("checkpoints", ())[-1:]:
+        section = "Attention to the first token"
+        yield Entry(section, "Heads that diverge", False, each["positive"])
+        yield Entry(section, "Harmful text", True, each["harmful"])
+        yield Entry(section, "Reference text", True, each["reference"])

@@ -25,6 +25,7 @@ from holdfast.report.records import (
 )
 from holdfast.report.schema import validate
 from holdfast.report.signal_figures import StepExample, signal_context
+from holdfast.report.sink_figures import sink_context
 
 __all__ = ["render", "render_compare"]
 
@@ -81,6 +82,7 @@ def render(
         **_trace_context(report, drawn, template_length(examples)),
         **head_context(report),
         **signal_context(report, steps),
+        "sinks": sink_context(report),
         "examples": [_example(example) for example in examples],
         "controls": list(_described(report["controls"], words.CONTROLS)),
         "probe": list(_described(report["probe"], words.PROBE)),

@@ -81,9 +81,9 @@ def is_figure(value: object) -> TypeGuard[Figure]:
 
 
 def is_audited(report: Report) -> bool:
-    """Tell whether a report is of an audit, not of an evaluation alone."""
+    """Tell whether a report is of an audit, not of an evaluation or of sinks alone."""
     asked = any(found["refused"]["n"] for found in report["outcomes"].values())
-    return asked or "evaluation" not in report
+    return asked or not {"evaluation", "sinks"} & report.keys()
 
 
 def is_finite(value: object) -> bool:

@@ -24,6 +24,7 @@ from holdfast.session.outcomes import attack_block, attack_success, outcome_bloc
 from holdfast.session.reach import doubts
 from holdfast.session.rows import GROUPS, Rollout
 from holdfast.session.signal_assembly import signal_blocks
+from holdfast.session.sink_sources import MASSES, is_measured, sink_sources
 from holdfast.study import Study
 
 PROBE = (
@@ -91,6 +92,9 @@ def assemble(study: Study, rows: Sequence[Rollout]) -> dict[str, Any]:
     report |= signal_blocks(study)
     if is_evaluated(study):
         report |= {"evaluation": study.read_json(EVALUATED)}
+    if is_measured(study):
+        report |= {"sinks": study.read_json(MASSES)}
+        settings["sinks"] = study.record("sinks")["settings"]
     # Tuples become lists, so that what is returned is what a reader of the file gets.
     plain: dict[str, Any] = json.loads(json.dumps(report))
     return plain
@@ -179,7 +183,11 @@ def _data(study: Study, rows: Sequence[Rollout]) -> dict[str, Any]:
     ):
         splits.setdefault(role, {})[split] = count
     return {
-        "sources": [*record.get("sources", ()), *suite_sources(study)],
+        "sources": [
+            *record.get("sources", ()),
+            *suite_sources(study),
+            *sink_sources(study),
+        ],
         "overlap": record.get("overlap", {}),
         "splits": splits,
     }

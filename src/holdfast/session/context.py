@@ -6,6 +6,7 @@ from typing import Any
 import torch
 
 from holdfast.errors import InputError, SettingsError, UnsupportedFamilyError
+from holdfast.models.adapter import fingerprint_source
 from holdfast.models.masked import MaskedModel
 from holdfast.models.parts import Adapter
 from holdfast.models.speaking import Speaker, load_speaker
@@ -135,6 +136,22 @@ class Session:
     def batch_size(self) -> int:
         """Rows at once: as many as the user said, else what suits the model."""
         return self.settings.batch_size or suitable_batch(self.speaker)
+
+    def fingerprints(self) -> dict[str, str]:
+        """Return what tells this model from others, without loading its weights.
+
+        Raises:
+            InputError: If no model is there.
+            ModelError: If a file of it is damaged.
+        """
+        if self._speaker is not None:
+            known = self._speaker.identity
+            hashes = known.weights_sha256, known.template_sha256
+        else:
+            place = _locate(self.name)
+            hashes = fingerprint_source(place, self.settings.revision)
+        names = ("weights_sha256", "template_sha256", "dtype")
+        return dict(zip(names, (*hashes, self.settings.dtype), strict=True))
 
     def release(self) -> None:
         """Let go of the model, so that another fits; it is loaded again if asked for.

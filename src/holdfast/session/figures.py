@@ -44,5 +44,6 @@ def generator(seed: int, name: str) -> torch.Generator:
 def study_seed(study: Study) -> int:
     """Return the seed that the study was made with."""
     if "settings" not in study.manifest:
-        return int(study.record("generate")["settings"]["seed"])
+        stage = "generate" if study.record("generate") else "sinks"
+        return int(study.record(stage)["settings"]["seed"])
     return int(study.manifest["settings"]["rollout"]["seed"])

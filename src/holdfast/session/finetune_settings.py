@@ -25,6 +25,14 @@ class FinetuneSettings:
     benign_ratio: float = 1.0
     """Harmless rows for each row of --data."""
 
+    defense_data: str | None = None
+    """Rows of the same shape with a safe answer, for a defense that trains on such
+    answers or compares with them."""
+
+    defense_harmful: str | None = None
+    """Rows with a harmful answer to the prompts of --defense-data, for a defense that
+    compares the two."""
+
     column: Annotated[
         tuple[str, ...],
         Parameter(negative=(), consume_multiple=False, show_default=False),
@@ -35,6 +43,10 @@ class FinetuneSettings:
     system_prompt: str | None = None
     """System prompt of every conversation."""
 
+    keep_checkpoints: bool = False
+    """Keep every checkpoint (--save-every) in OUTPUT.checkpoints when all is done, for
+    example for `holdfast sinks`. Each is a model with the state of its optimiser."""
+
     recipe: Annotated[Recipe, Parameter(name="*")] = field(default_factory=Recipe)
 
     def __post_init__(self) -> None:
@@ -44,6 +56,27 @@ class FinetuneSettings:
                 "--benign-ratio of 0 or more", str(self.benign_ratio), "Raise it."
             )
         self.columns()
+        self._check_defense()
+
+    def _check_defense(self) -> None:
+        options = self.recipe.options()
+        for flag, needed, given in (
+            ("--defense-data", options.reference, self.defense_data),
+            ("--defense-harmful", options.harmful, self.defense_harmful),
+        ):
+            if needed == (given is not None):
+                continue
+            defense = f"--defense {self.recipe.defense}"
+            asked = " ".join(
+                f"--defense-option {o}" for o in self.recipe.defense_option
+            )
+            raise SettingsError(
+                f"{flag} with rows for {defense}" if needed else f"no {flag}",
+                "none"
+                if needed
+                else f"one, which {' '.join((defense, asked)).strip()} does not read",
+                "Name a file of such rows." if needed else "Drop it.",
+            )
 
     def columns(self) -> dict[str, str]:
         """Return the column of each field that has one.

@@ -3,47 +3,30 @@
 import json
 import math
 import os
-import random
 import shutil
-from collections.abc import Iterator
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, replace
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from holdfast.data.pool import Pool, PoolRow
-from holdfast.errors import InputError, TooFewExamplesError
 from holdfast.models.card import finetune_card
 from holdfast.models.parts import Adapter
 from holdfast.models.staging import require_empty, staging, writing
 from holdfast.session.context import Session
+from holdfast.session.finetune_material import Gathered, gather
 from holdfast.session.finetune_settings import FinetuneSettings
-from holdfast.session.pool_scoring import PoolScorer, ScoreRules
 from holdfast.study import (
     atomic_write_json,
     atomic_write_text,
     canonical_json,
     fingerprint,
 )
-from holdfast.training.targets import Example, example
+from holdfast.training.defenses.contract import Material
 from holdfast.training.trainer import Trained, require_trl, train
 
 RECORD = "holdfast_finetune.json"
 FORMAT = "holdfast-finetune/1"
 LISTED = 5
-
-
-@dataclass(frozen=True)
-class Material:
-    """Rows of one source that are trained on.
-
-    Attributes:
-        examples: Their sequences.
-        record: What is said of the source.
-    """
-
-    examples: tuple[Example, ...]
-    record: dict[str, Any]
 
 
 def run(settings: FinetuneSettings, session: Session, output: Path) -> dict[str, Any]:
@@ -71,11 +54,11 @@ def run(settings: FinetuneSettings, session: Session, output: Path) -> dict[str,
     output = output.expanduser().absolute()
     session = _for_training(session, settings)
     adapter = session.adapter
-    material = _gather(settings, adapter)
+    gathered = gather(settings, adapter)
     key = {
         "format": FORMAT,
         "base": asdict(adapter.identity),
-        "data": {name: each.record for name, each in material.items()},
+        "data": {name: each.record for name, each in gathered.sources.items()},
         "settings": _kept(settings),
     }
     mark = fingerprint(key)
@@ -84,8 +67,8 @@ def run(settings: FinetuneSettings, session: Session, output: Path) -> dict[str,
         session.progress.say(f"{output} is there and up to date.")
         return known
     require_empty(output)
-    _tell(session, material)
-    examples = [each for part in material.values() for each in part.examples]
+    _tell(session, gathered)
+    examples = [each for part in gathered.task.values() for each in part.examples]
     checkpoints = output.with_name(f"{output.name}.checkpoints")
     total = _total_steps(settings, len(examples))
     with session.progress.track("Training", total) as advance:
@@ -103,6 +86,8 @@ def run(settings: FinetuneSettings, session: Session, output: Path) -> dict[str,
             checkpoints,
             fingerprint=mark,
             told=told,
+            material=_material(gathered),
+            kept=None if settings.keep_checkpoints else 2,
         )
     record = key | {
         "fingerprint": mark,
@@ -115,7 +100,7 @@ def run(settings: FinetuneSettings, session: Session, output: Path) -> dict[str,
     }
     _write(trained, output, record, adapter)
     session.release()
-    if trained.is_main:
+    if trained.is_main and not settings.keep_checkpoints:
         shutil.rmtree(checkpoints, ignore_errors=True)
     return record
 
@@ -144,108 +129,35 @@ def _total_steps(settings: FinetuneSettings, n: int) -> int:
     return math.ceil(recipe.epochs * math.ceil(n / each))
 
 
-def _kept(settings: FinetuneSettings) -> dict[str, Any]:
-    """Return the settings on which the result depends; paths are no part of it."""
-    made: dict[str, Any] = json.loads(canonical_json(settings))
-    return {key: value for key, value in made.items() if key not in ("data", "benign")}
-
-
-def _gather(settings: FinetuneSettings, adapter: Adapter) -> dict[str, Material]:
-    """Read the rows, and mix in harmless ones at the ratio that was asked for."""
-    safety = _read("data", settings.data, settings, adapter, None)
-    material = {"data": safety}
-    if settings.benign is not None:
-        n = round(settings.benign_ratio * len(safety.examples))
-        material["benign"] = _read("benign", settings.benign, settings, adapter, n)
-    return material
-
-
-def _read(
-    name: str,
-    source: str,
-    settings: FinetuneSettings,
-    adapter: Adapter,
-    n: int | None,
-) -> Material:
-    """Return the rows of a source that fit the model: all, or `n` drawn at random."""
-    pool = Pool(source, settings.columns())
-    scorer = PoolScorer(adapter, None, ScoreRules(system_prompt=settings.system_prompt))
-    stop, loss = _stop_token(adapter), settings.recipe.loss
-    made: dict[int, Example] = {}
-    left: dict[str, list[str]] = {}
-    for row in _offered(pool, n, settings.recipe.seed):
-        if len(made) == n:
-            break
-        found = scorer.render(row)
-        if found.conversation is None:
-            left.setdefault(str(found.kind), []).append(row.place)
-        elif len(found.conversation.token_ids) == adapter.max_positions:
-            left.setdefault("no room for the stop token", []).append(row.place)
-        else:
-            made[row.row] = example(found.conversation, loss, stop=stop)
-    _require(name, source, len(made), 1 if n is None else n, left)
-    record = {
-        "source": Path(source).name,
-        "sha256": pool.survey.sha256,
-        "rows": pool.survey.n_rows,
-        "used": len(made),
-        "left_out": sum(map(len, left.values())),
-        "why": {
-            why: {"rows": len(places), "places": places} for why, places in left.items()
-        },
-    }
-    # In the order of the source, whatever the order of the draw.
-    return Material(tuple(made[number] for number in sorted(made)), record)
-
-
-def _offered(pool: Pool, n: int | None, seed: int) -> Iterator[PoolRow]:
-    """Yield all rows in their order, or all in a random order, `n` and a few at once.
-
-    A draw reads little more of a long source than it needs: rows that are not wanted
-    are neither parsed nor tokenised.
-    """
-    if n is None:
-        yield from pool.rows(lambda number: True)
-        return
-    order = list(range(pool.survey.n_rows))
-    random.Random(f"benign-{seed}").shuffle(order)
-    step = n + n // 8 + 16
-    for start in range(0, len(order), step):
-        wanted = order[start : start + step]
-        found = {row.row: row for row in pool.rows(set(wanted).__contains__)}
-        yield from (found[number] for number in wanted)
-
-
-def _require(
-    name: str, source: str, found: int, least: int, left: dict[str, list[str]]
-) -> None:
-    if found >= least:
-        return
-    why = ", ".join(f"{len(places)} {kind}" for kind, places in left.items())
-    raise TooFewExamplesError(
-        f"{least} rows of --{name} that can be trained on",
-        f"{found} in `{source}`" + (f"; left out: {why}" if why else ""),
-        "Give more rows, or lower --benign-ratio. A model that thinks is trained on "
-        "rows with thinking: `holdfast select --thinking model --budget 100%` draws it."
-        if name == "benign" or left
-        else "Give more rows.",
+def _material(gathered: Gathered) -> Material:
+    reference = gathered.defense.get("defense-data")
+    harmful = gathered.defense.get("defense-harmful")
+    return Material(
+        () if reference is None else reference.examples,
+        () if harmful is None else harmful.examples,
+        gathered.pairs,
     )
 
 
-def _stop_token(adapter: Adapter) -> int:
-    token = adapter.tokenizer.eos_token_id
-    if token is None:
-        raise InputError(
-            "a tokenizer with a token that ends an answer",
-            f"none with {adapter.identity.model_id}",
-            "Add `eos_token` to the model's tokenizer_config.json.",
-        )
-    return int(token)
+def _kept(settings: FinetuneSettings) -> dict[str, Any]:
+    """Return the settings on which the result depends; what is kept is no part of it.
+
+    The options of a defense are written out, those not named too. Without a defense
+    there is no word of it, and the fingerprint is what it was before there were any.
+    """
+    made: dict[str, Any] = json.loads(canonical_json(settings))
+    aside = ("data", "benign", "defense_data", "defense_harmful", "keep_checkpoints")
+    kept = {key: value for key, value in made.items() if key not in aside}
+    del kept["recipe"]["defense_option"]
+    if settings.recipe.defense != "none":
+        kept["defense_options"] = asdict(settings.recipe.options())
+    return kept
 
 
-def _tell(session: Session, material: dict[str, Material]) -> None:
-    for name, each in material.items():
-        session.progress.say(f"{name}: {each.record['used']} rows to train on")
+def _tell(session: Session, gathered: Gathered) -> None:
+    for name, each in gathered.sources.items():
+        use = "to train on" if name in gathered.task else "for the defense"
+        session.progress.say(f"{name}: {each.record['used']} rows {use}")
         for why, entry in each.record["why"].items():
             session.progress.warn(
                 f"{entry['rows']} rows left out ({why}), the first at "
@@ -280,6 +192,7 @@ def _write(
         record=RECORD,
         rows=rows,
         settings=record["settings"]["recipe"] | {"steps": record["steps"]},
+        defense=record["settings"].get("defense_options"),
     )
     with staging(output) as staged:
         with writing(output):

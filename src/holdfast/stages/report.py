@@ -12,6 +12,7 @@ from holdfast.session.examples import examples
 from holdfast.session.head_assembly import STAGES, is_current
 from holdfast.session.rows import from_table
 from holdfast.session.signal_assembly import EXAMPLES, signal_files
+from holdfast.session.sink_sources import MASSES, is_measured
 from holdfast.session.splitting import held_out
 from holdfast.study import Study, atomic_write_text
 
@@ -31,7 +32,8 @@ def run(study: Study, session: Session) -> dict[str, Any]:
         The report.
 
     Raises:
-        InputError: If the study has neither rollouts nor an evaluation.
+        InputError: If the study has neither rollouts, nor an evaluation, nor sink
+            masses.
     """
     below = {stage: study.record(stage) for stage in ("probe", "trace")}
     below |= {stage: study.record(stage) for stage in STAGES}
@@ -43,7 +45,9 @@ def run(study: Study, session: Session) -> dict[str, Any]:
     }
     if is_evaluated(study):
         read.add(EVALUATED)
-    if study.record("rollout") or not is_evaluated(study):
+    if is_measured(study):
+        read.add(MASSES)
+    if study.record("rollout") or not read & {EVALUATED, MASSES}:
         read.add(ROLLOUTS)
     read |= set(signal_files(study))
     inputs = {name: study.input_hash(name) for name in sorted(read)}

@@ -2,44 +2,54 @@
 
 import json
 import shutil
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Final
 
 import torch
+from safetensors.torch import load_file, save
+from torch import Tensor
 from transformers import TrainerCallback
 
 from holdfast.errors import InputError
-from holdfast.study import atomic_write_json
+from holdfast.study import atomic_write_bytes, atomic_write_json
 
 MARKER: Final = "holdfast.json"
 """Written into a checkpoint when all of it is on disk and every weight is finite."""
+
+STATE: Final = "holdfast_defense.safetensors"
+"""What a defense carries from step to step."""
 
 
 class Keeper(TrainerCallback):  # type: ignore[misc]
     """Marks a checkpoint as good, or leaves it unmarked."""
 
-    def __init__(self, fingerprint: str) -> None:
+    def __init__(self, fingerprint: str, state: Mapping[str, Tensor]) -> None:
         """Remember what the run is keyed by.
 
         Args:
             fingerprint: Hash of everything that the result depends on.
+            state: What the defense carries from step to step, as it is at any time.
         """
-        self._fingerprint = fingerprint
+        self._fingerprint, self._state = fingerprint, state
 
     def on_save(self, args: Any, state: Any, control: Any, **things: Any) -> None:
         """Mark the checkpoint that was just written."""
         if not state.is_world_process_zero:
             return
-        if finite(things["model"]):
+        if finite(things["model"], *self._state.values()):
             folder = Path(args.output_dir) / f"checkpoint-{state.global_step}"
+            if self._state:
+                kept = {name: each.cpu() for name, each in self._state.items()}
+                atomic_write_bytes(folder / STATE, save(kept))
             mark = {"step": state.global_step, "fingerprint": self._fingerprint}
             atomic_write_json(folder / MARKER, mark)
 
 
-def finite(model: torch.nn.Module) -> bool:
-    """Return whether every trained weight is a number."""
+def finite(model: torch.nn.Module, *others: Tensor) -> bool:
+    """Return whether every trained weight, and every other tensor, is a number."""
     weights = [weight for weight in model.parameters() if weight.requires_grad]
-    return all(bool(torch.isfinite(weight).all()) for weight in weights)
+    return all(bool(torch.isfinite(each).all()) for each in [*weights, *others])
 
 
 def last_checkpoint(folder: Path, fingerprint: str, *, clear: bool) -> Path | None:
@@ -71,3 +81,47 @@ def last_checkpoint(folder: Path, fingerprint: str, *, clear: bool) -> Path | No
             )
         good[int(mark["step"])] = path
     return good[max(good)] if good else None
+
+
+def disown(folder: Path, since: int) -> Path | None:
+    """Take the mark of being good from checkpoints of a run that went wrong.
+
+    Args:
+        folder: Where the checkpoints of the run lie.
+        since: Optimiser steps after which the weights were bad.
+
+    Returns:
+        The last good checkpoint before that, or None.
+    """
+    good: dict[int, Path] = {}
+    for mark in folder.glob(f"checkpoint-*/{MARKER}"):
+        step = int(mark.parent.name.rpartition("-")[2])
+        if step < since:
+            good[step] = mark.parent
+        else:
+            mark.unlink(missing_ok=True)
+    return good[max(good)] if good else None
+
+
+def restore(checkpoint: Path, state: dict[str, Tensor]) -> None:
+    """Give a defense back what it carried when a checkpoint was written.
+
+    Args:
+        checkpoint: A good checkpoint.
+        state: What the defense begins with; overwritten.
+
+    Raises:
+        InputError: If the checkpoint has other tensors.
+    """
+    if not state:
+        return
+    path = checkpoint / STATE
+    found = load_file(path) if path.exists() else {}
+    if {n: t.shape for n, t in found.items()} != {n: t.shape for n, t in state.items()}:
+        raise InputError(
+            f"the {len(state)} tensors of the defense in {path}",
+            f"{len(found)}, or others" if found else "no such file",
+            "Remove the folder to train anew, or choose another -o.",
+        )
+    for name, tensor in found.items():
+        state[name] = tensor.to(state[name].device, state[name].dtype)

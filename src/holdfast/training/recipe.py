@@ -1,9 +1,13 @@
 """How a model is trained; nothing heavy is imported here."""
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Annotated, Literal
+
+from cyclopts import Parameter
 
 from holdfast.errors import SettingsError
+from holdfast.training.defenses.options import Options
+from holdfast.training.defenses.parsing import read_options
 
 Method = Literal["lora", "full"]
 LossOn = Literal["answer", "both", "template"]
@@ -21,7 +25,14 @@ class Recipe:
     (from the end of thinking on). Prompts never count."""
 
     defense: str = "none"
-    """A defense that is trained in; none is the only one so far."""
+    """A defense that is trained in: none, safeinstr, reference-loss, kl, lisa,
+    constrained, safegrad, ldifs, surgery or random-sink (docs/defenses.md)."""
+
+    defense_option: Annotated[
+        tuple[str, ...],
+        Parameter(negative=(), consume_multiple=False, show_default=False),
+    ] = ()
+    """KEY=VALUE for an option of the defense, such as weight=0.3. May be repeated."""
 
     steps: int | None = None
     """Optimiser steps, whatever the number of rows. Default: by --epochs."""
@@ -85,6 +96,16 @@ class Recipe:
             _check(self.steps >= 1, "steps", "of 1 or more", self)
         if self.learning_rate is not None:
             _check(self.learning_rate > 0, "learning_rate", "above 0", self)
+
+        self.options()
+
+    def options(self) -> Options:
+        """Return the options of the defense, those not named at their defaults.
+
+        Raises:
+            SettingsError: If there is no such defense, option or value.
+        """
+        return read_options(self.defense, self.defense_option)
 
     @property
     def rate(self) -> float:

@@ -16,10 +16,12 @@ class Example(NamedTuple):
     Attributes:
         input_ids: Prompt, thinking, end template, answer, stop token.
         labels: The same tokens where the loss lies, `IGNORED` elsewhere.
+        answer: Place of the first token of the answer.
     """
 
     input_ids: tuple[int, ...]
     labels: tuple[int, ...]
+    answer: int
 
     def record(self) -> dict[str, Any]:
         """Return it as a row of a data set."""
@@ -35,7 +37,8 @@ def example(made: Conversation, loss: LossOn, *, stop: int) -> Example:
         stop: Token that ends an answer; it carries loss wherever the answer does.
     """
     input_ids = (*made.token_ids, stop)
-    return Example(input_ids, mask(input_ids, made.spans, loss))
+    start = made.spans.answer[0]
+    return Example(input_ids, mask(input_ids, made.spans, loss), start)
 
 
 def mask(input_ids: Sequence[int], spans: Spans, loss: LossOn) -> tuple[int, ...]:
@@ -52,3 +55,20 @@ def mask(input_ids: Sequence[int], spans: Spans, loss: LossOn) -> tuple[int, ...
         "answer": spans.answer[0],
     }[loss]
     return (*[IGNORED] * start, *input_ids[start:])
+
+
+def lead(examples: Sequence[Example], loss: LossOn) -> int:
+    """Return how many tokens with loss come before the first one of an answer.
+
+    Those of the end template, which are the same in every row. Where the thinking
+    carries loss it is what a model says first, and nothing comes before it.
+
+    Args:
+        examples: Training sequences.
+        loss: Where the loss lies.
+    """
+    if loss != "template" or not examples:
+        return 0
+    first = examples[0]
+    silent = sum(label == IGNORED for label in first.labels)
+    return first.answer - silent

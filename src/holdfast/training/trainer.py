@@ -1,6 +1,5 @@
 """The training run itself: TRL's SFTTrainer with our targets, stops and checkpoints."""
 
-import math
 import os
 import warnings
 from collections.abc import Callable, Sequence
@@ -11,20 +10,26 @@ import torch
 from peft import LoraConfig, TaskType
 from transformers import PrinterCallback, TrainerCallback
 
-from holdfast.errors import EnvironmentProblem, ModelError
+from holdfast.errors import EnvironmentProblem, SettingsError
 from holdfast.models.parts import Adapter
-from holdfast.training.checkpoints import Keeper, finite, last_checkpoint
-from holdfast.training.defenses import Term, defense
+from holdfast.training.checkpoints import Keeper, last_checkpoint, restore
+from holdfast.training.defenses.aligned import Aligned
+from holdfast.training.defenses.contract import Material, Scene
+from holdfast.training.defenses.passing import Batch, Parts
+from holdfast.training.defenses.registry import DEFENSES
+from holdfast.training.loop import Defended
 from holdfast.training.recipe import Recipe
-from holdfast.training.targets import IGNORED, Example
+from holdfast.training.targets import IGNORED, Example, lead
+from holdfast.training.watch import Watch, blind_loss
 
 
 class Trained(NamedTuple):
     """A finished run.
 
     Attributes:
-        losses: Step, loss, learning rate and gradient norm of every step, those
-            before an interruption included.
+        losses: Of every step, those before an interruption included: loss, its part
+            of the task and of the defense, learning rate, gradient norm, time, and
+            what the defense says of itself.
         steps: Optimiser steps.
         resumed_at: Step at which an interrupted run was taken up, or None.
         save: Writes model or adapter and tokenizer into a folder; every process of a
@@ -47,6 +52,8 @@ def train(
     *,
     fingerprint: str,
     told: Callable[[int, int, float], None],
+    material: Material | None = None,
+    kept: int | None = 2,
 ) -> Trained:
     """Train a model; the one in memory is changed.
 
@@ -61,32 +68,51 @@ def train(
         folder: Where checkpoints lie while the run lasts.
         fingerprint: What the run is keyed by.
         told: Called at every step with its number, the number of all, and the loss.
+        material: Rows of the defense.
+        kept: Checkpoints that are kept, the last ones; None for all.
 
     Raises:
         EnvironmentProblem: If TRL is not installed.
-        SettingsError: If the defense is unknown.
+        SettingsError: If the defense needs one process and there are several.
         InputError: If the checkpoints in the folder are those of another run.
-        ModelError: If the loss, or a weight, is no longer a number; the last good
-            checkpoint is kept.
+        ModelError: If the loss, or a weight, is no longer a number, or the loss has
+            diverged; the last good checkpoint is kept.
     """
-    hold = defense(recipe.defense)
+    _require_one_process(recipe)
     parts = _trl()
     main = int(os.environ.get("RANK", "0")) == 0
     last = last_checkpoint(folder, fingerprint, clear=main)
-    with hold(adapter.model) as term, warnings.catch_warnings():
+    options = recipe.options()
+    aligned = Aligned(adapter, whole=options.aligned and recipe.method == "full")
+    with warnings.catch_warnings():
         # PEFT still asks transformers by the old name of activation checkpointing.
         warnings.filterwarnings("ignore", message=".*will be removed in v6.*")
-        trainer = _trainer(parts, adapter, examples, recipe, folder, term)
+        trainer = _trainer(parts, adapter, examples, recipe, folder, kept)
+        scene = Scene(
+            adapter,
+            trainer.model,
+            Parts.of(adapter),
+            aligned.over(trainer.model),
+            material or Material(),
+            _collate_on_device(adapter),
+            recipe.seed,
+            lead(examples, recipe.loss),
+        )
+        hooks = DEFENSES[recipe.defense](scene, options)
+        if last is not None:
+            restore(last, hooks.state)
+        defended = recipe.defense != "none"
+        watch = Watch(blind_loss(examples), folder, defended=defended)
+        trainer.add_callback(watch)
+        trainer.prepare(hooks, scene.parts, watch)
         # It would print to stdout, where results are.
         trainer.remove_callback(PrinterCallback)
-        trainer.add_callback(Keeper(fingerprint))
+        trainer.add_callback(Keeper(fingerprint, hooks.state))
         trainer.add_callback(_Teller(told))
-        trainer.train(resume_from_checkpoint=None if last is None else str(last))
-        if not finite(trainer.model):
-            # The last step has no loss after it that would tell.
-            raise _not_a_number(trainer.state.global_step - 1, math.nan, folder)
+        with hooks.around:
+            trainer.train(resume_from_checkpoint=None if last is None else str(last))
     losses = tuple(
-        {key: float(entry[key]) for key in _KEPT if key in entry}
+        {key: float(value) for key, value in entry.items() if key not in _DROPPED}
         for entry in trainer.state.log_history
         if "loss" in entry
     )
@@ -99,7 +125,19 @@ def train(
     )
 
 
-_KEPT = ("step", "loss", "learning_rate", "grad_norm")
+_DROPPED = ("epoch", "entropy", "num_tokens", "mean_token_accuracy", "aux_loss")
+"""What TRL logs of its own accord."""
+
+
+def _require_one_process(recipe: Recipe) -> None:
+    world = os.environ.get("WORLD_SIZE", "1")
+    if int(world) > 1 and recipe.defense not in ("none", "safeinstr"):
+        raise SettingsError(
+            f"one process for --defense {recipe.defense}",
+            world,
+            "Its passes and draws have not been proved across several; start it "
+            "without accelerate launch, or take --defense none or safeinstr.",
+        )
 
 
 def require_trl() -> str:
@@ -129,26 +167,12 @@ def _trainer(
     examples: Sequence[Example],
     recipe: Recipe,
     folder: Path,
-    term: Term | None,
+    kept: int | None,
 ) -> Any:
     from datasets import Dataset
 
-    class Trainer(trl.SFTTrainer):  # type: ignore[misc]
-        """SFTTrainer that adds a defense's term, and stops at a loss that is none."""
-
-        def compute_loss(self, *arguments: Any, **options: Any) -> Any:
-            """Return the loss of a batch."""
-            loss = super().compute_loss(*arguments, **options)
-            value = loss[0] if isinstance(loss, tuple) else loss
-            if term is not None:
-                value = value + term()
-            found = float(value.detach())
-            if not math.isfinite(found):
-                raise _not_a_number(self.state.global_step, found, folder)
-            return (value, loss[1]) if isinstance(loss, tuple) else value
-
-        def create_model_card(self, *arguments: Any, **options: Any) -> None:
-            """Write no card into checkpoints; the output has one of its own."""
+    class Trainer(Defended, trl.SFTTrainer):  # type: ignore[misc]
+        """SFTTrainer with the places where a defense acts."""
 
     lora = None
     if recipe.method == "lora":
@@ -162,7 +186,7 @@ def _trainer(
             revision=adapter.identity.revision,
         )
     adapter.model.train()
-    config = _config(trl, adapter, recipe, folder)
+    config = _config(trl, adapter, recipe, folder, kept)
     # One process trains on one device; several are started by accelerate.
     if config.n_gpu > 1:
         config._n_gpu = 1
@@ -176,7 +200,9 @@ def _trainer(
     )
 
 
-def _config(trl: Any, adapter: Adapter, recipe: Recipe, folder: Path) -> Any:
+def _config(
+    trl: Any, adapter: Adapter, recipe: Recipe, folder: Path, kept: int | None
+) -> Any:
     on_cpu = adapter.device.type == "cpu" and not torch.cuda.is_available()
     return trl.SFTConfig(
         output_dir=str(folder),
@@ -194,7 +220,7 @@ def _config(trl: Any, adapter: Adapter, recipe: Recipe, folder: Path) -> Any:
         use_cpu=on_cpu,
         save_strategy="steps",
         save_steps=recipe.save_every,
-        save_total_limit=2,
+        save_total_limit=kept,
         logging_strategy="steps",
         logging_steps=1,
         logging_nan_inf_filter=False,
@@ -242,18 +268,18 @@ def _collator(pad: int) -> Callable[[list[dict[str, list[int]]]], dict[str, Any]
     return collate
 
 
+def _collate_on_device(adapter: Adapter) -> Callable[[Sequence[Example]], Batch]:
+    collate = _collator(_pad_token(adapter))
+
+    def collated(rows: Sequence[Example]) -> Batch:
+        batch = collate([row.record() for row in rows])
+        return {name: each.to(adapter.device) for name, each in batch.items()}
+
+    return collated
+
+
 def _save(trainer: Any, folder: Path) -> None:
     trainer.save_model(str(folder))
     # A pickle of the arguments; everything in it is in the record.
     (folder / "training_args.bin").unlink(missing_ok=True)
     (folder / "README.md").unlink(missing_ok=True)
-
-
-def _not_a_number(step: int, value: float, folder: Path) -> ModelError:
-    kept = sorted(folder.glob("checkpoint-*/holdfast.json"))
-    where = f"The last good checkpoint lies in {folder}" if kept else "None was saved"
-    return ModelError(
-        "a finite loss",
-        f"{value} at step {step + 1}",
-        f"{where}. Lower --learning-rate or set --clip, and give another -o.",
-    )
