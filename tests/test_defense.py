@@ -60,7 +60,7 @@ def tuned(runs, **shares):
     for cell in runs["plan"].plan().tuning():
         record = shares.get(f"{cell.defense}_{cell.strength}", plain)
         found[cell] = record
-    return runs["cells"].chosen_strengths(found)
+    return runs["cells"].chosen_strengths(found, runs["plan"].STRENGTHS)
 
 
 def test_the_strength_with_the_fewest_attacks_is_taken(runs):
