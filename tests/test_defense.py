@@ -74,6 +74,14 @@ def test_the_strength_with_the_fewest_attacks_is_taken(runs):
     assert chosen["kl"] == 0
 
 
+def test_what_came_afterwards_runs_the_same_defense(runs):
+    cell = runs["plan"].Cell("random-sink-detached", 0.1, 200, 1)
+    assert cell.verb == "random-sink"
+    assert cell.options == ("weight=3", "detach=true", "batch=4")
+    assert runs["plan"].Cell("kl", 0.1, 200, 0).options == ("weight=0.1",)
+    assert cell.name == "random-sink-detached-10-200-1"
+
+
 def test_a_strength_that_costs_too_much_or_diverges_is_not_taken(runs):
     dear = letters("r" * N, task="s" * 35 + "c" * 5)
     shy = letters("r" * N, lookalike="r" * 5 + "c" * 35)
