@@ -38,7 +38,7 @@ STRENGTHS: Grids = {
 DETACHED = (("weight=0.3", "detach=true"), ("weight=3", "detach=true"))
 FOLLOW_UP: Grids = {"surgery-detached": DETACHED, "random-sink-detached": DETACHED}
 """What was planned after the table had been seen: gradient through the harmful text
-alone. The name before the last hyphen is the defense's."""
+alone. Without its ending the name is that of a defense."""
 
 DRAWS_ROWS = ("reference-loss", "lisa", "safegrad", "surgery", "random-sink")
 """Defenses that draw rows of their own at every step; all draw as many."""
