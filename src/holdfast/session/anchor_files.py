@@ -118,7 +118,7 @@ def require_identity(found: Mapping[str, Any], wanted: Mapping[str, Any]) -> Non
     Raises:
         InputError: Names every part that differs, with both values.
     """
-    own, other = ({key: _short(each[key]) for key in each} for each in (wanted, found))
+    own, other = (_flat(each) for each in (wanted, found))
     different = [
         key
         for key in (*own, *(set(other) - set(own)))
@@ -132,10 +132,20 @@ def require_identity(found: Mapping[str, Any], wanted: Mapping[str, Any]) -> Non
         )
 
 
-def _short(value: Any) -> str:
-    text = json.dumps(value, sort_keys=True)
-    return text if len(text) <= 90 else f"{text[:60]}…{text[-20:]}"
+def _flat(identity: Mapping[str, Any]) -> dict[str, str]:
+    """Return every part as JSON; parts of a part, such as the sampler's, one by one."""
+    flat = {}
+    for key, value in identity.items():
+        parts = value if isinstance(value, Mapping) else {"": value}
+        for name, each in parts.items():
+            flat[f"{key}.{name}".rstrip(".")] = json.dumps(each, sort_keys=True)
+    return flat
 
 
 def _listed(values: Mapping[str, str], keys: list[str]) -> str:
-    return ", ".join(f"{key} {values.get(key, 'unknown')}" for key in keys)
+    return ", ".join(f"{key} {_short(values.get(key, 'unknown'))}" for key in keys)
+
+
+def _short(text: str) -> str:
+    """Shorten a value for the message; the whole of it has been compared."""
+    return text if len(text) <= 90 else f"{text[:60]}…{text[-20:]}"
