@@ -10,7 +10,6 @@ import json
 import shutil
 import sys
 import time
-from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
 from statistics import fmean
@@ -29,9 +28,11 @@ from defense_plan import (
     Plan,
     plan,
 )
+from experiment import once
 
 from holdfast.cli.running import run
-from holdfast.study import atomic_write_json, claim
+from holdfast.session.checkpoint_series import series
+from holdfast.study import atomic_write_json
 
 TRAINING = (
     "--method full --loss both --train-batch 8 --no-gradient-checkpointing "
@@ -41,17 +42,6 @@ TRAINING = (
 LEAST_TASK, MOST_LOOKALIKES = 0.9, 0.1
 """What a strength may cost on the tuning seeds: the task's accuracy as a part of that
 of plain training, and lookalikes refused beyond those of plain training."""
-
-
-def once(done: Path, work: Callable[[], None], *, wait: bool = False) -> None:
-    """Do a step whose last act is to write a file, unless it is done or in work."""
-    if done.exists():
-        return
-    lock = done.parent.parent / f".{done.parent.name}-{done.name}.lock"
-    with claim(lock, wait=wait) as ours:
-        # Another process may have done it while this one waited.
-        if ours and not done.exists():
-            work()
 
 
 class Lane:
@@ -112,11 +102,8 @@ class Lane:
             # The loss diverged: a result too.
             atomic_write_json(record, about | {"diverged": True})
         else:
-            series = sorted(
-                checkpoints.glob("checkpoint-*"),
-                key=lambda path: int(path.name.rpartition("-")[2]),
-            )
-            defense_evaluate.evaluate(model, series, self.folder, record, about)
+            steps = [each for each in series([str(model)]) if each.step is not None]
+            defense_evaluate.evaluate(model, steps, self.folder, record, about)
         for path in (model, checkpoints):
             shutil.rmtree(path, ignore_errors=True)
 

@@ -17,10 +17,9 @@ import altair
 import torch
 from defense_evaluate import BENIGN, MEASURES
 from defense_plan import FOLLOW_UP, STRENGTHS, TUNING_SEEDS
-from repair_table import HEAD, line, over_seeds, shown
+from repair_table import HEAD, line, paired, shown
 
 from holdfast.analysis.bootstrap import Estimate
-from holdfast.analysis.paired import paired_rate_difference, sign_flip
 from holdfast.analysis.selection import holm
 from holdfast.analysis.statistics import clustered_rate
 
@@ -88,17 +87,7 @@ def contrast(
         (hits(mine[seed], kind, counted), hits(others[seed], kind, counted))
         for seed in seeds
     ]
-    a, b = (torch.cat([each[place] for each in both]) for place in range(2))
-    clusters = names * len(seeds)
-    by_seed = [float(x.double().mean() - y.double().mean()) for x, y in both]
-    generator = torch.Generator().manual_seed(0)
-    p = sign_flip(a.double(), b.double(), clusters, torch.Generator().manual_seed(1))
-    return {
-        "found": paired_rate_difference(a, b, clusters, generator),
-        "by_seed": by_seed,
-        "spread": over_seeds(by_seed),
-        "p": p,
-    }
+    return paired(both, names * len(seeds))
 
 
 def positive(heads: list[list[float]]) -> int:
