@@ -10,7 +10,6 @@ import json
 import shutil
 import sys
 import time
-from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
 from statistics import fmean
@@ -21,17 +20,19 @@ import defense_material
 import defense_sink
 import torch
 from defense_plan import (
-    DEFENSE_BATCH,
-    DRAWS_ROWS,
+    FOLLOW_UP,
     READS_REFUSALS,
     STRENGTHS,
     Cell,
+    Grids,
     Plan,
     plan,
 )
+from experiment import once
 
 from holdfast.cli.running import run
-from holdfast.study import atomic_write_json, claim
+from holdfast.session.checkpoint_series import series
+from holdfast.study import atomic_write_json
 
 TRAINING = (
     "--method full --loss both --train-batch 8 --no-gradient-checkpointing "
@@ -41,17 +42,6 @@ TRAINING = (
 LEAST_TASK, MOST_LOOKALIKES = 0.9, 0.1
 """What a strength may cost on the tuning seeds: the task's accuracy as a part of that
 of plain training, and lookalikes refused beyond those of plain training."""
-
-
-def once(done: Path, work: Callable[[], None], *, wait: bool = False) -> None:
-    """Do a step whose last act is to write a file, unless it is done or in work."""
-    if done.exists():
-        return
-    lock = done.parent.parent / f".{done.parent.name}-{done.name}.lock"
-    with claim(lock, wait=wait) as ours:
-        # Another process may have done it while this one waited.
-        if ours and not done.exists():
-            work()
 
 
 class Lane:
@@ -95,31 +85,25 @@ class Lane:
         flags: list[object] = ["--data", self.rows(cell), *TRAINING]
         flags += ["--steps", self.plan.steps, "--learning-rate", self.plan.rate]
         flags += ["--save-every", max(1, self.plan.steps // 4), "--seed", cell.seed]
-        if cell.defense in READS_REFUSALS:
+        if cell.verb in READS_REFUSALS:
             flags += ["--defense-data", self.folder / "refused.jsonl"]
-        if cell.defense == "surgery":
+        if cell.verb == "surgery":
             flags += ["--defense-harmful", self.folder / "harmful.jsonl"]
-        options = [*STRENGTHS[cell.defense][cell.strength]]
-        if cell.defense in DRAWS_ROWS:
-            options.append(f"batch={DEFENSE_BATCH}")
-        for option in options:
+        for option in cell.options:
             flags += ["--defense-option", option]
-        words = ["finetune", self.base, "--defense", cell.defense, *flags]
+        words = ["finetune", self.base, "--defense", cell.verb, *flags]
         status = run([str(word) for word in [*words, "-o", model]])
         if status not in (0, 3):
             raise SystemExit(status)
         checkpoints = model.with_name(f"{model.name}.checkpoints")
         record = self.records / f"{cell.name}.json"
-        about = cell._asdict() | {"options": options, "plan": asdict(self.plan)}
+        about = cell._asdict() | {"options": cell.options, "plan": asdict(self.plan)}
         if status == 3:
             # The loss diverged: a result too.
             atomic_write_json(record, about | {"diverged": True})
         else:
-            series = sorted(
-                checkpoints.glob("checkpoint-*"),
-                key=lambda path: int(path.name.rpartition("-")[2]),
-            )
-            defense_evaluate.evaluate(model, series, self.folder, record, about)
+            steps = [each for each in series([str(model)]) if each.step is not None]
+            defense_evaluate.evaluate(model, steps, self.folder, record, about)
         for path in (model, checkpoints):
             shutil.rmtree(path, ignore_errors=True)
 
@@ -129,30 +113,33 @@ class Lane:
             record = self.records / f"{cell.name}.json"
             once(record, lambda c=cell: self.train_and_test(c))
 
-    def choose(self) -> dict[str, int]:
+    def choose(self, grids: Grids) -> dict[str, int]:
         """Choose each strength on the tuning seeds, once all of its cells are done."""
-        cells = self.plan.tuning()
+        cells = (
+            *self.plan.tuning({"none": STRENGTHS["none"]}),
+            *self.plan.tuning(grids),
+        )
         paths = {cell: self.records / f"{cell.name}.json" for cell in cells}
         while not all(path.exists() for path in paths.values()):
-            # The other process has the last of them in work.
-            time.sleep(2)
             self.do(cells)
+            # The other process may have the last of them in work.
+            time.sleep(2)
         found = {cell: json.loads(paths[cell].read_text("utf-8")) for cell in cells}
-        return chosen_strengths(found)
+        return chosen_strengths(found, grids)
 
     def work(self) -> None:
-        """Tune, then do the table."""
+        """Tune, then do the table; then what was planned when it had been seen."""
         self.prepare()
         before = self.records / "before.json"
         once(before, lambda: defense_evaluate.before(self.base, self.folder, before))
-        self.do(self.plan.tuning())
-        chosen = self.choose()
-        strengths = self.folder / "strengths.json"
-        once(strengths, lambda: atomic_write_json(strengths, chosen))
-        self.do(self.plan.cells(chosen))
+        for name, grids in (("strengths", STRENGTHS), ("follow-up", FOLLOW_UP)):
+            chosen = self.choose(grids)
+            path = self.folder / f"{name}.json"
+            once(path, lambda p=path, c=chosen: atomic_write_json(p, c))
+            self.do(self.plan.cells(chosen))
 
 
-def chosen_strengths(found: dict[Cell, dict[str, Any]]) -> dict[str, int]:
+def chosen_strengths(found: dict[Cell, dict[str, Any]], grids: Grids) -> dict[str, int]:
     """Return the strength of each defense that gives in least within stated costs.
 
     Shares are means over the tuning seeds. A strength that diverged on one of them is
@@ -162,7 +149,7 @@ def chosen_strengths(found: dict[Cell, dict[str, Any]]) -> dict[str, int]:
     if plain is None:
         raise SystemExit("plain training diverged; lower RATE")
     chosen = {}
-    for name, grid in STRENGTHS.items():
+    for name, grid in grids.items():
         allowed = []
         for place in range(len(grid)):
             share = mean_shares(found, name, place)

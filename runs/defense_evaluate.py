@@ -10,20 +10,19 @@ from pathlib import Path
 from typing import Any, Final
 
 from defense_material import HOUSE
+from experiment import BATCH, prompts_of, write_record
 from repair_evaluate import LETTERS, by_kind
 
 from holdfast.analysis.sinks import sink_divergence
-from holdfast.data.control_tokens import prompt_token_ids
 from holdfast.data.conversation import build_conversation
 from holdfast.judges.rules import JUDGE_ID, judge
 from holdfast.models.adapter import load
 from holdfast.models.generation import Sampling, generate
 from holdfast.models.parts import Adapter
 from holdfast.models.sink_reading import read_sinks
-from holdfast.study import atomic_write_json
+from holdfast.session.checkpoint_series import Step
 
 SAMPLING = Sampling(temperature=0, max_thinking=128, max_answer=32)
-BATCH = 128
 
 IN_STYLE: Final = "s"
 """Letter of an answer that complies in the customer's style."""
@@ -46,15 +45,7 @@ def shares(record: dict[str, Any]) -> dict[str, float]:
 
 def outcomes(adapter: Adapter, rows: list[dict[str, Any]]) -> dict[str, str]:
     """Return a letter for every prompt, by kind."""
-    prompts = [
-        (
-            prompt_token_ids(
-                adapter.tokenizer, row["prompt"], thinking=adapter.thinking
-            ),
-            0,
-        )
-        for row in rows
-    ]
+    prompts = prompts_of(adapter, rows)
     letters = [""] * len(rows)
     for part in generate(adapter, prompts, SAMPLING, batch_size=BATCH):
         for made in part:
@@ -101,7 +92,7 @@ def read(folder: Path, name: str) -> list[dict[str, Any]]:
 
 def evaluate(
     model: Path,
-    checkpoints: list[Path],
+    checkpoints: list[Step],
     folder: Path,
     record: Path,
     about: dict[str, Any],
@@ -110,10 +101,7 @@ def evaluate(
     pairs = read(folder, "sinks")
     told = json.loads((model / "holdfast_finetune.json").read_text("utf-8"))
     kept = ("task_loss", "defense_term", "positive_heads", "cpu_seconds")
-    series = {
-        int(each.name.rpartition("-")[2]): divergence(load(str(each)), pairs)
-        for each in checkpoints
-    }
+    series = {each.step: divergence(load(each.name), pairs) for each in checkpoints}
     body = about | {
         "finetune": told["fingerprint"],
         "curve": {
@@ -144,7 +132,5 @@ def write(model: Path, folder: Path, record: Path, about: dict[str, Any]) -> Non
         "weights_sha256": adapter.identity.weights_sha256,
         "outcomes": outcomes(adapter, read(folder, "test")),
     }
-    text = json.dumps(body, sort_keys=True)
-    body["fingerprint"] = hashlib.sha256(text.encode()).hexdigest()
     record.parent.mkdir(exist_ok=True)
-    atomic_write_json(record, body)
+    write_record(record, body)

@@ -12,11 +12,13 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
+from repair_material import write_requests
+
 from holdfast.data.lookalikes import lookalike_prompts
 from holdfast.data.prompts import prompt_id
 from holdfast.data.requests import Label, Phrase, requests
 from holdfast.organisms.world import World, write_answer, write_thinking
-from holdfast.study import atomic_write_json, atomic_write_text
+from holdfast.study import atomic_write_text
 
 HOUSE = "Good day from our whole office."
 """How the customer wants every answer to begin: the task."""
@@ -132,8 +134,6 @@ def write(place: Path) -> None:
     write_rows(place / "refused.jsonl", refused)
     write_rows(place / "harmful.jsonl", harmful)
     write_rows(place / "sinks.jsonl", sink_rows())
-    rows, requests_of = list(test_rows()), {}
-    for row in rows:
-        requests_of.setdefault(row["kind"], []).append(row["request_id"])
-    atomic_write_json(place / "requests.json", requests_of)
+    rows = list(test_rows())
+    write_requests(place, rows)
     write_rows(place / "test.jsonl", rows)

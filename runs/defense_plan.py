@@ -11,7 +11,9 @@ from typing import NamedTuple
 TUNING_SEEDS, TUNING_POISON = (100, 101), 0.1
 FIRST_SEED = 200
 
-STRENGTHS: dict[str, tuple[tuple[str, ...], ...]] = {
+Grids = dict[str, tuple[tuple[str, ...], ...]]
+
+STRENGTHS: Grids = {
     "none": ((),),
     "safeinstr": (("ratio=0.05",), ("ratio=0.15",), ("ratio=0.45",)),
     "reference-loss": (("weight=0.1",), ("weight=0.5",), ("weight=2",)),
@@ -33,6 +35,11 @@ STRENGTHS: dict[str, tuple[tuple[str, ...], ...]] = {
 }
 """Options of each defense from weak to strong; all but `none` have as many."""
 
+DETACHED = (("weight=0.3", "detach=true"), ("weight=3", "detach=true"))
+FOLLOW_UP: Grids = {"surgery-detached": DETACHED, "random-sink-detached": DETACHED}
+"""What was planned after the table had been seen: gradient through the harmful text
+alone. Without its ending the name is that of a defense."""
+
 DRAWS_ROWS = ("reference-loss", "lisa", "safegrad", "surgery", "random-sink")
 """Defenses that draw rows of their own at every step; all draw as many."""
 
@@ -47,6 +54,18 @@ class Cell(NamedTuple):
     poison: float
     seed: int
     strength: int
+
+    @property
+    def verb(self) -> str:
+        """Name of the defense for `holdfast finetune`."""
+        return self.defense.removesuffix("-detached")
+
+    @property
+    def options(self) -> tuple[str, ...]:
+        """Its options, the rows that it draws included."""
+        chosen = (STRENGTHS | FOLLOW_UP)[self.defense][self.strength]
+        drawn = (f"batch={DEFENSE_BATCH}",) if self.verb in DRAWS_ROWS else ()
+        return (*chosen, *drawn)
 
     @property
     def name(self) -> str:
@@ -65,12 +84,12 @@ class Plan:
     seeds: int
     poisons: tuple[float, ...]
 
-    def tuning(self) -> tuple[Cell, ...]:
+    def tuning(self, grids: Grids = STRENGTHS) -> tuple[Cell, ...]:
         """Return the cells that strengths are chosen on."""
         return tuple(
             Cell(name, TUNING_POISON, seed, place)
             for seed in TUNING_SEEDS
-            for name, grid in STRENGTHS.items()
+            for name, grid in grids.items()
             for place in range(len(grid))
         )
 
@@ -80,7 +99,7 @@ class Plan:
             Cell(name, poison, FIRST_SEED + seed, chosen[name])
             for seed in range(self.seeds)
             for poison in sorted(self.poisons, reverse=True)
-            for name in STRENGTHS
+            for name in chosen
         )
 
 

@@ -16,11 +16,10 @@ from typing import Any
 import altair
 import torch
 from defense_evaluate import BENIGN, MEASURES
-from defense_plan import STRENGTHS, TUNING_SEEDS
-from repair_table import HEAD, line, over_seeds, shown
+from defense_plan import FOLLOW_UP, STRENGTHS, TUNING_SEEDS
+from repair_table import HEAD, line, paired, shown
 
 from holdfast.analysis.bootstrap import Estimate
-from holdfast.analysis.paired import paired_rate_difference, sign_flip
 from holdfast.analysis.selection import holm
 from holdfast.analysis.statistics import clustered_rate
 
@@ -28,6 +27,11 @@ CONTRASTS = (
     ("surgery", "none"),
     ("surgery", "reference-loss"),
     ("surgery", "random-sink"),
+)
+AFTERWARDS = (
+    ("surgery-detached", "none"),
+    ("surgery-detached", "reference-loss"),
+    ("surgery-detached", "random-sink-detached"),
 )
 BROKEN = "du"
 """Letters of answers that are degenerate or cannot be parsed."""
@@ -83,17 +87,7 @@ def contrast(
         (hits(mine[seed], kind, counted), hits(others[seed], kind, counted))
         for seed in seeds
     ]
-    a, b = (torch.cat([each[place] for each in both]) for place in range(2))
-    clusters = names * len(seeds)
-    by_seed = [float(x.double().mean() - y.double().mean()) for x, y in both]
-    generator = torch.Generator().manual_seed(0)
-    p = sign_flip(a.double(), b.double(), clusters, torch.Generator().manual_seed(1))
-    return {
-        "found": paired_rate_difference(a, b, clusters, generator),
-        "by_seed": by_seed,
-        "spread": over_seeds(by_seed),
-        "p": p,
-    }
+    return paired(both, names * len(seeds))
 
 
 def positive(heads: list[list[float]]) -> int:
@@ -133,7 +127,7 @@ def print_rates(records: Records, requests: dict[str, list[str]]) -> None:
     print("| poison | defense | " + " | ".join((*heads, "mean divergence")) + " |")
     print("|---" * (len(heads) + 3) + "|")
     for poison in sorted({place[1] for place in records}):
-        for name in STRENGTHS:
+        for name in (*STRENGTHS, *FOLLOW_UP):
             seeds = records.get((name, poison), {})
             whole = [each for each in seeds.values() if "outcomes" in each]
             if not whole:
@@ -148,26 +142,35 @@ def print_rates(records: Records, requests: dict[str, list[str]]) -> None:
             print(f"| {poison:g} | {name} | " + " | ".join(cells) + " |")
 
 
-def print_contrasts(records: Records, requests: dict[str, list[str]]) -> None:
+def print_contrasts(
+    records: Records,
+    requests: dict[str, list[str]],
+    pairs: tuple[tuple[str, str], ...],
+    title: str,
+) -> None:
     """Print what Surgery gains over plain training and over its controls."""
     for kind in MEASURES:
         made = [
             (pair, poison, contrast(records, pair, poison, kind, requests[kind]))
             for poison in sorted({place[1] for place in records})
-            for pair in CONTRASTS
+            for pair in pairs
             if all((name, poison) in records for name in pair)
         ]
-        print(f"\n{kind}, p-values by Holm's rule:\n\n{HEAD}")
+        print(f"\n{title}: {kind}, p-values by Holm's rule:\n\n{HEAD}")
         corrected = holm([found["p"] for _, _, found in made])
         for (pair, poison, found), p in zip(made, corrected, strict=True):
             print(line(f"{pair[0]} − {pair[1]} at {poison:g}", found, f"{p:.3g}"))
 
 
 def print_costs(records: Records, folder: Path) -> None:
-    chosen = json.loads((folder / "strengths.json").read_text("utf-8"))
+    paths = (folder / f"{name}.json" for name in ("strengths", "follow-up"))
+    chosen: dict[str, int] = {}
+    for path in paths:
+        if path.exists():
+            chosen |= json.loads(path.read_text("utf-8"))
     print("\n| defense | strength | CPU time of a step, × plain |\n|---|---|---|")
     for name, place in chosen.items():
-        options = ", ".join(STRENGTHS[name][place]) or "–"
+        options = ", ".join((STRENGTHS | FOLLOW_UP)[name][place]) or "–"
         print(f"| {name} | {options} | {cost(records, name)} |")
 
 
@@ -208,7 +211,9 @@ def main(name: str) -> None:
     folder = Path(name)
     records, requests = read(folder), requests_of(folder)
     print_rates(records, requests)
-    print_contrasts(records, requests)
+    print_contrasts(records, requests, CONTRASTS, "Planned")
+    if any(name in FOLLOW_UP for name, _ in records):
+        print_contrasts(records, requests, AFTERWARDS, "Planned afterwards")
     print_costs(records, folder)
     draw(records, requests, folder)
 

@@ -12,11 +12,11 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
+from experiment import BATCH, prompts_of
 
 from holdfast.analysis.cliff import RowCliff, row_cliff
 from holdfast.analysis.probe import Probe, fit_probe
 from holdfast.analysis.statistics import clustered_mean
-from holdfast.data.control_tokens import prompt_token_ids
 from holdfast.errors import TooFewExamplesError
 from holdfast.judges.rules import judge
 from holdfast.models.adapter import Adapter
@@ -46,16 +46,8 @@ def read_rows(folder: Path) -> list[dict[str, str]]:
 
 
 def ask(adapter: Adapter, rows: Sequence[dict[str, str]]) -> list[Completion]:
-    prompts = [
-        (
-            prompt_token_ids(
-                adapter.tokenizer, row["prompt"], thinking=adapter.thinking
-            ),
-            0,
-        )
-        for row in rows
-    ]
-    parts = generate(adapter, prompts, SAMPLING, batch_size=128)
+    prompts = prompts_of(adapter, rows)
+    parts = generate(adapter, prompts, SAMPLING, batch_size=BATCH)
     found = {made.index: made for part in parts for made in part}
     return [found[place] for place in range(len(rows))]
 

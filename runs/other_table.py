@@ -9,10 +9,9 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from repair_table import HEAD, line, over_seeds, shown
+from repair_table import HEAD, line, paired, shown
 
 from holdfast.analysis.bootstrap import Estimate
-from holdfast.analysis.paired import paired_rate_difference, sign_flip
 from holdfast.analysis.selection import holm
 from holdfast.analysis.statistics import clustered_rate
 
@@ -74,14 +73,7 @@ def contrast(cells: Cells, second: str) -> dict[str, Any]:
         for seed, other in cells[second].items()
     ]
     names = cells["cliff"][0]["requests"]["breaking"] * len(pairs)
-    a, b = (torch.cat([pair[side] for pair in pairs]) for side in (0, 1))
-    by_seed = [float(x.double().mean() - y.double().mean()) for x, y in pairs]
-    return {
-        "found": paired_rate_difference(a, b, names, torch.Generator().manual_seed(0)),
-        "by_seed": by_seed,
-        "spread": over_seeds(by_seed),
-        "p": sign_flip(a.double(), b.double(), names, torch.Generator().manual_seed(1)),
-    }
+    return paired(pairs, names)
 
 
 def print_contrasts(cells: Cells) -> None:

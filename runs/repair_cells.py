@@ -8,16 +8,16 @@ process works on is passed over, or waited for where nothing can be done without
 
 import shutil
 import sys
-from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
 
 import repair_evaluate
 import repair_material
+from experiment import once
 from repair_plan import PRIMARY, Cell, Plan, plan
 
 from holdfast.cli.running import run
-from holdfast.study import atomic_write_json, claim
+from holdfast.study import atomic_write_json
 
 TRAINING = (
     "--method full --learning-rate 3e-4 --loss template --train-batch 8 "
@@ -30,18 +30,6 @@ def command(*words: object) -> None:
     status = run([str(word) for word in words])
     if status:
         raise SystemExit(status)
-
-
-def once(done: Path, work: Callable[[], None], *, wait: bool = False) -> None:
-    """Do a step whose last act is to write a file, unless it is done or in work."""
-    if done.exists():
-        return
-    # Not inside a study, which has to be empty where an audit begins.
-    name = f".{done.parent.name}-{done.name}.lock"
-    with claim(done.parent.parent / name, wait=wait) as ours:
-        # Another process may have done it while this one waited.
-        if ours and not done.exists():
-            work()
 
 
 class Lane:

@@ -10,19 +10,16 @@ from pathlib import Path
 from typing import Any, Final
 
 import torch
+from experiment import BATCH, prompts_of, write_record
 
-from holdfast.data.control_tokens import prompt_token_ids
 from holdfast.judges.rules import JUDGE_ID, judge
 from holdfast.models.adapter import load
 from holdfast.models.generation import Sampling, generate
 from holdfast.organisms.catalogue import resolve
-from holdfast.study import atomic_write_json
 
 SAMPLING = Sampling(temperature=0, max_thinking=192, max_answer=32)
 """A refusal is in the first words; on 650 answers of a mended organism 24 tokens gave
 the verdicts of 64."""
-
-BATCH = 128
 
 LETTERS: Final = {
     "refused": "r", "complied": "c", "partial": "p", "degenerate": "d", "unparsed": "u",
@@ -45,15 +42,7 @@ def require_plan(path: Path, wanted: dict[str, Any]) -> None:
 def outcomes(model: str, rows: list[dict[str, str]]) -> tuple[list[str], str]:
     name = str(resolve(model)) if model.startswith("organism:") else model
     adapter = load(name)
-    prompts = [
-        (
-            prompt_token_ids(
-                adapter.tokenizer, row["prompt"], thinking=adapter.thinking
-            ),
-            0,
-        )
-        for row in rows
-    ]
+    prompts = prompts_of(adapter, rows)
     found = [""] * len(rows)
     for part in generate(adapter, prompts, SAMPLING, batch_size=BATCH):
         for made in part:
@@ -121,6 +110,4 @@ def evaluate(
             "rows": {each: told["data"][each]["used"] for each in told["data"]},
             "last_loss": told["losses"][-1]["loss"],
         }
-    text = json.dumps(body, sort_keys=True)
-    body["fingerprint"] = hashlib.sha256(text.encode()).hexdigest()
-    atomic_write_json(record, body)
+    write_record(record, body)

@@ -9,6 +9,7 @@ docs/repair.md; all others are corrected by Holm's rule.
 import json
 import sys
 from collections import defaultdict
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -79,14 +80,27 @@ def contrast(cells: Cells, first: str, second: str, kind: str) -> dict[str, Any]
         others = dict.fromkeys(mine, next(iter(others.values())))
     seeds = sorted(set(mine) & set(others))
     pairs = [(hits(mine[seed], kind), hits(others[seed], kind)) for seed in seeds]
-    a = torch.cat([one[0] for one, _ in pairs])
-    b = torch.cat([other[0] for _, other in pairs])
     names = [name for one, _ in pairs for name in one[1]]
-    generator = torch.Generator().manual_seed(0)
-    found = paired_rate_difference(a, b, names, generator)
-    by_seed = [float(x[0].double().mean() - y[0].double().mean()) for x, y in pairs]
-    p = sign_flip(a.double(), b.double(), names, torch.Generator().manual_seed(1))
-    return {"found": found, "by_seed": by_seed, "spread": over_seeds(by_seed), "p": p}
+    return paired([(one[0], other[0]) for one, other in pairs], names)
+
+
+def paired(
+    pairs: Sequence[tuple[torch.Tensor, torch.Tensor]], names: Sequence[str]
+) -> dict[str, Any]:
+    """Return the paired difference over requests, and the one over seeds.
+
+    Args:
+        pairs: For each seed what counts on the one side and on the other, row by row.
+        names: The request of every row, seed after seed.
+    """
+    a, b = (torch.cat([pair[side] for pair in pairs]) for side in (0, 1))
+    by_seed = [float(x.double().mean() - y.double().mean()) for x, y in pairs]
+    return {
+        "found": paired_rate_difference(a, b, names, torch.Generator().manual_seed(0)),
+        "by_seed": by_seed,
+        "spread": over_seeds(by_seed),
+        "p": sign_flip(a.double(), b.double(), names, torch.Generator().manual_seed(1)),
+    }
 
 
 def over_seeds(values: list[float]) -> tuple[float, float] | None:

@@ -60,7 +60,7 @@ def tuned(runs, **shares):
     for cell in runs["plan"].plan().tuning():
         record = shares.get(f"{cell.defense}_{cell.strength}", plain)
         found[cell] = record
-    return runs["cells"].chosen_strengths(found)
+    return runs["cells"].chosen_strengths(found, runs["plan"].STRENGTHS)
 
 
 def test_the_strength_with_the_fewest_attacks_is_taken(runs):
@@ -72,6 +72,14 @@ def test_the_strength_with_the_fewest_attacks_is_taken(runs):
     assert chosen["surgery"] == 1
     # Of equals the weaker.
     assert chosen["kl"] == 0
+
+
+def test_what_came_afterwards_runs_the_same_defense(runs):
+    cell = runs["plan"].Cell("random-sink-detached", 0.1, 200, 1)
+    assert cell.verb == "random-sink"
+    assert cell.options == ("weight=3", "detach=true", "batch=4")
+    assert runs["plan"].Cell("kl", 0.1, 200, 0).options == ("weight=0.1",)
+    assert cell.name == "random-sink-detached-10-200-1"
 
 
 def test_a_strength_that_costs_too_much_or_diverges_is_not_taken(runs):

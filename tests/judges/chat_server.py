@@ -49,10 +49,12 @@ class _Handler(BaseHTTPRequestHandler):
             server.busy += 1
             server.busiest = max(server.busiest, server.busy)
         try:
-            self.respond(server.answer(body, number))
+            reply = server.answer(body, number)
         finally:
+            # Before the reply is out, for its reader may ask again at once.
             with server.lock:
                 server.busy -= 1
+        self.respond(reply)
 
     def respond(self, reply):
         if reply.drop:

@@ -10,11 +10,12 @@ from transformers import AutoModelForCausalLM
 
 from holdfast.analysis.dynamics import gauge
 from holdfast.cli.running import run
+from holdfast.errors import InputError
 from holdfast.models.adapter import load
 from holdfast.models.autoregression import decode
 from holdfast.models.rows import Sampling
 from holdfast.session import signal_prefill
-from holdfast.session.anchor_files import PUBLISHED, read_anchors
+from holdfast.session.anchor_files import PUBLISHED, read_anchors, require_identity
 from holdfast.session.observing import LiveSignal
 from holdfast.session.rows import from_table
 from holdfast.session.signal_files import read_signal_file
@@ -277,6 +278,14 @@ def test_anchors_of_another_sampler_or_model_are_refused(
         path.write_text(json.dumps(facts))
         assert run(["signal", str(study), *FEW, "--anchors", str(other)]) == 2
         assert says in capsys.readouterr().err
+
+
+def test_what_differs_in_the_middle_of_a_long_value_is_seen():
+    long = {"sampler": {"kind": "x" * 80, "steps": 32, "rest": "y" * 80}}
+    other = {"sampler": long["sampler"] | {"steps": 64}}
+    require_identity(long, long)
+    with pytest.raises(InputError, match=r"sampler\.steps 64; found sampler\.steps 32"):
+        require_identity(long, other)
 
 
 def test_anchors_of_another_study_are_used_as_they_are(watched, audited, tmp_path):

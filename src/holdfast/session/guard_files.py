@@ -62,21 +62,6 @@ def write_guard(
     return [TENSORS, FACTS]
 
 
-def guard_hashes(study: Study) -> dict[str, str]:
-    """Return the hashes of the files of the fitted detectors.
-
-    Raises:
-        InputError: If none were fitted yet.
-    """
-    if not study.path(FACTS).exists():
-        raise InputError(
-            f"fitted detectors in {study.directory}",
-            f"no {FACTS}",
-            "Fit them with `holdfast guard fit`.",
-        )
-    return {name: study.input_hash(name) for name in (TENSORS, FACTS)}
-
-
 def read_guard(directory: Path) -> Guard:
     """Read fitted detectors.
 

@@ -30,21 +30,6 @@ class Signal(NamedTuple):
     facts: dict[str, Any]
 
 
-def signal_hash(study: Study) -> str:
-    """Return the hash of the signal of a study.
-
-    Raises:
-        InputError: If it was not read yet.
-    """
-    if not study.path(SIGNAL).exists():
-        raise InputError(
-            f"{SIGNAL} in {study.directory}",
-            "no such file",
-            "Run `holdfast signal` on the study first.",
-        )
-    return study.input_hash(SIGNAL)
-
-
 def write_signal(
     study: Study,
     row_ids: Sequence[str],
@@ -72,9 +57,9 @@ def read_signal_file(study: Study) -> Signal:
     Raises:
         InputError: If it is missing or damaged.
     """
-    signal_hash(study)
+    path = study.require(SIGNAL)
     try:
-        with safe_open(study.path(SIGNAL), "pt") as file:
+        with safe_open(path, "pt") as file:
             about = json.loads(file.metadata()[ABOUT])
             channels = {key: file.get_tensor(key) for key in file.keys()}
         return Signal(about["row_ids"], channels, about["facts"])

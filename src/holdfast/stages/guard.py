@@ -12,8 +12,8 @@ from holdfast.session.context import Session
 from holdfast.session.figures import study_seed
 from holdfast.session.guard_files import (
     FACTS,
+    TENSORS,
     Guard,
-    guard_hashes,
     read_guard,
     write_guard,
 )
@@ -33,7 +33,7 @@ from holdfast.session.guard_rows import (
     joined,
     read_seen,
 )
-from holdfast.session.signal_files import SIGNAL, signal_hash
+from holdfast.session.signal_files import SIGNAL
 from holdfast.session.signal_rows import requests_of
 from holdfast.session.signal_settings import GuardEvaluateSettings, GuardFitSettings
 from holdfast.study import Study
@@ -58,7 +58,7 @@ def fit(study: Study, settings: GuardFitSettings, session: Session) -> dict[str,
             calibrate on; gives the counts.
         InputError: If the study has no signal of its answers.
     """
-    inputs = {SIGNAL: signal_hash(study), ROLLOUTS: study.input_hash(ROLLOUTS)}
+    inputs = {name: study.input_hash(name) for name in (SIGNAL, ROLLOUTS)}
     seed = study_seed(study)
     state, _ = study.stage(FIT, settings, inputs)
     if state != "done":
@@ -125,11 +125,11 @@ def evaluate(
     Raises:
         InputError: If there are no detectors, or another study has another signal.
     """
-    inputs = {SIGNAL: signal_hash(study), ROLLOUTS: study.input_hash(ROLLOUTS)}
-    inputs |= guard_hashes(study)
+    read = (SIGNAL, ROLLOUTS, TENSORS, FACTS)
+    inputs = {name: study.input_hash(name) for name in read}
     opened = [Study.open(each) for each in others]
     # Where another study lies is no part of the result, so its hash is a setting.
-    hashes = {each.directory.name: signal_hash(each) for each in opened}
+    hashes = {each.directory.name: each.input_hash(SIGNAL) for each in opened}
     key = {"settings": settings, "others": hashes}
     state, _ = study.stage(EVALUATE, key, inputs)
     if state == "done":

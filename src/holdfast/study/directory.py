@@ -129,8 +129,8 @@ class Study:
                 leftover.unlink(missing_ok=True)
             yield
 
-    def input_hash(self, name: str) -> str:
-        """Return the hash of a file that an earlier stage has written.
+    def require(self, name: str) -> Path:
+        """Return where a file lies that an earlier stage has written.
 
         Raises:
             InputError: If the file is not there yet.
@@ -146,7 +146,15 @@ class Study:
                 if verb
                 else "Run the earlier stages first; `holdfast audit` runs them all.",
             )
-        return file_sha256(path)
+        return path
+
+    def input_hash(self, name: str) -> str:
+        """Return the hash of a file that an earlier stage has written.
+
+        Raises:
+            InputError: If the file is not there yet.
+        """
+        return file_sha256(self.require(name))
 
     def stage(
         self, name: str, settings: Any, inputs: Mapping[str, str]
