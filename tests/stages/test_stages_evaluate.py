@@ -127,7 +127,7 @@ def test_judging_again_needs_no_model_and_no_drawing(evaluated, tmp_path, monkey
     def refuse(*_, **__):
         raise AssertionError("the model was loaded")
 
-    monkeypatch.setattr("holdfast.session.context.load", refuse)
+    monkeypatch.setattr("holdfast.session.context.load_speaker", refuse)
     with serving(lambda body, n: Reply("1\n1\n1")) as server:
         flags = ["--judge", server.url, "--judge-model", "m"]
         assert run(["judge", "again", str(study), *flags]) == 0
