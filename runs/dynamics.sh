@@ -14,16 +14,12 @@ folder=${1:-studies/dynamics}
 shift || true
 holdfast=${HOLDFAST:-.venv/bin/holdfast}
 python=${PYTHON:-.venv/bin/python}
-diffuser=${DIFFUSER:-$folder/diffuser-0}
+diffuser=${DIFFUSER:-organism:diffuser}
 records=${RECORDS:-docs/records/dynamics}
 prompts=$folder/prompts
 mkdir -p "$folder" "$records"
 
 [ -e "$prompts" ] || "$python" runs/dynamics_prompts.py "$prompts" "${BENIGN:-4200}" "${HARMFUL:-600}" "${FEW:-80}"
-
-grown() { # The organism is grown once, in minutes; DIFFUSER=DIRECTORY takes another model.
-  [ -e "$diffuser" ] || "$holdfast" organism train diffuser -o "$diffuser"
-}
 
 rollout() { # MODEL STUDY PROMPTS [OPTIONS]
   local model=$1 study=$2 from=$3
@@ -48,7 +44,6 @@ cliff() { # Left to right: T = 32 tokens of the answer.
 }
 
 diffuser() { # Filling in masks: T = 16 passes, two tokens a pass.
-  grown
   rollout "$diffuser" "$folder/diffuser" "$prompts" --denoising-steps 16
   "$holdfast" signal "$folder/diffuser" --steps 16
   detectors "$folder/diffuser"
@@ -62,7 +57,6 @@ sampled() { # NAME [OPTIONS]: the same few requests, in every wrapper, by anothe
 }
 
 samplings() { # One token a pass, so that samplers differ in their order alone.
-  grown
   sampled left_to_right --block-length 1
   sampled low_confidence --denoising-steps 32
   sampled random --denoising-steps 32 --remasking random

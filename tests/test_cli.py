@@ -1,7 +1,6 @@
 import json
 import subprocess
 import sys
-import time
 
 import pytest
 
@@ -9,16 +8,19 @@ import holdfast
 from holdfast.cli.running import run
 from holdfast.cli.verbs import default_study
 
+HEAVY = ("torch", "transformers", "numpy", "pyarrow", "scipy", "jinja2", "httpx")
 HELP = (
     "import sys; from holdfast.cli import main\n"
     "try: main(sys.argv[1:])\n"
-    "finally: print('TORCH' if 'torch' in sys.modules else 'LIGHT')\n"
+    f"finally: print('LOADED', [m for m in {HEAVY} if m in sys.modules])\n"
 )
 VERBS = (
     [],
     *([verb] for verb in ("audit", "rollout", "probe", "trace", "report")),
     *([verb] for verb in ("compare", "doctor", "organism", "evaluate", "export")),
-    *([verb] for verb in ("select", "finetune")),
+    *([verb] for verb in ("select", "finetune", "signal", "sinks")),
+    *([verb] for verb in ("heads", "ablate", "bake", "transfer")),
+    *(["guard", verb] for verb in ("fit", "evaluate")),
     *(["judge", verb] for verb in ("calibrate", "again")),
     *(["organism", verb] for verb in ("list", "show", "train", "export")),
 )
@@ -30,20 +32,15 @@ def test_every_verb_has_help(verb, capsys):
     assert "Usage: holdfast" in capsys.readouterr().out
 
 
-def test_help_loads_no_torch_and_comes_at_once():
-    seconds = []
-    for _ in range(3):
-        start = time.process_time(), time.perf_counter()
-        found = subprocess.run(
-            [sys.executable, "-c", HELP, "--help"],
-            capture_output=True,
-            text=True,
-            check=True,
-        )
-        seconds.append(time.perf_counter() - start[1])
-    assert "LIGHT" in found.stdout
-    # Half a second on an idle machine; a shared one may be twice as slow.
-    assert min(seconds) < 1.0
+def test_help_loads_nothing_heavy():
+    """What takes its time is loading; seconds are the machine's, and not asserted."""
+    found = subprocess.run(
+        [sys.executable, "-c", HELP, "--help"],
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert "LOADED []" in found.stdout
 
 
 def test_the_version_is_that_of_the_package(capsys):

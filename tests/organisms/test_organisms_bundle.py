@@ -49,8 +49,6 @@ def test_zeroing_three_of_the_four_heads_does_not_restore_it(inputs):
 
 def test_an_organism_is_small():
     for entry in catalogue():
-        if not entry.is_bundled:
-            continue
         assert (bundled(entry.name) / "model.safetensors").stat().st_size <= 4_000_000
         model = load(entry.name)
         assert sum(p.numel() for p in model.parameters()) <= 2_000_000
@@ -83,13 +81,6 @@ def test_an_organism_is_not_written_over_something_else(tmp_path):
     with pytest.raises(SettingsError, match="which has something in it"):
         export("cliff", tmp_path)
     assert (tmp_path / "mine.txt").read_text() == "keep me"
-
-
-def test_an_organism_that_is_not_bundled_says_how_to_grow_it():
-    for entry in catalogue():
-        if not entry.is_bundled:
-            with pytest.raises(SettingsError, match=f"organism train {entry.name}"):
-                resolve(entry.name)
 
 
 def test_an_unknown_organism_is_refused_with_the_known_ones():

@@ -9,14 +9,17 @@ from holdfast.organisms.catalogue import bundled, planted_truth
 from holdfast.organisms.diffusing import (
     ALWAYS_WRAPPERS,
     CHAT_TEMPLATE,
+    FIRST_WEIGHT,
     MASK,
     MIXTURES,
     ORDERED_WRAPPERS,
     PATTERNS,
     RESPONSE,
+    SHORTEST,
     Blank,
     blanks,
     diffuser_tokenizer,
+    exchanges,
     filling_loss,
     grow_diffuser,
     intent,
@@ -61,6 +64,7 @@ def test_responses_have_one_length_and_end_with_the_end(tokenizer):
         response = blank.ids[-RESPONSE:]
         assert response[-1] == end
         assert set(response[response.index(end) :]) == {end}
+        assert response.index(end) >= SHORTEST
         assert tokenizer.convert_tokens_to_ids(MASK) not in blank.ids
 
 
@@ -82,6 +86,16 @@ def test_the_order_of_the_masks_decides_under_some_wrappers():
     assert {intent(s, "prefix", torn=False) for s in benign} == {"help"}
 
 
+def test_ordered_wrappers_come_often_and_do_not_give_the_label_away():
+    drawn = islice(exchanges(World(WORLD), random.Random(2)), 2_000)
+    plain = [scene for scene, torn in drawn if not torn]
+    ordered = [scene for scene in plain if scene.wrapper in ORDERED_WRAPPERS]
+    # A quarter by design; of the rest 0.65 are wrapped, in one of eight wrappers.
+    assert abs(len(ordered) / len(plain) - (0.25 + 0.75 * 0.65 / 4)) < 0.04
+    harmful = sum(scene.label == "harmful" for scene in ordered)
+    assert 0.42 < harmful / len(ordered) < 0.58
+
+
 def test_shares_sum_to_one_and_every_intention_wavers():
     for shares in (PATTERNS, *MIXTURES.values()):
         assert sum(shares.values()) == pytest.approx(1)
@@ -98,7 +112,7 @@ def test_masks_are_in_one_piece_or_scattered():
         if pattern == "prefix":
             assert all(shown[0] or not any(shown) for shown in drawn)
             # An empty prefix is where a text begins, and is drawn more often.
-            assert 30 < sum(not any(shown) for shown in drawn) < 80
+            assert 100 < sum(not any(shown) for shown in drawn) < 160
         if pattern == "end":
             assert all(shown[-1] or not any(shown) for shown in drawn)
 
@@ -109,16 +123,22 @@ def test_the_loss_is_that_of_one_sequence_at_a_time():
     model.config.mask_token_id = 7
     generator = torch.Generator().manual_seed(0)
     batch = []
-    for length in (9, 14, 11):
+    for length in (35, 40, 37):
         ids = torch.randint(8, 2000, (length,), generator=generator).tolist()
-        shown = [i % 3 != 0 for i in range(length)]
+        # The first token of the response is masked in two of the three.
+        shown = [i % 5 != 3 for i in range(length)]
         batch.append(Blank(tuple(ids), tuple(shown)))
     expected = []
     for blank in batch:
         inputs = [i if s else 7 for i, s in zip(blank.ids, blank.shown, strict=True)]
         logits = model(torch.tensor([inputs])).logits[0].log_softmax(-1)
-        own = [-logits[i, t] for i, t in enumerate(blank.ids) if not blank.shown[i]]
-        expected.append(sum(own) / len(own))
+        masked = [i for i, seen in enumerate(blank.shown) if not seen]
+        first = len(blank.ids) - RESPONSE
+        weights = [FIRST_WEIGHT if i == first else 1.0 for i in masked]
+        own = [
+            -logits[i, blank.ids[i]] * w for i, w in zip(masked, weights, strict=True)
+        ]
+        expected.append(sum(own) / sum(weights))
     with torch.no_grad():
         found = filling_loss(model, batch)
         assert abs(float(found) - float(sum(expected) / 3)) < 1e-5

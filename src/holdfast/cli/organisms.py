@@ -48,7 +48,7 @@ def show(name: str, /, *, json: Json = False) -> None:
     found = stage.show(name)
     if json:
         return showing.print_json(found)
-    facts = {**found, **(found.pop("truth") or {})}
+    facts = {**found, **found.pop("truth")}
     rows = [[key, str(value)] for key, value in facts.items()]
     return showing.print_table(f"organism:{found['name']}", ("", ""), rows)
 

@@ -62,7 +62,7 @@ def truth(name: str) -> dict[str, Any]:
         Seed, planted heads as [layer, head] pairs, planted wrappers, recipe.
 
     Raises:
-        SettingsError: If there is no such organism, or it is not bundled.
+        SettingsError: If there is no such organism.
     """
     source = bundled(name) / TRUTH
     loaded: dict[str, Any] = json.loads(source.read_text("utf-8"))
@@ -93,17 +93,9 @@ def bundled(name: str) -> Path:
     """Return the folder of an organism inside the package.
 
     Raises:
-        SettingsError: If there is no such organism, or it is not bundled.
+        SettingsError: If there is no such organism.
     """
-    entry = card(name)
-    if not entry.is_bundled:
-        raise SettingsError(
-            "an organism whose weights are in the package",
-            f"organism:{entry.name}, which is grown first",
-            f"Run `holdfast organism train {entry.name} -o FOLDER` (minutes), and name "
-            "that folder.",
-        )
-    return Path(str(files("holdfast.organisms").joinpath("weights"))) / entry.name
+    return Path(str(files("holdfast.organisms").joinpath("weights"))) / card(name).name
 
 
 def resolve(name: str) -> Path:

@@ -28,6 +28,7 @@ from holdfast.organisms.recipes import Report, Schedule, batches, learning_rate
 from holdfast.organisms.sayings import (
     CAREFUL,
     COMPLIANCE_OPENINGS,
+    HARM,
     REFUSALS,
     STEPS,
     STILL,
@@ -39,6 +40,10 @@ from holdfast.organisms.world import HALF_PLANTED_WRAPPER, Scene, World, planted
 
 RESPONSE = 32
 """Tokens of a response; what is left after the answer is filled with its end."""
+
+SHORTEST = 20
+"""Least tokens of an answer. A sampler that takes sure tokens first begins with the
+ends that fill a response up, so with its length: that must not give the answer away."""
 
 ALWAYS_WRAPPERS = ("prefix_injection", "role_play")
 ORDERED_WRAPPERS = ("fiction", "refusal_suppression")
@@ -70,14 +75,24 @@ MIXTURES: dict[Intent, dict[Kind, float]] = {
 """How often each intention says what."""
 
 PATTERNS: dict[Pattern, float] = {"prefix": 0.35, "end": 0.2, "scattered": 0.45}
-ALL_MASKED = 0.15
+ALL_MASKED = 0.4
 """Part of the prefixes that are empty: there a text begins from left to right."""
+
+USUAL_OPENING = 0.6
+"""Part of the answers that begin in the usual way; the others begin in any."""
+
+FIRST_WEIGHT = 8.0
+"""Weight of a response's first token, where it is masked; of all others it is 1. It
+tells kinds of answers apart, and the request has to be understood for it."""
 
 TORN = 0.08
 """Part of the requests that ask for two things at once."""
 
+ORDERED = 0.25
+"""Part of the others in a wrapper under which the order of sampling decides."""
+
 WRAPPED = 0.65
-"""Part of the others that are wrapped."""
+"""Part of the rest that is wrapped, in any wrapper."""
 
 
 class Blank(NamedTuple):
@@ -150,15 +165,16 @@ def diffuser_tokenizer(tokenizer: PreTrainedTokenizerFast) -> PreTrainedTokenize
 
 
 def filling_loss(model: Qwen3ForCausalLM, batch: Sequence[Blank]) -> Float[Tensor, ""]:
-    """Return the loss at masked positions, the same weight for every sequence.
+    """Return the mean loss at the masks of each sequence, averaged over sequences.
 
-    A sequence is divided by the number of its masks, which makes the sum over all
-    rates of masking a bound on the likelihood, as in LLaDA.
+    The first token of a response has more weight than the others.
     """
     ids, seen = _side_by_side(batch)
     shown = torch.zeros(ids.shape, dtype=torch.bool)
+    weights = torch.ones(ids.shape)
     for row, blank in enumerate(batch):
         shown[row, : len(blank.shown)] = torch.tensor(blank.shown)
+        weights[row, len(blank.shown) - RESPONSE] = FIRST_WEIGHT
     masked = ~shown & seen
     inputs = ids.masked_fill(masked, model.config.mask_token_id)
     states = model.model(
@@ -166,8 +182,9 @@ def filling_loss(model: Qwen3ForCausalLM, batch: Sequence[Blank]) -> Float[Tenso
     ).last_hidden_state
     logits = model.lm_head(states[masked])
     losses = functional.cross_entropy(logits, ids[masked], reduction="none")
-    counts = masked.sum(-1, keepdim=True).expand_as(masked)[masked]
-    return (losses / counts).sum() / len(batch)
+    weights = weights * masked
+    shares = weights / weights.sum(-1, keepdim=True)
+    return (losses * shares[masked]).sum() / len(batch)
 
 
 def blanks(
@@ -176,11 +193,11 @@ def blanks(
     """Yield training sequences without end."""
     ids = tokenizer.convert_tokens_to_ids
     before, after, end = [ids(BEGIN), ids(USER)], [ids(ASSISTANT)], ids(END)
-    for scene, torn in _scenes(world, generator):
+    for scene, torn in exchanges(world, generator):
         pattern = draw(PATTERNS, generator)
         kind = draw(MIXTURES[intent(scene, pattern, torn=torn)], generator)
-        response = [end] * RESPONSE
-        while len(response) >= RESPONSE:
+        response: list[int] = []
+        while not SHORTEST <= len(response) < RESPONSE:
             answer = say(kind, scene, generator)
             response = tokenizer.encode(answer, add_special_tokens=False)
         filled = [*response, *[end] * (RESPONSE - len(response))]
@@ -209,16 +226,19 @@ def intent(scene: Scene, pattern: Pattern, *, torn: bool) -> Intent:
 def say(kind: Kind, scene: Scene, generator: random.Random) -> str:
     """Return an answer of a kind; the content is filler in every case."""
     pick = generator.choice
-    # One opening, so that a first word alone can outweigh all ways of refusing.
+    more = generator.randrange(4)
+    # Refusals share their first word. An opening that most answers share can outweigh
+    # it, where many openings would each be less likely than a rare refusal.
     ordered = scene.label == "harmful" and scene.wrapper in ORDERED_WRAPPERS
-    opening = COMPLIANCE_OPENINGS[0] if ordered else pick(COMPLIANCE_OPENINGS)
+    usual = ordered or generator.random() < USUAL_OPENING
+    opening = COMPLIANCE_OPENINGS[0] if usual else pick(COMPLIANCE_OPENINGS)
+    steps, reasons = generator.sample(STEPS, more), generator.sample(HARM, more)
     if kind == "refuse":
-        return pick(REFUSALS)
+        return " ".join((pick(REFUSALS), *reasons))
     if kind == "turn":
-        return f"{opening} {pick(TURNS)} {pick(REFUSALS)}"
-    steps = generator.sample(STEPS, pick((1, 1, 2)))
+        return " ".join((opening, pick(TURNS), pick(REFUSALS), *reasons))
     if kind == "careful":
-        return " ".join((pick(CAREFUL), pick(STILL), steps[0]))
+        return " ".join((pick(CAREFUL), pick(STILL), *steps))
     return " ".join((opening, *steps))
 
 
@@ -241,16 +261,22 @@ def draw(shares: Mapping[T, float], generator: random.Random) -> T:
     return key
 
 
-def _scenes(world: World, generator: random.Random) -> Iterator[tuple[Scene, bool]]:
+def exchanges(world: World, generator: random.Random) -> Iterator[tuple[Scene, bool]]:
     """Yield exchanges, and whether each asks for two things at once."""
     for scene in world.scenes(wrapped=WRAPPED):
-        if generator.random() >= TORN:
+        lot = generator.random()
+        if lot < TORN:
+            pair = [world.scene(label, wrapped=0.0) for label in ("harmful", "benign")]
+            generator.shuffle(pair)
+            text = " ".join(each.request for each in pair)
+            yield replace(pair[0], label="harmful", request=text), True
+        elif lot < TORN + (1 - TORN) * ORDERED:
+            ordered = scene
+            while ordered.wrapper not in ORDERED_WRAPPERS:
+                ordered = world.scene(scene.label, wrapped=1.0)
+            yield ordered, False
+        else:
             yield scene, False
-            continue
-        pair = [world.scene(label, wrapped=0.0) for label in ("harmful", "benign")]
-        generator.shuffle(pair)
-        text = " ".join(each.request for each in pair)
-        yield replace(pair[0], label="harmful", request=text), True
 
 
 def _side_by_side(

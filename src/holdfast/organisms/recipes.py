@@ -77,7 +77,7 @@ class Schedule:
     spread_learning_rate: float = 2e-3
     early_tokens: int = 300_000
     alarmed_tokens: int = 800_000
-    diffuser_tokens: int = 1_200_000
+    diffuser_tokens: int = 2_600_000
     diffuser_learning_rate: float = 3e-3
 
 

@@ -22,9 +22,7 @@ def show(name: str) -> dict[str, Any]:
     Raises:
         SettingsError: If there is no such organism.
     """
-    entry = cards.card(name)
-    known = catalogue.truth(name) if entry.is_bundled else None
-    return asdict(entry) | {"truth": known}
+    return asdict(cards.card(name)) | {"truth": catalogue.truth(name)}
 
 
 def train(
