@@ -74,4 +74,5 @@ samplings() { # One token a pass, so that samplers differ in their order alone.
 }
 
 for part in ${*:-cliff diffuser samplings}; do "$part"; done
-"$python" runs/dynamics_table.py "$records" >"${TABLE:-docs/dynamics-table.md}"
+table=${TABLE:-docs/dynamics-table.md}
+"$python" runs/dynamics_table.py "$records" "${table%-table.md}.svg" >"$table"

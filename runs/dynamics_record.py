@@ -21,25 +21,17 @@ GUARD = (
     "streaming",
     "notes",
 )
-POINTS = (1, 2, 4, 8, 12, 16, 24, 32)
 
 
 def main(study: str, record: str) -> None:
     report = json.loads((Path(study) / "report.json").read_text("utf-8"))
     signal = report["signal"]
-    curves = {
-        channel: {
-            group: [point for point in curve if point["step"] in POINTS]
-            for group, curve in groups.items()
-        }
-        for channel, groups in signal["curves"].items()
-    }
     model = {**report["model"], "id": Path(report["model"]["id"]).name}
     body: dict[str, Any] = {
         "model": model,
         "outcomes": report["outcomes"],
         "attack_success": report["attack_success"],
-        "signal": {**signal, "curves": curves},
+        "signal": signal,
         "guard": {key: report["guard"][key] for key in GUARD if key in report["guard"]},
     }
     text = json.dumps(body, sort_keys=True)

@@ -1,6 +1,8 @@
 """Write the tables of the dynamics experiment from its records, as Markdown.
 
-Usage: dynamics_table.py RECORDS
+Usage: dynamics_table.py RECORDS FIGURE
+
+The table goes to standard output; the figure has the mean signal by outcome.
 """
 
 import json
@@ -8,6 +10,8 @@ import sys
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
+
+import altair as alt
 
 from holdfast.report.signal_words import DETECTORS, FEATURES, FIGURES, GROUPS
 
@@ -19,6 +23,14 @@ TITLES = {
     "cliff": "`organism:cliff`, left to right",
     "diffuser": "`organism:diffuser`, by filling in masks",
 }
+ROLES = {
+    "harmful": "harmful, plain",
+    "wrapped": "harmful, in wrappers (attack success)",
+    "benign": "harmless, plain (over-refusal)",
+    "benign_wrapped": "harmless, in wrappers",
+    "safe_lookalike": "harmless, sounding dangerous",
+}
+CURVES = {"compliance_logit": "signal", "text": "text so far is no refusal"}
 FEATURES_SHOWN = (
     "recovered_below_0.5",
     "recovered_below_0.1",
@@ -37,6 +49,23 @@ def number(figure: dict[str, Any] | None) -> str:
     if figure.get("low") is None or figure.get("high") is None:
         return text
     return f"{text} [{figure['low']:.3f}, {figure['high']:.3f}]"
+
+
+def outcomes_part(outcomes: dict[str, Any]) -> Iterable[str]:
+    yield "What was answered, by the rules; broken is degenerate or unreadable."
+    rows = []
+    for role, found in outcomes.items():
+        broken = [found[name] for name in ("degenerate", "unparsed")]
+        rows.append(
+            (
+                ROLES[role],
+                str(found["refused"]["n"]),
+                *(number(found[name]) for name in ("complied", "partial", "refused")),
+                " + ".join(map(number, broken)),
+            )
+        )
+    head = ("requests", "n", "complied", "partly", "refused", "broken")
+    yield table(head, rows)
 
 
 def table(head: Iterable[str], rows: Iterable[Iterable[str]]) -> str:
@@ -183,15 +212,49 @@ def samplings_part(record: dict[str, Any]) -> Iterable[str]:
         yield trajectories(groups)
 
 
-def main(records: str) -> None:
+def draw(records: dict[str, dict[str, Any]], figure: str) -> None:
+    """Draw the mean of signal and text at every step, by outcome, with its band."""
+    points = [
+        {
+            "model": TITLES[name].replace("`", ""),
+            "read": said,
+            "outcome": GROUPS[group],
+            **point,
+        }
+        for name, record in records.items()
+        for channel, said in CURVES.items()
+        for group, curve in record["signal"]["curves"][channel].items()
+        for point in curve
+    ]
+    base = alt.Chart(alt.Data(values=points)).encode(
+        x=alt.X("step:Q", title="step"),
+        color=alt.Color("outcome:N", legend=alt.Legend(orient="bottom")),
+        strokeDash=alt.StrokeDash("outcome:N", legend=None),
+    )
+    y = alt.Y("mean:Q", title="mean", scale=alt.Scale(domain=[0, 1]))
+    band = base.mark_area(opacity=0.2).encode(y=alt.Y("low:Q"), y2="high:Q")
+    layers = (band + base.mark_line().encode(y=y)).properties(width=250, height=150)
+    facets = {"row": alt.Row("model:N", title=None), "column": alt.Column("read:N")}
+    facets["column"].title = None
+    chart = layers.facet(**facets).resolve_scale(x="independent")
+    chart.save(figure)
+
+
+def main(folder: str, figure: str) -> None:
     parts = [HEAD]
-    for name, title in TITLES.items():
-        path = Path(records) / f"{name}.json"
-        if path.exists():
-            record = json.loads(path.read_text("utf-8"))
-            parts += [f"## {title}", *signal_part(record["signal"])]
-            parts += guard_part(record["guard"])
-    path = Path(records) / "samplings.json"
+    records = {
+        name: json.loads(path.read_text("utf-8"))
+        for name in TITLES
+        if (path := Path(folder) / f"{name}.json").exists()
+    }
+    if records:
+        draw(records, figure)
+        parts.append(f"![Signal and text by outcome, with bands]({Path(figure).name})")
+    for name, record in records.items():
+        parts += [f"## {TITLES[name]}", *outcomes_part(record["outcomes"])]
+        parts += signal_part(record["signal"])
+        parts += guard_part(record["guard"])
+    path = Path(folder) / "samplings.json"
     if path.exists():
         parts += samplings_part(json.loads(path.read_text("utf-8")))
     if len(parts) == 1:
