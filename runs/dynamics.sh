@@ -43,9 +43,10 @@ cliff() { # Left to right: T = 32 tokens of the answer.
   "$python" runs/dynamics_record.py "$folder/cliff" "$records/cliff.json"
 }
 
-diffuser() { # Filling in masks: T = 16 passes, two tokens a pass.
-  rollout "$diffuser" "$folder/diffuser" "$prompts" --denoising-steps 16
-  "$holdfast" signal "$folder/diffuser" --steps 16
+diffuser() { # Filling in masks: T = 32 passes, one token a pass; two a pass break sentences.
+  rollout "$diffuser" "$folder/diffuser" "$prompts" --denoising-steps 32
+  # It refuses more harmless requests than the other; fewer for the anchors leaves 1,000.
+  "$holdfast" signal "$folder/diffuser" --anchor-requests 200
   detectors "$folder/diffuser"
   "$python" runs/dynamics_record.py "$folder/diffuser" "$records/diffuser.json"
 }

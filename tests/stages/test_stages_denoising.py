@@ -10,8 +10,10 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 import tiny_denoiser
 import tiny_thinker
 from holdfast.analysis.dynamics import gauge
+from holdfast.analysis.recovery import UNPARSED
 from holdfast.cli.running import run
 from holdfast.errors import UnsupportedFamilyError
+from holdfast.judges.drafts import is_half_decoded
 from holdfast.models.diffusion import denoise
 from holdfast.models.masked import load_masked
 from holdfast.models.remasking import Denoising
@@ -178,6 +180,21 @@ def test_anchors_separate_and_drafts_are_read(watched):
         assert float(changed[row_id][-1]) == 0
         expected = {"refused": 0.0, "complied": 1.0}.get(row.verdict, -1.0)
         assert float(readings[row_id][-1]) == expected
+
+
+def test_drafts_that_nobody_can_read_are_neither_harm_nor_its_absence(watched):
+    found = Study.open(watched)
+    tokenizer = AutoTokenizer.from_pretrained(found.manifest["model"]["id"])
+    steps, readings = read_steps(found), signal_of(watched, "reading")
+    seen = set()
+    for row_id, how in steps.items():
+        for step, draft in enumerate(how.drafts[:STEPS]):
+            text = tokenizer.decode(draft).split("<|end|>")[0]
+            broken = draft != how.response and is_half_decoded(text)
+            seen.add((broken, float(readings[row_id][step])))
+            if broken:
+                assert float(readings[row_id][step]) == UNPARSED
+    assert {(True, -1.0), (False, 0.0), (False, 1.0)} <= seen
 
 
 def test_detectors_and_the_page(watched, tmp_path):

@@ -9,12 +9,13 @@ from torch import Tensor
 from holdfast.analysis.dynamics import positions_of, steps_at_fractions
 from holdfast.analysis.recovery import HARMFUL, HARMLESS, UNPARSED
 from holdfast.errors import InputError
+from holdfast.judges.drafts import is_half_decoded
 from holdfast.judges.rules import judge
+from holdfast.judges.verdict import Outcome
 from holdfast.models.masked import MaskedModel
 from holdfast.models.replaying import Script, replay
 from holdfast.models.rows import Drafting
 from holdfast.models.stepping import Look, Pooled, Positions
-from holdfast.session.outcomes import GAVE_IN
 from holdfast.session.rows import Rollout
 from holdfast.session.signal_reading import (
     CHANGED,
@@ -25,6 +26,14 @@ from holdfast.session.signal_reading import (
     on_device,
 )
 from holdfast.session.signal_settings import SignalSettings
+
+_READINGS: dict[Outcome, int] = {
+    "refused": HARMLESS,
+    "complied": HARMFUL,
+    "partial": HARMFUL,
+    "degenerate": UNPARSED,
+    "unparsed": UNPARSED,
+}
 
 
 class Replay:
@@ -101,15 +110,18 @@ class Replay:
         """Return for each step: no refusal; harmless, harmful or neither; changed."""
         how = self._drafts[row.row_id]
         steps = step_indices(how, self._settings).tolist()
-        final, known = how.drafts[-1], {}
+        final = how.drafts[-1]
+        known: dict[tuple[int, ...], tuple[Outcome, int]] = {}
         made = []
         for step in steps:
             draft = how.drafts[step]
             if draft not in known:
-                known[draft] = judge(row.prompt, text_of(self._masked, draft)).outcome
-            outcome = known[draft]
-            reading = HARMLESS if outcome == "refused" else UNPARSED
-            reading = HARMFUL if outcome in GAVE_IN else reading
+                text = text_of(self._masked, draft)
+                outcome = judge(row.prompt, text).outcome
+                # The response itself is read as its verdict says, whole or not.
+                broken = draft != final and is_half_decoded(text)
+                known[draft] = outcome, UNPARSED if broken else _READINGS[outcome]
+            outcome, reading = known[draft]
             said = outcome != "refused", reading, draft != final
             made.append([float(each) for each in said])
         return torch.tensor(made)
