@@ -47,6 +47,16 @@ def test_the_table_of_organisms_is_that_of_its_records(capsys):
     assert all(row.endswith("| yes |") for row in rows)
 
 
+def test_the_tables_of_dynamics_are_those_of_their_records(capsys, tmp_path):
+    script = runpy.run_path(str(DOCS.parent / "runs" / "dynamics_table.py"))
+    figure = tmp_path / "dynamics.svg"
+    script["main"](str(DOCS / "records" / "dynamics"), str(figure))
+    page = (DOCS / "dynamics-table.md").read_text(encoding="utf-8")
+    assert capsys.readouterr().out == page
+    assert figure.exists()
+
+
+
 def test_the_example_in_python_runs_as_it_is_written(
     thinker, world, tmp_path, monkeypatch, capsys
 ):
