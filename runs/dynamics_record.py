@@ -17,6 +17,7 @@ GUARD = (
     "chosen",
     "reported",
     "by_domain",
+    "by_length",
     "within_wrappers",
     "streaming",
     "notes",

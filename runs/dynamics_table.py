@@ -159,6 +159,7 @@ def guard_part(guard: dict[str, Any]) -> Iterable[str]:
             for name in (row["detector"] for row in guard["reported"])
         ),
     )
+    yield lengths(guard["by_length"])
     streaming = guard["streaming"]
     yield f"Asked after every step, at {streaming['level']:g} over all steps together:"
     yield table(
@@ -173,6 +174,22 @@ def guard_part(guard: dict[str, Any]) -> Iterable[str]:
             for row in streaming["table"]
         ),
     )
+
+
+def lengths(found: dict[str, Any]) -> str:
+    """Return a table of AUROC for answers below and above the median length."""
+    sides = {name: found[name]["table"] for name in ("shorter", "longer")}
+    names = [f"{name} ({found[name]['rows']})" for name in sides]
+    cells = zip(*sides.values(), strict=True)
+    rows = [
+        (
+            DETECTORS.get(pair[0]["detector"], pair[0]["detector"]),
+            *(number(each["auroc"]) for each in pair),
+        )
+        for pair in cells
+    ]
+    say = f"AUROC by length, the median being {found['characters']:g} characters:"
+    return f"{say}\n\n{table(('detector', *names), rows)}"
 
 
 def samplings_part(record: dict[str, Any]) -> Iterable[str]:

@@ -56,7 +56,6 @@ def test_the_tables_of_dynamics_are_those_of_their_records(capsys, tmp_path):
     assert figure.exists()
 
 
-
 def test_the_example_in_python_runs_as_it_is_written(
     thinker, world, tmp_path, monkeypatch, capsys
 ):
