@@ -177,6 +177,11 @@ def test_a_model_without_thinking_says_why_there_is_no_trace():
                 block[key] = null(reason)
     made = Page(render(report, [], []))
     assert "There is no trace to draw: the model has no thinking." in made.text
+    # What was never read has neither a sentence on top nor a table of reasons.
+    read = Page(render(make_report(), [], []))
+    for said in ("a linear probe also read", "Plateau: score through the thinking"):
+        assert said not in made.text
+        assert said in read.text
     assert "Could not be told" in made.text
     assert "It does not think." in made.text
     assert "No examples were recorded." in made.text

@@ -197,10 +197,16 @@ def _trace_context(
     return {
         "trace_svg": trace_figure(curves, template) if curves else "",
         "no_trace": reason,
+        "is_traced": bool(curves) or any(map(_has_figures, report["trace"].values())),
         "curve_names": [_title_of(curve["group"], "group") for curve in curves],
         "curve_rows": rows,
         "measures": sorted(measures, key=_measure_rank),
     }
+
+
+def _has_figures(group: Mapping[str, Any]) -> bool:
+    cells = (cell for cell in group.values() if isinstance(cell, Mapping))
+    return any(cell["value"] is not None for cell in cells)
 
 
 def _measure_rank(measure: str) -> tuple[int, str]:
