@@ -6,6 +6,7 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
+from holdfast.cli.running import run
 from holdfast.errors import SettingsError
 from holdfast.organisms.cards import card, catalogue
 from holdfast.organisms.catalogue import bundled, export, resolve, train, truth
@@ -117,3 +118,13 @@ def test_a_short_training_writes_a_whole_organism_and_repeats_itself(tmp_path):
         assert not torch.equal(grown(ids).logits, before)
         zero_heads(grown, record["planted_heads"])
         assert torch.equal(grown(ids).logits, before)
+
+
+def test_what_is_planted_is_shown_fact_by_fact(capsys):
+    assert run(["organism", "show", "diffuser"]) == 0
+    rows = capsys.readouterr().out
+    assert "│ left_to_right_wrappers" in rows
+    assert "│ truth " not in rows
+    assert run(["organism", "show", "diffuser", "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert found["truth"]["planted_wrappers"] == ["prefix_injection", "role_play"]

@@ -48,7 +48,8 @@ def show(name: str, /, *, json: Json = False) -> None:
     found = stage.show(name)
     if json:
         return showing.print_json(found)
-    facts = {**found, **found.pop("truth")}
+    planted = found.pop("truth")
+    facts = {**found, **planted}
     rows = [[key, str(value)] for key, value in facts.items()]
     return showing.print_table(f"organism:{found['name']}", ("", ""), rows)
 
