@@ -5,6 +5,8 @@
 #
 #   runs/dynamics.sh [FOLDER [PART...]]      default: studies/dynamics cliff diffuser samplings
 #
+# The part `replicated` grows the second organism anew, in half an hour, and asks it again.
+#
 # 4,200 benign requests, so that more than 1,000 set the thresholds and more than 1,000 test
 # them once the anchors have theirs. BENIGN=600 HARMFUL=200 MIN=100 FEW=40 is a trial of minutes.
 # The parts need each other's files at the end alone: two may run side by side.
@@ -57,11 +59,15 @@ sampled() { # NAME [OPTIONS]: the same few requests, in every wrapper, by anothe
   rollout "$diffuser" "$folder/sampled-$name" "$prompts/few" "$@"
 }
 
-samplings() { # One token a pass, so that samplers differ in their order alone.
+orders() {
   sampled left_to_right --block-length 1
   sampled low_confidence --denoising-steps 32
   sampled random --denoising-steps 32 --remasking random
   sampled entropy --denoising-steps 32 --remasking entropy
+}
+
+samplings() { # One token a pass, so that samplers differ in their order alone.
+  orders
   sampled margin --denoising-steps 32 --remasking margin
   sampled threshold --threshold 0.9
   for name in left_to_right low_confidence random; do
@@ -72,6 +78,15 @@ samplings() { # One token a pass, so that samplers differ in their order alone.
   "$holdfast" compare "$folder/sampled-left_to_right" "$folder/sampled-low_confidence" \
     -o "$folder/samplings.html" # the same weights side by side
   "$python" runs/samplings.py "$records/samplings.json" "$folder"/sampled-*
+}
+
+replicated() { # The organism from another seed, on which nothing was chosen; grown first.
+  local seed=${SEED:-3}
+  local folder=$folder/seed-$seed
+  local diffuser=$folder/diffuser-$seed
+  [ -e "$diffuser" ] || "$holdfast" organism train diffuser --seed "$seed" -o "$diffuser"
+  orders
+  "$python" runs/samplings.py "$records/samplings-$seed.json" "$folder"/sampled-*
 }
 
 for part in ${*:-cliff diffuser samplings}; do "$part"; done

@@ -23,6 +23,7 @@ TITLES = {
     "cliff": "`organism:cliff`, left to right",
     "diffuser": "`organism:diffuser`, by filling in masks",
 }
+SAMPLINGS = "The same weights under several samplers"
 ROLES = {
     "harmful": "harmful, plain",
     "wrapped": "harmful, in wrappers (attack success)",
@@ -192,11 +193,11 @@ def lengths(found: dict[str, Any]) -> str:
     return f"{say}\n\n{table(('detector', *names), rows)}"
 
 
-def samplings_part(record: dict[str, Any]) -> Iterable[str]:
+def samplings_part(title: str, record: dict[str, Any]) -> Iterable[str]:
     samplers = record["samplers"]
     reference = record["reference"]
     names = [reference, *(name for name in samplers if name != reference)]
-    yield "## The same weights under several samplers"
+    yield f"## {title}"
     yield (
         "The same requests, one token a pass (the threshold: as many as are sure). The "
         f"first column is the rate of `{reference}`, each other one a sampler less it, "
@@ -272,9 +273,12 @@ def main(folder: str, figure: str) -> None:
         parts += [f"## {TITLES[name]}", *outcomes_part(record["outcomes"])]
         parts += signal_part(record["signal"])
         parts += guard_part(record["guard"])
-    path = Path(folder) / "samplings.json"
-    if path.exists():
-        parts += samplings_part(json.loads(path.read_text("utf-8")))
+    for path in sorted(
+        Path(folder).glob("samplings*.json"), key=lambda each: each.stem
+    ):
+        seed = path.stem.removeprefix("samplings").lstrip("-")
+        title = f"{SAMPLINGS}, from seed {seed}" if seed else SAMPLINGS
+        parts += samplings_part(title, json.loads(path.read_text("utf-8")))
     if len(parts) == 1:
         parts.append("There is no record yet: the experiment has not been run.")
     sys.stdout.write("\n\n".join(parts) + "\n")
