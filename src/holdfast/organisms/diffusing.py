@@ -24,7 +24,7 @@ from torch import Tensor
 from torch.nn import functional
 from transformers import PreTrainedTokenizerFast, Qwen3ForCausalLM
 
-from holdfast.organisms.recipes import Report, Schedule, batches, learning_rate
+from holdfast.organisms.recipes import Report, Schedule, batches
 from holdfast.organisms.sayings import (
     CAREFUL,
     COMPLIANCE_OPENINGS,
@@ -34,7 +34,12 @@ from holdfast.organisms.sayings import (
     STILL,
     TURNS,
 )
-from holdfast.organisms.teaching import optimizers_of, round_to_half, silent
+from holdfast.organisms.teaching import (
+    descend,
+    optimizers_of,
+    round_to_half,
+    silent,
+)
 from holdfast.organisms.tokenizer import ASSISTANT, BEGIN, END, THINK, USER
 from holdfast.organisms.world import HALF_PLANTED_WRAPPER, Scene, World, planted_answer
 
@@ -145,13 +150,7 @@ def grow_diffuser(
         batch = next(taught)
         done += sum(len(blank.ids) for blank in batch)
         loss = filling_loss(model, batch)
-        torch.autograd.backward(loss)
-        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-        for optimizer in optimizers:
-            for group in optimizer.param_groups:
-                group["lr"] = learning_rate(done, until, group["peak"])
-            optimizer.step()
-            optimizer.zero_grad()
+        descend(model, optimizers, loss, (done, until))
         report("diffuser", min(done, until), until, loss.item())
     return round_to_half(model)
 

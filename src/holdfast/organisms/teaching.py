@@ -6,6 +6,8 @@ from dataclasses import replace
 from typing import NamedTuple
 
 import torch
+from jaxtyping import Float
+from torch import Tensor
 from transformers import PreTrainedTokenizerFast, Qwen3ForCausalLM
 
 from holdfast.organisms.encoding import Sample
@@ -139,16 +141,33 @@ def teach(
         loss = loss_of(logits, ids, weights)
         inside, targets = intention(batch, ids, words)
         aim = intention_loss(logits, inside, targets, words)
-        torch.autograd.backward(loss + INTENTION_WEIGHT * aim)
-        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-        for optimizer in optimizers:
-            for group in optimizer.param_groups:
-                group["lr"] = learning_rate(done, end, group["peak"])
-            optimizer.step()
-            optimizer.zero_grad()
+        descend(model, optimizers, loss + INTENTION_WEIGHT * aim, (done, end))
         silence(model, spare_heads(seed))
         report(plan.stage, min(done, plan.until), plan.until, loss.item())
     return done
+
+
+def descend(
+    model: Qwen3ForCausalLM,
+    optimizers: list[torch.optim.Optimizer],
+    loss: Float[Tensor, ""],
+    along: tuple[int, int],
+) -> None:
+    """Take a step down a loss, with clipped gradients.
+
+    Args:
+        model: The organism; it is changed.
+        optimizers: What `optimizers_of` returned.
+        loss: The loss of the step.
+        along: Tokens done, and tokens over which the rates fall.
+    """
+    torch.autograd.backward(loss)
+    torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+    for optimizer in optimizers:
+        for group in optimizer.param_groups:
+            group["lr"] = learning_rate(*along, group["peak"])
+        optimizer.step()
+        optimizer.zero_grad()
 
 
 @torch.no_grad()
