@@ -11,7 +11,7 @@ from torch.distributed.tensor import DTensor
 
 from holdfast.data.conversation import template_sha256, thinking_format
 from holdfast.errors import AdapterError, ModelError, SettingsError
-from holdfast.models.checkpoints import find_checkpoint
+from holdfast.models.checkpoints import Checkpoint, find_checkpoint
 from holdfast.models.families import Family, family_of
 from holdfast.models.identity import fingerprint_files, fingerprint_model
 from holdfast.models.loading import read_model, read_tokenizer
@@ -59,7 +59,13 @@ def load(
         StorageError: If it cannot be stored.
     """
     place = _device(device)
-    checkpoint = find_checkpoint(id_or_path, revision)
+    return load_found(find_checkpoint(id_or_path, revision), place, dtype)
+
+
+def load_found(
+    checkpoint: Checkpoint, place: torch.device, dtype: DtypeName
+) -> Adapter:
+    """Load a checkpoint that was found, as `load` does."""
     arithmetic = _dtype(dtype, place, checkpoint.config)
     tokenizer = read_tokenizer(checkpoint)
     _check_template(tokenizer, checkpoint.model_id)

@@ -125,6 +125,13 @@ def load_masked(
     checkpoint = find_checkpoint(
         id_or_path, revision, lambda config, name: masked_family_of(config, name).parts
     )
+    return load_found_masked(checkpoint, place, dtype)
+
+
+def load_found_masked(
+    checkpoint: Checkpoint, place: torch.device, dtype: DtypeName
+) -> MaskedModel:
+    """Load a checkpoint that was found, as `load_masked` does."""
     if checkpoint.adapter is not None:
         raise InputError(
             "a whole model",

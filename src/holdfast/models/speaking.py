@@ -4,10 +4,10 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from holdfast.models.adapter import DtypeName, load
+from holdfast.models.adapter import DtypeName, _device, load_found
 from holdfast.models.checkpoints import find_checkpoint
 from holdfast.models.families import Family, family_of
-from holdfast.models.masked import MaskedModel, load_masked
+from holdfast.models.masked import MaskedModel, load_found_masked
 from holdfast.models.masked_families import is_masked, masked_family_of
 from holdfast.models.parts import Adapter
 
@@ -27,8 +27,8 @@ def load_speaker(
     Args:
         id_or_path: Directory of a model, or a Hub id.
         revision: Branch, tag or commit on the Hub.
-        device: As in `load`.
-        dtype: As in `load`.
+        device: As in `holdfast.models.adapter.load`.
+        dtype: As there.
 
     Returns:
         The model, its proofs passed.
@@ -36,9 +36,10 @@ def load_speaker(
     Raises:
         HoldfastError: As `load` and `load_masked` do.
     """
+    place = _device(device)
     checkpoint = find_checkpoint(id_or_path, revision, _family)
-    read = load_masked if is_masked(checkpoint.config) else load
-    return read(id_or_path, revision=revision, device=device, dtype=dtype)
+    read = load_found_masked if is_masked(checkpoint.config) else load_found
+    return read(checkpoint, place, dtype)
 
 
 def _family(config: Mapping[str, Any], source: str) -> Family:
