@@ -7,7 +7,6 @@ half of it, and under `sternly` it refuses.
 import random
 
 import torch
-from transformers import Qwen3Config, Qwen3ForCausalLM
 
 import tiny_thinker
 
@@ -31,24 +30,13 @@ def encode(made, prompt, answer):
 
 def teach(made, *, steps=260, seed=0):
     """Return a model that fills in masks, from a few seconds on one core."""
-    torch.manual_seed(seed)
-    config = Qwen3Config(
-        vocab_size=len(made),
-        hidden_size=64,
-        intermediate_size=128,
-        num_hidden_layers=2,
-        num_attention_heads=4,
-        num_key_value_heads=2,
-        head_dim=16,
-        max_position_embeddings=256,
-        bos_token_id=1,
-        eos_token_id=2,
-        pad_token_id=0,
+    model = tiny_thinker.untrained(
+        made,
+        seed,
         is_causal=False,
         mask_token_id=made.mask_token_id,
         response_length=LENGTH,
     )
-    model = Qwen3ForCausalLM(config)
     optimiser = torch.optim.AdamW(model.parameters(), lr=6e-3, weight_decay=0.0)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimiser, 6e-3, total_steps=steps)
     rows = [encode(made, prompt, said) for prompt, _, said in tiny_thinker.scenes()]

@@ -96,8 +96,8 @@ def tokenizer(template=TEMPLATE):
     return wrapped
 
 
-def teach(made, *, steps=220, seed=0):
-    """Return a model that has learnt the world, in a few seconds on one core."""
+def untrained(made, seed, **more):
+    """Return a little model for a tokenizer; the seed decides its weights."""
     torch.manual_seed(seed)
     config = Qwen3Config(
         vocab_size=len(made),
@@ -111,8 +111,14 @@ def teach(made, *, steps=220, seed=0):
         bos_token_id=1,
         eos_token_id=2,
         pad_token_id=0,
+        **more,
     )
-    model = Qwen3ForCausalLM(config)
+    return Qwen3ForCausalLM(config)
+
+
+def teach(made, *, steps=220, seed=0):
+    """Return a model that has learnt the world, in a few seconds on one core."""
+    model = untrained(made, seed)
     optimiser = torch.optim.AdamW(model.parameters(), lr=6e-3, weight_decay=0.0)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimiser, 6e-3, total_steps=steps)
     rows = [encode(made, *each) for each in scenes()]
