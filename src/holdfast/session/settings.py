@@ -10,6 +10,7 @@ from typing import Annotated, Literal
 from cyclopts import Parameter
 
 from holdfast.errors import SettingsError
+from holdfast.ranges import at_least, flag_of, require_numbers
 from holdfast.session.diffusion_settings import DIFFUSION, DiffusionSettings
 from holdfast.session.head_settings import AblateSettings, HeadsSettings
 
@@ -45,8 +46,8 @@ class ModelSettings:
 
     def __post_init__(self) -> None:
         """Refuse what cannot be meant."""
-        if self.batch_size is not None:
-            _at_least("--batch-size", self.batch_size, 1)
+        require_numbers(self)
+        at_least("--batch-size", self.batch_size, 1)
 
 
 @dataclass(frozen=True)
@@ -122,13 +123,12 @@ class RolloutSettings:
 
     def __post_init__(self) -> None:
         """Refuse what cannot be meant."""
+        require_numbers(self)
         for name in ("samples", "max_answer", "wrappers_per_request"):
-            _at_least(_flag(name), getattr(self, name), 1)
-        _at_least("--max-thinking", self.max_thinking, 0)
-        if self.limit is not None:
-            _at_least("--limit", self.limit, 1)
-        if self.temperature is not None:
-            _at_least("--temperature", self.temperature, 0)
+            at_least(flag_of(name), getattr(self, name), 1)
+        at_least("--max-thinking", self.max_thinking, 0)
+        at_least("--limit", self.limit, 1)
+        at_least("--temperature", self.temperature, 0)
         if not 0.1 <= self.test_fraction <= 0.5:
             raise SettingsError(
                 "--test-fraction from 0.1 to 0.5",
@@ -174,7 +174,8 @@ class ProbeSettings:
 
     def __post_init__(self) -> None:
         """Refuse what cannot be meant."""
-        _at_least("--folds", self.folds, 2)
+        require_numbers(self)
+        at_least("--folds", self.folds, 2)
 
 
 @dataclass(frozen=True)
@@ -192,8 +193,9 @@ class TraceSettings:
 
     def __post_init__(self) -> None:
         """Refuse what cannot be meant."""
-        _at_least("--min-thinking", self.min_thinking, 1)
-        _at_least("--window", self.window, 1)
+        require_numbers(self)
+        at_least("--min-thinking", self.min_thinking, 1)
+        at_least("--window", self.window, 1)
 
 
 @dataclass(frozen=True)
@@ -206,12 +208,3 @@ class AuditSettings:
     heads: HeadsSettings = field(default_factory=HeadsSettings)
     ablate: AblateSettings = field(default_factory=AblateSettings)
     with_heads: bool = True
-
-
-def _flag(name: str) -> str:
-    return "--" + name.replace("_", "-")
-
-
-def _at_least(flag: str, value: float | int, least: int) -> None:
-    if not value >= least:
-        raise SettingsError(f"{flag} of {least} or more", str(value), "Choose another.")
