@@ -135,12 +135,14 @@ def test_quotas_divide_the_budget(thinker, made, tmp_path):
 def test_rows_that_cannot_be_scored_are_counted_listed_and_not_lost(
     thinker, made, tmp_path, capsys
 ):
-    rows = [dict(made.rows[1]) for _ in range(4)]
+    rows = [dict(made.rows[1]) for _ in range(6)]
     for place, row in enumerate(rows):
         row["prompt"] += f" Variant {place}."
     del rows[1]["thinking"]
     rows[2]["thinking"] = "No. " * 400
     rows[3]["thinking"] = "Say no."
+    rows[4]["thinking"] = f"<think>\n{rows[4]['thinking']}\n</think>"
+    rows[5]["response"] = f"<think>\n{rows[5].pop('thinking')}"
     path = tmp_path / "odd.jsonl"
     path.write_text("".join(json.dumps(row) + "\n" for row in rows))
     own = {"pool": str(path), "scores": str(tmp_path / "s")}
@@ -154,7 +156,10 @@ def test_rows_that_cannot_be_scored_are_counted_listed_and_not_lost(
         "no thinking": 1,
         "over the context": 1,
         "short thinking": 1,
+        "tags inside the thinking": 1,
+        "thinking that never ends": 1,
     }
+    assert record["left_out"]["thinking that never ends"]["first"] == ["line 6"]
     assert record["left_out"]["over the context"]["first"] == ["line 3"]
     assert "over the context of 256" in table["reason"][2]
     # The final score needs no plateau: short thinking may be chosen by it.

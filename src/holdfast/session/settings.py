@@ -78,6 +78,9 @@ class RolloutSettings:
     ] = ()
     """Column that holds the prompt: NAME for every file, or ROLE=NAME for one."""
 
+    yes: Annotated[bool, Parameter(negative=(), show_default=False)] = False
+    """Read a column of prompts even where its rows look like answers."""
+
     data_revision: str | None = None
     """Revision of the hub: datasets."""
 
@@ -116,7 +119,14 @@ class RolloutSettings:
 
     imported: Annotated[str | None, Parameter(name="--import")] = None
     """Completions made elsewhere: JSONL with prompt, completion and, if known,
-    label, wrapper and request_id. Nothing is generated then."""
+    label, wrapper and request_id, or what a server sent. Nothing is generated then."""
+
+    import_requests: str | None = None
+    """The requests of a batch, where --import names the lines of its answers."""
+
+    import_bare: Literal["ask", "answer", "thinking"] = "ask"
+    """What imported rows are that have neither thinking nor its tags: answers whose
+    thinking was not kept, or thinking that was cut off. Default: refuse to guess."""
 
     diffusion: Annotated[DiffusionSettings, Parameter(name="*")] = DIFFUSION
     """How a masked-diffusion model decodes."""
@@ -137,6 +147,12 @@ class RolloutSettings:
             )
         if self.top_p is not None and not 0 < self.top_p <= 1:
             raise SettingsError("--top-p in (0, 1]", str(self.top_p), "Choose another.")
+        if self.import_requests is not None and self.imported is None:
+            raise SettingsError(
+                "--import beside --import-requests",
+                "the requests alone",
+                "Name the file of the answers with --import.",
+            )
         self.columns()
 
     def columns(self) -> dict[str, str]:
