@@ -172,10 +172,10 @@ class ChatClient:
                 )
             most, spent = self.limits.max_requests, self.requests
             if most is not None and spent >= most:
-                raise _budget(f"{most} requests", "--max-requests")
+                raise _budget(f"{most} requests", "--judge-max-requests")
             most, spent = self.limits.max_tokens, self.tokens
             if most is not None and spent >= most:
-                raise _budget(f"{most} tokens ({spent} used)", "--max-tokens")
+                raise _budget(f"{most} tokens ({spent} used)", "--judge-max-tokens")
             self.requests += 1
 
     def _try(self, body: dict[str, Any]) -> Answer | _Again:

@@ -201,5 +201,5 @@ def _wrong(source: str, found: str) -> InputError:
     return InputError(
         f"`strongreject`, or a JSON file with a rubric such as {_EXAMPLE}",
         f"{source}: {found}",
-        "Correct the file, or leave out --rubric.",
+        "Correct the file, or leave out --judge-rubric.",
     )

@@ -9,7 +9,7 @@ import unicodedata
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from holdfast.report.records import Figure
+from holdfast.report.records import Figure, is_figure
 
 __all__ = [
     "GROUPS",
@@ -25,6 +25,7 @@ __all__ = [
     "rate",
     "scalar",
     "score",
+    "shared_reason",
     "shown_token",
     "span",
     "title",
@@ -160,6 +161,24 @@ def score(figure: Figure) -> str:
 def missing(figure: Figure) -> str:
     """Say why a figure has no value."""
     return f"not measured: {clean(figure.get('reason', 'no reason was given'))}"
+
+
+def shared_reason(block: Mapping[str, Any]) -> str | None:
+    """Return why a whole block has no figure, where one reason says it for all.
+
+    Args:
+        block: Figures and scalars by name.
+
+    Returns:
+        The reason; None where a figure has a value, reasons differ, or there is one
+        figure at most.
+    """
+    found = [each for each in block.values() if is_figure(each)]
+    reasons = {each.get("reason") for each in found}
+    measured = any(each["value"] is not None for each in found)
+    if len(found) < 2 or len(reasons) != 1 or measured:
+        return None
+    return clean(str(reasons.pop())).rstrip(".")
 
 
 def count_of(figure: Figure, *, share: bool = False) -> str:
