@@ -116,7 +116,8 @@ def test_a_model_without_thinking_has_outcomes_and_a_reason(
     }
     assert "Add about" not in json.dumps(report)
     page = (study / "report.html").read_text()
-    assert page.count("the model has no thinking format") <= 5
+    assert "No control was measured: the model has no thinking format" in page
+    assert page.count("the model has no thinking format") < 8
     assert report["outcomes"]["harmful"]["refused"]["n"] == 30
     assert report["trace"]["benign"]["plateau"]["value"] is None
     assert (study / "report.html").exists()

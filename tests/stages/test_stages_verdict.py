@@ -56,3 +56,17 @@ def test_a_probe_that_guesses_under_wrappers_gives_no_verdict(
     asked = answers["Is refusal lost at the end of thinking?"]
     assert (asked.word, asked.tone) == ("Could not be told", "open")
     assert "0.38" in asked.meaning
+
+
+def test_the_page_holds_every_answer_of_the_study(audited):
+    rows = from_table(Study.open(audited).read_table("rollouts.parquet"))
+    page = (audited / "report.html").read_text()
+    start = page.index('id="answers-data">') + len('id="answers-data">')
+    data = json.loads(page[start : page.index("</script>", start)])
+    assert [each[3:6] for each in data["rows"]] == [
+        [row.prompt, row.thinking, row.answer] for row in rows
+    ]
+    refused = data["outcomes"].index("Refused")
+    assert sum(each[2] == refused for each in data["rows"]) == sum(
+        row.is_refused for row in rows
+    )

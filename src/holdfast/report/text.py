@@ -28,6 +28,7 @@ __all__ = [
     "shared_reason",
     "shown_token",
     "span",
+    "still",
     "title",
     "value",
     "visible",
@@ -246,11 +247,15 @@ def shown_token(text: str, *, one_line: bool = False) -> str:
     Returns:
         The text, with a sign before each line break.
     """
-    kept = (
+    return still(text).replace("\n", "↵" if one_line else "↵\n")
+
+
+def still(text: str) -> str:
+    """Replace what a page may not hold, and what would turn the text around it."""
+    return "".join(
         "\ufffd" if unicodedata.bidirectional(char) in _TURNING else char
         for char in clean(text)
     )
-    return "".join(kept).replace("\n", "↵" if one_line else "↵\n")
 
 
 _TURNING = {"LRE", "RLE", "LRO", "RLO", "PDF", "LRI", "RLI", "FSI", "PDI"}
