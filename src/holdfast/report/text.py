@@ -259,3 +259,11 @@ def still(text: str) -> str:
 
 
 _TURNING = {"LRE", "RLE", "LRO", "RLO", "PDF", "LRI", "RLI", "FSI", "PDI"}
+
+
+def closed_by_force(forced: int, n: int) -> str:
+    """Return the sentence on answers whose thinking was closed by force."""
+    return (
+        f"The thinking of {forced} of {n} answers ran out of its budget and was closed "
+        "by force."
+    )
