@@ -190,7 +190,7 @@ def _too_few(
     if matched:
         step += ", lower --min-anchors, or use anchors that are not matched"
     elif filtered and counts[1] < min_count:
-        step += "; for a model that refuses nothing, --unfiltered"
+        step += "; for a model that refuses nothing, do not filter (--unfiltered)"
     return TooFewExamplesError(
         f"at least {max(1, min_count)} base requests on each side{where}",
         f"{counts[0]} {names[0]} and {counts[1]} {names[1]}",
