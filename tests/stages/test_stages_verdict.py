@@ -70,3 +70,17 @@ def test_the_page_holds_every_answer_of_the_study(audited):
     assert sum(each[2] == refused for each in data["rows"]) == sum(
         row.is_refused for row in rows
     )
+
+
+def test_a_report_under_older_rules_is_made_anew_before_a_gate_reads_it(
+    audited, thinker, world, tmp_path, monkeypatch, capsys
+):
+    study = shutil.copytree(audited, tmp_path / "study")
+    path = study / "report.json"
+    known = json.loads(path.read_text())
+    known["verdict"] |= {"attack_succeeds": False}
+    path.write_text(json.dumps(known))
+    monkeypatch.setattr("holdfast.stages.report.EDITION", 99)
+    command = ["audit", str(thinker), *world, "-o", str(study), "--json"]
+    assert run([*command, "--fail-if", "attack"]) == 1
+    assert json.loads(path.read_text())["verdict"]["attack_succeeds"] is True
