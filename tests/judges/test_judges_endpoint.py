@@ -257,7 +257,7 @@ def test_the_budget_of_requests_counts_retries():
         with pytest.raises(EndpointError, match="4 requests, all spent") as caught:
             judge.judge(EXCHANGES[:1])
     assert len(server.bodies) == 4
-    assert "--max-requests" in caught.value.next_step
+    assert "--judge-max-requests" in caught.value.next_step
 
 
 def test_the_budget_of_tokens_ends_the_run_and_keeps_what_was_bought(tmp_path):
