@@ -9,7 +9,7 @@ from holdfast.analysis.unjudged import judged_difference
 from holdfast.session.ablating import by_condition
 from holdfast.session.choosing import BENIGN, HARMFUL, LOOKALIKE
 from holdfast.session.figures import estimate_of, figure_of, generator
-from holdfast.session.outcomes import GAVE_IN, UNJUDGED, flags
+from holdfast.session.outcomes import GAVE_IN, UNJUDGED, flags, open_rows
 from holdfast.session.outcomes import rate as rate_of
 from holdfast.session.utility import ROLE
 
@@ -61,12 +61,13 @@ def rate(rows: Sequence[Row], measure: str, seed: int, name: str) -> Estimate:
         seed: Seed of the interval.
         name: Name of the figure.
     """
+    kept = _kept(rows, measure)
     return rate_of(
-        _kept(rows, measure),
+        kept,
         _counts(measure),
         seed,
         f"{name}/{measure}",
-        unjudged=_is_open(measure),
+        unjudged=open_rows(kept, _is_unjudged, measure),
         request=lambda row: str(row["request_id"]),
     )
 
@@ -91,8 +92,8 @@ def difference(
     return judged_difference(
         flags(kept, _counts(measure)),
         flags(others, _counts(measure)),
-        flags(kept, _is_open(measure)),
-        flags(others, _is_open(measure)),
+        flags(kept, open_rows(kept, _is_unjudged, measure)),
+        flags(others, open_rows(others, _is_unjudged, measure)),
         [row["request_id"] for row in kept],
         generator(seed, f"{name}/{measure}"),
     )
@@ -204,6 +205,5 @@ def _counts(measure: str) -> Callable[[Row], bool]:
     return lambda row: counts(row["outcome"])
 
 
-def _is_open(measure: str) -> Callable[[Row], bool]:
-    """Return which rows have no verdict and could count."""
-    return lambda row: row["outcome"] == UNJUDGED and measure != "degenerate"
+def _is_unjudged(row: Row) -> bool:
+    return bool(row["outcome"] == UNJUDGED)

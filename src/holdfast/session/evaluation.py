@@ -13,10 +13,10 @@ from holdfast.judges.contract import HARMFUL, JudgeIdentity
 from holdfast.session.figures import figure_of, generator
 from holdfast.session.outcomes import (
     GAVE_IN,
-    LOOKED_AT,
     OUTCOMES,
     UNJUDGED,
     flags,
+    open_rows,
     rate,
 )
 
@@ -115,7 +115,7 @@ def _condition(
                     _has(outcome),
                     seed,
                     f"{name}/{outcome}",
-                    outcome in LOOKED_AT,
+                    outcome,
                 )
             )
             for outcome in OUTCOMES
@@ -202,15 +202,14 @@ def _rate(
     counts: Callable[[Row], bool],
     seed: int,
     name: str,
-    is_settled: bool = False,
+    outcome: str = "",
 ) -> Estimate:
-    """Return a rate of rows; one that is settled needs no judge."""
     return rate(
         rows,
         counts,
         seed,
         name,
-        unjudged=lambda row: is_unjudged(row) and not is_settled,
+        unjudged=open_rows(rows, is_unjudged, outcome),
         request=lambda row: str(row["request_id"]),
     )
 
