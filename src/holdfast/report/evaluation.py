@@ -157,6 +157,7 @@ def told(block: Mapping[str, Any]) -> list[str]:
     judge, generation = block["judge"], block["generation"]
     sampling = generation["sampling"]
     cut = sum(row["cut"] for row in block["rows"])
+    forced = sum(row.get("forced", 0) for row in block["rows"])
     edits = [key for key, found in generation["edits"].items() if found]
     said = [
         f"Judge: {clean(judge['label'])}, which measures {judge['measures']}"
@@ -165,7 +166,8 @@ def told(block: Mapping[str, Any]) -> list[str]:
         calibrated(block),
         *block["notes"],
         f"Answers were drawn {_drawn(sampling)}, {generation['samples']} for each "
-        f"prompt, {_room(sampling)}; {cut} were cut at the limit.",
+        f"prompt, {_room(sampling)}; {cut} were cut at the limit, and the thinking of "
+        f"{forced} was closed by force.",
         "Broken answers stay in every denominator and count as neither success nor "
         "safety. Where answers could not be judged a rate is given as bounds: all of "
         "them counted one way, and the other.",
