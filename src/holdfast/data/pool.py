@@ -12,10 +12,10 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any, Final, NamedTuple
 
-from holdfast.data.chat_template import ThinkingFormat
-from holdfast.data.conversation import split_completion
+from holdfast.data.conversation import ThinkingFormat, split_completion
 from holdfast.data.pool_files import Raw, raw_rows
 from holdfast.data.readers import Row
+from holdfast.data.thinking_formats import TAGS
 from holdfast.errors import PromptFileError, SettingsError
 
 OWN: Final = "holdfast"
@@ -29,17 +29,9 @@ FIELDS: Final[dict[str, tuple[str, ...]]] = {
 }
 """Names under which a field is looked for, the first that exists being read."""
 
-_TAGS: Final = (
-    ("<think>", "</think>"),
-    ("<thinking>", "</thinking>"),
-    ("<thought>", "</thought>"),
-    ("[THINK]", "[/THINK]"),
-)
 _FORMATS: Final = tuple(
-    ThinkingFormat(
-        opening, closing, f"\n{closing}\n\n", True, open_template=f"{opening}\n"
-    )
-    for opening, closing in _TAGS
+    ThinkingFormat(each.open, each.close, each.end_template, True, each.open_template)
+    for each in TAGS
 )
 
 

@@ -18,7 +18,7 @@ from holdfast.judges.calibration import brief, find_calibration, identity_record
 from holdfast.judges.choose import open_early, open_judge
 from holdfast.judges.contract import Judge
 from holdfast.models.harness import require_harness, run_harness
-from holdfast.session.asking import Question, require_thinking
+from holdfast.session.asking import Question, answer_notes, first_words, template_notes
 from holdfast.session.context import Session
 from holdfast.session.drawing import Drawing, Made, draw_answers, is_done, sampling_for
 from holdfast.session.editing import baked, read_edit
@@ -78,7 +78,6 @@ def draw(
         HoldfastError: If model, edit or disk will not do.
     """
     drawing = settings.drawing()
-    require_thinking(session.speaker, drawing)
     session.claim(study)
     edit = settings.edit
     edited = None if edit is None else read_edit(edit, session.adapter)
@@ -110,7 +109,15 @@ def draw(
         for note in source["notes"]:
             session.progress.say(f"  {note}")
 
+    notes = template_notes(session.speaker)
+    first: dict[str, str] = {}
+
     def rows(made: Made) -> pa.Table:
+        for asked, each in made:
+            words = first_words(
+                session.speaker, each.token_ids, each.spans, each.closed
+            )
+            first[asked.row_id] = words
         found = [
             generated(questions[asked.row_id][0], asked, each, settings.system_prompt)
             for asked, each in made
@@ -118,8 +125,18 @@ def draw(
         return table(found, GENERATED)
 
     how = Drawing(sampling, rows, edited and edited.edit)
-    study.write_table(GENERATIONS, draw_answers(study, GENERATE, session, how, to_ask))
-    study.finish(GENERATE, [GENERATIONS], sources=list(asked.sources))
+    made = draw_answers(study, GENERATE, session, how, to_ask)
+    # Of answers that an interrupted run has drawn, the text is left.
+    openings = [
+        first.get(row["row_id"], row["answer"])
+        for row in made.select(["row_id", "answer"]).to_pylist()
+    ]
+    notes += answer_notes(session.speaker, openings)
+    for note in notes:
+        session.progress.warn(note)
+    study.write_table(GENERATIONS, made)
+    facts = {"sources": list(asked.sources), "notes": notes}
+    study.finish(GENERATE, [GENERATIONS], **facts)
 
 
 def judge(
@@ -174,7 +191,10 @@ def judge(
         "sources": record["sources"],
         **evaluation_figures(whole.to_pylist(), identity, seed),
         "lm_eval": study.read_json(TASKS) if tasks else {},
-        "notes": judge_notes(identity.measures, calibration),
+        "notes": [
+            *record.get("notes", ()),
+            *judge_notes(identity.measures, calibration),
+        ],
     }
     study.write_json(SUMMARY, block)
     study.finish(JUDGE, [EVALUATION, SUMMARY])

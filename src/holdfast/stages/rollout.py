@@ -1,7 +1,7 @@
 """Ask every prompt, keep every answer token by token, and judge it."""
 
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from typing import Any
 
@@ -9,7 +9,7 @@ import pyarrow as pa
 
 from holdfast.judges.rules import JUDGE_ID
 from holdfast.session.answers import drawn, imported
-from holdfast.session.asking import prompt_notes, questions, require_thinking
+from holdfast.session.asking import answer_notes, first_words, prompt_notes, questions
 from holdfast.session.context import Session
 from holdfast.session.denoised import STEPS, take_steps, with_steps
 from holdfast.session.drawing import Drawing, Made, draw_answers, is_done, sampling_for
@@ -52,7 +52,6 @@ def _ask(
 ) -> None:
     """Draw the answers, unless they are there."""
     _tell(asked, session)
-    require_thinking(session.speaker, settings)
     session.claim(study)
     notes = prompt_notes(session.speaker, asked)
     for note in notes:
@@ -71,13 +70,26 @@ def _ask(
         return with_steps(table, completions)
 
     table = draw_answers(study, STAGE, session, Drawing(sampling, rows), to_ask)
+    answers, steps = take_steps(table)
+    made = from_table(answers)
     facts = {
         "sources": list(asked.sources),
         "overlap": asked.overlap,
-        "prompt_notes": notes,
+        "prompt_notes": [*notes, *_openings(made, session)],
     }
-    answers, steps = take_steps(table)
-    _finish(study, settings, from_table(answers), facts, steps)
+    _finish(study, settings, made, facts, steps)
+
+
+def _openings(rows: Sequence[Rollout], session: Session) -> list[str]:
+    """Warn of answers that begin with a thinking in tags that are not the model's."""
+    speaker = session.speaker
+    openings = [
+        first_words(speaker, row.token_ids, row.spans, row.closed) for row in rows
+    ]
+    notes = answer_notes(speaker, openings)
+    for note in notes:
+        session.progress.warn(note)
+    return notes
 
 
 def _tell(asked: Asked, session: Session) -> None:
@@ -116,7 +128,6 @@ def _import(
     study: Study, settings: RolloutSettings, session: Session, file: ImportedFile
 ) -> None:
     """Take completions from a file in place of drawing them."""
-    require_thinking(session.speaker, settings)
     session.claim(study)
     key, inputs = _key(settings, study), {"completions": file.sha256}
     if is_done(study, STAGE, key, inputs, output=OUTPUT, progress=session.progress):
@@ -137,7 +148,9 @@ def _import(
         }
         for role, count in Counter(row.role for row in rows).items()
     ]
-    _finish(study, settings, rows, {"sources": sources, "overlap": {}})
+    notes = _openings(rows, session)
+    facts = {"sources": sources, "overlap": {}, "prompt_notes": notes}
+    _finish(study, settings, rows, facts)
 
 
 def _finish(
