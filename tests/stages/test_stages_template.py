@@ -25,10 +25,9 @@ DATED = (
     "{% if add_generation_prompt %}<|assistant|>{% endif %}"
 )
 SWITCHED = tiny_thinker.NO_THINKING.replace(
-    "{{ '<|assistant|>",
-    "{% if enable_thinking %}{{ '<|assistant|><think>\\n' }}{% else %}"
-    "{{ '<|assistant|>",
-).replace("{% endif %}{% endif %}", "{% endif %}{% endif %}")
+    "{{ '<|assistant|>' }}",
+    "{{ '<|assistant|>' }}{% if enable_thinking %}{{ '<think>\\n' }}{% endif %}",
+)
 
 
 def under(model, folder, template, **settings):
