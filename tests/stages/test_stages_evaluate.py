@@ -220,7 +220,13 @@ def test_two_evaluations_are_compared_prompt_by_prompt(
 
 def fake(verdict, score=None, **more):
     row = {"suite": "s", "kind": "harmful", "wrapper": None, "request_id": "r"}
-    row |= {"verdict": verdict, "score": score, "finish": "stop", "correct": None}
+    row |= {
+        "verdict": verdict,
+        "score": score,
+        "finish": "stop",
+        "forced_close": False,
+        "correct": None,
+    }
     return row | more
 
 

@@ -5,7 +5,7 @@ change it. Token ids in, a frozen completion out.
 """
 
 from collections import deque
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any, Literal, NamedTuple
 
@@ -115,7 +115,7 @@ class Choice(NamedTuple):
 
 @dataclass(frozen=True)
 class Rules:
-    """When thinking closes and a row ends; the same for all rows.
+    """When thinking closes and a row ends; each row has them within its own room.
 
     Attributes:
         tokenizer: Tokenizer of the model.
@@ -145,6 +145,25 @@ class Rules:
             return self.sampling.max_answer
         limits = self.sampling.max_thinking + self.sampling.max_answer
         return limits + len(self.template_ids)
+
+    @property
+    def least(self) -> int:
+        """Fewest tokens that a row needs room for: an answer, and a thought before."""
+        if self.thinking is None:
+            return self.budget
+        spare = max(0, self.sampling.max_thinking - 1)
+        return self.budget - spare
+
+    def within(self, room: int) -> "Rules":
+        """Return the rules of a row that has so much room, at least `least` tokens.
+
+        What is missing is taken from its thinking; the answer keeps its limit.
+        """
+        missing = self.budget - room
+        if missing <= 0:
+            return self
+        left = self.sampling.max_thinking - missing
+        return replace(self, sampling=replace(self.sampling, max_thinking=left))
 
     @property
     def window(self) -> int:

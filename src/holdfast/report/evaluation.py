@@ -143,6 +143,7 @@ def told(block: Mapping[str, Any]) -> list[str]:
     judge, generation = block["judge"], block["generation"]
     sampling = generation["sampling"]
     cut = sum(row["cut"] for row in block["rows"])
+    forced = sum(row.get("forced", 0) for row in block["rows"])
     edits = [key for key, found in generation["edits"].items() if found]
     said = [
         f"Judge: {clean(judge['label'])}, which measures {judge['measures']}"
@@ -151,7 +152,8 @@ def told(block: Mapping[str, Any]) -> list[str]:
         calibrated(block),
         *block["notes"],
         f"Answers were drawn {_drawn(sampling)}, {generation['samples']} for each "
-        f"prompt, {_room(sampling)}; {cut} were cut at the limit.",
+        f"prompt, {_room(sampling)}; {cut} were cut at the limit, and the thinking of "
+        f"{forced} was closed by force.",
         "Broken answers and those that could not be judged stay in every denominator "
         "and count as neither success nor safety.",
     ]

@@ -235,3 +235,11 @@ def shown_token(text: str, *, one_line: bool = False) -> str:
 
 
 _TURNING = {"LRE", "RLE", "LRO", "RLO", "PDF", "LRI", "RLI", "FSI", "PDI"}
+
+
+def closed_by_force(forced: int, n: int) -> str:
+    """Return the sentence on answers whose thinking was closed by force."""
+    return (
+        f"The thinking of {forced} of {n} answers ran out of its budget and was closed "
+        "by force."
+    )

@@ -121,6 +121,7 @@ def conditions_of(rows: Sequence[Row], seed: int) -> list[dict[str, Any]]:
             "n_heads": n_heads,
             "draws": len(draws),
             "heads": [draw[0]["heads"] for draw in draws.values()],
+            "forced": sum(row["forced_close"] for row in group),
         }
         if group[0]["fraction"] is not None:
             entry["fraction"] = group[0]["fraction"]

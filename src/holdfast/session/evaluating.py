@@ -37,6 +37,9 @@ class EvaluateSettings:
     column: Annotated[tuple[str, ...], Several] = ()
     """Column of the prompts, as SUITE=NAME; may be repeated."""
 
+    yes: Annotated[bool, Parameter(negative=(), show_default=False)] = False
+    """Read a column of prompts even where its rows look like answers."""
+
     data_revision: Annotated[tuple[str, ...], Several] = ()
     """Revision on the Hub, as SUITE=COMMIT; may be repeated."""
 

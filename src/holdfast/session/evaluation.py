@@ -110,6 +110,7 @@ def _condition(
         "outcomes": outcomes,
         "score": figure_of(_mean(scores, seed, name)),
         "cut": sum(row["finish"] == "length" for row in rows),
+        "forced": sum(row["forced_close"] for row in rows),
     }
 
 

@@ -143,6 +143,9 @@ class RolloutSettings:
     ] = ()
     """Column that holds the prompt: NAME for every file, or ROLE=NAME for one."""
 
+    yes: Annotated[bool, Parameter(negative=(), show_default=False)] = False
+    """Read a column of prompts even where its rows look like answers."""
+
     data_revision: str | None = None
     """Revision of the hub: datasets."""
 

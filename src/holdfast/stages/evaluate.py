@@ -18,7 +18,13 @@ from holdfast.judges.calibration import brief, find_calibration, identity_record
 from holdfast.judges.choose import open_early, open_judge
 from holdfast.judges.contract import Judge
 from holdfast.models.harness import require_harness, run_harness
-from holdfast.session.asking import Question, answer_notes, first_words, template_notes
+from holdfast.session.asking import (
+    Question,
+    answer_notes,
+    first_words,
+    fit_context,
+    template_notes,
+)
 from holdfast.session.context import Session
 from holdfast.session.drawing import Drawing, Made, draw_answers, is_done, sampling_for
 from holdfast.session.editing import baked, read_edit
@@ -86,8 +92,12 @@ def draw(
         for item in asked.items
         for question in _questions(item, settings, session)
     }
-    to_ask = [question for _, question in questions.values()]
-    sampling = sampling_for(session, to_ask, drawing)
+    sampling = sampling_for(session, drawing)
+    every = [question for _, question in questions.values()]
+    to_ask, unfit = fit_context(session.speaker, every, sampling)
+    notes = [*template_notes(session.speaker), *unfit]
+    for note in notes:
+        session.progress.warn(note)
     key = {
         "model": study.manifest["model"],
         "sampling": asdict(sampling),
@@ -109,7 +119,6 @@ def draw(
         for note in source["notes"]:
             session.progress.say(f"  {note}")
 
-    notes = template_notes(session.speaker)
     first: dict[str, str] = {}
 
     def rows(made: Made) -> pa.Table:
@@ -131,11 +140,11 @@ def draw(
         first.get(row["row_id"], row["answer"])
         for row in made.select(["row_id", "answer"]).to_pylist()
     ]
-    notes += answer_notes(session.speaker, openings)
-    for note in notes:
+    said = answer_notes(session.speaker, openings)
+    for note in said:
         session.progress.warn(note)
     study.write_table(GENERATIONS, made)
-    facts = {"sources": list(asked.sources), "notes": notes}
+    facts = {"sources": list(asked.sources), "notes": [*notes, *said]}
     study.finish(GENERATE, [GENERATIONS], **facts)
 
 

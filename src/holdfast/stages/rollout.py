@@ -9,7 +9,13 @@ import pyarrow as pa
 
 from holdfast.judges.rules import JUDGE_ID
 from holdfast.session.answers import drawn, imported
-from holdfast.session.asking import answer_notes, first_words, prompt_notes, questions
+from holdfast.session.asking import (
+    answer_notes,
+    first_words,
+    fit_context,
+    prompt_notes,
+    questions,
+)
 from holdfast.session.context import Session
 from holdfast.session.denoised import STEPS, take_steps, with_steps
 from holdfast.session.drawing import Drawing, Made, draw_answers, is_done, sampling_for
@@ -35,7 +41,8 @@ def run(study: Study, settings: RolloutSettings, session: Session) -> dict[str, 
         session: The model, and where progress is told.
 
     Returns:
-        Number of rows, and counts by role and verdict.
+        Number of rows, counts by role and verdict, and answers whose thinking was
+        closed by force.
 
     Raises:
         HoldfastError: If prompts, model or disk will not do.
@@ -53,11 +60,12 @@ def _ask(
     """Draw the answers, unless they are there."""
     _tell(asked, session)
     session.claim(study)
-    notes = prompt_notes(session.speaker, asked)
+    sampling = sampling_for(session, settings)
+    every = questions(session.speaker, asked, settings)
+    to_ask, unfit = fit_context(session.speaker, every, sampling)
+    notes = [*prompt_notes(session.speaker, asked), *unfit]
     for note in notes:
         session.progress.warn(note)
-    to_ask = questions(session.speaker, asked, settings)
-    sampling = sampling_for(session, to_ask, settings)
     key = _key(settings, study) | {"sampling": asdict(sampling)}
     inputs = {"prompts": asked.sha256}
     if is_done(study, STAGE, key, inputs, output=OUTPUT, progress=session.progress):
@@ -180,7 +188,7 @@ def _finish(
 
 
 def _summary(study: Study) -> dict[str, Any]:
-    """Count verdicts by role."""
+    """Count verdicts by role, and the answers whose thinking was closed by force."""
     table = study.read_table(OUTPUT)
     roles, verdicts = (table.column(name).to_pylist() for name in ("role", "verdict"))
     counts: dict[str, dict[str, int]] = {}
@@ -188,4 +196,8 @@ def _summary(study: Study) -> dict[str, Any]:
         Counter(zip(roles, verdicts, strict=True)).items()
     ):
         counts.setdefault(role, {})[verdict] = count
-    return {"rows": table.num_rows, "verdicts": counts}
+    return {
+        "rows": table.num_rows,
+        "verdicts": counts,
+        "forced_close": sum(table.column("forced_close").to_pylist()),
+    }
