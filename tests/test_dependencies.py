@@ -1,6 +1,7 @@
 import ast
 import re
 import tomllib
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -21,6 +22,7 @@ def named(requirement: str) -> str:
     return MODULES.get(package, package.replace("-", "_"))
 
 
+@cache
 def imported(*folders: str) -> set[str]:
     """The outermost name of every module that is imported, lazily or by name."""
     names = set()

@@ -167,19 +167,25 @@ def choose_column(
     else:
         note = f"column `{chosen}` was read, as asked."
     request = _match(table.columns, REQUEST_COLUMNS) if attacked else None
-    context = next(
-        (
-            found
-            for each, beside in CONTEXTS.items()
-            if (found := _match(table.columns, (each,))) not in (None, chosen)
-            and (not beside or _folded(chosen) in beside)
-        ),
-        None,
-    )
+    context = context_choice(table.columns, chosen).context
     made = Choice(chosen, (), None if request == chosen else request, context)
     sure = accept or (column is not None and asked)
     swap = _swap_notes(table, chosen, name, role, sure)
     return made._replace(notes=(note, *_beside(table, made), *swap))
+
+
+def context_choice(columns: tuple[str, ...], column: str) -> Choice:
+    """Return a choice of a column with the text that belongs to its requests.
+
+    Args:
+        columns: The columns there are.
+        column: The one that holds the requests.
+    """
+    for name, beside in CONTEXTS.items():
+        found = _match(columns, (name,))
+        if found not in (None, column) and (not beside or _folded(column) in beside):
+            return Choice(column, (), context=found)
+    return Choice(column, ())
 
 
 def _no_column(table: Table, column: str | None, name: str) -> PromptFileError:
@@ -323,15 +329,18 @@ def _swap_notes(
         f"the rows of column `{chosen}` start like answers and those of `{best}` do"
         " not: the headers may be swapped"
     )
-    flag = f"--column {role or 'ROLE'}={best}"
+    otherwise = (
+        f"To read the other column, give `--column {role}={best}`"
+        if role
+        else "To read the other column, rename the two"
+    )
     if not accept:
         raise PromptFileError(
             f"prompts in column `{chosen}` of `{name}`",
             doubt,
-            f"To read the other column, give `{flag}`; to read this one all the same,"
-            " give --yes.",
+            f"{otherwise}; to read this one all the same, give --yes.",
         )
-    return (f"warning: {doubt}. To read the other column, give `{flag}`.",)
+    return (f"warning: {doubt}. {otherwise}.",)
 
 
 def _texts(table: Table, column: str) -> list[str]:

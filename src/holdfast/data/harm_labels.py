@@ -110,7 +110,9 @@ def _left_out(table: Table, label: Label) -> tuple[str, ...]:
     name = next((each for each in table.columns if _base(each) == "label"), None)
     if name is None or not any(_values(table, name)):
         return ()
-    return (f"column `{name}` says nothing of harm and was left out: all {label}.",)
+    return (
+        f"warning: column `{name}` says nothing of harm and was left out: all {label}.",
+    )
 
 
 def _column(table: Table, name: str, file: str) -> Column | None:

@@ -341,14 +341,22 @@ def _with_clusters(
         return request
 
     first: dict[str, str] = {}
+    n_joined = 0
     for prompt, _ in rows:
+        own = root(prompt.request_id)
         known = root(first.setdefault(prompt.prompt_id, prompt.request_id))
-        parents[root(prompt.request_id)] = known
+        if own == known:
+            continue
+        if known == prompt.prompt_id:
+            # The earlier row had no name for its request but the prompt's own.
+            parents[known] = own
+        else:
+            parents[own] = known
+            n_joined += own != prompt.prompt_id
     made = tuple(
         Placed(replace(prompt, request_id=root(prompt.request_id)), row)
         for prompt, row in rows
     )
-    n_joined = len(parents) - len({placed.prompt.request_id for placed in made})
     if not n_joined:
         return made, ()
     note = (

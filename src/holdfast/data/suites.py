@@ -238,7 +238,7 @@ def items_of(suite: Suite, content: Content, how: Reading, note: str) -> SuiteFi
         how.column or suite.column or None,
         content.name,
         asked=how.column is not None,
-        role=suite.name,
+        role=suite.name if suite.hub else None,
         accept=how.accept,
     )
     rows = tuple(row for row in table.rows if _wanted(suite, row, content.name))

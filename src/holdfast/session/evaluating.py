@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 from cyclopts import Parameter
 
 from holdfast.errors import SettingsError
+from holdfast.ranges import at_least, flag_of, require_numbers
 from holdfast.session.diffusion_settings import DIFFUSION, DiffusionSettings
 from holdfast.session.settings import RolloutSettings
 
@@ -81,9 +82,9 @@ class EvaluateSettings:
 
     def __post_init__(self) -> None:
         """Refuse what cannot be meant."""
+        require_numbers(self)
         self.drawing()
-        if self.limit is not None and self.limit < 1:
-            raise SettingsError("--limit of 1 or more", str(self.limit), "Raise it.")
+        at_least("--limit", self.limit, 1)
         for flag, entries in (
             ("--column", self.column),
             ("--data-revision", self.data_revision),
@@ -111,6 +112,16 @@ class EvaluateSettings:
         """Return what was said for a suite among entries SUITE=VALUE."""
         said = dict(entry.partition("=")[::2] for entry in entries)
         return said.get(suite, said.get(suite.partition("=")[0]))
+
+
+COUNTS = (
+    "judge_batch_size",
+    "judge_concurrency",
+    "judge_attempts",
+    "judge_max_requests",
+    "judge_max_tokens",
+)
+"""Flags of a judge that count something, of which there is at least one."""
 
 
 @dataclass(frozen=True)
@@ -168,6 +179,15 @@ class JudgeFlags:
 
     calibrations: str = "calibrations"
     """Folder with the records of `holdfast judge calibrate`."""
+
+    def __post_init__(self) -> None:
+        """Refuse what cannot be meant."""
+        require_numbers(self)
+        for name in COUNTS:
+            at_least(flag_of(name), getattr(self, name), 1)
+        if self.judge_timeout <= 0:
+            found = str(self.judge_timeout)
+            raise SettingsError("--judge-timeout above 0", found, "Choose another.")
 
     def opened(self) -> "JudgeSettings":
         """Return the settings that open the judge."""

@@ -93,6 +93,8 @@ class PoolDrawer:
     ) -> tuple[tuple[int, ...] | None, str | None, str | None]:
         """Return the tokens that are there before the model goes on, or why none."""
         adapter = self.adapter
+        if row.broken is not None:
+            return None, row.broken, "the row's thinking is broken"
         own = self.own_thinking and adapter.thinking is not None
         if own and row.thinking is None:
             return None, NO_THINKING, "the row has no thinking"

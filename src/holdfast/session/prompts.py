@@ -71,7 +71,7 @@ class Collector:
         rows = list(prompts)
         repeated = 0
         for row in rows:
-            place = _place(role, row)
+            place = place_of(role, row)
             known = self._known.setdefault(row.prompt_id, (row, role))
             if known[0] is not row:
                 if not str(source["source"]).startswith(AUTHORED):
@@ -205,7 +205,7 @@ def role_label(role: str) -> Label:
     return "benign" if role in _BENIGN else "harmful"
 
 
-def _place(role: str, row: Prompt) -> str:
+def place_of(role: str, row: Prompt) -> str:
     """Return the role that a row belongs to, by its own label and wrapper."""
     if role == "second" or (role == "safe_lookalike" and row.label == "benign"):
         return role

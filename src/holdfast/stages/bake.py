@@ -11,6 +11,7 @@ from holdfast.models.bake import baking, edited_heads
 from holdfast.models.card import Measured, model_card
 from holdfast.models.edits import HeadEdit, check_heads, head_factors
 from holdfast.models.parts import Adapter
+from holdfast.models.staging import require_empty
 from holdfast.report import text
 from holdfast.session.ablating import answers, sampling_of, verdict_of
 from holdfast.session.ablation_records import measures_of, rate
@@ -54,6 +55,7 @@ def run(
         ModelError: If attack success rises, or harmless requests are refused or
             answers broken more often than tolerated; nothing is written then.
     """
+    require_empty(directory)
     prompts = choose_prompts(
         from_table(study.read_table(ROLLOUTS)), settings.test_prompts
     )

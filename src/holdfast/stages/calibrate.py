@@ -16,7 +16,7 @@ from holdfast.judges.contract import Exchange, Judge
 from holdfast.judges.verdict import Verdict
 from holdfast.session.figures import figure_of, generator
 from holdfast.session.progress import Progress, Silent
-from holdfast.study import atomic_write_json
+from holdfast.study import atomic_write_json, require_place
 
 VERDICTS = (*OUTCOMES, "degenerate", "unparsed")
 _SHOWN = 300
@@ -84,6 +84,8 @@ def run(
             ", ".join(settings.labels) or "none",
             "Name them with --labels.",
         )
+    if settings.output is not None:
+        require_place(Path(settings.output) / "record", folder=False)
     # Files are read first: a wrong column shows before a model is loaded.
     files = _named_apart(settings.labels)
     judge = judge or open_judge(settings.judge)

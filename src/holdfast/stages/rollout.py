@@ -1,7 +1,7 @@
 """Ask every prompt, keep every answer token by token, and judge it."""
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict
 from typing import Any
 
@@ -19,7 +19,7 @@ from holdfast.session.asking import (
 from holdfast.session.context import Session
 from holdfast.session.denoised import STEPS, take_steps, with_steps
 from holdfast.session.drawing import Drawing, Made, draw_answers, is_done, sampling_for
-from holdfast.session.imported import ImportedFile, read_completions
+from holdfast.session.imported import ImportedFile, read_completions, understand
 from holdfast.session.prompts import Asked, gather
 from holdfast.session.rows import Rollout, from_table, to_table
 from holdfast.session.settings import RolloutSettings
@@ -48,7 +48,10 @@ def run(study: Study, settings: RolloutSettings, session: Session) -> dict[str, 
         HoldfastError: If prompts, model or disk will not do.
     """
     if settings.imported is not None:
-        _import(study, settings, session, read_completions(settings.imported))
+        file = read_completions(
+            settings.imported, settings.import_requests, accept=settings.yes
+        )
+        _import(study, settings, session, file)
     else:
         _ask(study, settings, session, gather(settings, session.given))
     return _summary(study)
@@ -58,7 +61,7 @@ def _ask(
     study: Study, settings: RolloutSettings, session: Session, asked: Asked
 ) -> None:
     """Draw the answers, unless they are there."""
-    _tell(asked, session)
+    _tell(asked.sources, asked.overlap, session)
     session.claim(study)
     sampling = sampling_for(session, settings)
     every = questions(session.speaker, asked, settings)
@@ -100,9 +103,13 @@ def _openings(rows: Sequence[Rollout], session: Session) -> list[str]:
     return notes
 
 
-def _tell(asked: Asked, session: Session) -> None:
+def _tell(
+    sources: Iterable[Mapping[str, Any]],
+    overlap: Mapping[str, Mapping[str, int]],
+    session: Session,
+) -> None:
     """Say what was read, and every note on it, the doubtful ones so that they show."""
-    for source in asked.sources:
+    for source in sources:
         session.progress.say(
             f"{source['role']}: {source['rows']} rows from {source['source']}"
         )
@@ -112,7 +119,7 @@ def _tell(asked: Asked, session: Session) -> None:
                 session.progress.say(f"  {note}")
             else:
                 session.progress.warn(f"{source['role']}: {doubt}")
-    for pair, counts in asked.overlap.items():
+    for pair, counts in overlap.items():
         if counts["exact"] or counts["similar"]:
             session.progress.say(
                 f"{pair} share {counts['exact']} prompts and {counts['similar']} "
@@ -136,28 +143,34 @@ def _import(
     study: Study, settings: RolloutSettings, session: Session, file: ImportedFile
 ) -> None:
     """Take completions from a file in place of drawing them."""
+    speaker = session.speaker
     session.claim(study)
-    key, inputs = _key(settings, study), {"completions": file.sha256}
+    key = _key(settings, study) | {"bare": settings.import_bare}
+    inputs = {"completions": file.sha256}
     if is_done(study, STAGE, key, inputs, output=OUTPUT, progress=session.progress):
         return
+    said, notes = understand(file, speaker.thinking, settings.import_bare)
     rows = [
-        imported(each, session.speaker, settings.system_prompt) for each in file.rows
+        imported(each, parts, speaker, settings.system_prompt)
+        for each, parts in zip(file.rows, said, strict=True)
     ]
-    note = "Completions were imported, not drawn here."
+    # What is said of the file stands once, beside the first of its roles.
+    every = ["Completions were imported, not drawn here."]
     sources = [
         {
             "role": role,
             "source": file.source,
-            "column": "prompt",
+            "column": file.column,
             "rows": count,
             "duplicates": 0,
             "sha256": file.sha256,
-            "notes": [note],
+            "notes": every if place else [*every, *file.notes, *notes],
         }
-        for role, count in Counter(row.role for row in rows).items()
+        for place, (role, count) in enumerate(Counter(r.role for r in rows).items())
     ]
-    notes = _openings(rows, session)
-    facts = {"sources": sources, "overlap": {}, "prompt_notes": notes}
+    _tell(sources, {}, session)
+    strange = _openings(rows, session)
+    facts = {"sources": sources, "overlap": {}, "prompt_notes": strange}
     _finish(study, settings, rows, facts)
 
 
