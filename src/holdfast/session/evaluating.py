@@ -171,6 +171,13 @@ class JudgeFlags:
     judge_max_tokens: int | None = None
     """For a server, tokens in all."""
 
+    judge_reply_tokens: int = 1024
+    """For a server, tokens of its longest reply, thinking included; a reply that is
+    cut there is no verdict."""
+
+    judge_temperature: float = 0.0
+    """For a server, its sampling temperature."""
+
     judge_cache: str | None = None
     """For a server, the folder that keeps its replies."""
 
