@@ -101,6 +101,7 @@ def _read(path: Path) -> pa.Table:
 
 def _in_order(tables: Sequence[pa.Table], names: Sequence[str]) -> pa.Table:
     """Join tables and put their rows in the order of the names."""
+    tables = [table for table in tables if table.num_rows]
     if not tables:
         return pa.table({ROW_ID: pa.array([], pa.string())})
     joined = pa.concat_tables(tables)
