@@ -11,6 +11,7 @@ from typing import Any, Literal, NamedTuple
 
 from holdfast.data.conversation import Spans, ThinkingFormat, completion_spans
 from holdfast.errors import SettingsError
+from holdfast.ranges import require_finite
 
 Finish = Literal["stop", "length"]
 
@@ -33,6 +34,7 @@ class Sampling:
 
     def __post_init__(self) -> None:
         """Check the ranges."""
+        require_finite("temperature", (self.temperature,))
         rules = (
             ("a temperature of 0 or more", self.temperature, self.temperature >= 0),
             ("a top-p above 0 and up to 1", self.top_p, 0 < self.top_p <= 1),

@@ -16,7 +16,13 @@ from holdfast.judges.calibration import brief, find_calibration, identity_record
 from holdfast.judges.choose import open_early, open_judge
 from holdfast.judges.contract import Judge
 from holdfast.models.harness import require_harness, run_harness
-from holdfast.session.asking import fit_context, questions_of, require_thinking
+from holdfast.session.asking import (
+    answer_notes,
+    first_words,
+    fit_context,
+    questions_of,
+    template_notes,
+)
 from holdfast.session.batches import ROW_ID
 from holdfast.session.context import Session
 from holdfast.session.conversing import outgrown
@@ -77,7 +83,6 @@ def draw(
         HoldfastError: If model, edit or disk will not do.
     """
     drawing = settings.drawing()
-    require_thinking(session.speaker, drawing)
     session.claim(study)
     edit = settings.edit
     edited = None if edit is None else read_edit(edit, session.adapter)
@@ -90,7 +95,8 @@ def draw(
     }
     sampling = sampling_for(session, drawing)
     every = [question for _, question in questions.values()]
-    to_ask, notes = fit_context(session.speaker, every, sampling)
+    to_ask, unfit = fit_context(session.speaker, every, sampling)
+    notes = [*template_notes(session.speaker), *unfit]
     for note in notes:
         session.progress.warn(note)
     key = {
@@ -114,7 +120,14 @@ def draw(
         for note in source["notes"]:
             session.progress.say(f"  {note}")
 
+    first: dict[str, str] = {}
+
     def rows(made: Made) -> pa.Table:
+        for asked, each in made:
+            words = first_words(
+                session.speaker, each.token_ids, each.spans, each.closed
+            )
+            first[asked.row_id] = words
         found = [
             generated(questions[asked.row_id][0], asked, each, settings.system_prompt)
             for asked, each in made
@@ -122,12 +135,19 @@ def draw(
         return table(found, GENERATED)
 
     how = Drawing(sampling, rows, edited and edited.edit, settings.system_prompt)
-    answers = draw_answers(study, GENERATE, session, how, to_ask)
-    for note in outgrown(to_ask, answers.column(ROW_ID).to_pylist()):
+    made = draw_answers(study, GENERATE, session, how, to_ask)
+    # Of answers that an interrupted run has drawn, the text is left.
+    openings = [
+        first.get(row["row_id"], row["answer"])
+        for row in made.select(["row_id", "answer"]).to_pylist()
+    ]
+    said = outgrown(to_ask, made.column(ROW_ID).to_pylist())
+    said += answer_notes(session.speaker, openings)
+    for note in said:
         session.progress.warn(note)
-        notes.append(note)
-    study.write_table(GENERATIONS, answers)
-    study.finish(GENERATE, [GENERATIONS], sources=list(asked.sources), notes=notes)
+    study.write_table(GENERATIONS, made)
+    facts = {"sources": list(asked.sources), "notes": [*notes, *said]}
+    study.finish(GENERATE, [GENERATIONS], **facts)
 
 
 def judge(
