@@ -145,6 +145,10 @@ class RolloutSettings:
     ] = ()
     """Column that holds the prompt: NAME for every file, or ROLE=NAME for one."""
 
+    turns: Literal["all", "first"] = "all"
+    """Turns of a conversation that are asked: all, each after the model's own answers
+    to those before, or the first alone. The last answer is judged."""
+
     yes: Annotated[bool, Parameter(negative=(), show_default=False)] = False
     """Read a column of prompts even where its rows look like answers."""
 
