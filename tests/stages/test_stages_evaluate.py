@@ -287,7 +287,7 @@ def test_bad_input_is_named(words, said, thinker, tmp_path, capsys, suites):
     ("judge", "words"),
     [
         ("guard:{folder}/wildguard", ["config.json"]),
-        ("guard:{folder}/my-guard", ["--template", "wildguard"]),
+        ("guard:{folder}/my-guard", ["--judge-template", "wildguard"]),
     ],
 )
 def test_a_judge_that_will_not_load_is_named_before_anything_is_drawn(

@@ -16,15 +16,19 @@ from torch import Tensor
 from transformers import DynamicCache
 from transformers.models.auto import modeling_auto
 
-from holdfast.data.conversation import template_sha256
 from holdfast.errors import InputError, UnsupportedFamilyError
 from holdfast.models.adapter import DtypeName, _device, _dtype
-from holdfast.models.batching import longest_first, pad, with_batch_halving
+from holdfast.models.batching import (
+    longest_first,
+    pad,
+    require_room,
+    with_batch_halving,
+)
 from holdfast.models.checkpoints import HUB_ID, Checkpoint
 from holdfast.models.families import Family
 from holdfast.models.files import ADAPTER_CONFIG, CONFIG, read_config
 from holdfast.models.hub import fetch
-from holdfast.models.identity import fingerprint_files
+from holdfast.models.identity import identify
 from holdfast.models.loading import read_model, read_tokenizer
 from holdfast.models.parts import ModelIdentity
 
@@ -120,15 +124,7 @@ def load_scorer(
     attention = "sdpa" if kind._supports_sdpa else "eager"
     model = read_model(checkpoint, arithmetic, place, attention=attention).eval()
     config = model.config.get_text_config()
-    templated = getattr(tokenizer, "chat_template", None)
-    identity = ModelIdentity(
-        model_id=checkpoint.model_id,
-        revision=checkpoint.revision,
-        template_sha256=template_sha256(tokenizer) if templated else "",
-        weights_sha256=fingerprint_files(checkpoint),
-        dtype=str(arithmetic).removeprefix("torch."),
-        model_type=str(checkpoint.config["model_type"]),
-    )
+    identity = identify(checkpoint, tokenizer, arithmetic)
     return Scorer(model, tokenizer, identity, int(config.max_position_embeddings))
 
 
@@ -156,14 +152,8 @@ def replies(
         InputError: If a prompt is empty or too long for the model.
         EnvironmentProblem: If one prompt alone does not fit in memory.
     """
-    room = scorer.max_positions - max_tokens
     for index, prompt in enumerate(prompts):
-        if not 0 < len(prompt) <= room:
-            raise InputError(
-                f"prompts of 1 to {room} tokens",
-                f"{len(prompt)} tokens in prompt {index}",
-                "Shorten what is judged.",
-            )
+        require_room(len(prompt), index, scorer.max_positions, max_tokens)
     order = longest_first(prompts)
 
     def run(rows: Sequence[int]) -> list[Reply]:

@@ -38,6 +38,10 @@ class EvaluateSettings:
     column: Annotated[tuple[str, ...], Several] = ()
     """Column of the prompts, as SUITE=NAME; may be repeated."""
 
+    turns: Literal["all", "first"] = "all"
+    """Turns of a conversation that are asked: all, each after the model's own answers
+    to those before, or the first alone. The last answer is judged."""
+
     yes: Annotated[bool, Parameter(negative=(), show_default=False)] = False
     """Read a column of prompts even where its rows look like answers."""
 
@@ -65,9 +69,6 @@ class EvaluateSettings:
 
     system_prompt: str | None = None
     """System prompt of every conversation."""
-
-    thinking: Literal["required", "auto"] = "auto"
-    """Whether a model without a thinking format is an error."""
 
     edit: str | None = None
     """JSON file of heads to scale while answers are drawn:
@@ -107,7 +108,6 @@ class EvaluateSettings:
             max_thinking=self.max_thinking,
             max_answer=self.max_answer,
             system_prompt=self.system_prompt,
-            thinking=self.thinking,
             seed=self.seed,
             diffusion=self.diffusion,
         )
@@ -174,6 +174,13 @@ class JudgeFlags:
 
     judge_max_tokens: int | None = None
     """For a server, tokens in all."""
+
+    judge_reply_tokens: int = 1024
+    """For a server, tokens of its longest reply, thinking included; a reply that is
+    cut there is no verdict."""
+
+    judge_temperature: float = 0.0
+    """For a server, its sampling temperature."""
 
     judge_cache: str | None = None
     """For a server, the folder that keeps its replies."""

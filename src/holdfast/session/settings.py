@@ -4,11 +4,19 @@ They are resolved once, checked once, and written into each study. No heavy libr
 imported here, so that the command line can show its help at once.
 """
 
-from dataclasses import dataclass, field
-from typing import Annotated, Literal
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from typing import Annotated, Any, Literal
 
 from cyclopts import Parameter
 
+from holdfast.data.rendering import (
+    Rendering,
+    ThinkingMode,
+    parse_date,
+    parse_options,
+)
+from holdfast.data.splits import MINIMUM_TEST_ROWS
 from holdfast.errors import SettingsError
 from holdfast.ranges import at_least, flag_of, require_numbers
 from holdfast.session.diffusion_settings import DIFFUSION, DiffusionSettings
@@ -26,9 +34,10 @@ ROLES = (
 
 @dataclass(frozen=True)
 class ModelSettings:
-    """How the model is loaded, and how much of it runs at once.
+    """How the model is loaded, how much of it runs at once, how prompts are rendered.
 
-    None of this may change a result beyond the arithmetic of the device.
+    Of the first two nothing may change a result beyond the arithmetic of the device;
+    what changes a prompt is part of every result's key.
     """
 
     revision: str | None = None
@@ -44,10 +53,68 @@ class ModelSettings:
     """Rows at once; halved by itself where the memory does not suffice. Default: 32,
     and up to 128 for a small model."""
 
+    thinking: ThinkingMode = "auto"
+    """Whether the model thinks: auto (as its chat template has it by default),
+    required (switched on, else an error), off (switched off, else an error)."""
+
+    thinking_tags: Annotated[
+        tuple[str, str] | None, Parameter(negative=(), show_default=False)
+    ] = None
+    """What opens and closes the thinking, OPEN CLOSE. Default: read off the chat
+    template, or known of the model."""
+
+    template_option: Annotated[
+        tuple[str, ...],
+        Parameter(negative=(), consume_multiple=False, show_default=False),
+    ] = ()
+    """A variable of the chat template, as NAME=VALUE, such as enable_thinking=false;
+    may be repeated."""
+
+    date: str | None = None
+    """The day that a chat template is told if it asks, as YYYY-MM-DD. Default: that of
+    the study, else today."""
+
     def __post_init__(self) -> None:
         """Refuse what cannot be meant."""
         require_numbers(self)
         at_least("--batch-size", self.batch_size, 1)
+        self.rendering()
+
+    def rendering(self) -> Rendering:
+        """Return how prompts are rendered.
+
+        Raises:
+            SettingsError: If an option, a date or a tag cannot be meant.
+        """
+        if self.date is not None:
+            parse_date(self.date)
+        for tag in self.thinking_tags or ():
+            if not tag.strip():
+                raise SettingsError(
+                    "--thinking-tags OPEN CLOSE",
+                    repr(tag),
+                    "Give both tags, for example '<think>' '</think>'.",
+                )
+        options = parse_options(self.template_option)
+        return Rendering(options, self.date, self.thinking, self.thinking_tags)
+
+    def kept(self) -> dict[str, Any]:
+        """Return what a study keeps of it, so that later stages load the same."""
+        names = ("revision", "dtype", "thinking", "thinking_tags", "template_option")
+        return {name: getattr(self, name) for name in names}
+
+    def over(self, kept: Mapping[str, Any]) -> "ModelSettings":
+        """Return these settings over those that a study kept.
+
+        Args:
+            kept: What `kept` returned, as JSON holds it.
+        """
+        default = ModelSettings()
+        changed: dict[str, Any] = {}
+        for name, value in kept.items():
+            if getattr(self, name) == getattr(default, name):
+                changed[name] = tuple(value) if isinstance(value, list) else value
+        return replace(self, **changed)
 
 
 @dataclass(frozen=True)
@@ -78,6 +145,10 @@ class RolloutSettings:
     ] = ()
     """Column that holds the prompt: NAME for every file, or ROLE=NAME for one."""
 
+    turns: Literal["all", "first"] = "all"
+    """Turns of a conversation that are asked: all, each after the model's own answers
+    to those before, or the first alone. The last answer is judged."""
+
     yes: Annotated[bool, Parameter(negative=(), show_default=False)] = False
     """Read a column of prompts even where its rows look like answers."""
 
@@ -107,9 +178,6 @@ class RolloutSettings:
 
     system_prompt: str | None = None
     """System prompt of every conversation."""
-
-    thinking: Literal["required", "auto"] = "auto"
-    """Whether a model without a thinking format is an error."""
 
     test_fraction: float = 0.4
     """Share of the requests held out of every fit; widened if too few are in it."""
@@ -224,3 +292,17 @@ class AuditSettings:
     heads: HeadsSettings = field(default_factory=HeadsSettings)
     ablate: AblateSettings = field(default_factory=AblateSettings)
     with_heads: bool = True
+
+    def __post_init__(self) -> None:
+        """Refuse so few prompts that no answer could suffice for the probe."""
+        asked, folds = self.rollout, self.probe.folds
+        least = -(-MINIMUM_TEST_ROWS // asked.samples) + folds
+        if asked.imported is None and asked.limit is not None and asked.limit < least:
+            raise SettingsError(
+                f"--limit of {least} or more for an audit, and better twice as many: "
+                f"the probe is tested on {MINIMUM_TEST_ROWS} answers of each kind, "
+                f"and fitted on {folds} other requests or more (--folds)",
+                str(asked.limit),
+                "Raise --limit, or for outcomes alone run `holdfast rollout` and then "
+                "`holdfast report`.",
+            )

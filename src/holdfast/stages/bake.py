@@ -167,7 +167,8 @@ def _check(
         f"{NAMES[key]} rise from {text.rate(before[key])} to {text.rate(after[key])}"
         for key, limit in limits.items()
         if key in before
-        and (after[key]["value"] or 0) > (before[key]["value"] or 0) + limit
+        and before[key]["n"]
+        and _extreme(after[key], 1) > _extreme(before[key], 0) + limit
     ]
     if passed:
         raise ModelError(
@@ -178,3 +179,11 @@ def _check(
             "Nothing was written. Choose other heads, a smaller --fraction, or a "
             "factor between 0 and 1.",
         )
+
+
+def _extreme(figure: Mapping[str, Any], end: int) -> float:
+    """Return the least (0) or largest (1) that a rate can be, read or not."""
+    bounds = figure.get("bounds")
+    if bounds is not None:
+        return float(bounds[end])
+    return float(end if figure["value"] is None else figure["value"])
