@@ -20,7 +20,7 @@ from holdfast.data.conversation import (
     template_sha256,
     thinking_format,
 )
-from holdfast.errors import InputError, ModelError
+from holdfast.errors import ModelError
 from holdfast.models.adapter import (
     DtypeName,
     _check_tokenizer,
@@ -29,9 +29,15 @@ from holdfast.models.adapter import (
     _max_positions,
     _part,
 )
-from holdfast.models.checkpoints import Checkpoint, find_checkpoint
+from holdfast.models.checkpoints import (
+    Checkpoint,
+    find_checkpoint,
+    require_whole,
+)
+from holdfast.models.files import CONFIG
+from holdfast.models.finite import check_numbers
 from holdfast.models.identity import fingerprint_files, fingerprint_model
-from holdfast.models.loading import read_model, read_tokenizer
+from holdfast.models.loading import read_model, read_tokenizer, reading
 from holdfast.models.masked_families import MaskedFamily, masked_family_of
 from holdfast.models.masked_proofs import prove_masked
 from holdfast.models.parts import ModelIdentity, Proof
@@ -132,12 +138,7 @@ def load_found_masked(
     checkpoint: Checkpoint, place: torch.device, dtype: DtypeName
 ) -> MaskedModel:
     """Load a checkpoint that was found, as `load_masked` does."""
-    if checkpoint.adapter is not None:
-        raise InputError(
-            "a whole model",
-            f"a PEFT adapter in {checkpoint.adapter}",
-            "Merge the adapter into its base and give the merged model.",
-        )
+    require_whole(checkpoint)
     family = masked_family_of(checkpoint.config, checkpoint.model_id)
     arithmetic = _dtype(dtype, place, checkpoint.config)
     tokenizer = read_tokenizer(checkpoint, native_class=family.tokenizer_class)
@@ -195,7 +196,8 @@ def _settings(family: MaskedFamily, checkpoint: Checkpoint) -> dict[str, Any]:
         return {}
     translated = family.translate(checkpoint.config, checkpoint.model_id)
     kind = getattr(transformers, family.parts.causal_class).config_class
-    config = kind(**translated, is_causal=False)
+    with reading(checkpoint.directory / CONFIG):
+        config = kind(**translated, is_causal=False)
     return {"config": config, "key_mapping": dict(family.keys) or None}
 
 
@@ -206,6 +208,7 @@ def _proved(
     identity: ModelIdentity,
     config: Mapping[str, Any],
 ) -> MaskedModel:
+    check_numbers(model, identity.model_id)
     model, parts = model.eval(), family.parts
     embedding = _part(model.base_model, parts.embedding)
     _check_tokenizer(tokenizer, embedding.num_embeddings, identity.model_id)

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from holdfast.models.card import finetune_card
+from holdfast.models.files import ADAPTER_CONFIG, FINETUNE_RECORD
 from holdfast.models.parts import Adapter
 from holdfast.models.staging import require_empty, staging, writing
 from holdfast.session.context import Session
@@ -24,7 +25,6 @@ from holdfast.study import (
 from holdfast.training.defenses.contract import Material
 from holdfast.training.trainer import Trained, require_trl, train
 
-RECORD = "holdfast_finetune.json"
 FORMAT = "holdfast-finetune/1"
 LISTED = 5
 
@@ -168,7 +168,7 @@ def _tell(session: Session, gathered: Gathered) -> None:
 def _finished(output: Path, mark: str) -> dict[str, Any] | None:
     """Return the record of a run that is done, if it is this one."""
     try:
-        known = json.loads((output / RECORD).read_text(encoding="utf-8"))
+        known = json.loads((output / FINETUNE_RECORD).read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return None
     return dict(known) if known.get("fingerprint") == mark else None
@@ -181,22 +181,21 @@ def _write(
     if not trained.is_main:
         # The weights of a distributed model are gathered by all of its processes.
         return trained.save(output)
-    lora = record["settings"]["recipe"]["method"] == "lora"
     rows = [
         (name, f"{entry['used']} of {entry['rows']} rows of `{entry['source']}`")
         for name, entry in record["data"].items()
     ]
-    card = finetune_card(
-        adapter.identity,
-        adapter=lora,
-        record=RECORD,
-        rows=rows,
-        settings=record["settings"]["recipe"] | {"steps": record["steps"]},
-        defense=record["settings"].get("defense_options"),
-    )
     with staging(output) as staged:
         with writing(output):
             trained.save(staged)
-        atomic_write_json(staged / RECORD, record)
+        card = finetune_card(
+            adapter.identity,
+            adapter=(staged / ADAPTER_CONFIG).is_file(),
+            record=FINETUNE_RECORD,
+            rows=rows,
+            settings=record["settings"]["recipe"] | {"steps": record["steps"]},
+            defense=record["settings"].get("defense_options"),
+        )
+        atomic_write_json(staged / FINETUNE_RECORD, record)
         atomic_write_text(staged / "README.md", card)
     return None
