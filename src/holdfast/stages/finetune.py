@@ -116,7 +116,7 @@ def _for_training(session: Session, settings: FinetuneSettings) -> Session:
         chosen = replace(chosen, device="cpu")
     if chosen == session.settings:
         return session
-    return Session(session.name, chosen, session.progress)
+    return Session(session.name, chosen, session.progress, directory=session.directory)
 
 
 def _total_steps(settings: FinetuneSettings, n: int) -> int:
