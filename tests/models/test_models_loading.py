@@ -21,10 +21,11 @@ from holdfast.errors import (
 )
 from holdfast.models import adapter as adapter_module
 from holdfast.models import loading
-from holdfast.models.adapter import adapt, fingerprint_source, load
+from holdfast.models.adapter import adapt, load
 from holdfast.models.capture import final_states
 from holdfast.models.files import weight_files
 from holdfast.models.generation import Sampling, generate
+from holdfast.models.speaking import fingerprint_source
 from holdfast.models.target_loss import target_losses
 
 SEQUENCES = random_sequences([9, 5])

@@ -119,12 +119,19 @@ def print_counts(summary: Mapping[str, Any]) -> None:
         for verdict, count in counts.items()
     ]
     print_table(f"{summary['rows']} answers", ("role", "verdict", "rows"), rows)
+    if summary["forced_close"]:
+        from holdfast.report.text import closed_by_force
+
+        print_lines(closed_by_force(summary["forced_close"], summary["rows"]))
 
 
 def print_figures(title: str, block: Mapping[str, Any]) -> None:
     """Print every figure of a block, under the name that the page gives it."""
     from holdfast.report import text, words
 
+    if reason := text.shared_reason(block):
+        print_lines(f"{title}: not measured: {reason}.")
+        return
     named = words.CONTROLS | words.PROBE
     known = {key: sentences.name for key, sentences in named.items()}
     figures: dict[str, Any] = {
@@ -185,3 +192,4 @@ def print_proofs(found: Mapping[str, Any]) -> None:
     thinking = model["thinking"]
     style = repr(thinking["end_template"]) if thinking else "none"
     print_lines(f"End-of-thinking template: {style}")
+    print_lines(*(f"warning: {note}" for note in found["notes"]))

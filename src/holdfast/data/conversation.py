@@ -12,14 +12,10 @@ from itertools import accumulate
 from typing import Any, Final, NamedTuple
 from weakref import WeakSet
 
-from holdfast.data.chat_template import (
-    ChatTokenizer,
-    ThinkingFormat,
-    render_prompt,
-    template_sha256,
-    thinking_format,
-)
+from holdfast.data.chat_template import render_prompt
 from holdfast.data.control_tokens import control_literals, prompt_token_ids
+from holdfast.data.rendering import ChatTokenizer, template_sha256
+from holdfast.data.thinking import ThinkingFormat, thinking_format
 from holdfast.errors import ThinkingFormatError
 
 __all__ = [
@@ -76,6 +72,7 @@ def build_conversation(
     answer: str,
     fmt: ThinkingFormat | None,
     system_prompt: str | None = None,
+    earlier: Sequence[tuple[str, str]] = (),
 ) -> Conversation:
     """Put prompt, thinking, end template and answer together, token by token.
 
@@ -90,6 +87,8 @@ def build_conversation(
         answer: The answer; may be "".
         fmt: Format of the thinking, None for a model without.
         system_prompt: System message, None for no such message.
+        earlier: The turns before, each with the model's answer to it; they count as
+            prompt.
 
     Returns:
         Token ids and spans; without a format, thinking and end template are empty.
@@ -107,7 +106,11 @@ def build_conversation(
         )
     _require_separable(tokenizer)
     prompt = prompt_token_ids(
-        tokenizer, prompt_text, system_prompt=system_prompt, thinking=fmt
+        tokenizer,
+        prompt_text,
+        system_prompt=system_prompt,
+        thinking=fmt,
+        earlier=earlier,
     )
     end_template = "" if fmt is None else fmt.end_template
     token_ids = list(prompt)

@@ -17,18 +17,20 @@ import torch
 import transformers
 from torch import nn
 
-from holdfast.data.conversation import template_sha256, thinking_format
-from holdfast.errors import InputError, SettingsError, UnsupportedFamilyError
+from holdfast.data.thinking import thinking_format
+from holdfast.errors import SettingsError, UnsupportedFamilyError
 from holdfast.models.adapter import DtypeName, _check_tokenizer, _device, _dtype
+from holdfast.models.batching import require_room
 from holdfast.models.checkpoints import find_whole
 from holdfast.models.families import Family, _check_precision
 from holdfast.models.finite import check_numbers
 from holdfast.models.gemma_watch import watching
-from holdfast.models.identity import fingerprint_files
+from holdfast.models.identity import identify
 from holdfast.models.loading import read_model, read_tokenizer
 from holdfast.models.parts import ModelIdentity
 from holdfast.models.responses import Reading, as_completion
 from holdfast.models.stepping import Observe, Trace
+from holdfast.models.stops import find_stops
 
 MODEL_TYPE, MODEL_CLASS = "diffusion_gemma", "DiffusionGemmaForBlockDiffusion"
 
@@ -108,21 +110,13 @@ def load_diffusion_gemma(
     check_numbers(model, checkpoint.model_id)
     config = model.config.get_text_config()
     _check_tokenizer(tokenizer, config.vocab_size, checkpoint.model_id)
-    identity = ModelIdentity(
-        model_id=checkpoint.model_id,
-        revision=checkpoint.revision,
-        template_sha256=template_sha256(tokenizer),
-        weights_sha256=fingerprint_files(checkpoint),
-        dtype=str(arithmetic).removeprefix("torch."),
-        model_type=MODEL_TYPE,
-    )
-    ends = (model.generation_config.eos_token_id, tokenizer.eos_token_id)
-    lists = [end if isinstance(end, list) else [end] for end in ends]
-    stops = frozenset(int(token) for end in lists for token in end if token is not None)
+    identity = identify(checkpoint, tokenizer, arithmetic)
+    thinking = thinking_format(tokenizer)
+    stops = find_stops(model, tokenizer, thinking).ids
     return DiffusionGemma(
         model=model,
         final_norm=model.model.decoder.norm,
-        reading=Reading(tokenizer, thinking_format(tokenizer), stops),
+        reading=Reading(tokenizer, thinking, stops),
         canvas_length=int(model.config.canvas_length),
         max_positions=int(config.max_position_embeddings),
         identity=identity,
@@ -163,19 +157,13 @@ def denoise_canvases(
             f"{sampling.gen_length} tokens",
             f"Take {max(1, sampling.gen_length // canvas) * canvas}.",
         )
-    room = gemma.max_positions - sampling.gen_length
     jobs = []
     for place, (prompt, seed) in enumerate(prompts):
         ids = prompt
         if isinstance(prompt, str):
             tokenizer = gemma.reading.tokenizer
             ids = tokenizer(prompt, add_special_tokens=False)["input_ids"]
-        if not 0 < len(ids) <= room:
-            raise InputError(
-                f"prompts of 1 to {room} tokens",
-                f"{len(ids)} tokens in prompt {place}",
-                "Shorten the prompt or the response.",
-            )
+        require_room(len(ids), place, gemma.max_positions, sampling.gen_length)
         jobs.append((place, tuple(int(token) for token in ids), seed))
     return (_answer(gemma, *job, sampling, observe) for job in jobs)
 

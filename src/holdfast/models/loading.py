@@ -14,12 +14,16 @@ from holdfast.models.files import CONFIG, GENERATION_CONFIG, read_config
 from holdfast.models.library import library_errors
 
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "vocab.json", "spiece.model")
+TEKKEN = "tekken.json"
 # Buffers that old checkpoints carry and every model computes for itself.
 HARMLESS = "rotary_emb.inv_freq"
 
 
 def read_tokenizer(checkpoint: Checkpoint, *, native_class: str | None = None) -> Any:
     """Read the tokenizer; that of an adapter goes before that of its base.
+
+    What the directory's own files say counts, whatever else is installed: a package
+    that would read another file in their place is not asked.
 
     Args:
         checkpoint: The model.
@@ -36,26 +40,42 @@ def read_tokenizer(checkpoint: Checkpoint, *, native_class: str | None = None) -
     """
     # The reader of tokenizers reads the model's settings too, and blames itself.
     _check_settings(checkpoint)
-    places = [checkpoint.adapter, checkpoint.directory]
-    for place in places:
-        if place and any((place / name).is_file() for name in TOKENIZER_FILES):
-            directory = place
-            break
-    else:
-        raise InputError(
-            f"a tokenizer with {checkpoint.model_id}",
-            f"none of {', '.join(TOKENIZER_FILES)}",
-            "Save the tokenizer next to the model.",
-        )
+    directory = tokenizer_file(checkpoint).parent
     kind = _tokenizer_class(directory, checkpoint, native_class)
     # Auto classes ask on the terminal whether to run code if they are not told.
-    told = {"trust_remote_code": False} if kind is transformers.AutoTokenizer else {}
+    told = (
+        {"trust_remote_code": False, "mistral_format": False}
+        if kind is transformers.AutoTokenizer
+        else {}
+    )
     with library_errors(
         ModelError,
         f"a tokenizer that can be read in {directory}",
         "Restore the tokenizer's files.",
     ):
         return kind.from_pretrained(directory, local_files_only=True, **told)
+
+
+def tokenizer_file(checkpoint: Checkpoint) -> Path:
+    """Return the file of the vocabulary; an adapter's goes before its base's.
+
+    Raises:
+        InputError: If there is none.
+    """
+    places = [each for each in (checkpoint.adapter, checkpoint.directory) if each]
+    for place in places:
+        for name in TOKENIZER_FILES:
+            if (place / name).is_file():
+                return place / name
+    tekken = any((place / TEKKEN).is_file() for place in places)
+    raise InputError(
+        f"a tokenizer with {checkpoint.model_id}",
+        f"{TEKKEN} alone" if tekken else f"none of {', '.join(TOKENIZER_FILES)}",
+        "Add the tokenizer.json, tokenizer_config.json and chat template that were "
+        "published for transformers."
+        if tekken
+        else "Save the tokenizer next to the model.",
+    )
 
 
 def _tokenizer_class(

@@ -16,14 +16,18 @@ from torch import Tensor
 from transformers import DynamicCache
 from transformers.models.auto import modeling_auto
 
-from holdfast.data.conversation import template_sha256
-from holdfast.errors import InputError, UnsupportedFamilyError
+from holdfast.errors import UnsupportedFamilyError
 from holdfast.models.adapter import DtypeName, _device, _dtype
-from holdfast.models.batching import longest_first, pad, with_batch_halving
+from holdfast.models.batching import (
+    longest_first,
+    pad,
+    require_room,
+    with_batch_halving,
+)
 from holdfast.models.checkpoints import Checkpoint, find_whole
 from holdfast.models.families import Family, names_in
 from holdfast.models.finite import check_finite, check_numbers
-from holdfast.models.identity import fingerprint_files
+from holdfast.models.identity import identify
 from holdfast.models.loading import read_model, read_tokenizer
 from holdfast.models.parts import ModelIdentity
 
@@ -120,15 +124,7 @@ def load_scorer(
     model = read_model(checkpoint, arithmetic, place, attention=attention).eval()
     check_numbers(model, checkpoint.model_id)
     config = model.config.get_text_config()
-    templated = getattr(tokenizer, "chat_template", None)
-    identity = ModelIdentity(
-        model_id=checkpoint.model_id,
-        revision=checkpoint.revision,
-        template_sha256=template_sha256(tokenizer) if templated else "",
-        weights_sha256=fingerprint_files(checkpoint),
-        dtype=str(arithmetic).removeprefix("torch."),
-        model_type=str(checkpoint.config["model_type"]),
-    )
+    identity = identify(checkpoint, tokenizer, arithmetic)
     return Scorer(model, tokenizer, identity, int(config.max_position_embeddings))
 
 
@@ -157,14 +153,8 @@ def replies(
         ModelError: If a logit is not finite.
         EnvironmentProblem: If one prompt alone does not fit in memory.
     """
-    room = scorer.max_positions - max_tokens
     for index, prompt in enumerate(prompts):
-        if not 0 < len(prompt) <= room:
-            raise InputError(
-                f"prompts of 1 to {room} tokens",
-                f"{len(prompt)} tokens in prompt {index}",
-                "Shorten what is judged.",
-            )
+        require_room(len(prompt), index, scorer.max_positions, max_tokens)
     order = longest_first(prompts)
 
     def run(rows: Sequence[int]) -> list[Reply]:

@@ -9,13 +9,14 @@ import unicodedata
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from holdfast.report.records import Figure
+from holdfast.report.records import Figure, is_figure
 
 __all__ = [
     "GROUPS",
     "MEASURES",
     "OUTCOMES",
     "ROLES",
+    "bounds",
     "clean",
     "count_of",
     "flatten",
@@ -25,8 +26,10 @@ __all__ = [
     "rate",
     "scalar",
     "score",
+    "shared_reason",
     "shown_token",
     "span",
+    "still",
     "title",
     "value",
     "visible",
@@ -133,17 +136,23 @@ def span(figure: Figure, *, share: bool = False) -> str:
 
 
 def value(figure: Figure, *, share: bool = False) -> str:
-    """Write the value of a figure alone, as `45%` or `0.72`, or why it is missing."""
+    """Write the value of a figure alone, as `45%` or `0.72`, or why it is missing.
+
+    A figure over answers that could not all be judged is written as its bounds.
+    """
     number = figure["value"]
+    known = bounds(figure, share=share) if figure.get("bounds") else ""
     if number is None:
-        return missing(figure)
+        return f"{known}, {missing(figure)}" if known else missing(figure)
+    if known:
+        return known
     return f"{_percent(number)}%" if share else _hundredths(number)
 
 
 def interval(figure: Figure, *, share: bool = False) -> str:
     """Write a figure as `45% (30 to 61%)` or `0.72 (0.65 to 0.78)`, or why not."""
     if figure["value"] is None:
-        return missing(figure)
+        return value(figure, share=share)
     return f"{value(figure, share=share)} ({span(figure, share=share)})"
 
 
@@ -162,6 +171,32 @@ def missing(figure: Figure) -> str:
     return f"not measured: {clean(figure.get('reason', 'no reason was given'))}"
 
 
+def shared_reason(block: Mapping[str, Any]) -> str | None:
+    """Return why a whole block has no figure, where one reason says it for all.
+
+    Args:
+        block: Figures and scalars by name.
+
+    Returns:
+        The reason; None where a figure has a value, reasons differ, or there is one
+        figure at most.
+    """
+    found = [each for each in block.values() if is_figure(each)]
+    reasons = {each.get("reason") for each in found}
+    measured = any(each["value"] is not None for each in found)
+    if len(found) < 2 or len(reasons) != 1 or measured:
+        return None
+    return clean(str(reasons.pop())).rstrip(".")
+
+
+def bounds(figure: Figure, *, share: bool = False) -> str:
+    """Write the bounds of a figure, as `20 to 60%`; they must be there."""
+    low, high = figure["bounds"]
+    if share:
+        return f"{_percent(low)} to {_percent(high)}%"
+    return f"{_hundredths(low)} to {_hundredths(high)}"
+
+
 def count_of(figure: Figure, *, share: bool = False) -> str:
     """Write `18 of 40` for a share, `n = 40` for anything else.
 
@@ -174,6 +209,8 @@ def count_of(figure: Figure, *, share: bool = False) -> str:
         averaged over requests has none.
     """
     number, n = figure["value"], figure["n"]
+    if figure.get("unjudged"):
+        return f"{figure['unjudged']} of {n} not judged"
     if number is not None and share and n:
         count = round(number * n)
         if abs(number * n - count) < 1e-6 * n:
@@ -227,11 +264,23 @@ def shown_token(text: str, *, one_line: bool = False) -> str:
     Returns:
         The text, with a sign before each line break.
     """
-    kept = (
+    return still(text).replace("\n", "↵" if one_line else "↵\n")
+
+
+def still(text: str) -> str:
+    """Replace what a page may not hold, and what would turn the text around it."""
+    return "".join(
         "\ufffd" if unicodedata.bidirectional(char) in _TURNING else char
         for char in clean(text)
     )
-    return "".join(kept).replace("\n", "↵" if one_line else "↵\n")
 
 
 _TURNING = {"LRE", "RLE", "LRO", "RLO", "PDF", "LRI", "RLI", "FSI", "PDI"}
+
+
+def closed_by_force(forced: int, n: int) -> str:
+    """Return the sentence on answers whose thinking was closed by force."""
+    return (
+        f"The thinking of {forced} of {n} answers ran out of its budget and was closed "
+        "by force."
+    )

@@ -1,19 +1,31 @@
 """From prompts to questions: rendered, seeded, within the model's context."""
 
 from collections.abc import Sequence
-from dataclasses import replace
 from typing import NamedTuple
 
 from holdfast.data.control_tokens import control_literals, prompt_token_ids
+from holdfast.data.conversation import Spans
 from holdfast.data.prompts import Prompt
-from holdfast.errors import InputError, ThinkingFormatError
+from holdfast.data.rendering import rendering_record
+from holdfast.data.thinking import strange_openings
+from holdfast.errors import InputError
+from holdfast.models.generation import longest_prompt
+from holdfast.models.masked import MaskedModel
 from holdfast.models.parts import Adapter
+from holdfast.models.remasking import Denoising
 from holdfast.models.rows import Sampling
 from holdfast.models.speaking import Speaker
+from holdfast.models.stops import find_stops
 from holdfast.session.prompts import Asked, row_seed
+from holdfast.session.rows import Turn
 from holdfast.session.settings import ROLES, RolloutSettings
 
-ROOM_FOR_TEMPLATE = 16
+PLACEHOLDER = "So be it."
+NAMED = 3
+"""Rows that a note names."""
+
+FIRST_WORDS = 24
+"""Tokens of an answer in which a tag that opens a thinking is looked for."""
 
 
 class Question(NamedTuple):
@@ -24,7 +36,9 @@ class Question(NamedTuple):
         prompt: The prompt.
         sample: Which answer to this prompt, counted from 0.
         seed: Seed of the row.
-        token_ids: The prompt under the chat template.
+        token_ids: The prompt under the chat template; of a conversation up to the
+            turn that is asked.
+        turns: The turns that were asked before, with the model's answers.
     """
 
     role: str
@@ -32,6 +46,17 @@ class Question(NamedTuple):
     sample: int
     seed: int
     token_ids: tuple[int, ...]
+    turns: tuple[Turn, ...] = ()
+
+    @property
+    def asked(self) -> str:
+        """What the user says in the turn that is asked."""
+        return (*self.prompt.earlier, self.prompt.text)[len(self.turns)]
+
+    @property
+    def is_last(self) -> bool:
+        """Whether the turn that is asked is the last one."""
+        return len(self.turns) == len(self.prompt.earlier)
 
     @property
     def n_tokens(self) -> int:
@@ -42,20 +67,6 @@ class Question(NamedTuple):
     def row_id(self) -> str:
         """Name of the row."""
         return f"{self.role}/{self.prompt.prompt_id}/{self.sample}"
-
-
-def require_thinking(adapter: Speaker, settings: RolloutSettings) -> None:
-    """Refuse a model without thinking where thinking is required.
-
-    Raises:
-        ThinkingFormatError: If it is required and there is none.
-    """
-    if settings.thinking == "required" and adapter.thinking is None:
-        raise ThinkingFormatError(
-            "a chat template with a thinking format",
-            f"none in the template of {adapter.identity.model_id}",
-            "Use a reasoning model, or --thinking auto for its outcomes alone.",
-        )
 
 
 def resolve_sampling(adapter: Adapter, settings: RolloutSettings) -> Sampling:
@@ -93,64 +104,214 @@ def questions(
         settings: Samples, seed and system prompt.
 
     Returns:
-        Questions, role by role.
+        Questions, role by role; of a conversation its first turn.
+
+    Raises:
+        InputError: If the chat template refuses a prompt, or takes no conversation.
     """
-    made = []
-    for role in ROLES:
-        for prompt in asked.prompts[role]:
-            ids = prompt_token_ids(
-                adapter.tokenizer,
-                prompt.text,
-                system_prompt=settings.system_prompt,
-                thinking=adapter.thinking,
-            )
-            for sample in range(settings.samples):
-                seed = row_seed(settings.seed, prompt.prompt_id, sample)
-                made.append(Question(role, prompt, sample, seed, ids))
-    return made
+    return [
+        question
+        for role in ROLES
+        for prompt in asked.prompts[role]
+        for question in questions_of(adapter, role, prompt, settings)
+    ]
+
+
+def questions_of(
+    adapter: Speaker, role: str, prompt: Prompt, settings: RolloutSettings
+) -> list[Question]:
+    """Render and tokenise one prompt, once for each sample.
+
+    Args:
+        adapter: The model.
+        role: What its answers count for.
+        prompt: The prompt.
+        settings: Samples, seed and system prompt.
+
+    Raises:
+        InputError: If the chat template refuses it, or takes no conversation.
+    """
+    first = (*prompt.earlier, prompt.text)[0]
+
+    def rendered(text: str, earlier: Sequence[tuple[str, str]]) -> tuple[int, ...]:
+        return prompt_token_ids(
+            adapter.tokenizer,
+            text,
+            system_prompt=settings.system_prompt,
+            thinking=adapter.thinking,
+            earlier=earlier,
+        )
+
+    if prompt.earlier:
+        # Asked now, so that a template without past turns stops before the first draw.
+        rendered(prompt.text, [(said, PLACEHOLDER) for said in prompt.earlier])
+    ids = rendered(first, ())
+    return [
+        Question(
+            role,
+            prompt,
+            sample,
+            row_seed(settings.seed, prompt.prompt_id, sample),
+            ids,
+        )
+        for sample in range(settings.samples)
+    ]
 
 
 def prompt_notes(adapter: Speaker, asked: Asked) -> list[str]:
-    """Return what the user has to know of how the prompts were tokenised.
+    """Return what the user has to know of how the prompts were rendered and tokenised.
 
     Args:
         adapter: The model.
         asked: Prompts of every role.
     """
-    texts = [prompt.text for role in ROLES for prompt in asked.prompts[role]]
+    notes = template_notes(adapter)
+    texts = [prompt.said for role in ROLES for prompt in asked.prompts[role]]
     count, found = control_literals(adapter.tokenizer, texts)
-    if not count:
-        return []
-    listed = ", ".join(f"`{name}`" for name in found)
-    return [
-        f"{count} of {len(texts)} prompts spell control tokens of the model "
-        f"({listed}). These were given to the model as plain text, not as such tokens."
-    ]
+    if count:
+        listed = ", ".join(f"`{name}`" for name in found)
+        notes.append(
+            f"{count} of {len(texts)} prompts spell control tokens of the model "
+            f"({listed}). These were given to the model as plain text, not as such "
+            "tokens."
+        )
+    return notes
 
 
-def fit_context(
-    adapter: Adapter, asked: Sequence[Question], sampling: Sampling
-) -> Sampling:
-    """Cut the thinking budget to what the model's context leaves.
+def template_notes(adapter: Speaker) -> list[str]:
+    """Return what the user has to know of a model's chat template.
 
     Args:
         adapter: The model.
-        asked: What it is asked.
-        sampling: Budgets as they were asked for.
+    """
+    notes = []
+    date = rendering_record(adapter.tokenizer)["date"]
+    if date is not None:
+        notes.append(
+            f"The chat template states the date. It is told {date} throughout, on "
+            "whatever day a prompt is rendered; --date sets another."
+        )
+    stops = find_stops(adapter.model, adapter.tokenizer, adapter.thinking)
+    if stops.unknown_end:
+        end = adapter.tokenizer.convert_ids_to_tokens(stops.turn_end)
+        notes.append(
+            f"The chat template ends a turn with `{end}`, which is no stop token of "
+            "the model's configurations or of its tokenizer. Answers are stopped there "
+            "all the same; other programs would run on into invented turns. Add it to "
+            "`eos_token_id` of generation_config.json."
+        )
+    return notes
 
-    Returns:
-        Sampling that fits the longest prompt.
+
+def first_words(
+    adapter: Speaker, token_ids: Sequence[int], spans: Spans, closed: bool
+) -> str:
+    """Return how an answer begins, special tokens included.
+
+    Args:
+        adapter: The model.
+        token_ids: Prompt and completion.
+        spans: Their regions.
+        closed: Whether the answer began; the thinking is looked at where not.
+    """
+    start, end = spans.answer if closed else spans.thinking
+    first = list(token_ids[start : min(end, start + FIRST_WORDS)])
+    return str(adapter.tokenizer.decode(first, skip_special_tokens=False))
+
+
+def answer_notes(adapter: Speaker, openings: Sequence[str]) -> list[str]:
+    """Return what the user has to know of how answers begin.
+
+    Args:
+        adapter: The model.
+        openings: The `first_words` of each answer.
+    """
+    known = "none" if adapter.thinking is None else f"`{adapter.thinking.open}`"
+    return [
+        f"{count} of {len(openings)} answers begin with `{tag}`, which may open a "
+        f"thinking that is judged as if it were the answer (the known tag of this "
+        f"model: {known}). If so, name its tags: --thinking-tags OPEN CLOSE."
+        for tag, count in strange_openings(openings).items()
+    ]
+
+
+class Fitting(NamedTuple):
+    """The questions that fit in a model's context.
+
+    Attributes:
+        questions: Those with room for an answer behind them, in their order.
+        notes: What the user has to know of the others, and of rows with less thinking.
+    """
+
+    questions: list[Question]
+    notes: list[str]
+
+
+def fit_context(
+    speaker: Speaker, asked: Sequence[Question], how: Sampling | Denoising
+) -> Fitting:
+    """Leave out, and name, the questions that leave no room for an answer.
+
+    Every other one keeps what it was given: how long a neighbour is changes no row.
+    Where a prompt leaves less room than was asked for, its own thinking has the rest.
+
+    Args:
+        speaker: The model.
+        asked: What it is asked.
+        how: How answers are drawn, with their limits as they were asked for.
 
     Raises:
-        InputError: If the longest prompt leaves no room for thinking and answer.
+        InputError: If no question fits.
     """
-    longest = max(question.n_tokens for question in asked)
-    taken = longest + sampling.max_answer + ROOM_FOR_TEMPLATE
-    left = adapter.max_positions - taken
-    if left < 1:
+    context, most = speaker.max_positions, room_for_prompt(speaker, how)
+    fitting = [each for each in asked if each.n_tokens <= most]
+    if not fitting:
+        shortest = min((each.n_tokens for each in asked), default=0)
+        flag = "--gen-length" if isinstance(how, Denoising) else "--max-answer"
         raise InputError(
-            f"prompts that leave room for an answer in {adapter.max_positions} tokens",
-            f"one of {longest} tokens, and --max-answer {sampling.max_answer}",
-            "Leave the long prompts out, or lower --max-answer.",
+            f"prompts that leave room for an answer in {context} tokens",
+            f"none: the shortest has {shortest} tokens, and {flag} is "
+            f"{how.gen_length if isinstance(how, Denoising) else how.max_answer}",
+            f"Take shorter prompts, or lower {flag}.",
         )
-    return replace(sampling, max_thinking=min(sampling.max_thinking, left))
+    notes = []
+    if len(fitting) < len(asked):
+        notes.append(_left_out(asked, most, context))
+    if isinstance(how, Sampling) and how.max_thinking > 1:
+        notes += _short_of_thinking(fitting, most, how.max_thinking)
+    return Fitting(fitting, notes)
+
+
+def room_for_prompt(speaker: Speaker, how: Sampling | Denoising) -> int:
+    """Return how many tokens a prompt may have, for an answer to fit behind it."""
+    if isinstance(how, Denoising):
+        return speaker.max_positions - how.gen_length
+    assert not isinstance(speaker, MaskedModel)
+    return longest_prompt(speaker, how)
+
+
+def _left_out(asked: Sequence[Question], most: int, context: int) -> str:
+    over = [each for each in asked if each.n_tokens > most]
+    named = ", ".join(
+        f"{each.row_id} ({each.n_tokens} tokens)" for each in over[:NAMED]
+    )
+    more = f" and {len(over) - NAMED} more" if len(over) > NAMED else ""
+    return (
+        f"{len(over)} of {len(asked)} questions were left out, since their prompts "
+        f"have more than the {most} tokens that leave room for an answer in the "
+        f"model's {context}: "
+        f"{named}{more}."
+    )
+
+
+def _short_of_thinking(asked: Sequence[Question], most: int, limit: int) -> list[str]:
+    """Say how many rows have less thinking than was asked for, and the least."""
+    rooms = [1 + most - each.n_tokens for each in asked]
+    short = [room for room in rooms if room < limit]
+    if not short:
+        return []
+    return [
+        f"{len(short)} of {len(asked)} questions leave room for less than "
+        f"--max-thinking {limit}, the longest for {min(short)} tokens; their thinking "
+        "is closed there by force, and theirs alone."
+    ]

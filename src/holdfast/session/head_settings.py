@@ -9,6 +9,7 @@ from typing import Annotated, Literal
 from cyclopts import Parameter
 
 from holdfast.errors import SettingsError
+from holdfast.ranges import at_least, require_numbers
 
 Scope = Literal["everywhere", "end_template", "answer"]
 Scopes = Annotated[
@@ -18,6 +19,9 @@ Fractions = Annotated[
     tuple[float, ...],
     Parameter(negative=(), consume_multiple=True, show_default=False),
 ]
+
+MIN_REQUESTS = 10
+"""Complied harmful base requests of each split that heads are ranked and checked on."""
 
 
 @dataclass(frozen=True)
@@ -37,8 +41,9 @@ class HeadsSettings:
 
     def __post_init__(self) -> None:
         """Refuse what cannot be meant."""
-        _at_least("--checked-heads", self.checked_heads, 1)
-        _at_least("--selection-prompts", self.selection_prompts, 1)
+        require_numbers(self)
+        at_least("--checked-heads", self.checked_heads, 1)
+        at_least("--selection-prompts", self.selection_prompts, MIN_REQUESTS)
 
 
 @dataclass(frozen=True)
@@ -76,8 +81,12 @@ class AblateSettings:
 
     def __post_init__(self) -> None:
         """Refuse what cannot be meant."""
-        _at_least("--random-draws", self.random_draws, 1)
-        _at_least("--ablation-prompts", self.ablation_prompts, 1)
+        require_numbers(self)
+        at_least("--random-draws", self.random_draws, 1)
+        # Heads that are switched off are followed into their repair, on answers to so
+        # many requests.
+        least = MIN_REQUESTS if self.factor == 0 else 1
+        at_least("--ablation-prompts", self.ablation_prompts, least)
         if not self.fractions or not self.scopes:
             raise SettingsError(
                 "at least one --fractions and one --scopes", "none", "Name one."
@@ -108,11 +117,7 @@ class BakeSettings:
 
     def __post_init__(self) -> None:
         """Refuse what cannot be meant."""
-        _at_least("--test-prompts", self.test_prompts, 1)
-        _at_least("--max-over-refusal", self.max_over_refusal, 0)
-        _at_least("--max-degenerate", self.max_degenerate, 0)
-
-
-def _at_least(flag: str, value: float | int, least: int) -> None:
-    if not value >= least:
-        raise SettingsError(f"{flag} of {least} or more", str(value), "Choose another.")
+        require_numbers(self)
+        at_least("--test-prompts", self.test_prompts, 1)
+        at_least("--max-over-refusal", self.max_over_refusal, 0)
+        at_least("--max-degenerate", self.max_degenerate, 0)

@@ -6,6 +6,7 @@ from typing import Annotated, Literal
 from cyclopts import Parameter
 
 from holdfast.errors import SettingsError
+from holdfast.ranges import require_numbers
 
 By = Literal[
     "cliff",
@@ -43,7 +44,7 @@ class SelectSettings:
     """The probe that scores rows: a study, or a file of its folder probes. It must
     have been fitted on this very model."""
 
-    thinking: Literal["own", "model"] = "own"
+    thinking_of: Literal["own", "model"] = "own"
     """Whose thinking: own (of the row), or model (drawn anew by the model)."""
 
     flagged_only: bool = False
@@ -97,6 +98,7 @@ class SelectSettings:
 
     def __post_init__(self) -> None:
         """Refuse what cannot be meant."""
+        require_numbers(self)
         for name in ("shard_rows", "min_thinking", "max_answer"):
             _check(getattr(self, name) >= 1, name, "of 1 or more", getattr(self, name))
         _check(
@@ -158,7 +160,9 @@ class SelectSettings:
     @property
     def needs_answer(self) -> bool:
         """Whether the model has to answer the prompts."""
-        return self.by in NEEDS_ANSWER or self.flagged_only or self.thinking == "model"
+        return (
+            self.by in NEEDS_ANSWER or self.flagged_only or self.thinking_of == "model"
+        )
 
 
 def parse_columns(entries: tuple[str, ...]) -> dict[str, str]:

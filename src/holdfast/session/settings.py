@@ -4,12 +4,21 @@ They are resolved once, checked once, and written into each study. No heavy libr
 imported here, so that the command line can show its help at once.
 """
 
-from dataclasses import dataclass, field
-from typing import Annotated, Literal
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from typing import Annotated, Any, Literal
 
 from cyclopts import Parameter
 
+from holdfast.data.rendering import (
+    Rendering,
+    ThinkingMode,
+    parse_date,
+    parse_options,
+)
+from holdfast.data.splits import MINIMUM_TEST_ROWS
 from holdfast.errors import SettingsError
+from holdfast.ranges import at_least, flag_of, require_numbers
 from holdfast.session.diffusion_settings import DIFFUSION, DiffusionSettings
 from holdfast.session.head_settings import AblateSettings, HeadsSettings
 
@@ -25,9 +34,10 @@ ROLES = (
 
 @dataclass(frozen=True)
 class ModelSettings:
-    """How the model is loaded, and how much of it runs at once.
+    """How the model is loaded, how much of it runs at once, how prompts are rendered.
 
-    None of this may change a result beyond the arithmetic of the device.
+    Of the first two nothing may change a result beyond the arithmetic of the device;
+    what changes a prompt is part of every result's key.
     """
 
     revision: str | None = None
@@ -43,10 +53,68 @@ class ModelSettings:
     """Rows at once; halved by itself where the memory does not suffice. Default: 32,
     and up to 128 for a small model."""
 
+    thinking: ThinkingMode = "auto"
+    """Whether the model thinks: auto (as its chat template has it by default),
+    required (switched on, else an error), off (switched off, else an error)."""
+
+    thinking_tags: Annotated[
+        tuple[str, str] | None, Parameter(negative=(), show_default=False)
+    ] = None
+    """What opens and closes the thinking, OPEN CLOSE. Default: read off the chat
+    template, or known of the model."""
+
+    template_option: Annotated[
+        tuple[str, ...],
+        Parameter(negative=(), consume_multiple=False, show_default=False),
+    ] = ()
+    """A variable of the chat template, as NAME=VALUE, such as enable_thinking=false;
+    may be repeated."""
+
+    date: str | None = None
+    """The day that a chat template is told if it asks, as YYYY-MM-DD. Default: that of
+    the study, else today."""
+
     def __post_init__(self) -> None:
         """Refuse what cannot be meant."""
-        if self.batch_size is not None:
-            _at_least("--batch-size", self.batch_size, 1)
+        require_numbers(self)
+        at_least("--batch-size", self.batch_size, 1)
+        self.rendering()
+
+    def rendering(self) -> Rendering:
+        """Return how prompts are rendered.
+
+        Raises:
+            SettingsError: If an option, a date or a tag cannot be meant.
+        """
+        if self.date is not None:
+            parse_date(self.date)
+        for tag in self.thinking_tags or ():
+            if not tag.strip():
+                raise SettingsError(
+                    "--thinking-tags OPEN CLOSE",
+                    repr(tag),
+                    "Give both tags, for example '<think>' '</think>'.",
+                )
+        options = parse_options(self.template_option)
+        return Rendering(options, self.date, self.thinking, self.thinking_tags)
+
+    def kept(self) -> dict[str, Any]:
+        """Return what a study keeps of it, so that later stages load the same."""
+        names = ("revision", "dtype", "thinking", "thinking_tags", "template_option")
+        return {name: getattr(self, name) for name in names}
+
+    def over(self, kept: Mapping[str, Any]) -> "ModelSettings":
+        """Return these settings over those that a study kept.
+
+        Args:
+            kept: What `kept` returned, as JSON holds it.
+        """
+        default = ModelSettings()
+        changed: dict[str, Any] = {}
+        for name, value in kept.items():
+            if getattr(self, name) == getattr(default, name):
+                changed[name] = tuple(value) if isinstance(value, list) else value
+        return replace(self, **changed)
 
 
 @dataclass(frozen=True)
@@ -77,6 +145,13 @@ class RolloutSettings:
     ] = ()
     """Column that holds the prompt: NAME for every file, or ROLE=NAME for one."""
 
+    turns: Literal["all", "first"] = "all"
+    """Turns of a conversation that are asked: all, each after the model's own answers
+    to those before, or the first alone. The last answer is judged."""
+
+    yes: Annotated[bool, Parameter(negative=(), show_default=False)] = False
+    """Read a column of prompts even where its rows look like answers."""
+
     data_revision: str | None = None
     """Revision of the hub: datasets."""
 
@@ -104,9 +179,6 @@ class RolloutSettings:
     system_prompt: str | None = None
     """System prompt of every conversation."""
 
-    thinking: Literal["required", "auto"] = "auto"
-    """Whether a model without a thinking format is an error."""
-
     test_fraction: float = 0.4
     """Share of the requests held out of every fit; widened if too few are in it."""
 
@@ -115,20 +187,26 @@ class RolloutSettings:
 
     imported: Annotated[str | None, Parameter(name="--import")] = None
     """Completions made elsewhere: JSONL with prompt, completion and, if known,
-    label, wrapper and request_id. Nothing is generated then."""
+    label, wrapper and request_id, or what a server sent. Nothing is generated then."""
+
+    import_requests: str | None = None
+    """The requests of a batch, where --import names the lines of its answers."""
+
+    import_bare: Literal["ask", "answer", "thinking"] = "ask"
+    """What imported rows are that have neither thinking nor its tags: answers whose
+    thinking was not kept, or thinking that was cut off. Default: refuse to guess."""
 
     diffusion: Annotated[DiffusionSettings, Parameter(name="*")] = DIFFUSION
     """How a masked-diffusion model decodes."""
 
     def __post_init__(self) -> None:
         """Refuse what cannot be meant."""
+        require_numbers(self)
         for name in ("samples", "max_answer", "wrappers_per_request"):
-            _at_least(_flag(name), getattr(self, name), 1)
-        _at_least("--max-thinking", self.max_thinking, 0)
-        if self.limit is not None:
-            _at_least("--limit", self.limit, 1)
-        if self.temperature is not None:
-            _at_least("--temperature", self.temperature, 0)
+            at_least(flag_of(name), getattr(self, name), 1)
+        at_least("--max-thinking", self.max_thinking, 0)
+        at_least("--limit", self.limit, 1)
+        at_least("--temperature", self.temperature, 0)
         if not 0.1 <= self.test_fraction <= 0.5:
             raise SettingsError(
                 "--test-fraction from 0.1 to 0.5",
@@ -137,6 +215,12 @@ class RolloutSettings:
             )
         if self.top_p is not None and not 0 < self.top_p <= 1:
             raise SettingsError("--top-p in (0, 1]", str(self.top_p), "Choose another.")
+        if self.import_requests is not None and self.imported is None:
+            raise SettingsError(
+                "--import beside --import-requests",
+                "the requests alone",
+                "Name the file of the answers with --import.",
+            )
         self.columns()
 
     def columns(self) -> dict[str, str]:
@@ -174,7 +258,8 @@ class ProbeSettings:
 
     def __post_init__(self) -> None:
         """Refuse what cannot be meant."""
-        _at_least("--folds", self.folds, 2)
+        require_numbers(self)
+        at_least("--folds", self.folds, 2)
 
 
 @dataclass(frozen=True)
@@ -192,8 +277,9 @@ class TraceSettings:
 
     def __post_init__(self) -> None:
         """Refuse what cannot be meant."""
-        _at_least("--min-thinking", self.min_thinking, 1)
-        _at_least("--window", self.window, 1)
+        require_numbers(self)
+        at_least("--min-thinking", self.min_thinking, 1)
+        at_least("--window", self.window, 1)
 
 
 @dataclass(frozen=True)
@@ -207,11 +293,16 @@ class AuditSettings:
     ablate: AblateSettings = field(default_factory=AblateSettings)
     with_heads: bool = True
 
-
-def _flag(name: str) -> str:
-    return "--" + name.replace("_", "-")
-
-
-def _at_least(flag: str, value: float | int, least: int) -> None:
-    if not value >= least:
-        raise SettingsError(f"{flag} of {least} or more", str(value), "Choose another.")
+    def __post_init__(self) -> None:
+        """Refuse so few prompts that no answer could suffice for the probe."""
+        asked, folds = self.rollout, self.probe.folds
+        least = -(-MINIMUM_TEST_ROWS // asked.samples) + folds
+        if asked.imported is None and asked.limit is not None and asked.limit < least:
+            raise SettingsError(
+                f"--limit of {least} or more for an audit, and better twice as many: "
+                f"the probe is tested on {MINIMUM_TEST_ROWS} answers of each kind, "
+                f"and fitted on {folds} other requests or more (--folds)",
+                str(asked.limit),
+                "Raise --limit, or for outcomes alone run `holdfast rollout` and then "
+                "`holdfast report`.",
+            )

@@ -11,6 +11,7 @@ from holdfast.errors import EvidenceError
 from holdfast.models.edits import check_heads
 from holdfast.models.parts import Adapter
 from holdfast.models.rows import Sampling
+from holdfast.report.text import closed_by_force
 from holdfast.session.ablating import alike, answer, by_condition, sampling_of
 from holdfast.session.ablation_records import conditions_of, sparse_of
 from holdfast.session.batches import ROW_ID, in_batches
@@ -42,7 +43,6 @@ SUMMARY = "ablation.json"
 
 class _Work(NamedTuple):
     adapter: Adapter
-    rows: list[Rollout]
     prompts: Prompts
     conditions: tuple[Condition, ...]
     notes: tuple[str, ...]
@@ -84,16 +84,18 @@ def run(study: Study, settings: AblateSettings, session: Session) -> dict[str, A
     rows = from_table(study.read_table(ROLLOUTS))
     try:
         prompts = choose_prompts(rows, settings.ablation_prompts)
+        train = _followed(rows, settings)
     except EvidenceError as error:
-        reason = f"expected {error.expected}; found {error.found}"
+        reason = str(error)
         study.manifest["stages"][STAGE]["reason"] = reason
         study.save()
         raise
     session.check_same(study)
-    work = _prepare(study, settings, session, rows, prompts)
+    work = _prepare(study, settings, session, train, prompts)
     if asked:
         sampling = sampling_of(study, work.adapter)
-        work.utility.extend(draw_utility(study, session, asked, sampling))
+        answered, notes = draw_utility(study, session, asked, sampling)
+        work = work._replace(utility=answered, notes=(*work.notes, *notes))
     table = _draw(study, settings, session, work, asked.targets if asked else {})
     study.write_table(OUTPUT, table)
     summary = _summary(study, settings, session, work, table.to_pylist())
@@ -105,11 +107,18 @@ def run(study: Study, settings: AblateSettings, session: Session) -> dict[str, A
     return summary
 
 
+def _followed(rows: Sequence[Rollout], settings: AblateSettings) -> tuple[Rollout, ...]:
+    """Return the training answers on which the second round follows the repair."""
+    if settings.factor != 0:
+        return ()
+    return select(rows, settings.ablation_prompts, "--ablation-prompts").ranking.rows
+
+
 def _prepare(
     study: Study,
     settings: AblateSettings,
     session: Session,
-    rows: list[Rollout],
+    train: Sequence[Rollout],
     prompts: Prompts,
 ) -> _Work:
     """Choose the conditions; the second round looks at training answers alone."""
@@ -122,13 +131,12 @@ def _prepare(
     second: tuple[Head, ...] = ()
     if settings.factor == 0:
         probe, _ = read_own_probe(study, "published")
-        train = list(select(rows, settings.ablation_prompts).ranking)
         second, repair = second_round(
-            adapter, train, probe, main_condition(first.conditions).heads, seed,
+            adapter, list(train), probe, main_condition(first.conditions).heads, seed,
             session.batch_size,
         )  # fmt: skip
     whole = plan(ranking, adapter.n_heads, settings, seed, chosen=chosen, second=second)
-    return _Work(adapter, rows, prompts, whole.conditions, whole.notes, repair, [])
+    return _Work(adapter, prompts, whole.conditions, whole.notes, repair, [])
 
 
 def _draw(
@@ -247,7 +255,7 @@ def _summary(
         "renormalise": settings.renormalise,
         "conditions": conditions_of(rows, seed),
         "sparse": sparse_of(rows, total, seed),
-        "notes": list(work.notes),
+        "notes": [*work.notes, *_forced(rows)],
     }
     if settings.ablated_heads or settings.factor != 0:
         # The verdict is on heads that the ranking has found, and switched off.
@@ -255,6 +263,11 @@ def _summary(
     if work.repair is not None and "everywhere" in settings.scopes:
         block["self_repair"] = _self_repair(study, session, work, rows, seed)
     return block
+
+
+def _forced(rows: Sequence[Mapping[str, Any]]) -> list[str]:
+    forced = sum(row["forced_close"] for row in rows)
+    return [closed_by_force(forced, len(rows))] if forced else []
 
 
 def _self_repair(

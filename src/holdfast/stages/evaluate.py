@@ -12,14 +12,20 @@ from typing import Any
 
 import pyarrow as pa
 
-from holdfast.data.control_tokens import prompt_token_ids
-from holdfast.data.items import Item
 from holdfast.judges.calibration import brief, find_calibration, identity_record
 from holdfast.judges.choose import open_early, open_judge
 from holdfast.judges.contract import Judge
 from holdfast.models.harness import require_harness, run_harness
-from holdfast.session.asking import Question, require_thinking
+from holdfast.session.asking import (
+    answer_notes,
+    first_words,
+    fit_context,
+    questions_of,
+    template_notes,
+)
+from holdfast.session.batches import ROW_ID
 from holdfast.session.context import Session
+from holdfast.session.conversing import outgrown
 from holdfast.session.drawing import Drawing, Made, draw_answers, is_done, sampling_for
 from holdfast.session.editing import baked, read_edit
 from holdfast.session.evaluated import GENERATED, generated, joined, table
@@ -27,7 +33,6 @@ from holdfast.session.evaluating import EvaluateSettings, JudgeFlags
 from holdfast.session.evaluation import evaluation_figures
 from holdfast.session.judging import JUDGE, judge_notes, judge_rows
 from holdfast.session.progress import Progress
-from holdfast.session.prompts import row_seed
 from holdfast.session.suites import AskedItems, gather_items
 from holdfast.study import Study, file_sha256, fingerprint
 
@@ -78,17 +83,22 @@ def draw(
         HoldfastError: If model, edit or disk will not do.
     """
     drawing = settings.drawing()
-    require_thinking(session.speaker, drawing)
     session.claim(study)
     edit = settings.edit
     edited = None if edit is None else read_edit(edit, session.adapter)
     questions = {
         question.row_id: (item, question)
         for item in asked.items
-        for question in _questions(item, settings, session)
+        for question in questions_of(
+            session.speaker, item.name.rpartition("/")[0], item.prompt, drawing
+        )
     }
-    to_ask = [question for _, question in questions.values()]
-    sampling = sampling_for(session, to_ask, drawing)
+    sampling = sampling_for(session, drawing)
+    every = [question for _, question in questions.values()]
+    to_ask, unfit = fit_context(session.speaker, every, sampling)
+    notes = [*template_notes(session.speaker), *unfit]
+    for note in notes:
+        session.progress.warn(note)
     key = {
         "model": study.manifest["model"],
         "sampling": asdict(sampling),
@@ -110,16 +120,34 @@ def draw(
         for note in source["notes"]:
             session.progress.say(f"  {note}")
 
+    first: dict[str, str] = {}
+
     def rows(made: Made) -> pa.Table:
+        for asked, each in made:
+            words = first_words(
+                session.speaker, each.token_ids, each.spans, each.closed
+            )
+            first[asked.row_id] = words
         found = [
             generated(questions[asked.row_id][0], asked, each, settings.system_prompt)
             for asked, each in made
         ]
         return table(found, GENERATED)
 
-    how = Drawing(sampling, rows, edited and edited.edit)
-    study.write_table(GENERATIONS, draw_answers(study, GENERATE, session, how, to_ask))
-    study.finish(GENERATE, [GENERATIONS], sources=list(asked.sources))
+    how = Drawing(sampling, rows, edited and edited.edit, settings.system_prompt)
+    made = draw_answers(study, GENERATE, session, how, to_ask)
+    # Of answers that an interrupted run has drawn, the text is left.
+    openings = [
+        first.get(row["row_id"], row["answer"])
+        for row in made.select(["row_id", "answer"]).to_pylist()
+    ]
+    said = outgrown(to_ask, made.column(ROW_ID).to_pylist())
+    said += answer_notes(session.speaker, openings)
+    for note in said:
+        session.progress.warn(note)
+    study.write_table(GENERATIONS, made)
+    facts = {"sources": list(asked.sources), "notes": [*notes, *said]}
+    study.finish(GENERATE, [GENERATIONS], **facts)
 
 
 def judge(
@@ -174,34 +202,14 @@ def judge(
         "sources": record["sources"],
         **evaluation_figures(whole.to_pylist(), identity, seed),
         "lm_eval": study.read_json(TASKS) if tasks else {},
-        "notes": judge_notes(identity.measures, calibration),
+        "notes": [
+            *record.get("notes", ()),
+            *judge_notes(identity.measures, calibration),
+        ],
     }
     study.write_json(SUMMARY, block)
     study.finish(JUDGE, [EVALUATION, SUMMARY])
     return block
-
-
-def _questions(
-    item: Item, settings: EvaluateSettings, session: Session
-) -> list[Question]:
-    speaker = session.speaker
-    token_ids = prompt_token_ids(
-        speaker.tokenizer,
-        item.prompt.text,
-        system_prompt=settings.system_prompt,
-        thinking=speaker.thinking,
-    )
-    role = item.name.rpartition("/")[0]
-    return [
-        Question(
-            role,
-            item.prompt,
-            sample,
-            row_seed(settings.seed, item.prompt.prompt_id, sample),
-            token_ids,
-        )
-        for sample in range(settings.samples)
-    ]
 
 
 def _harness(study: Study, settings: EvaluateSettings, session: Session) -> None:

@@ -9,6 +9,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+from holdfast.data.rendering import rendering_record
 from holdfast.models.card import finetune_card
 from holdfast.models.files import ADAPTER_CONFIG, FINETUNE_RECORD
 from holdfast.models.parts import Adapter
@@ -21,6 +22,7 @@ from holdfast.study import (
     atomic_write_text,
     canonical_json,
     fingerprint,
+    require_place,
 )
 from holdfast.training.defenses.contract import Material
 from holdfast.training.trainer import Trained, require_trl, train
@@ -52,12 +54,14 @@ def run(settings: FinetuneSettings, session: Session, output: Path) -> dict[str,
     """
     trl = require_trl()
     output = output.expanduser().absolute()
+    require_place(output, folder=True)
     session = _for_training(session, settings)
     adapter = session.adapter
     gathered = gather(settings, adapter)
     key = {
         "format": FORMAT,
         "base": asdict(adapter.identity),
+        "rendering": rendering_record(adapter.tokenizer),
         "data": {name: each.record for name, each in gathered.sources.items()},
         "settings": _kept(settings),
     }
