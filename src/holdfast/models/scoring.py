@@ -18,7 +18,12 @@ from transformers.models.auto import modeling_auto
 
 from holdfast.errors import InputError, UnsupportedFamilyError
 from holdfast.models.adapter import DtypeName, _device, _dtype
-from holdfast.models.batching import longest_first, pad, with_batch_halving
+from holdfast.models.batching import (
+    longest_first,
+    pad,
+    require_room,
+    with_batch_halving,
+)
 from holdfast.models.checkpoints import HUB_ID, Checkpoint
 from holdfast.models.families import Family
 from holdfast.models.files import ADAPTER_CONFIG, CONFIG, read_config
@@ -147,14 +152,8 @@ def replies(
         InputError: If a prompt is empty or too long for the model.
         EnvironmentProblem: If one prompt alone does not fit in memory.
     """
-    room = scorer.max_positions - max_tokens
     for index, prompt in enumerate(prompts):
-        if not 0 < len(prompt) <= room:
-            raise InputError(
-                f"prompts of 1 to {room} tokens",
-                f"{len(prompt)} tokens in prompt {index}",
-                "Shorten what is judged.",
-            )
+        require_room(len(prompt), index, scorer.max_positions, max_tokens)
     order = longest_first(prompts)
 
     def run(rows: Sequence[int]) -> list[Reply]:
