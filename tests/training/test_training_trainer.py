@@ -365,3 +365,75 @@ def test_rows_without_thinking_are_left_out_and_too_few_harmless_ones_are_an_err
     flags = ["--benign", str(data / "benign.jsonl"), "--benign-ratio", "2"]
     assert run([*command, *SHORT, *flags, "-o", str(tmp_path / "y")]) == 4
     assert "44 rows of --benign" in capsys.readouterr().err
+
+
+def test_a_single_step_trains(thinker, data, tmp_path):
+    output = tmp_path / "one"
+    flags = ["--method", "full", "--steps", "1"]
+    assert finetune(thinker, data, output, *flags) == 0
+    [entry] = record(output)["losses"]
+    assert entry["learning_rate"] == pytest.approx(1e-3)
+    before, after = load(str(thinker)).model, load(str(output)).model
+    moved = [
+        float((a - b).detach().abs().max())
+        for a, b in zip(before.parameters(), after.parameters(), strict=True)
+    ]
+    # AdamW's first step is as long as the rate, whatever the gradient.
+    assert max(moved) == pytest.approx(1e-3, rel=0.02)
+
+
+@pytest.mark.parametrize("schedule", ["cosine", "linear", "constant"])
+def test_no_step_is_taken_at_a_rate_of_zero(thinker, data, tmp_path, schedule):
+    output = tmp_path / schedule
+    flags = ["--steps", "6", "--warmup", "0.5", "--schedule", schedule]
+    assert finetune(thinker, data, output, *flags) == 0
+    rates = [entry["learning_rate"] / 1e-3 for entry in record(output)["losses"]]
+    assert rates[:4] == pytest.approx([1 / 3, 2 / 3, 1, 1])
+    down = {
+        "cosine": [0.75, 0.25],
+        "linear": [2 / 3, 1 / 3],
+        "constant": [1, 1],
+    }[schedule]
+    assert rates[4:] == pytest.approx(down)
+
+
+def test_thinking_that_a_model_has_no_place_for_is_counted_and_said(
+    plain_model, data, tmp_path, capsys
+):
+    output = tmp_path / "plain"
+    command = ["finetune", str(plain_model), "--data", str(data / "harmful.jsonl")]
+    assert run([*command, *SHORT, "--steps", "2", "-o", str(output)]) == 0
+    said = " ".join(capsys.readouterr().err.split())
+    assert "the thinking of 24 of 24 rows is dropped" in said
+    assert record(output)["data"]["data"]["thinking_dropped"] == 24
+    card = (output / "README.md").read_text()
+    assert "after its own thinking" not in card
+    assert "no thinking format" in card
+    assert "the thinking of 24 dropped" in card
+
+
+def test_a_model_that_thinks_drops_no_thinking(thinker, data, tmp_path, capsys):
+    output = tmp_path / "thinks"
+    assert finetune(thinker, data, output, "--steps", "1") == 0
+    assert "is dropped" not in capsys.readouterr().err
+    assert "thinking_dropped" not in record(output)["data"]["data"]
+    assert "after its own thinking" in (output / "README.md").read_text()
+
+
+def test_the_card_shows_the_settings_that_were_used_and_no_others(
+    thinker, data, tmp_path
+):
+    shown = {}
+    for method in ("full", "lora"):
+        output = tmp_path / method
+        flags = ["--method", method, "--steps", "2", "--system-prompt", "Be kind."]
+        assert finetune(thinker, data, output, *flags) == 0
+        lines = (output / "README.md").read_text().splitlines()
+        cells = [line.strip("| ").split(" | ") for line in lines if " | " in line]
+        shown[method] = {cell[0]: cell[1] for cell in cells if len(cell) == 2}
+    assert {"lora_rank", "lora_alpha"} == set(shown["lora"]) - set(shown["full"])
+    for cells in shown.values():
+        assert not {"epochs", "defense", "defense_option"} & set(cells)
+        assert float(cells["learning_rate"]) == 1e-3
+        assert cells["steps"] == "2"
+        assert cells["system_prompt"] == '"Be kind."'

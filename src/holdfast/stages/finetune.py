@@ -102,7 +102,7 @@ def run(settings: FinetuneSettings, session: Session, output: Path) -> dict[str,
         "versions": {"trl": trl}
         | {n: version(n) for n in ("holdfast", "torch", "transformers", "peft")},
     }
-    _write(trained, output, record, adapter)
+    _write(trained, output, record, adapter, settings)
     session.release()
     if trained.is_main and not settings.keep_checkpoints:
         shutil.rmtree(checkpoints, ignore_errors=True)
@@ -162,6 +162,13 @@ def _tell(session: Session, gathered: Gathered) -> None:
     for name, each in gathered.sources.items():
         use = "to train on" if name in gathered.task else "for the defense"
         session.progress.say(f"{name}: {each.record['used']} rows {use}")
+        dropped = each.record.get("thinking_dropped", 0)
+        if dropped:
+            session.progress.warn(
+                f"{name}: the thinking of {dropped} of {each.record['used']} rows is "
+                "dropped, since the model has no thinking format; it is trained on "
+                "their answers alone."
+            )
         for why, entry in each.record["why"].items():
             session.progress.warn(
                 f"{entry['rows']} rows left out ({why}), the first at "
@@ -179,16 +186,24 @@ def _finished(output: Path, mark: str) -> dict[str, Any] | None:
 
 
 def _write(
-    trained: Trained, output: Path, record: dict[str, Any], adapter: Adapter
+    trained: Trained,
+    output: Path,
+    record: dict[str, Any],
+    adapter: Adapter,
+    settings: FinetuneSettings,
 ) -> None:
     """Write model or adapter, card and record; whole or not at all."""
     if not trained.is_main:
         # The weights of a distributed model are gathered by all of its processes.
         return trained.save(output)
     rows = [
-        (name, f"{entry['used']} of {entry['rows']} rows of `{entry['source']}`")
+        (name, f"{entry['used']} of {entry['rows']} rows of `{entry['source']}`{said}")
         for name, entry in record["data"].items()
+        for said in [_without_thinking(entry)]
     ]
+    used = settings.recipe.used(trained.steps)
+    if settings.system_prompt is not None:
+        used |= {"system_prompt": json.dumps(settings.system_prompt)}
     with staging(output) as staged:
         with writing(output):
             trained.save(staged)
@@ -197,9 +212,15 @@ def _write(
             adapter=(staged / ADAPTER_CONFIG).is_file(),
             record=FINETUNE_RECORD,
             rows=rows,
-            settings=record["settings"]["recipe"] | {"steps": record["steps"]},
+            settings=used,
+            thinks=adapter.thinking is not None,
             defense=record["settings"].get("defense_options"),
         )
         atomic_write_json(staged / FINETUNE_RECORD, record)
         atomic_write_text(staged / "README.md", card)
     return None
+
+
+def _without_thinking(entry: dict[str, Any]) -> str:
+    dropped = entry.get("thinking_dropped", 0)
+    return f", the thinking of {dropped} dropped" if dropped else ""

@@ -175,7 +175,17 @@ def _trainer(
     from datasets import Dataset
 
     class Trainer(Defended, trl.SFTTrainer):  # type: ignore[misc]
-        """SFTTrainer with the places where a defense acts."""
+        """SFTTrainer with the places where a defense acts, and our learning rates."""
+
+        def create_scheduler(
+            self: Any, num_training_steps: int, optimizer: Any = None
+        ) -> Any:
+            """Return the learning rates; that of transformers starts at 0."""
+            self.lr_scheduler = torch.optim.lr_scheduler.LambdaLR(
+                optimizer or self.optimizer,
+                lambda step: recipe.share_of_rate(step, num_training_steps),
+            )
+            return self.lr_scheduler
 
     lora = None
     if recipe.method == "lora":
@@ -212,8 +222,6 @@ def _config(
         per_device_train_batch_size=recipe.train_batch,
         gradient_accumulation_steps=recipe.accumulate,
         learning_rate=recipe.rate,
-        lr_scheduler_type=recipe.schedule,
-        warmup_steps=recipe.warmup,
         weight_decay=recipe.weight_decay,
         max_grad_norm=recipe.clip,
         activation_checkpointing=recipe.gradient_checkpointing,
