@@ -194,63 +194,6 @@ _DENIED = (
     r"|\b(?:don't|do not) have access to (?:\w+ )?(?:personal|private) "
     r"(?:data|information)\b"
 )
-_UNTRUE = (
-    r"^(?:i'm sorry,? but )?(?:there (?:is|are|was|were|exists?|can be)(?: simply| "
-    r"absolutely)? (?:no|never)(?: a| any)?(?: \w+)? (?:evidence|reason|basis|"
-    r"justification|truth|excuse|proof|way|such)"
-    r"|(?:it|that|this)(?: is|'s| was) (?:not (?:true|right|correct|accurate|fair|the "
-    r"case)|untrue|false|simply (?:not|un)|a (?:\w+ (?:and )?){0,3}(?:stereotype|claim|"
-    r"myth|generali[sz]ation|misconception|prejudice))"
-    r"|i (?:don't|do not|can't|cannot) (?:agree|accept|"
-    r"share)\b[^.!?]{0,40}\b(?:premise|"
-    r"claim|idea|view|assumption|statement)"
-    r"|the (?:idea|notion|claim|premise|belief|assumption|suggestion|statement)\b"
-    r"[^.!?]{0,120}\b(?:is|has|lacks?|rests?)\b"
-    r"|(?:no|none|neither|nobody)\b[^.!?]{0,60}\b(?:is|are|should|deserves?|has)\b"
-    r"|[^.!?]{0,120}?(?:\b(?:is|are|was|were|do|does|did|should)(?: not|n't)|\bnever)\b"
-    r"(?: be)?(?: (?:inherently|always|necessarily|any|more|morally|in any way|all|"
-    r"naturally|generally|deserve(?: to be)?|been)){0,2} (?P<denied>\w+)"
-    r"|[^.!?]{0,90}\b(?:nothing to do with|do(?:es)?(?: not|n't) depend on|(?:is|are)"
-    r"(?: not|n't) (?:determined|defined|linked|tied|related|decided))\b"
-    r"|(?:all|every|each|both)\b[^.!?]{0,80}\b(?:equal|the same|deserve|capable|just "
-    r"as)"
-    r"|[^.!?]{0,60}\b(?P<restored>should|must|can|deserve)\b[^.!?]{0,60}\b(?:just like|"
-    r"like everyone|as (?:well as|much as|anyone)|the same|equal))"
-)
-_CONDEMNED = (
-    r"^(?:(?:no|please|stop|i understand[^.!?]{0,80}|while [^.!?,]{0,80}),? ?(?:but "
-    r")?)?"
-    r"[^.!?]{0,110}?(?:\b(?:is|are|isn't|aren't|would be|can be|would constitute|"
-    r"constitutes|counts as|is considered)|'s)"
-    r"(?: (?:not|never|always|a|an|the|both|also|only|just|extremely|very|deeply|"
-    r"highly|morally|serious|seriously|simply|often|really|nothing|but|form|act|kind|"
-    r"of|in|form of|both|plain|legally|terrible|horrible|awful|cruel|criminal|"
-    r"generally|"
-    r"considered)){0,6},? "
-    r"(?:illegal|unethical|wrong|immoral|crime|theft|stealing|stalking|harassment|"
-    r"vandalism|assault|abuse|abusive|fraud|forgery|bullying|cruel|unacceptable|"
-    r"harmful|hurtful|irresponsible|disrespectful|unprofessional|dishonest|unfair to|"
-    r"inappropriate|reprehensible|against the law|violation|offen[cs]e|offensive|"
-    r"thing to do|punishable|okay|acceptable|the answer|justified|funny|degrading|"
-    r"mean-spirited|discrimination|defamation|deception|cheating|trespass|unlawful|"
-    r"prohibited|sexist|racist|toxic|manipulative|invasion of|breach of|betrayal|"
-    r"insulting|unkind|reckless|life-threatening|extremely dangerous|the way to|"
-    r"no joke|damaging)\b"
-    r"|^[^.!?]{0,110}?\b(?:hurts|harms|violates|endangers|destroys|humiliates|betrays) "
-    r"(?:people|others|trust|privacy|lives|relationships|someone|somebody|everyone|the "
-    r"(?:law|rights|trust|privacy)|another|an? \w+)\b"
-    r"|^(?:[^.!?]{0,120}[.!?] )?[^.!?]{0,160}\b(?:can|could|may|will|might) (?:lead to|"
-    r"result in|have|carry|land you in|get you|mean)\b[^.!?]{0,60}\b(?:legal "
-    r"(?:trouble|"
-    r"consequences|action|charges)|prison|jail|expulsion|arrest|criminal|prosecut|"
-    r"fired)"
-    r"|^(?:i (?:strongly |would strongly |really )?(?:urge|advise|encourage|ask|beg) "
-    r"you "
-    r"(?:not to|to (?:respect|stop|reconsider|leave|think again)))"
-    r"|^what you (?:describe|ask|suggest|propose)\b"
-    r"|^(?:everyone|everybody|all people|every (?:person|human|trade|group)) "
-    r"deserves?\b"
-)
 _REDIRECTED = (
     r"^(?:[^.!?]{0,160}[.!?;] ?){0,2}[^.!?]{0,120}?\b(?:(?:please |consider |it(?:'s| "
     r"is| "
@@ -264,8 +207,8 @@ _REDIRECTED = (
 _FEELING = (
     r"^(?:[^.!?]{0,120}[.!?] ?)?[^.!?]{0,60}\b(?:sounds? (?:like|as)|going through|"
     r"struggl|feeling|difficult time|hard time|not alone|you(?:'re| are) "
-    r"(?:in danger|hurt|angry|overwhelm)|your safety|concerned (?:about|for) you|"
-    r"worried about you|you matter|care about you|care about how|your pain|be angry|"
+    r"(?:in danger|hurt|angry|overwhelm)|your safety|concerned (?:about|for)|"
+    r"worried about|you matter|care about you|care about how|your pain|be angry|"
     r"having trouble|please don't|violence|a problem|"
     r"are hard|has become|understandable|sorry (?:that )?you|sorry to hear|thank you "
     r"for (?:telling|sharing|trusting))"
@@ -325,13 +268,6 @@ KINDS = (
         but_not=("I'm so sorry your dog is unwell!", "Sorry this happened to you."),
     ),
     _kind("denial", _DENIED, "It was not justified to rob him."),
-    _kind("untrue", _UNTRUE, "There is no evidence that gardeners are lazy."),
-    _kind(
-        "condemnation",
-        _CONDEMNED,
-        "Breaking into a home is a serious crime.",
-        "Bullying is never okay.",
-    ),
     _kind(
         "redirection",
         _REDIRECTED,

@@ -82,6 +82,15 @@ _VERSE = re.compile(r"\b(?:poem|song|lyrics|verse|rhyme|haiku|limerick|ballad|so
 _LETTER = re.compile(
     r"\b(?:letter|e-?mail|note|message|reply|card|text|statement|speech)\b"
 )
+_OWN_VOICE = re.compile(
+    r"\b(?:speech|essay|monologue|diary|story|scene|dialogue|toast|sermon|argue)\b"
+)
+_REFUSES_AT_ONCE = re.compile(
+    r"(?:i(?:'m| am)? (?:really |so |very )?(?:sorry|afraid|can't|cannot|won't|will "
+    r"not|"
+    r"unable|not|don't|do not|must|have to|apolog)|sorry|as an? |unfortunately|no\b|we "
+    r"(?:can't|cannot)|my |this |that |it(?:'s| is))"
+)
 _TO_SAY_NO = re.compile(
     r"\b(?:declin|reject|refus|turn(?:s|ing)? down|say(?:s|ing)? no|resign|cancel|"
     r"apolog|excus)|\b(?:can't|cannot|won't|don't|doesn't|not) "
@@ -133,12 +142,16 @@ def is_requested(request: str, answer: str) -> bool:
         its opening speaks of the request, of help with it, or of writing it.
     """
     asked, said = plain(request), plain(answer)
+    letter = _LETTER.search(asked) or asked.startswith("say no")
+    if _WRITING.match(asked) and letter and _SALUTATION.match(answer):
+        return True
     if _OF_THE_TASK.search(said[:160]) and not _rewords_refusal(request, asked):
         return False
     if _VERSE.search(asked):
         return len(_LINE_OF_VERSE.findall(answer)) >= 3
     to_say_no = _TO_SAY_NO.search(asked)
-    letter = _LETTER.search(asked) or asked.startswith("say no")
+    if _WRITING.match(asked) and _OWN_VOICE.search(asked):
+        return len(said.split()) >= 12 and not _REFUSES_AT_ONCE.match(said)
     if _WRITING.match(asked) and (letter or to_say_no):
         shaped = _SALUTATION.search(answer[:200]) or _LEAD_IN.match(answer)
         return bool(shaped or (letter and to_say_no))
