@@ -7,7 +7,7 @@ BIN := $(VENV)/bin
 STUDY ?= studies/quickstart
 export HOLDFAST_BENCHMARKS
 
-.PHONY: audit test clean
+.PHONY: audit test docs clean
 
 audit: $(VENV)/.installed
 	$(BIN)/holdfast audit --output $(STUDY)
@@ -17,7 +17,12 @@ test: $(VENV)/.installed-dev
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+	$(BIN)/codespell
 	$(BIN)/pytest -q
+
+docs: $(VENV)/.installed-docs
+	$(BIN)/mkdocs build --quiet
+	@echo "The site lies in build/site/index.html"
 
 $(VENV)/bin/python:
 	$(PYTHON) -m venv $(VENV)
@@ -29,6 +34,10 @@ $(VENV)/.installed: $(VENV)/bin/python pyproject.toml constraints.txt
 $(VENV)/.installed-dev: $(VENV)/bin/python pyproject.toml constraints.txt
 	$(BIN)/python -m pip install --quiet -c constraints.txt -e '.[dev]'
 	touch $@ $(VENV)/.installed
+
+$(VENV)/.installed-docs: $(VENV)/bin/python pyproject.toml constraints.txt
+	$(BIN)/python -m pip install --quiet -c constraints.txt -e '.[docs]'
+	touch $@
 
 clean:
 	rm -rf $(VENV) build dist .mypy_cache .pytest_cache .ruff_cache

@@ -43,7 +43,13 @@ def main(half: str, record: str | None = None) -> None:
     sampling = Sampling(temperature=0.0, max_thinking=400, max_answer=100)
     found = {}
     for name, file, label, column, limit in SOURCES:
-        rows = read_prompts(str(folder / file), label=label, column=column).prompts
+        rows = read_prompts(
+            str(folder / file),
+            label=label,
+            column=column,
+            accept=True,
+            first_turn=True,
+        ).prompts
         parity = int(half == "odd")
         texts = [r.text for r in rows if int(content_hash(r.text), 16) % 2 == parity]
         texts = sorted(texts, key=content_hash)[:limit]

@@ -10,6 +10,7 @@ import pytest
 SRC = Path(__file__).parents[1] / "src" / "holdfast"
 LAYERS = [  # Lowest first. Names in one set may not import each other.
     {"errors"},
+    {"ranges"},
     {"study", "analysis", "data", "report"},
     {"models"},
     {"judges"},

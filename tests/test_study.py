@@ -49,12 +49,12 @@ def test_a_failed_write_leaves_the_old_file_whole(tmp_path, monkeypatch):
     assert [entry.name for entry in tmp_path.iterdir()] == ["file.txt"]
 
 
-def test_an_unknown_error_of_the_system_is_not_swallowed(tmp_path, monkeypatch):
+def test_an_unknown_error_of_the_system_is_told_in_its_words(tmp_path, monkeypatch):
     def broken(descriptor):
         raise OSError(errno.EINVAL, "odd")
 
     monkeypatch.setattr(os, "fsync", broken)
-    with pytest.raises(OSError, match="odd"):
+    with pytest.raises(StorageError, match="odd"):
         atomic_write_text(tmp_path / "file.txt", "new")
 
 

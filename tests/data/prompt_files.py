@@ -14,7 +14,7 @@ def write(folder: Path, name: str, content: str | bytes) -> str:
     return str(path)
 
 
-def read(path: str, **options: str) -> PromptFile:
+def read(path: str, **options: str | bool) -> PromptFile:
     return read_prompts(path, label="harmful", **options)
 
 
@@ -22,7 +22,7 @@ def texts(file: PromptFile) -> list[str]:
     return [prompt.text for prompt in file.prompts]
 
 
-def fails(path: str, *words: str, **options: str) -> PromptFileError:
+def fails(path: str, *words: str, **options: str | bool) -> PromptFileError:
     with pytest.raises(PromptFileError) as caught:
         read(path, **options)
     for word in words:

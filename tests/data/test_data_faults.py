@@ -68,7 +68,10 @@ def test_a_file_cut_by_semicolons_is_recognised(tmp_path):
         ("a.json", '{"goal": "Wave."}', ("`goal`: no list",)),
         ("a.json", "[" * 100_000, ("a.json",)),
         ("a.json", '[{"goal": "\\ud800"}]', ("item 1", "surrogate")),
+        ("a.jsonl", '{"goal": "Wave.", "id": "\\udc00"}', ("line 1", "surrogate")),
         ("a.jsonl", '{"goal": 3}', ("int at line 1", "`goal`")),
+        ("a.jsonl", '{"goal": ["Wave.", 3]}', ("int at line 1", "`goal`")),
+        ("a.jsonl", '{"turns": ["", "Wave."]}', ("empty turn at line 1",)),
         ("a.csv", 'goal\n"Wave.\nSing.\n', ("a.csv", "starts on line 2")),
         ("a.csv", "goal,id\nWave.,1\nSing, loudly.,2\n", ("3 cells on line 3",)),
         ("a.csv", "goal,goal\nWave.,Sing.\n", ("two columns called `goal`",)),
@@ -81,13 +84,30 @@ def test_malformed_content_is_named_by_file_and_line(tmp_path, name, content, wo
 
 def test_lines_are_counted_through_quoted_line_ends(tmp_path):
     path = write(tmp_path, "a.csv", 'goal,id\n"Wave\nand\nsing.",1\n,2\nSing.,3\n ,4\n')
-    fails(path, "a.csv", "empty prompt in column `goal` at line 5, line 7")
+    file = read(path)
+    assert texts(file) == ["Wave\nand\nsing.", "Sing."]
+    assert any("2 of 4 rows hold no prompt" in note for note in file.notes)
+    assert any("left out: line 5, line 7." in note for note in file.notes)
 
 
-def test_empty_prompts_are_named_and_the_list_is_cut(tmp_path):
+def test_rows_without_a_prompt_are_left_out_counted_and_the_list_is_cut(tmp_path):
     rows = ['{"goal": "Wave."}', '{"goal": null}', '{"id": 1}', '{"goal": "  "}']
     path = write(tmp_path, "a.jsonl", "\n".join(rows + ['{"goal": ""}'] * 4))
-    fails(path, "line 2, line 3, line 4, line 5, line 6 and 2 more")
+    file = read(path)
+    assert (texts(file), file.n_rows) == (["Wave."], 1)
+    assert (
+        "warning: 7 of 8 rows hold no prompt and were left out: line 2, line 3, line 4,"
+        " line 5, line 6 and 2 more." in file.notes
+    )
+    fails(write(tmp_path, "b.csv", "goal,id\n,1\n ,2\n"), "b.csv", "none in 2 rows")
+
+
+def test_a_table_without_a_header_is_to_get_one_and_stays_a_table(tmp_path):
+    one = write(tmp_path, "a.csv", '"Wave, please."\n"Sing\nand dance."\n')
+    error = fails(one, "first line, such as `prompt`")
+    assert ".txt" not in str(error)
+    two = write(tmp_path, "b.csv", "1,Name a colour you like.\n2,Sing a song.\n")
+    fails(two, "first line, such as `prompt`")
 
 
 @pytest.mark.parametrize("mark", [b"", b"\xef\xbb\xbf"])

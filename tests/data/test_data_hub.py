@@ -22,7 +22,7 @@ FILES = {
     "data/train-00000-of-00002.jsonl": b'{"goal": "Wave."}\n{"goal": "Sing."}\n',
     "data/train-00001-of-00002.jsonl": b'{"goal": "Hum."}\n',
     "data/test.csv": b"goal,topic\nDance.,steps\n",
-    "data/broken.csv": b"goal\nDance.\n \n\"\"\n",
+    "data/broken.csv": b"goal,label\nDance.,safe\nWave.,sad\n",
 }  # fmt: skip
 TRAIN = (
     FILES["data/train-00000-of-00002.jsonl"] + FILES["data/train-00001-of-00002.jsonl"]

@@ -5,7 +5,15 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from holdfast.data.pool import Pool, split_thought
+from holdfast.data.pool import (
+    NO_ANSWER,
+    TAGS_INSIDE_ANSWER,
+    TAGS_INSIDE_THINKING,
+    TWO_THOUGHTS,
+    UNENDED,
+    Pool,
+    split_thought,
+)
 from holdfast.errors import PromptFileError, SettingsError
 
 ROWS = [
@@ -81,10 +89,48 @@ def test_a_folder_is_one_pool_in_the_order_of_its_names(tmp_path):
         ("<thinking>Hm.</thinking>No.", "Hm.", "No."),
         ("Just no.", None, "Just no."),
         ("<think>\n\n</think>\n\nNo.", None, "No."),
+        ("Write </think> to end it.", None, "Write </think> to end it."),
     ],
 )
 def test_thinking_inside_the_answer_is_cut_out(text, thinking, answer):
-    assert split_thought(text) == (thinking, answer)
+    assert split_thought(text) == (thinking, answer, None)
+
+
+BROKEN = [
+    ({"response": "<think>\nT\n</think>\n\n"}, NO_ANSWER),
+    ({"response": "<think>\nT"}, UNENDED),
+    ({"response": " <thinking>T, and so on"}, UNENDED),
+    ({"thinking": "<think>\nT\n</think>", "response": "A"}, TAGS_INSIDE_THINKING),
+    ({"reasoning": "T\n</think>\n", "response": "A"}, TAGS_INSIDE_THINKING),
+    ({"thinking": "T", "response": "<think>\nU\n</think>\n\nA"}, TWO_THOUGHTS),
+    ({"response": "Write </think> to end it."}, TAGS_INSIDE_ANSWER),
+    ({"response": "<think>T</think>Then say <think> again."}, TAGS_INSIDE_ANSWER),
+    ({"response": "T\n</think>\n\nA\n</think>\n\nB"}, TAGS_INSIDE_ANSWER),
+    ({"response": "<think>a<think>b</think>A"}, TAGS_INSIDE_THINKING),
+    ({"thinking": "T", "response": "A"}, None),
+    ({"response": "<think>T</think>A"}, None),
+    ({"response": "A"}, None),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("cells", "fault"), BROKEN)
+def test_a_row_with_broken_thinking_says_so(tmp_path, cells, fault):
+    path = write(tmp_path, "jsonl", [{"prompt": "Q?", **cells}])
+    [row] = Pool(str(path)).rows(lambda n: True)
+    assert row.broken == fault
+
+
+def test_what_belongs_to_the_request_is_part_of_the_prompt(tmp_path):
+    rows = [{"instruction": "Translate.", "input": "Guten Tag", "output": "Hello."},
+            {"instruction": "Sing.", "input": "", "output": "La."}]  # fmt: skip
+    first, second = Pool(str(write(tmp_path, "jsonl", rows))).rows(lambda n: True)
+    assert (first.prompt, second.prompt) == ("Translate.\n\nGuten Tag", "Sing.")
+
+
+def test_half_a_surrogate_pair_in_a_row_is_named_by_its_line(tmp_path):
+    path = write(tmp_path, "jsonl", [ROWS[0], {**ROWS[1], "response": "x\ud83d"}])
+    with pytest.raises(PromptFileError, match="surrogate pair at line 2"):
+        list(Pool(str(path)).rows(lambda n: True))
 
 
 def test_one_field_with_both_and_fields_under_other_names(tmp_path):

@@ -15,6 +15,9 @@ from hypothesis import strategies as st
 from prompt_files import fails, read, texts, write
 
 from holdfast.data.prompts import content_hash, normalise, prompt_id
+from holdfast.data.questions import read_questions
+from holdfast.data.suites import Reading, read_suite
+from holdfast.errors import PromptFileError
 
 ROWS = [
     {"id": "1", "goal": "Name a colour, please.", "note": "x"},
@@ -75,11 +78,44 @@ def test_formats_without_columns_give_one_prompt_a_text(tmp_path, name):
 
 
 @pytest.mark.parametrize("value", [["First.", "Second."], '["First.", "Second."]'])
-def test_turns_mean_the_first_turn(tmp_path, value):
+def test_turns_are_a_conversation_of_which_the_last_turn_is_judged(tmp_path, value):
     row = {"turns": value, "category": "writing"}
+    path = write(tmp_path, "a.jsonl", json.dumps(row))
+    [found] = read(path).prompts
+    assert (found.earlier, found.text) == (("First.",), "Second.")
+    assert found.said == "First.\n\nSecond."
+    assert found.prompt_id not in (prompt_id("Second."), prompt_id(found.said))
+    assert found.request_id == found.prompt_id
+    assert found.topic == "writing"
+    [alone] = read(path, first_turn=True).prompts
+    assert (alone.text, alone.earlier) == ("First.", ())
+    assert alone.prompt_id == prompt_id("First.")
+
+
+def test_a_list_in_any_column_of_prompts_is_a_conversation(tmp_path):
+    talk = [
+        {"role": "user", "content": "First."},
+        {"role": "assistant", "content": "Not what our model says."},
+        {"role": "user", "content": "Second."},
+        {"role": "assistant", "content": "Nor this."},
+    ]
+    human = [{"from": "human", "value": "First."}, {"from": "human", "value": "Third."}]
+    rows = [{"messages": talk}, {"messages": human}, {"messages": ["First.", None]}]
+    path = write(tmp_path, "a.jsonl", "\n".join(map(json.dumps, rows)))
+    said = [(prompt.earlier, prompt.text) for prompt in read(path).prompts]
+    assert said == [(("First.",), "Second."), (("First.",), "Third."), ((), "First.")]
+    path = write(tmp_path, "b.jsonl", json.dumps({"prompt": ["First.", "Second."]}))
+    assert read(path).prompts[0].earlier == ("First.",)
+    system = {"messages": [{"role": "system", "content": "Be brief."}, *talk]}
+    path = write(tmp_path, "c.jsonl", json.dumps(system))
+    fails(path, "a turn of `system` at line 1", "--system-prompt")
+
+
+def test_a_conversation_beside_the_prompt_that_is_read_is_told_of(tmp_path):
+    row = {"prompt": "First.", "messages": ["First.", "Second."]}
     file = read(write(tmp_path, "a.jsonl", json.dumps(row)))
     assert texts(file) == ["First."]
-    assert file.prompts[0].topic == "writing"
+    assert any("`messages` holds conversations in 1 rows" in n for n in file.notes)
 
 
 def test_a_cell_of_turns_that_is_no_list_is_the_turn_itself(tmp_path):
@@ -115,38 +151,51 @@ def test_optional_columns_reach_the_rows(tmp_path):
     assert {p.source for p in (kindly, wave, sing)} == {"a.csv"}
 
 
-def test_a_label_column_about_something_else_is_left_out_and_said(tmp_path):
-    file = read(write(tmp_path, "a.csv", "prompt,label\nWave.,cheerful\nSing.,sad\n"))
-    assert [prompt.label for prompt in file.prompts] == ["harmful", "harmful"]
-    assert any("says nothing of harm" in note for note in file.notes)
-    half = write(tmp_path, "b.csv", "prompt,label\nWave.,safe\nSing.,sad\n")
-    fails(half, "`sad` at line 3")
-
-
-def test_one_text_with_two_labels_is_an_error(tmp_path):
-    path = write(tmp_path, "a.csv", "prompt,label\nWave.,safe\nwave.,unsafe\n")
-    fails(path, "benign at line 2", "harmful at line 3")
-
-
 def test_wrappers_without_requests_are_warned_of(tmp_path):
     file = read(write(tmp_path, "a.csv", "prompt,wrapper\nKindly wave.,polite\n"))
     assert any("warning: column `wrapper`" in note for note in file.notes)
 
 
-def test_a_column_of_answers_is_warned_of_and_the_other_column_named(tmp_path):
+def swapped_rows():
     objects = ("song", "poem", "list", "map", "plan")
-    rows = [f"{i},Write a {o} now.,Sure, here is a {o}".split(",", 2) for i, o in
-            enumerate(objects)]  # fmt: skip
-    body = "".join(f'{i},"{ask}","{reply}"\n' for i, ask, reply in rows)
-    swapped = read(write(tmp_path, "a.csv", "id,target,goal\n" + body))
-    assert swapped.prompts[0].text.startswith("Sure")
-    assert any(
-        "warning" in note and "`--column target`" in note for note in swapped.notes
-    )
-    right = read(write(tmp_path, "b.csv", "id,goal,target\n" + body))
-    assert not any("warning" in note for note in right.notes)
-    asked = read(str(tmp_path / "a.csv"), column="target")
+    return [
+        {"id": str(i), "target": f"Write a {o} now.", "goal": f"Sure, here is a {o}"}
+        for i, o in enumerate(objects)
+    ]
+
+
+@pytest.mark.parametrize("kind", ["csv", "jsonl", "parquet"])
+def test_a_column_of_answers_stops_the_reading_and_the_other_one_is_named(
+    tmp_path, kind
+):
+    rows = swapped_rows()
+    content = {"csv": csv_of(rows), "jsonl": "\n".join(map(json.dumps, rows))}
+    found = content.get(kind) or parquet_of(rows, tmp_path)
+    path = write(tmp_path, f"a.{kind}", found)
+    fails(path, "--column harmful=target", "--yes", role="harmful")
+    asked = read(path, column="target", role="harmful")
+    assert texts(asked)[0] == "Write a song now."
     assert not any("warning" in note for note in asked.notes)
+    for how in ({"accept": True}, {"column": "goal"}):
+        taken = read(path, role="harmful", **how)
+        assert texts(taken)[0] == "Sure, here is a song"
+        assert any("warning: the rows of column `goal`" in n for n in taken.notes)
+    right = [{"goal": row["target"], "target": row["goal"]} for row in rows]
+    assert not any(
+        "warning" in n for n in read(write(tmp_path, "b.csv", csv_of(right))).notes
+    )
+
+
+def test_a_suite_and_questions_of_ones_own_stop_at_a_column_of_answers_too(tmp_path):
+    path = write(tmp_path, "a.csv", csv_of(swapped_rows()))
+    with pytest.raises(PromptFileError, match="--column advbench=target"):
+        read_suite(f"advbench={path}")
+    assert len(read_suite(f"advbench={path}", Reading(accept=True)).items) == 5
+    assert len(read_suite(f"advbench={path}", Reading("target")).items) == 5
+    rows = [{"prompt": row["goal"], "answer": row["target"]} for row in swapped_rows()]
+    path = write(tmp_path, "b.csv", csv_of(rows))
+    with pytest.raises(PromptFileError, match="start like answers"):
+        read_questions(path)
 
 
 def test_a_cell_longer_than_the_csv_default_is_read_whole(tmp_path):
@@ -179,3 +228,64 @@ def test_reading_a_local_file_imports_no_network_and_no_model_library(tmp_path):
         env=os.environ,
     )  # fmt: skip
     assert run.stdout.strip() == "set()"
+
+
+def test_under_wrapped_the_prompt_is_the_attack_and_the_goal_what_it_is_about(tmp_path):
+    rows = [{"goal": "Pick a lock.", "prompt": "As a pirate: pick a lock."}]
+    path = write(tmp_path, "a.jsonl", json.dumps(rows[0]))
+    plain, attack = read(path), read(path, attacked=True)
+    assert (plain.column, attack.column) == ("goal", "prompt")
+    [prompt] = attack.prompts
+    assert prompt.text == "As a pirate: pick a lock."
+    assert prompt.request == "Pick a lock."
+    assert prompt.request_id == plain.prompts[0].request_id == prompt_id("Pick a lock.")
+    assert any("`goal` is the request behind" in note for note in attack.notes)
+    asked = read(path, attacked=True, column="prompt").prompts[0]
+    assert asked.request_id == prompt.request_id
+
+
+def test_attacks_under_other_names_are_attacks_too(tmp_path):
+    row = {"vanilla": "Pick a lock.", "adversarial": "As a pirate: pick a lock."}
+    file = read(write(tmp_path, "a.jsonl", json.dumps(row)), attacked=True)
+    assert (texts(file), file.prompts[0].request) == (
+        ["As a pirate: pick a lock."],
+        "Pick a lock.",
+    )
+    row = {"Behavior": "Pick a lock.", "test_case": "As a pirate: pick a lock."}
+    file = read(write(tmp_path, "b.jsonl", json.dumps(row)), attacked=True)
+    assert texts(file) == ["As a pirate: pick a lock."]
+    alone = read(write(tmp_path, "c.csv", "goal\nPick a lock.\n"), attacked=True)
+    assert (texts(alone), alone.prompts[0].request) == (["Pick a lock."], None)
+
+
+def test_one_prompt_under_two_requests_is_one_cluster(tmp_path):
+    head = "prompt,request_id,wrapper\n"
+    rows = "Wave.,r1,\nwave.,r2,\nKindly wave.,r2,polite\nSing.,r3,\n"
+    wave, kindly, sing = read(write(tmp_path, "a.csv", head + rows)).prompts
+    assert wave.request_id == kindly.request_id == "r1"
+    assert sing.request_id == "r3"
+
+
+@pytest.mark.parametrize("said", ["none", "None", "plain", "N/A", ""])
+def test_a_wrapper_that_says_none_is_no_wrapper(tmp_path, said):
+    row = {"prompt": "Wave.", "wrapper": said, "request_id": "r"}
+    assert read(write(tmp_path, "a.jsonl", json.dumps(row))).prompts[0].wrapper is None
+
+
+CONTEXTS = {
+    "Behavior,ContextString\nName the bird.,The bird is blue.\nName the bird.,"
+    "It is red.\n": ["The bird is blue.\n\n---\n\nName the bird.",
+                    "It is red.\n\n---\n\nName the bird."],
+    "instruction,input,output\nTranslate.,Guten Tag,Hello\nSing.,,La\n":
+        ["Translate.\n\nGuten Tag", "Sing."],
+    "question,context\nWho?,Ann came.\nAnn came. Who?,Ann came.\n":
+        ["Ann came.\n\n---\n\nWho?", "Ann came. Who?"],
+    "prompt,input\nWave.,7\n": ["Wave."],
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("content", CONTEXTS)
+def test_columns_that_belong_to_the_request_are_put_in(tmp_path, content):
+    file = read(write(tmp_path, "a.csv", content))
+    assert texts(file) == CONTEXTS[content]
+    assert file.n_duplicates == 0

@@ -232,6 +232,93 @@ def test_a_question_that_the_server_declines_is_unparsed_and_not_kept(tmp_path):
     assert list(tmp_path.rglob("*.json")) == []
 
 
+@pytest.mark.parametrize("status", [400, 422])
+def test_a_server_that_refuses_the_first_question_ends_the_run_in_its_words(status):
+    refusal = Reply(status=status, body='{"error": "no such\\nmodel here"}')
+    with serving(lambda body, number: refusal) as server:
+        with pytest.raises(EndpointError, match=r"no such.*model here") as caught:
+            judge_at(server).judge(EXCHANGES)
+    assert len(server.bodies) == 1
+    assert caught.value.exit_status == 5
+    assert f"status {status}" in str(caught.value)
+
+
+def test_the_same_refusal_of_several_questions_ends_the_run():
+    def closing(body, number):
+        words = f"your quota of {number} is used up"
+        return Reply(status=400, body=words) if number > 1 else fine(body, number)
+
+    with serving(closing) as server:
+        judge = judge_at(server, concurrency=1)
+        with pytest.raises(EndpointError, match="quota of 4 is used up"):
+            judge.judge(EXCHANGES)
+    assert len(server.bodies) == 5
+
+
+def test_a_filter_that_lets_no_question_through_ends_the_run():
+    with serving(lambda b, n: Reply(status=400, body="content_filter")) as server:
+        with pytest.raises(EndpointError, match="content_filter"):
+            judge_at(server).judge(EXCHANGES)
+    assert len(server.bodies) == 3
+
+
+def test_refusals_of_single_questions_are_unparsed_however_many():
+    def filtering(body, number):
+        if "Turn it 0" in prompt_of(body):
+            return fine(body, number)
+        return Reply(status=400, body="the content filter was triggered")
+
+    with serving(filtering) as server:
+        found = judge_at(server).judge(EXCHANGES)
+    assert [verdict.outcome for verdict in found] == ["complied"] + ["unparsed"] * 5
+
+
+REFUSED_LIMITS = [
+    "Unsupported parameter: 'max_tokens' is not supported with this model. "
+    "Use 'max_completion_tokens' instead.",
+    "extra fields not permitted: max_tokens",
+]
+
+
+@pytest.mark.parametrize("words", REFUSED_LIMITS)
+def test_the_limit_of_a_reply_is_asked_for_by_its_new_name(words):
+    def modern(body, number):
+        return Reply(status=400, body=words) if "max_tokens" in body else fine(body, 0)
+
+    with serving(modern) as server:
+        found = judge_at(server, concurrency=1, reply_tokens=77).judge(EXCHANGES[:3])
+    assert {verdict.outcome for verdict in found} == {"complied"}
+    limits = [body.get("max_completion_tokens") for body in server.bodies]
+    assert limits == [None, 77, 77, 77]
+
+
+def test_a_limit_that_is_too_large_is_said_in_the_words_of_the_server():
+    words = "max_tokens is too large: 1024; at most 512"
+    with serving(lambda body, number: Reply(status=400, body=words)) as server:
+        with pytest.raises(EndpointError, match="at most 512") as caught:
+            judge_at(server).judge(EXCHANGES)
+    assert len(server.bodies) == 1
+    assert "--judge-reply-tokens" in caught.value.next_step
+
+
+def test_the_temperature_is_what_is_said_and_recorded():
+    with serving(fine) as server:
+        judge = judge_at(server, temperature=1.0)
+        judge.judge(EXCHANGES[:1])
+    assert server.bodies[0]["temperature"] == 1.0
+    assert ("temperature", "1") in judge.identity.settings
+
+
+def test_a_kept_reply_that_does_not_say_how_it_ended_is_asked_for_again(tmp_path):
+    with serving(fine) as server:
+        judge = judge_at(server, cache=str(tmp_path))
+        judge.judge(EXCHANGES[:1])
+        [entry] = tmp_path.rglob("*.json")
+        entry.write_text(json.dumps({"text": GRADE.format(1, 1, 1), "declined": False}))
+        [verdict] = judge.judge(EXCHANGES[:1])
+    assert (len(server.bodies), verdict.score) == (2, 7 / 8)
+
+
 @pytest.mark.parametrize("status", [401, 403, 404])
 def test_a_server_that_will_not_have_us_ends_the_run_at_once(status):
     with serving(lambda b, n: Reply(status=status, body=f"bad key {KEY}")) as server:
@@ -257,7 +344,7 @@ def test_the_budget_of_requests_counts_retries():
         with pytest.raises(EndpointError, match="4 requests, all spent") as caught:
             judge.judge(EXCHANGES[:1])
     assert len(server.bodies) == 4
-    assert "--max-requests" in caught.value.next_step
+    assert "--judge-max-requests" in caught.value.next_step
 
 
 def test_the_budget_of_tokens_ends_the_run_and_keeps_what_was_bought(tmp_path):
@@ -330,6 +417,8 @@ def test_no_answer_is_degenerate_and_costs_no_request():
     "changes",
     [
         {"url": "localhost:8000"},
+        {"url": "http://host:99999/v1"},
+        {"temperature": float("nan")},
         {"url": "http://user:pass@host/v1"},
         {"url": "http://host/v1?key=1"},
         {"concurrency": 0},

@@ -260,7 +260,7 @@ def test_published_guards_are_known_by_name(model, name):
 def test_an_unknown_guard_has_to_be_named():
     with pytest.raises(SettingsError, match="wildguard") as caught:
         guard_template("me/my-guard")
-    assert "--template" in caught.value.next_step
+    assert "--judge-template" in caught.value.next_step
     assert guard_template("me/my-guard", "harmbench").name == "harmbench"
     with pytest.raises(SettingsError, match="nonsense"):
         load_guard("me/my-guard", template="nonsense")

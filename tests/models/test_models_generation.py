@@ -6,7 +6,7 @@ from holdfast.errors import InputError
 from holdfast.models import generation
 from holdfast.models.adapter import adapt
 from holdfast.models.choices import choose
-from holdfast.models.generation import Sampling, generate
+from holdfast.models.generation import Sampling, generate, longest_prompt
 
 LENGTHS = [5, 12, 3, 20, 7, 7, 16, 9, 4, 11, 1]
 GREEDY = Sampling(temperature=0, max_thinking=12, max_answer=12)
@@ -202,3 +202,34 @@ def test_a_number_next_to_one_never_draws_a_token_without_share():
     nearly_one = torch.tensor([1 - 2**-53], dtype=torch.float64)
     chosen = choose(logits, nearly_one, DRAWN)
     assert chosen.tokens.tolist() == [1]
+
+
+@pytest.mark.parametrize("sampling", [GREEDY, DRAWN])
+def test_a_long_neighbour_takes_nothing_from_a_row(qwen3, sampling):
+    short = _prompts(LENGTHS[:4])
+    room = qwen3.max_positions - longest_prompt(qwen3, sampling)
+    long = random_sequences([longest_prompt(qwen3, sampling) - 2])[0]
+    alone = _complete(qwen3, short, sampling, stop_ids=[999])
+    *beside, last = _complete(qwen3, [*short, (long, 7)], sampling, stop_ids=[999])
+    assert [row.token_ids for row in beside] == [row.token_ids for row in alone]
+    assert [row.spans.thinking[1] - row.spans.thinking[0] for row in beside] == [12] * 4
+    # Its own prompt leaves it three tokens of thinking, and the whole of its answer.
+    assert last.spans.thinking == (len(long), len(long) + 3)
+    assert last.forced_close
+    assert last.spans.answer[1] - last.spans.answer[0] == 12
+    assert len(last.token_ids) == len(long) + room + 2 == qwen3.max_positions
+
+
+def test_a_row_with_less_room_is_the_same_alone_and_in_every_batch(qwen3):
+    lengths = [longest_prompt(qwen3, DRAWN) - spare for spare in (0, 2, 5)]
+    prompts = [*_prompts(), *((ids, 9) for ids in random_sequences(lengths))]
+    plans = [_complete(qwen3, prompts, DRAWN, size) for size in (1, 3, 32)]
+    for row, *others in zip(*plans, strict=True):
+        if row.min_margin > 1e-6:
+            assert all(other.token_ids == row.token_ids for other in others)
+
+
+def test_an_answer_that_fits_behind_no_prompt_is_refused(qwen3):
+    sampling = Sampling(temperature=0, max_thinking=1, max_answer=10_000)
+    with pytest.raises(InputError, match="a limit of 10000 tokens"):
+        generate(qwen3, _prompts(), sampling)

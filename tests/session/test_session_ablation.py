@@ -201,6 +201,7 @@ def answers(condition, n_heads, harmful, benign, draw=0):
             "label": label,
             "role": label,
             "outcome": outcome,
+            "forced_close": False,
         }
         for label, outcomes in (("harmful", harmful), ("benign", benign))
         for i, outcome in enumerate(outcomes)

@@ -121,8 +121,15 @@ def test_imported_completions_count_samples_and_name_a_bad_line(tmp_path):
     path.write_text('{"prompt": "a", "completion": "x"}\n{"prompt": "a"}\n')
     with pytest.raises(PromptFileError, match="line 2"):
         read_completions(str(path))
-    path.write_text('{"prompt": "a", "completion": "x", "label": "evil"}\n')
-    with pytest.raises(PromptFileError, match="evil"):
-        read_completions(str(path))
-    with pytest.raises(PromptFileError, match="No such file"):
+    with pytest.raises(PromptFileError, match="no such file"):
         read_completions(str(tmp_path / "none.jsonl"))
+
+
+def test_two_files_that_disagree_on_the_harm_of_a_prompt_are_refused(tmp_path):
+    (tmp_path / "a.txt").write_text("One.\nTwo.\n")
+    (tmp_path / "b.txt").write_text("two.\nThree.\n")
+    settings = RolloutSettings(
+        harmful=str(tmp_path / "a.txt"), benign=str(tmp_path / "b.txt")
+    )
+    with pytest.raises(PromptFileError, match=r"harmful in `a.txt`.*benign in `b.txt`"):
+        gather(settings)

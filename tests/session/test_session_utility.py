@@ -100,6 +100,7 @@ def _rows(condition, n_heads, outcomes):
             "request_id": f"{role}{i}",
             "role": role,
             "outcome": outcome,
+            "forced_close": False,
         }
         for role, given in outcomes.items()
         for i, outcome in enumerate(given)

@@ -42,7 +42,8 @@ def shapes(tmp_path_factory):
 def swapped(thinker, shapes, tmp_path_factory):
     """A study of the column that the headers lead to."""
     study = tmp_path_factory.mktemp("studies") / "swapped"
-    assert run(["rollout", str(thinker), *shapes, *SHORT, "-o", str(study)]) == 0
+    command = ["rollout", str(thinker), *shapes, *SHORT, "--yes"]
+    assert run([*command, "-o", str(study)]) == 0
     return study
 
 
@@ -54,16 +55,21 @@ def reported(study, capsys):
     return report, capsys.readouterr().out
 
 
-def test_swapped_headers_are_warned_of_before_the_run(
+def test_swapped_headers_stop_the_run_unless_yes_is_said(
     thinker, shapes, tmp_path, capsys
 ):
     command = ["rollout", str(thinker), *shapes, *SHORT, "-o", str(tmp_path / "s")]
-    assert run(command) == 0
+    assert run(command) == 2
+    said = capsys.readouterr().err
+    assert "headers may be swapped" in said
+    # The flag is for this file alone, since the other one has no such column.
+    assert "--column harmful=target" in said
+    assert not (tmp_path / "s" / "rollouts.parquet").exists()
+    assert run([*command, "--yes"]) == 0
     lines = capsys.readouterr().err.splitlines()
     warned = [i for i, line in enumerate(lines) if line.startswith("warning: harmful:")]
     assert len(warned) == 1
     assert "headers may be swapped" in lines[warned[0]]
-    assert "--column target" in lines[warned[0]]
     drawing = next(i for i, line in enumerate(lines) if "answers to draw" in line)
     assert warned[0] < drawing
 
@@ -133,11 +139,13 @@ def test_real_benchmarks_run_unchanged_on_the_aligned_organism(tmp_path, capsys)
     flags = [word for pair in files.items() for word in map(str, pair)]
     flags += ["--limit", "40", "-o", str(study)]
     command = ["audit", "organism:aligned", *flags]
+    assert run(command) == 2
+    assert "headers may be swapped" in capsys.readouterr().err
+    command += ["--column", "harmful=target"]
     # 40 requests of a kind may be too few for a probe, and that is told, not hidden.
     assert run(command) in (0, 4)
     captured = capsys.readouterr()
     assert "Traceback" not in captured.err
-    assert "headers may be swapped" in captured.err
     report = json.loads((study / "report.json").read_text())
     validate(report)
     outcomes = report["outcomes"]

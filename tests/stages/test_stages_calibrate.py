@@ -6,7 +6,12 @@ from pathlib import Path
 
 import pytest
 
-from holdfast.errors import EndpointError, PromptFileError, SettingsError
+from holdfast.errors import (
+    EndpointError,
+    EvidenceError,
+    PromptFileError,
+    SettingsError,
+)
 from holdfast.judges.calibration import brief, find_calibration
 from holdfast.judges.contract import JudgeIdentity
 from holdfast.judges.offline import RulesJudge
@@ -74,11 +79,38 @@ def test_what_the_judge_cannot_read_is_shown_and_in_no_kappa(tmp_path):
     assert confusion_rows(record)[0][-2:] == ["degenerate", "unparsed"]
 
 
-def test_a_judge_that_reads_nothing_has_no_kappa(tmp_path):
-    table = [("refused", "unparsed"), ("complied", "unparsed")]
-    record = calibrate(tmp_path, write(tmp_path, "a.jsonl", table))
-    assert record["pooled"]["two_way"]["value"] is None
-    assert rows(record)[1][2:4] == ["0.0%", "–"]
+@pytest.mark.parametrize(
+    ("table", "said"),
+    [
+        ([("refused", "unparsed"), ("complied", "unparsed")], "0 of 2 answers"),
+        ([("refused", "degenerate"), ("complied", "unparsed")], "as told"),
+        ([("refused", "refused")] * 3, "one class, or no spread"),
+    ],
+)
+def test_without_a_kappa_no_record_is_written(tmp_path, table, said):
+    with pytest.raises(EvidenceError, match=said) as caught:
+        calibrate(tmp_path, write(tmp_path, "a.jsonl", table))
+    assert caught.value.exit_status == 4
+    assert not (tmp_path / "out").exists()
+
+
+def test_an_old_record_without_a_kappa_is_no_calibration(tmp_path):
+    table = [("refused", "refused"), ("complied", "complied")] * 3
+    calibrate(tmp_path, write(tmp_path, "a.jsonl", table))
+    [path] = (tmp_path / "out").iterdir()
+    record = json.loads(path.read_text())
+    for key in ("two_way", "three_way"):
+        record["pooled"][key] |= {"value": None, "low": None, "high": None}
+    path.write_text(json.dumps(record))
+    assert find_calibration(Oracle.identity, [tmp_path / "out"]) is None
+
+
+def test_half_a_surrogate_pair_in_a_label_file_is_named(tmp_path):
+    path = tmp_path / "a.jsonl"
+    row = '{"request": "How?", "response": "So \\ud83d.", "label": "complied"}'
+    path.write_text(row)
+    with pytest.raises(PromptFileError, match="surrogate pair at line 1"):
+        run(CalibrateSettings((str(path),), output=None), judge=Oracle())
 
 
 def test_files_stand_beside_the_pool(tmp_path):

@@ -220,7 +220,13 @@ def test_two_evaluations_are_compared_prompt_by_prompt(
 
 def fake(verdict, score=None, **more):
     row = {"suite": "s", "kind": "harmful", "wrapper": None, "request_id": "r"}
-    row |= {"verdict": verdict, "score": score, "finish": "stop", "correct": None}
+    row |= {
+        "verdict": verdict,
+        "score": score,
+        "finish": "stop",
+        "forced_close": False,
+        "correct": None,
+    }
     return row | more
 
 
@@ -281,7 +287,7 @@ def test_bad_input_is_named(words, said, thinker, tmp_path, capsys, suites):
     ("judge", "words"),
     [
         ("guard:{folder}/wildguard", ["config.json"]),
-        ("guard:{folder}/my-guard", ["--template", "wildguard"]),
+        ("guard:{folder}/my-guard", ["--judge-template", "wildguard"]),
     ],
 )
 def test_a_judge_that_will_not_load_is_named_before_anything_is_drawn(

@@ -135,12 +135,14 @@ def test_quotas_divide_the_budget(thinker, made, tmp_path):
 def test_rows_that_cannot_be_scored_are_counted_listed_and_not_lost(
     thinker, made, tmp_path, capsys
 ):
-    rows = [dict(made.rows[1]) for _ in range(4)]
+    rows = [dict(made.rows[1]) for _ in range(6)]
     for place, row in enumerate(rows):
         row["prompt"] += f" Variant {place}."
     del rows[1]["thinking"]
     rows[2]["thinking"] = "No. " * 400
     rows[3]["thinking"] = "Say no."
+    rows[4]["thinking"] = f"<think>\n{rows[4]['thinking']}\n</think>"
+    rows[5]["response"] = f"<think>\n{rows[5].pop('thinking')}"
     path = tmp_path / "odd.jsonl"
     path.write_text("".join(json.dumps(row) + "\n" for row in rows))
     own = {"pool": str(path), "scores": str(tmp_path / "s")}
@@ -154,7 +156,10 @@ def test_rows_that_cannot_be_scored_are_counted_listed_and_not_lost(
         "no thinking": 1,
         "over the context": 1,
         "short thinking": 1,
+        "tags inside the thinking": 1,
+        "thinking that never ends": 1,
     }
+    assert record["left_out"]["thinking that never ends"]["first"] == ["line 6"]
     assert record["left_out"]["over the context"]["first"] == ["line 3"]
     assert "over the context of 256" in table["reason"][2]
     # The final score needs no plateau: short thinking may be chosen by it.
@@ -395,11 +400,11 @@ def test_an_output_that_cannot_be_meant_is_refused_before_anything_is_scored(
     assert pool.read_bytes() == before
 
 
-def test_a_damaged_shard_is_named_with_what_to_do(thinker, made, tmp_path, capsys):
+def test_a_damaged_shard_is_said_and_made_again(thinker, made, tmp_path, capsys):
     own = {"scores": str(tmp_path / "s")}
     flags = ("--budget", "5")
     assert select(thinker, made, tmp_path, *flags, **own)[0] == 0
     [shard] = (tmp_path / "s").glob("*/*.parquet")
     shard.write_bytes(shard.read_bytes()[:-20])
-    assert select(thinker, made, tmp_path, *flags, **own)[0] == 2
-    assert ".done.json" in capsys.readouterr().err
+    assert select(thinker, made, tmp_path, *flags, **own)[0] == 0
+    assert "it is made again" in capsys.readouterr().err

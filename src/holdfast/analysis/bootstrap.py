@@ -35,6 +35,9 @@ class Estimate(NamedTuple):
         high: Upper end of the interval; None exactly where `value` is.
         n: Rows it was computed from.
         reason: A sentence where `value` is None, else None.
+        bounds: Least and largest value, where rows that no judge could read may
+            count or not; `value` is then the least, or None. See `unjudged`.
+        n_unjudged: How many of the rows those are.
     """
 
     value: float | None
@@ -42,6 +45,8 @@ class Estimate(NamedTuple):
     high: float | None
     n: int
     reason: str | None = None
+    bounds: tuple[float, float] | None = None
+    n_unjudged: int = 0
 
 
 def undefined(n: int, reason: str) -> Estimate:

@@ -119,6 +119,10 @@ def print_counts(summary: Mapping[str, Any]) -> None:
         for verdict, count in counts.items()
     ]
     print_table(f"{summary['rows']} answers", ("role", "verdict", "rows"), rows)
+    if summary["forced_close"]:
+        from holdfast.report.text import closed_by_force
+
+        print_lines(closed_by_force(summary["forced_close"], summary["rows"]))
 
 
 def print_figures(title: str, block: Mapping[str, Any]) -> None:

@@ -20,6 +20,8 @@ def print_selection(found: Mapping[str, Any]) -> None:
         [why, str(entry["rows"]), ", ".join(entry["first"])]
         for why, entry in found["left_out"].items()
     ]
+    if found["forced_close"]:
+        rows.append(["thinking closed by force", str(found["forced_close"]), ""])
     rows += [
         ["near copies passed over", str(found["near_copies_passed_over"]), ""],
         ["tied with the last and left out", str(found["tied_and_left_out"]), ""],

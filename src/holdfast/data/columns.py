@@ -1,7 +1,8 @@
-"""Which column of a table holds the prompts, and what its cells say."""
+"""Which columns of a table make a prompt, and what their cells say."""
 
 import json
 import re
+from collections.abc import Mapping
 from typing import Any, Final, NamedTuple
 
 from holdfast.data.readers import TEXT_CELL, Row, Table
@@ -15,8 +16,35 @@ KNOWN_COLUMNS: Final = (
     "behavior",
     "forbidden_prompt",
     "turns",
+    "messages",
 )
 """Names of a prompt column, case folded, the first that exists being read."""
+
+ATTACK_COLUMNS: Final = (
+    "prompt",
+    "jailbreak_prompt",
+    "adversarial_prompt",
+    "adversarial",
+    "jailbreak",
+    "attack",
+    "test_case",
+)
+"""Names of a column of jailbreak prompts; what they stand around is in another one."""
+
+REQUEST_COLUMNS: Final = ("goal", "behavior", "forbidden_prompt", "vanilla", "request")
+"""Names of a column that says what a jailbreak prompt is about."""
+
+CONTEXTS: Final[Mapping[str, tuple[str, ...]]] = {
+    "contextstring": (),
+    "context": ("question", "instruction", "behavior", "goal", "prompt"),
+    "input": ("instruction",),
+}
+"""Columns that belong to the request, and beside which columns ( any) they do."""
+
+CONTEXT_RULE: Final = "\n\n---\n\n"
+_TALKS: Final = ("turns", "messages", "conversation", "conversations")
+_USER: Final = ("user", "human")
+_MODEL: Final = ("assistant", "gpt", "model", "bot")
 
 _ANSWER: Final = re.compile(
     r"\W*(sure|certainly|absolutely|of course)\b\W*[,!.:]|\W*here('s|’s| is| are)\b",
@@ -28,61 +56,99 @@ _LISTED_LENGTH: Final = 40
 
 
 class Choice(NamedTuple):
-    """The chosen column (None for a format without columns) and what to say of it."""
+    """The columns that are read.
+
+    Attributes:
+        column: Column of the prompts, None for a format without columns.
+        notes: What to say of it; a doubt starts with "warning:".
+        request: Column of the request behind an attack, None where there is none.
+        context: Column of a text that the request refers to, None for none.
+    """
 
     column: str | None
     notes: tuple[str, ...]
+    request: str | None = None
+    context: str | None = None
 
-    def text(self, row: Row, name: str) -> str:
-        """Return the prompt of a row, exactly; "" for a cell that is not there.
+    def turns(self, row: Row, name: str) -> tuple[str, ...]:
+        """Return what the user says in a row, turn by turn, exactly.
 
         Args:
             row: A row of the table.
             name: File name, for messages.
 
         Returns:
-            The text; of a column `turns`, the first turn.
+            One text a turn; none for a cell that is empty or not there. Turns of the
+            model are left out, since the model that is asked gives its own.
 
         Raises:
-            PromptFileError: If the cell is not text, or is not valid Unicode.
+            PromptFileError: If the cell is neither text nor a list of turns.
         """
         column = TEXT_CELL if self.column is None else self.column
         value = row.cells.get(column)
-        if column.strip().casefold() == "turns":
-            value = _first_turn(value, row, name)
+        if _folded(column) in _TALKS and isinstance(value, str):
+            value = _unpacked(value, column, row, name)
         if value is None:
-            return ""
-        if not isinstance(value, str):
-            raise PromptFileError(
-                f"text in column `{column}` of `{name}`",
-                f"{type(value).__name__} at {row.place}",
-                "Choose the column of the prompts with `--column`; a list of turns"
-                " belongs in a column called `turns`.",
-            )
-        try:
-            value.encode()
-        except UnicodeEncodeError as error:
-            raise PromptFileError(
-                f"valid Unicode in `{name}`",
-                f"half a surrogate pair at {row.place}",
-                "Write the character itself, or both halves of its escape.",
-            ) from error
-        return value
+            return ()
+        if isinstance(value, list | tuple):
+            return _turns(value, column, row, name)
+        if isinstance(value, str):
+            return (value,) if value.strip() else ()
+        raise PromptFileError(
+            f"text in column `{column}` of `{name}`",
+            f"{type(value).__name__} at {row.place}",
+            "Choose the column of the prompts with `--column`; a conversation is a"
+            " list of texts.",
+        )
+
+    def background(self, row: Row) -> str | None:
+        """Return the text that a row's request refers to, None for none."""
+        value = None if self.context is None else row.cells.get(self.context)
+        return value if isinstance(value, str) and value.strip() else None
+
+    def with_background(self, text: str, row: Row) -> str:
+        """Return a request with the text that it refers to.
+
+        An `input` stands behind its instruction, as Alpaca has it; any other text
+        stands before the request. A request that holds the text already stays as it
+        is.
+        """
+        found = self.background(row)
+        if found is None or found.strip() in text:
+            return text
+        if _folded(self.context or "") == "input":
+            return f"{text}\n\n{found}"
+        return f"{found}{CONTEXT_RULE}{text}"
 
 
-def choose_column(table: Table, column: str | None, name: str) -> Choice:
+def choose_column(
+    table: Table,
+    column: str | None,
+    name: str,
+    *,
+    attacked: bool = False,
+    asked: bool = True,
+    role: str | None = None,
+    accept: bool = False,
+) -> Choice:
     """Choose the column of the prompts, and say which and why.
 
     Args:
         table: Rows as read.
-        column: What the user asked for, None for the first known name.
+        column: The column that is wanted, None for the first known name.
         name: File name, for messages.
+        attacked: Whether the prompts are jailbreak prompts, which stand beside the
+            request that they are about.
+        asked: Whether a column is wanted by the user, whose word then counts.
+        role: What the file is read as, for the advice on flags.
+        accept: Whether a column is read though its rows look like answers.
 
     Returns:
-        The column as the table spells it, with notes.
+        The columns as the table spells them, with notes.
 
     Raises:
-        PromptFileError: If there is no such column; lists those there are.
+        PromptFileError: If there is no such column, or it seems to hold answers;
+            lists the columns that there are.
     """
     if not table.columns:
         if column is not None:
@@ -92,22 +158,71 @@ def choose_column(table: Table, column: str | None, name: str) -> Choice:
                 "Leave out `--column`.",
             )
         return Choice(None, ())
-    chosen = _match(table.columns, KNOWN_COLUMNS if column is None else (column,))
+    known = (*ATTACK_COLUMNS, *KNOWN_COLUMNS) if attacked else KNOWN_COLUMNS
+    chosen = _match(table.columns, known if column is None else (column,))
     if chosen is None:
-        wanted = f"column `{column}`" if column else "a column of prompts"
-        raise PromptFileError(
-            f"{wanted} in `{name}`"
-            if column
-            else f"{wanted} in `{name}`, called one of {', '.join(KNOWN_COLUMNS)}",
-            f"columns {_listed(table.columns)}",
-            "Name the column that holds the prompts with `--column`"
-            + _delimiter_hint(table.columns),
-        )
+        raise _no_column(table, column, name)
     if column is None:
         note = f"column `{chosen}` was chosen out of {_listed(table.columns)}."
     else:
         note = f"column `{chosen}` was read, as asked."
-    return Choice(chosen, (note, *_swap_notes(table, chosen)))
+    request = _match(table.columns, REQUEST_COLUMNS) if attacked else None
+    context = context_choice(table.columns, chosen).context
+    made = Choice(chosen, (), None if request == chosen else request, context)
+    sure = accept or (column is not None and asked)
+    swap = _swap_notes(table, chosen, name, role, sure)
+    return made._replace(notes=(note, *_beside(table, made), *swap))
+
+
+def context_choice(columns: tuple[str, ...], column: str) -> Choice:
+    """Return a choice of a column with the text that belongs to its requests.
+
+    Args:
+        columns: The columns there are.
+        column: The one that holds the requests.
+    """
+    for name, beside in CONTEXTS.items():
+        found = _match(columns, (name,))
+        if found not in (None, column) and (not beside or _folded(column) in beside):
+            return Choice(column, (), context=found)
+    return Choice(column, ())
+
+
+def _no_column(table: Table, column: str | None, name: str) -> PromptFileError:
+    wanted = f"column `{column}`" if column else "a column of prompts"
+    return PromptFileError(
+        f"{wanted} in `{name}`"
+        if column
+        else f"{wanted} in `{name}`, called one of {', '.join(KNOWN_COLUMNS)}",
+        f"columns {_listed(table.columns)}",
+        "Name the column that holds the prompts with `--column`"
+        + _header_hint(table.columns),
+    )
+
+
+def _beside(table: Table, choice: Choice) -> tuple[str, ...]:
+    """Say which other columns have a part in the prompt, or might have had one."""
+    notes = []
+    if choice.request is not None:
+        notes.append(
+            f"column `{choice.request}` is the request behind the attack in"
+            f" `{choice.column}`."
+        )
+    if choice.context is not None:
+        count = sum(choice.background(row) is not None for row in table.rows)
+        notes.append(f"column `{choice.context}` was put into {count} prompts.")
+    talk = _match(table.columns, _TALKS)
+    if talk is not None and _folded(choice.column or "") not in _TALKS:
+        longer = sum(
+            isinstance(value := row.cells.get(talk), list) and len(value) > 1
+            for row in table.rows
+        )
+        if longer:
+            notes.append(
+                f"warning: column `{talk}` holds conversations in {longer} rows and"
+                f" was not read: `{choice.column}` was asked alone."
+            )
+    return tuple(notes)
 
 
 def _match(columns: tuple[str, ...], wanted: tuple[str, ...]) -> str | None:
@@ -115,9 +230,13 @@ def _match(columns: tuple[str, ...], wanted: tuple[str, ...]) -> str | None:
         if name in columns:
             return name
         for column in columns:
-            if column.strip().casefold() == name.strip().casefold() and column:
+            if _folded(column) == _folded(name) and column:
                 return column
     return None
+
+
+def _folded(column: str) -> str:
+    return column.strip().casefold()
 
 
 def _listed(columns: tuple[str, ...]) -> str:
@@ -130,30 +249,70 @@ def _listed(columns: tuple[str, ...]) -> str:
     return (", ".join(shown) + more) or "without names"
 
 
-def _delimiter_hint(columns: tuple[str, ...]) -> str:
-    if len(columns) != 1:
-        return "."
-    for delimiter, word in ((";", "semicolons"), ("\t", "tabs")):
-        if delimiter in columns[0]:
-            return f"; this file seems to be cut by {word}: cut it by commas."
-    return "; a file of prompts without a header is named `.txt`, one a line."
+def _header_hint(columns: tuple[str, ...]) -> str:
+    if len(columns) == 1:
+        for delimiter, word in ((";", "semicolons"), ("\t", "tabs")):
+            if delimiter in columns[0]:
+                return f"; this file seems to be cut by {word}: cut it by commas."
+    if len(columns) == 1 or any(len(name.split()) > 3 for name in columns):
+        return "; a table without a header needs a first line, such as `prompt`."
+    return "."
 
 
-def _first_turn(value: Any, row: Row, name: str) -> Any:
-    if isinstance(value, str) and value.lstrip().startswith("["):
-        # CSV has no lists; the usual way to put one into a cell is JSON.
-        try:
-            value = json.loads(value)
-        except ValueError as error:
-            raise PromptFileError(
-                f"a JSON list in column `turns` of `{name}`",
-                f"{error} at {row.place}",
-                'Write the turns as ["first", "second"].',
-            ) from error
-    return (value[0] if value else None) if isinstance(value, list) else value
+def _unpacked(value: str, column: str, row: Row, name: str) -> Any:
+    # CSV has no lists; the usual way to put one into a cell is JSON.
+    if not value.lstrip().startswith("["):
+        return value
+    try:
+        return json.loads(value)
+    except ValueError as error:
+        raise PromptFileError(
+            f"a JSON list in column `{column}` of `{name}`",
+            f"{error} at {row.place}",
+            'Write the turns as ["first", "second"].',
+        ) from error
 
 
-def _swap_notes(table: Table, chosen: str) -> tuple[str, ...]:
+def _turns(
+    value: list[Any] | tuple[Any, ...], column: str, row: Row, name: str
+) -> tuple[str, ...]:
+    """Return the user's turns of a conversation."""
+    said = [_said(each, column, row, name) for each in value]
+    # Tables pad the shorter conversations of a column.
+    while said and said[-1] == "":
+        said.pop()
+    turns = tuple(each for each in said if each is not None)
+    if all(turns):
+        return turns
+    raise PromptFileError(
+        f"a text in every turn of column `{column}` of `{name}`",
+        f"an empty turn at {row.place}",
+        "Fill it in, or leave it out.",
+    )
+
+
+def _said(turn: Any, column: str, row: Row, name: str) -> str | None:
+    """Return the text of a turn of the user's; None for one of the model's."""
+    who = "user"
+    if isinstance(turn, dict):
+        who = str(turn.get("role", turn.get("from", ""))).casefold()
+        turn = turn.get("content", turn.get("value"))
+    if who in _MODEL:
+        return None
+    if who in _USER and (turn is None or isinstance(turn, str)):
+        return turn if turn and turn.strip() else ""
+    found = f"a turn of `{who}`" if who not in _USER else type(turn).__name__
+    raise PromptFileError(
+        f"turns of the user as texts in column `{column}` of `{name}`",
+        f"{found} at {row.place}",
+        "Write the turns as texts; a system prompt is given by `--system-prompt`.",
+    )
+
+
+def _swap_notes(
+    table: Table, chosen: str, name: str, role: str | None, accept: bool
+) -> tuple[str, ...]:
+    """Warn of a column that seems to hold answers; refuse it where nobody chose it."""
     if _answer_share(table, chosen) < _MOSTLY:
         return ()
     others = [
@@ -166,11 +325,22 @@ def _swap_notes(table: Table, chosen: str) -> tuple[str, ...]:
     if not others:
         return ()
     best = max(others, key=lambda column: len(set(_texts(table, column))))
-    return (
-        f"warning: the rows of column `{chosen}` start like answers and those of"
-        f" `{best}` do not: the headers may be swapped. To read the other column, give"
-        f" `--column {best}`.",
+    doubt = (
+        f"the rows of column `{chosen}` start like answers and those of `{best}` do"
+        " not: the headers may be swapped"
     )
+    otherwise = (
+        f"To read the other column, give `--column {role}={best}`"
+        if role
+        else "To read the other column, rename the two"
+    )
+    if not accept:
+        raise PromptFileError(
+            f"prompts in column `{chosen}` of `{name}`",
+            doubt,
+            f"{otherwise}; to read this one all the same, give --yes.",
+        )
+    return (f"warning: {doubt}. {otherwise}.",)
 
 
 def _texts(table: Table, column: str) -> list[str]:

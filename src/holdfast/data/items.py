@@ -3,7 +3,7 @@
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
-from holdfast.data.prompts import Label, Prompt, prompt_id
+from holdfast.data.prompts import Label, Prompt, reworded
 
 Kind = Literal["harmful", "safe_lookalike", "benign", "utility"]
 KINDS: tuple[Kind, ...] = ("harmful", "safe_lookalike", "benign", "utility")
@@ -38,10 +38,7 @@ class Item:
 
     def reworded(self, text: str, wrapper: str) -> "Item":
         """Return the item under an attack; request and cluster stay as they are."""
-        prompt = replace(
-            self.prompt, prompt_id=prompt_id(text), text=text, wrapper=wrapper
-        )
-        return replace(self, prompt=prompt)
+        return replace(self, prompt=reworded(self.prompt, text, wrapper))
 
 
 @dataclass(frozen=True, slots=True)

@@ -124,6 +124,14 @@ def _text(row: Row, column: str, name: str) -> str:
     value = row.cells.get(column)
     # An empty answer is an answer, and one that judges have to know.
     if isinstance(value, str):
+        try:
+            value.encode()
+        except UnicodeEncodeError as error:
+            raise PromptFileError(
+                f"valid Unicode in column `{column}` of `{name}`",
+                f"half a surrogate pair at {row.place}",
+                "Write the character itself, or both halves of its escape.",
+            ) from error
         return value
     raise PromptFileError(
         f"text in column `{column}` of `{name}`",

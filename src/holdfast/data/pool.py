@@ -6,6 +6,7 @@ their own, or both in one field with tags around the thinking.
 
 import hashlib
 import json
+import re
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property
@@ -13,6 +14,7 @@ from pathlib import Path
 from typing import Any, Final, NamedTuple
 
 from holdfast.data.chat_template import ThinkingFormat
+from holdfast.data.columns import context_choice
 from holdfast.data.conversation import split_completion
 from holdfast.data.pool_files import Raw, raw_rows
 from holdfast.data.readers import Row
@@ -28,6 +30,12 @@ FIELDS: Final[dict[str, tuple[str, ...]]] = {
     "category": ("category", "topic"),
 }
 """Names under which a field is looked for, the first that exists being read."""
+
+UNENDED: Final = "thinking that never ends"
+NO_ANSWER: Final = "no answer after the thinking"
+TWO_THOUGHTS: Final = "thinking in a field and in the answer"
+TAGS_INSIDE_THINKING: Final = "tags inside the thinking"
+TAGS_INSIDE_ANSWER: Final = "tags inside the answer"
 
 _TAGS: Final = (
     ("<think>", "</think>"),
@@ -55,6 +63,7 @@ class PoolRow:
         response: The safe answer, without the thinking.
         category: Its category, where the pool says so.
         cells: The row as it was read.
+        broken: Why the row is not to be trained on, None where it is whole.
     """
 
     row: int
@@ -64,6 +73,7 @@ class PoolRow:
     response: str
     category: str | None
     cells: Mapping[str, Any]
+    broken: str | None = None
 
     @property
     def content(self) -> int:
@@ -173,19 +183,23 @@ class Pool:
         cells = raw.parse()
         row = Row(raw.place, cells)
         prompt = self._text(row, "prompt")
+        column = self._name(row, "prompt") or ""
+        prompt = context_choice(tuple(cells), column).with_background(prompt, row)
         response = self._text(row, "response")
         own = cells.get(OWN)
         thinking = _optional(own.get("thinking")) if isinstance(own, dict) else None
         found = self._optional(row, "thinking")
-        inside, response = split_thought(response)
+        split = split_thought(response)
+        given = thinking or found
         return PoolRow(
             row=number,
             place=raw.place,
             prompt=prompt,
-            thinking=thinking or found or inside,
-            response=response,
+            thinking=given or split.thinking,
+            response=split.answer,
             category=_shown(cells.get(self._name(row, "category") or "")),
             cells=cells,
+            broken=_fault(given or split.thinking, given, split),
         )
 
     def _name(self, row: Row, field: str) -> str | None:
@@ -210,20 +224,56 @@ class Pool:
         )
 
 
-def split_thought(text: str) -> tuple[str | None, str]:
+class Split(NamedTuple):
+    """Thinking and answer of a text, or what is wrong with its thinking."""
+
+    thinking: str | None
+    answer: str
+    broken: str | None = None
+
+
+def split_thought(text: str) -> Split:
     """Cut an answer at the end of the thinking inside it.
+
+    A closing tag ends a thinking where the text begins with the opening one, or where
+    it has a line of its own, as models write it whose template opens the thinking. A
+    text that speaks of tags is no thinking.
 
     Args:
         text: An answer, with its thinking in tags or without any.
 
     Returns:
-        The thinking, None without a closing tag, and the answer.
+        The thinking, None where there is none, and the answer.
     """
     for fmt in _FORMATS:
-        if fmt.close in text:
+        opens = text.lstrip().startswith(fmt.open)
+        if opens and fmt.close not in text:
+            return Split(None, text, UNENDED)
+        if opens or _own_line(fmt.close).search(text):
             found = split_completion(text, fmt)
-            return found.thinking.strip("\n") or None, found.answer.strip()
-    return None, text
+            return Split(found.thinking.strip("\n") or None, found.answer.strip())
+    return Split(None, text)
+
+
+def _own_line(tag: str) -> re.Pattern[str]:
+    return re.compile(rf"^[ \t]*{re.escape(tag)}[ \t]*$", re.MULTILINE)
+
+
+def _fault(thinking: str | None, given: str | None, split: Split) -> str | None:
+    """Return what is wrong with a row after the split; None where all is right."""
+    if split.broken is not None:
+        return split.broken
+    if given is not None and split.thinking is not None:
+        return TWO_THOUGHTS
+    if not split.answer.strip():
+        return NO_ANSWER
+    for fmt in _FORMATS:
+        for tag in (fmt.open, fmt.close):
+            if tag in (thinking or ""):
+                return TAGS_INSIDE_THINKING
+            if tag in split.answer:
+                return TAGS_INSIDE_ANSWER
+    return None
 
 
 def _optional(value: Any) -> str | None:

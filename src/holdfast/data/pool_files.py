@@ -7,7 +7,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any, Final, NamedTuple
 
-from holdfast.data.readers import decode, read_table, suffix
+from holdfast.data.readers import decode, read_table, require_unicode, suffix
 from holdfast.errors import PromptFileError
 
 _BATCH: Final = 256
@@ -62,6 +62,7 @@ def _object(name: str, place: str, line: bytes) -> dict[str, Any]:
         raise _malformed(
             name, "one JSON object a line", f"a {type(value).__name__} at {place}"
         )
+    require_unicode(value, name, place)
     return value
 
 

@@ -3,23 +3,32 @@
 import hashlib
 import json
 import unicodedata
-from dataclasses import dataclass
-from typing import Any, Final, Literal
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, Final, NamedTuple
 
 from holdfast.data.columns import Choice, choose_column
+from holdfast.data.harm_labels import Label, cell_text, read_labels
 from holdfast.data.readers import Row, Table
-from holdfast.data.sources import load
+from holdfast.data.sources import Content, load
 from holdfast.errors import PromptFileError
 
-Label = Literal["harmful", "benign"]
+__all__ = [
+    "Label",
+    "Placed",
+    "Prompt",
+    "PromptFile",
+    "content_hash",
+    "conversation_id",
+    "distinct_prompts",
+    "normalise",
+    "placed_prompts",
+    "prompt_id",
+    "read_prompts",
+    "reworded",
+]
 
-_LABELS: Final[dict[str, Label]] = {
-    "harmful": "harmful",
-    "unsafe": "harmful",
-    "benign": "benign",
-    "harmless": "benign",
-    "safe": "benign",
-}
+_PLAIN: Final = {"none", "plain", "null", "n/a"}
 _STRAIGHT: Final = str.maketrans("‘’‚‛“”„‟", "''''\"\"\"\"")
 _SHOWN: Final = 5
 
@@ -29,13 +38,17 @@ class Prompt:
     """One thing a user says to a model.
 
     Attributes:
-        prompt_id: First 16 hex digits of the hash of the normalised text.
+        prompt_id: First 16 hex digits of the hash of the normalised text, or of the
+            texts of all turns.
         request_id: The request without its wrapper; the cluster of every interval.
-        text: What the user turn says, exactly.
+        text: What the user's turn says, exactly; of a conversation the last one.
         label: Whether the request is harmful.
         source: Name of the file or dataset it comes from.
         wrapper: Name of the jailbreak wrapper around the request, None for plain.
         topic: What the request is about, where the source says so.
+        earlier: What the user says in the turns before, each of which the model that
+            is asked answers itself.
+        request: The request behind an attack, where the source says so.
     """
 
     prompt_id: str
@@ -45,6 +58,13 @@ class Prompt:
     source: str
     wrapper: str | None
     topic: str | None = None
+    earlier: tuple[str, ...] = ()
+    request: str | None = None
+
+    @property
+    def said(self) -> str:
+        """All that the user says, turn after turn."""
+        return "\n\n".join((*self.earlier, self.text))
 
 
 @dataclass(frozen=True)
@@ -56,7 +76,7 @@ class PromptFile:
         source: Name of the source; a Hub dataset's carries its commit.
         column: Column that was read, None for a format without columns.
         columns: All columns of the source.
-        n_rows: Rows before duplicates were left out.
+        n_rows: Rows with a prompt, before duplicates were left out.
         n_duplicates: Rows that repeat the normalised text of an earlier one.
         sha256: Hash of the bytes that were read.
         notes: Sentences to show to the user; a doubt starts with "warning:".
@@ -92,24 +112,69 @@ def prompt_id(text: str) -> str:
     return content_hash(text)[:16]
 
 
+def conversation_id(turns: Sequence[str]) -> str:
+    """Return the id of what a user says: of one text `prompt_id`, of more their own."""
+    if len(turns) == 1:
+        return prompt_id(turns[0])
+    return prompt_id(json.dumps([normalise(turn) for turn in turns]))
+
+
+def reworded(prompt: Prompt, text: str, wrapper: str | None = None) -> Prompt:
+    """Return a prompt whose last turn says something else; its request stays.
+
+    Args:
+        prompt: The prompt.
+        text: What the last turn says instead.
+        wrapper: Name of the attack that this is, None to keep what is there.
+    """
+    key = conversation_id((*prompt.earlier, text))
+    name = prompt.wrapper if wrapper is None else wrapper
+    return replace(prompt, prompt_id=key, text=text, wrapper=name)
+
+
+class Placed(NamedTuple):
+    """A prompt, and the row that it comes from."""
+
+    prompt: Prompt
+    row: Row
+
+
+class PlacedPrompts(NamedTuple):
+    """The prompts of a table row by row, repeats and all, and how they were read."""
+
+    rows: tuple[Placed, ...]
+    choice: Choice
+    notes: tuple[str, ...]
+
+
 def read_prompts(
     source: str,
     *,
     label: Label,
     column: str | None = None,
     revision: str | None = None,
+    attacked: bool = False,
+    role: str | None = None,
+    accept: bool = False,
+    first_turn: bool = False,
 ) -> PromptFile:
     """Read the distinct prompts of a file or of a Hub dataset.
 
     Formats: CSV, TSV, JSON (a list of objects or of texts, or one object of columns),
-    JSONL, Parquet, plain text (one prompt a line), and "hub:owner/name[:split]".
-    Optional columns: `wrapper`, `request_id`, `label`, and `topic` or `category`.
+    JSONL, Parquet, plain text (one prompt a line), and "hub:owner/name[:split]". A
+    list of turns is a conversation. Optional columns: `wrapper`, `request_id`, a label
+    of harm, a text that the request refers to, and `topic` or `category`.
 
     Args:
         source: Path of a file, or a Hub dataset.
         label: Label of every row that has none of its own.
         column: Column with the prompts; None chooses the first known name.
         revision: Branch, tag or commit of a Hub dataset.
+        attacked: Whether the prompts are jailbreak prompts: a column `prompt` beside
+            a `goal` is the attack then, and `goal` the request behind it.
+        role: What the file is read as, for the advice on flags.
+        accept: Whether a column is read though its rows look like answers.
+        first_turn: Whether of a conversation only its first turn is asked.
 
     Returns:
         The prompts with counts, hash, and notes for the user.
@@ -121,131 +186,216 @@ def read_prompts(
     """
     content = load(source, revision)
     table = content.table
-    choice = choose_column(table, column, content.name)
-    _require_text(table, choice, content.name)
-    labels, label_notes = _labels(table, label, content.name)
-    prompts, n_duplicates = _distinct(table, choice, labels, content.name)
+    choice = choose_column(
+        table, column, content.name, attacked=attacked, role=role, accept=accept
+    )
+    found = placed_prompts(content, choice, label, first_turn=first_turn)
+    prompts = distinct_prompts(found.rows, content.name)
+    n_rows, n_duplicates = len(found.rows), len(found.rows) - len(prompts)
+    repeats = (
+        f"{n_duplicates} of {n_rows} rows repeat an earlier prompt and were left out.",
+    )
     return PromptFile(
         prompts=prompts,
         source=content.name,
         column=choice.column,
         columns=table.columns,
-        n_rows=len(table.rows),
+        n_rows=n_rows,
         n_duplicates=n_duplicates,
         sha256=content.sha256,
-        notes=(
-            *content.notes,
-            *choice.notes,
-            *label_notes,
-            *_row_notes(table, n_duplicates),
-        ),
+        notes=(*content.notes, *found.notes, *(repeats if n_duplicates else ())),
     )
 
 
-def _require_text(table: Table, choice: Choice, name: str) -> None:
-    empty = [row.place for row in table.rows if not choice.text(row, name).strip()]
-    if empty:
-        more = f" and {len(empty) - _SHOWN} more" if len(empty) > _SHOWN else ""
+def placed_prompts(
+    content: Content, choice: Choice, label: Label, *, first_turn: bool = False
+) -> PlacedPrompts:
+    """Return the prompt of every row that has one, with its label and its cluster.
+
+    Prompt files and imported completions are both read here, so that one row means
+    the same in either.
+
+    Args:
+        content: The table, and its name.
+        choice: The columns that are read.
+        label: Label of every row that has none of its own.
+        first_turn: Whether of a conversation only its first turn is asked.
+
+    Raises:
+        PromptFileError: If no row has a prompt, or one prompt is harmful in one row
+            and benign in another; names the rows.
+    """
+    name, table = content.name, content.table
+    asked = [(row, choice.turns(row, name)) for row in table.rows]
+    kept = [(row, turns) for row, turns in asked if turns]
+    empty = [row for row, turns in asked if not turns]
+    if not kept:
         where = f" in column `{choice.column}`" if choice.column else ""
         raise PromptFileError(
-            f"a prompt in every row of `{name}`",
-            f"an empty prompt{where} at {', '.join(empty[:_SHOWN])}{more}",
-            "Fill in or delete those rows.",
+            f"prompts{where} of `{name}`",
+            f"none in {len(empty)} rows",
+            "Check which column holds the prompts, and choose it with `--column`.",
         )
+    # The columns of a table count even where its first rows hold no prompt.
+    whole = Table(table.columns, tuple(row for row, _ in kept))
+    labels, label_notes = read_labels(whole, label, name)
+    made = [
+        _prompt(row, turns[:1] if first_turn else turns, choice, each, name)
+        for (row, turns), each in zip(kept, labels, strict=True)
+    ]
+    _require_one_label(made, name)
+    joined, cluster_notes = _with_clusters(made)
+    notes = (
+        *choice.notes,
+        *label_notes,
+        *_empty_notes(empty, len(asked)),
+        *_turn_notes([turns for _, turns in kept], first_turn),
+        *_wrapper_notes(table, choice),
+        *cluster_notes,
+    )
+    return PlacedPrompts(joined, choice, notes)
+
+
+def distinct_prompts(rows: Sequence[Placed], name: str) -> tuple[Prompt, ...]:
+    """Return every prompt once, in the order of the rows.
+
+    Raises:
+        PromptFileError: If all of several rows say the same.
+    """
+    first: dict[str, Prompt] = {}
+    for prompt, _ in rows:
+        first.setdefault(prompt.prompt_id, prompt)
+    if len(first) == 1 and len(rows) > 1:
+        raise PromptFileError(
+            f"different prompts in `{name}`",
+            f"{len(rows)} rows that all say the same",
+            "Check which column holds the prompts, and choose it with `--column`.",
+        )
+    return tuple(first.values())
+
+
+def _prompt(
+    row: Row, turns: tuple[str, ...], choice: Choice, label: Label, name: str
+) -> Placed:
+    turns = (choice.with_background(turns[0], row), *turns[1:])
+    key = conversation_id(turns)
+    behind = choice.request and _cell(row, choice.request)
+    wrapper = _cell(row, "wrapper")
+    is_plain = wrapper is None or wrapper.casefold() in _PLAIN
+    own = _cell(row, "request_id") or (prompt_id(behind) if behind else key)
+    prompt = Prompt(
+        prompt_id=key,
+        request_id=own,
+        text=turns[-1],
+        label=label,
+        source=name,
+        wrapper=None if is_plain else wrapper,
+        topic=_cell(row, "topic", "category"),
+        earlier=turns[:-1],
+        request=behind or None,
+    )
+    return Placed(prompt, row)
 
 
 def _cell(row: Row, *names: str) -> str | None:
     """Return the first optional cell of a row that says something."""
     folded = {str(key).strip().casefold(): value for key, value in row.cells.items()}
     for name in names:
-        shown = _shown(folded.get(name))
+        shown = _shown(folded.get(name.strip().casefold()))
         if shown:
             return shown
     return None
 
 
 def _shown(value: Any) -> str:
-    if value is None:
-        return ""
     if isinstance(value, list):
         return ", ".join(filter(None, map(_shown, value)))
-    return json.dumps(value) if isinstance(value, dict) else str(value).strip()
+    return json.dumps(value) if isinstance(value, dict) else cell_text(value)
 
 
-def _labels(
-    table: Table, label: Label, name: str
-) -> tuple[list[Label], tuple[str, ...]]:
-    cells = [_cell(row, "label") for row in table.rows]
-    known = [_LABELS.get(cell.casefold()) if cell else label for cell in cells]
-    if not any(cells):
-        return [label] * len(cells), ()
-    if not any(cell and cell.casefold() in _LABELS for cell in cells):
-        note = f"column `label` says nothing of harm and was left out: all {label}."
-        return [label] * len(cells), (note,)
-    labels: list[Label] = []
-    for row, cell, value in zip(table.rows, cells, known, strict=True):
-        if value is None:
+def _require_one_label(rows: Iterable[Placed], name: str) -> None:
+    first: dict[str, Placed] = {}
+    for placed in rows:
+        known = first.setdefault(placed.prompt.prompt_id, placed)
+        if known.prompt.label != placed.prompt.label:
             raise PromptFileError(
-                f"column `label` of `{name}` to say {', '.join(_LABELS)}",
-                f"`{cell}` at {row.place}",
-                "Correct the row, or rename the column if it is no label of harm.",
+                f"one label a prompt in `{name}`",
+                f"{known.prompt.label} at {known.row.place} and "
+                f"{placed.prompt.label} at {placed.row.place}",
+                "Both rows say the same; keep one of them.",
             )
-        labels.append(value)
-    other = sum(value != label for value in labels)
-    note = (
-        f"column `label` decides: {len(labels) - other} rows are {label}, {other} not."
-    )
-    return labels, (note,)
 
 
-def _distinct(
-    table: Table, choice: Choice, labels: list[Label], name: str
-) -> tuple[tuple[Prompt, ...], int]:
-    first: dict[str, tuple[Prompt, str]] = {}
-    for row, label in zip(table.rows, labels, strict=True):
-        text = choice.text(row, name)
-        key = prompt_id(text)
-        if key in first:
-            prompt, place = first[key]
-            if prompt.label != label:
-                raise PromptFileError(
-                    f"one label a prompt in `{name}`",
-                    f"{prompt.label} at {place} and {label} at {row.place}",
-                    "Both rows say the same; keep one of them.",
-                )
+def _with_clusters(
+    rows: Sequence[Placed],
+) -> tuple[tuple[Placed, ...], tuple[str, ...]]:
+    """Join the requests that share a prompt, so that none is fitted on and tested on.
+
+    Serving engines name every call by an id of its own, whatever was asked in it.
+    """
+    parents: dict[str, str] = {}
+
+    def root(request: str) -> str:
+        while parents.setdefault(request, request) != request:
+            request = parents[request]
+        return request
+
+    first: dict[str, str] = {}
+    n_joined = 0
+    for prompt, _ in rows:
+        own = root(prompt.request_id)
+        known = root(first.setdefault(prompt.prompt_id, prompt.request_id))
+        if own == known:
             continue
-        wrapper = _cell(row, "wrapper")
-        plain = wrapper is None or wrapper.casefold() in {"none", "plain"}
-        prompt = Prompt(
-            prompt_id=key,
-            request_id=_cell(row, "request_id") or key,
-            text=text,
-            label=label,
-            source=name,
-            wrapper=None if plain else wrapper,
-            topic=_cell(row, "topic", "category"),
-        )
-        first[key] = (prompt, row.place)
-    if len(first) == 1 and len(table.rows) > 1:
-        raise PromptFileError(
-            f"different prompts in `{name}`",
-            f"{len(table.rows)} rows that all say the same",
-            "Check which column holds the prompts, and choose it with `--column`.",
-        )
-    return tuple(prompt for prompt, _ in first.values()), len(table.rows) - len(first)
+        if known == prompt.prompt_id:
+            # The earlier row had no name for its request but the prompt's own.
+            parents[known] = own
+        else:
+            parents[own] = known
+            n_joined += own != prompt.prompt_id
+    made = tuple(
+        Placed(replace(prompt, request_id=root(prompt.request_id)), row)
+        for prompt, row in rows
+    )
+    if not n_joined:
+        return made, ()
+    note = (
+        f"warning: {n_joined} values of `request_id` name prompts that another value"
+        " names as well; each such group counts as one request."
+    )
+    return made, (note,)
 
 
-def _row_notes(table: Table, n_duplicates: int) -> tuple[str, ...]:
-    notes = []
-    if n_duplicates:
-        notes.append(
-            f"{n_duplicates} of {len(table.rows)} rows repeat an earlier prompt and"
-            " were left out."
-        )
+def _empty_notes(empty: Sequence[Row], n_rows: int) -> tuple[str, ...]:
+    if not empty:
+        return ()
+    more = f" and {len(empty) - _SHOWN} more" if len(empty) > _SHOWN else ""
+    places = ", ".join(row.place for row in empty[:_SHOWN])
+    return (
+        f"warning: {len(empty)} of {n_rows} rows hold no prompt and were left out:"
+        f" {places}{more}.",
+    )
+
+
+def _turn_notes(
+    conversations: Sequence[Sequence[str]], first_turn: bool
+) -> tuple[str, ...]:
+    longer = [len(turns) for turns in conversations if len(turns) > 1]
+    if not longer:
+        return ()
+    if first_turn:
+        return (f"{len(longer)} rows have several turns, of which the first is asked.",)
+    return (
+        f"{len(longer)} rows are conversations of up to {max(longer)} turns: each turn"
+        " is asked after the model's own answers, and the last answer is judged.",
+    )
+
+
+def _wrapper_notes(table: Table, choice: Choice) -> tuple[str, ...]:
     named = {name.strip().casefold() for name in table.columns}
-    if "wrapper" in named and "request_id" not in named:
-        notes.append(
+    if "wrapper" in named and "request_id" not in named and choice.request is None:
+        return (
             "warning: column `wrapper` without `request_id`: every row counts as a"
-            " request of its own, so intervals may be too narrow."
+            " request of its own, so intervals may be too narrow.",
         )
-    return tuple(notes)
+    return ()

@@ -4,7 +4,7 @@ from typing import Final
 
 from holdfast.data.items import SuiteFile
 from holdfast.data.sources import load
-from holdfast.data.suites import Suite, items_of, read_suite, suites
+from holdfast.data.suites import PLAINLY, Suite, items_of, read_suite, suites
 from holdfast.errors import PromptFileError, SettingsError
 
 TARGETS: Final = ("target", "answer", "solution")
@@ -58,4 +58,4 @@ def read_questions(source: str) -> SuiteFile:
         sha256=(),
         target=target,
     )
-    return items_of(own, content, None, "A file of your own.")
+    return items_of(own, content, PLAINLY, "A file of your own.")

@@ -98,6 +98,27 @@ def decode(name: str, data: bytes) -> str:
         ) from error
 
 
+def require_unicode(value: Any, name: str, place: str) -> None:
+    """Refuse a JSON value with half a surrogate pair, which no text file can hold.
+
+    Args:
+        value: What was read.
+        name: File name, for messages.
+        place: Where it stands in the file.
+
+    Raises:
+        PromptFileError: Names the place.
+    """
+    try:
+        json.dumps(value, ensure_ascii=False).encode()
+    except UnicodeEncodeError as error:
+        raise PromptFileError(
+            f"valid Unicode in `{name}`",
+            f"half a surrogate pair at {place}",
+            "Write the character itself, or both halves of its escape.",
+        ) from error
+
+
 def _empty(name: str, found: str = "an empty file") -> PromptFileError:
     return PromptFileError(
         f"prompts in `{name}`", found, "Give a file with at least one prompt."
@@ -248,6 +269,7 @@ def _objects(name: str, values: Iterable[tuple[str, Any]]) -> Table:
                 f"a JSON {_kind(value)} at {place}",
                 'Write {"prompt": "..."} for each prompt.',
             )
+        require_unicode(value, name, place)
         cells = {TEXT_CELL: value} if isinstance(value, str) else value
         rows.append(Row(place, cells))
         columns.update(dict.fromkeys(cells))

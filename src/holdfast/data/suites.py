@@ -8,26 +8,45 @@ is read from a file of yours, or at a revision that you name.
 import json
 import os
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cache
 from importlib.resources import files
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
 from holdfast.data.columns import Choice, choose_column
+from holdfast.data.harm_labels import label_columns, read_labels
 from holdfast.data.items import KINDS, Item, Kind, SuiteFile, label_of
-from holdfast.data.prompts import Prompt, prompt_id, read_prompts
-from holdfast.data.readers import Row
+from holdfast.data.prompts import Placed, placed_prompts, read_prompts, reworded
+from holdfast.data.readers import Row, Table
 from holdfast.data.sources import Content, load
 from holdfast.errors import InputError, PromptFileError, SettingsError
 
 FOLDER: Final = "HOLDFAST_BENCHMARKS"
-CONTEXT_RULE: Final = "\n\n---\n\n"
 ASK_FOR_NUMBER: Final = (
     "Work it out step by step. End with one line that holds #### and the final"
     " number, without units."
 )
 _TOPICS: Final = ("topic", "category", "semanticcategory", "type")
+
+
+class Reading(NamedTuple):
+    """How a source is read.
+
+    Attributes:
+        column: Column of the prompts, in place of the suite's own.
+        revision: Revision on the Hub, in place of the pinned one.
+        accept: Whether a column is read though its rows look like answers.
+        first_turn: Whether of a conversation only its first turn is asked.
+    """
+
+    column: str | None = None
+    revision: str | None = None
+    accept: bool = False
+    first_turn: bool = False
+
+
+PLAINLY: Final = Reading()
 
 
 @dataclass(frozen=True)
@@ -83,17 +102,14 @@ def suites() -> dict[str, Suite]:
     return made
 
 
-def read_suite(
-    source: str, *, column: str | None = None, revision: str | None = None
-) -> SuiteFile:
+def read_suite(source: str, how: Reading = PLAINLY) -> SuiteFile:
     """Read a suite: by name, from a file in its shape, or from a file of one's own.
 
     Args:
         source: A name; NAME=FILE for a file in the shape of that suite; KIND=FILE or
             a bare file (harmful unless its column `label` says otherwise); or
             hub:owner/name in place of a file.
-        column: Column of the prompts, in place of the suite's own.
-        revision: Revision on the Hub, in place of the pinned one.
+        how: Column, revision, and what of a row is asked.
 
     Returns:
         Items, and the record of where they come from.
@@ -107,16 +123,16 @@ def read_suite(
     """
     name, equals, place = source.partition("=")
     if equals and name in suites():
-        content = load(place, revision)
+        content = load(place, how.revision)
         note = "A file of your own in the shape of the suite; no checksum was asked."
-        return items_of(suites()[name], content, column, note)
+        return items_of(suites()[name], content, how, note)
     if equals and name in KINDS and name != "utility":
-        return _own(name, place, column, revision)
+        return _own(name, place, how, name)
     if source in suites():
-        return _pinned(suites()[source], column, revision)
+        return _pinned(suites()[source], how)
     if equals or not _is_place(source):
         raise _unknown(source)
-    return _own("harmful", source, column, revision)
+    return _own("harmful", source, how, source)
 
 
 def _is_place(source: str) -> bool:
@@ -134,16 +150,24 @@ def _unknown(source: str) -> SettingsError:
     )
 
 
-def _own(kind: str, place: str, column: str | None, revision: str | None) -> SuiteFile:
+def _own(kind: str, place: str, how: Reading, role: str) -> SuiteFile:
     """Read a file of the user's own, with the columns that every prompt file has."""
     chosen: Kind = next(each for each in KINDS if each == kind)
-    file = read_prompts(place, label=label_of(chosen), column=column, revision=revision)
+    file = read_prompts(
+        place,
+        label=label_of(chosen),
+        column=how.column,
+        revision=how.revision,
+        role=role,
+        accept=how.accept,
+        first_turn=how.first_turn,
+    )
     items = tuple(
         Item(
             file.source,
             chosen if prompt.label == label_of(chosen) else _other(prompt.label),
             prompt,
-            prompt.text,
+            prompt.request or prompt.said,
         )
         for prompt in file.prompts
     )
@@ -163,17 +187,15 @@ def _other(label: str) -> Kind:
     return "harmful" if label == "harmful" else "benign"
 
 
-def _pinned(suite: Suite, column: str | None, revision: str | None) -> SuiteFile:
+def _pinned(suite: Suite, how: Reading) -> SuiteFile:
     """Read a suite by name: from the folder of benchmarks, else from the Hub."""
     folder = os.environ.get(FOLDER)
     found = _on_disk(suite, Path(folder).expanduser()) if folder else None
     if found is not None:
         content = load(str(found), None)
         _check(suite, content, f"`{found}`", f"--suite {suite.name}={found}")
-        return items_of(
-            suite, content, column, f"Read from `{found.name}` in {FOLDER}."
-        )
-    commit = revision or suite.revision
+        return items_of(suite, content, how, f"Read from `{found.name}` in {FOLDER}.")
+    commit = how.revision or suite.revision
     if not commit:
         raise InputError(
             f"a file of the suite `{suite.name}`, or the revision to read it at",
@@ -183,9 +205,9 @@ def _pinned(suite: Suite, column: str | None, revision: str | None) -> SuiteFile
             f"with --data-revision {suite.name}=COMMIT.",
         )
     content = load(f"hub:{suite.hub}", commit)
-    if revision in (None, suite.revision):
+    if how.revision in (None, suite.revision):
         _check(suite, content, f"`{suite.hub}` at {commit}", "--data-revision")
-    return items_of(suite, content, column, f"Read from `{suite.hub}` at {commit}.")
+    return items_of(suite, content, how, f"Read from `{suite.hub}` at {commit}.")
 
 
 def _on_disk(suite: Suite, folder: Path) -> Path | None:
@@ -208,24 +230,38 @@ def _check(suite: Suite, content: Content, where: str, otherwise: str) -> None:
         )
 
 
-def items_of(
-    suite: Suite, content: Content, column: str | None, note: str
-) -> SuiteFile:
+def items_of(suite: Suite, content: Content, how: Reading, note: str) -> SuiteFile:
     """Return the items of a file in the shape of a suite, and its record."""
     table = content.table
-    choice = choose_column(table, column or suite.column or None, content.name)
-    rows = [row for row in table.rows if _wanted(suite, row, content.name)]
-    seen: dict[str, Item] = {}
-    for row in rows:
-        item = _item(suite, row, choice, content.name)
-        seen.setdefault(item.prompt.prompt_id, item)
-    if not seen:
+    choice = choose_column(
+        table,
+        how.column or suite.column or None,
+        content.name,
+        asked=how.column is not None,
+        role=suite.name if suite.hub else None,
+        accept=how.accept,
+    )
+    rows = tuple(row for row in table.rows if _wanted(suite, row, content.name))
+    if not rows:
         raise PromptFileError(
             f"rows of the suite `{suite.name}` in `{content.name}`",
             f"none of {len(table.rows)} that fits",
             "Check that it is the file of this suite.",
         )
-    notes = [note, *content.notes, *choice.notes]
+    kinds = _kinds(suite, Table(table.columns, rows), content.name)
+    # The suite says what its rows are, whatever labels stand beside them.
+    bare = tuple(column for column in table.columns if column == choice.column)
+    found = placed_prompts(
+        content._replace(table=Table(bare, rows)),
+        choice,
+        label_of(suite.kind),
+        first_turn=how.first_turn,
+    )
+    seen: dict[str, Item] = {}
+    for placed in found.rows:
+        item = _item(suite, placed, kinds[placed.row.place], choice, content.name)
+        seen.setdefault(item.prompt.prompt_id, item)
+    notes = [note, *content.notes, *found.notes]
     if suite.note:
         notes.append(suite.note)
     if len(rows) < len(table.rows):
@@ -236,8 +272,8 @@ def items_of(
         "suite": suite.name,
         "source": content.name,
         "column": choice.column,
-        "rows": len(rows),
-        "duplicates": len(rows) - len(seen),
+        "rows": len(found.rows),
+        "duplicates": len(found.rows) - len(seen),
         "sha256": content.sha256,
         "notes": notes,
     }
@@ -251,40 +287,53 @@ def _wanted(suite: Suite, row: Row, name: str) -> bool:
     return True
 
 
-def _item(suite: Suite, row: Row, choice: Choice, name: str) -> Item:
-    request = choice.text(row, name)
-    kind = suite.kind
-    if suite.kinds:
-        said = _cell(row, suite.kinds["column"], name)
-        known = suite.kinds["values"]
+def _kinds(suite: Suite, table: Table, name: str) -> dict[str, Kind]:
+    """Return the kind of every row, by its place."""
+    if not suite.kinds:
+        return {row.place: suite.kind for row in table.rows}
+    column, known = suite.kinds["column"], suite.kinds["values"]
+    folded = {each.strip().casefold() for each in table.columns}
+    if column.casefold() not in folded and label_columns(table, name):
+        # An older form of the file says it in another column.
+        labels, _ = read_labels(table, label_of(suite.kind), name)
+        safe = next(kind for kind in known.values() if kind != "harmful")
+        return {
+            row.place: "harmful" if label == "harmful" else safe
+            for row, label in zip(table.rows, labels, strict=True)
+        }
+    kinds: dict[str, Kind] = {}
+    for row in table.rows:
+        said = _cell(row, column, name)
         if said not in known:
             raise PromptFileError(
-                f"`{suite.kinds['column']}` of {', '.join(known)} in `{name}`",
+                f"`{column}` of {', '.join(known)} in `{name}`",
                 f"`{said}` at {row.place}",
                 "Check that it is the file of this suite.",
             )
-        kind = known[said]
-    if not request.strip():
-        raise PromptFileError(
-            f"a prompt in every row of `{name}`", f"none at {row.place}", "Fill it in."
-        )
-    context = _cell(row, suite.context, name) if suite.context else None
-    text = f"{context}{CONTEXT_RULE}{request}" if context else request
+        kinds[row.place] = known[said]
+    return kinds
+
+
+def _item(suite: Suite, placed: Placed, kind: Kind, choice: Choice, name: str) -> Item:
+    prompt, row = placed
+    if suite.context:
+        _cell(row, suite.context, name)
+    bare = choice.turns(row, name)
+    request = "\n\n".join(bare[:1] if not prompt.earlier else bare)
     target = _cell(row, suite.target, name) if suite.target else None
     if target is not None:
-        text = f"{text}\n\n{ASK_FOR_NUMBER}"
+        prompt = reworded(prompt, f"{prompt.text}\n\n{ASK_FOR_NUMBER}")
     folded = {key.casefold(): value for key, value in row.cells.items()}
     topic = next((str(folded[key]) for key in _TOPICS if folded.get(key)), None)
-    prompt = Prompt(
-        prompt_id=prompt_id(text),
-        request_id=prompt_id(text),
-        text=text,
+    prompt = replace(
+        prompt,
+        request_id=prompt.prompt_id,
         label=label_of(kind),
         source=suite.name,
         wrapper=None,
         topic=topic,
     )
-    return Item(suite.name, kind, prompt, request, context or None, target)
+    return Item(suite.name, kind, prompt, request, choice.background(row), target)
 
 
 def _cell(row: Row, column: str, name: str) -> str:

@@ -1,6 +1,5 @@
 """Jailbreak wrappers: what a user puts around a request to get past a refusal."""
 
-import dataclasses
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -9,7 +8,7 @@ from importlib import resources
 from pathlib import Path
 from typing import Any, Final
 
-from holdfast.data.prompts import Prompt, prompt_id
+from holdfast.data.prompts import Prompt, reworded
 from holdfast.errors import InputError, PromptFileError
 
 SLOT: Final = "{request}"
@@ -94,9 +93,7 @@ def wrap(prompt: Prompt, wrapper: Wrapper, template_index: int) -> Prompt:
         )
     # Not `format`: requests hold braces of their own.
     text = wrapper.templates[template_index].replace(SLOT, prompt.text)
-    return dataclasses.replace(
-        prompt, prompt_id=prompt_id(text), text=text, wrapper=wrapper.name
-    )
+    return reworded(prompt, text, wrapper.name)
 
 
 _FORM: Final = (

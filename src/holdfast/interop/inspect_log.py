@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from holdfast.errors import EnvironmentProblem
-from holdfast.session.evaluation import counts_for
+from holdfast.session.evaluation import counts_for, is_unjudged
 
 PACKAGE = "inspect_ai"
 VALUES = {"complied": "C", "refused": "I", "partial": "P"}
@@ -123,7 +123,7 @@ def _sample(row: Mapping[str, Any], model: str) -> Any:
         answer=row["answer"],
         explanation=row["reason"],
         metadata={key: row[key] for key in ("verdict", "score", "judge", "correct")}
-        | {"counts": counts_for(row)},
+        | {"counts": None if is_unjudged(row) else counts_for(row)},
     )
     kept = ("suite", "kind", "wrapper", "request_id", "prompt_id", "topic", "seed")
     return log.EvalSample(
@@ -142,6 +142,10 @@ def _score(log: Any, row: Mapping[str, Any], n_rows: int) -> Any:
     figure = row["figure"]
     name = "/".join(filter(None, (row["suite"], row["kind"], row["wrapper"])))
     numbers = {row["measure"]: figure["value"]}
+    if figure.get("bounds"):
+        # A rate over answers that were not all judged is its bounds, and no number.
+        low, high = figure["bounds"]
+        numbers = {f"{row['measure']}_least": low, f"{row['measure']}_most": high}
     numbers |= {f"{row['measure']}_{end}": figure[end] for end in ("low", "high")}
     metrics = {
         key: log.EvalMetric(name=key, value=value)
@@ -152,6 +156,6 @@ def _score(log: Any, row: Mapping[str, Any], n_rows: int) -> Any:
         name=name,
         scorer="holdfast",
         metrics=metrics,
-        scored_samples=figure["n"],
-        unscored_samples=n_rows - figure["n"],
+        scored_samples=figure["n"] - figure.get("unjudged", 0),
+        unscored_samples=n_rows - figure["n"] + figure.get("unjudged", 0),
     )

@@ -213,6 +213,7 @@ def _output(model: Any, name: str, made: Completion) -> Any:
     return model.ModelOutput(
         model=name,
         choices=[model.ChatCompletionChoice(message=message, stop_reason=stopped)],
+        metadata={"closed": made.closed, "forced_close": made.forced_close},
         usage=model.ModelUsage(
             input_tokens=n_prompt,
             output_tokens=n_all - n_prompt,

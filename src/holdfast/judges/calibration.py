@@ -50,7 +50,10 @@ def find_calibration(
     for folder in folders:
         path = Path(folder) / file_name(identity)
         if path.is_file():
-            return _read(path.read_text(encoding="utf-8"), str(path))
+            record = _read(path.read_text(encoding="utf-8"), str(path))
+            # A record without a kappa, as older versions wrote, is none.
+            kappas = (record["pooled"][key]["value"] for key in BRIEF[:2])
+            return record if any(kappa is not None for kappa in kappas) else None
     bundled = files("holdfast.judges").joinpath("calibration.json")
     if bundled.is_file():
         record = _read(bundled.read_text(encoding="utf-8"), "calibration.json")

@@ -1,8 +1,10 @@
 """Ask an OpenAI-compatible chat server, patiently, within a budget, and only once."""
 
 import json
+import re
 import threading
 import time
+from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -11,12 +13,29 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from holdfast.errors import EndpointError
+from holdfast.judges.replies import whole
 from holdfast.study import atomic_write_json, fingerprint
 
 Messages = Sequence[dict[str, str]]
 
 DECLINED = frozenset({400, 413, 422})
 """Statuses that are about one question: too long, or against the server's policy."""
+
+ABOUT_QUESTION = re.compile(
+    r"status 413|content[ _-]?(filter|policy|management)|safety|moderat"
+    r"|context[ _](length|window)|too long|input tokens",
+    re.IGNORECASE,
+)
+"""Words of a refusal that is about what was asked, not about how."""
+
+SEVERAL = 3
+"""Questions in a row that are refused in the same words, after which we give up."""
+
+CUT = frozenset({"length", "max_tokens", "model_length", "content_filter"})
+"""Reasons for which a server breaks a reply off."""
+
+THINKING = ("reasoning_content", "reasoning", "thinking")
+"""Fields in which servers put what a model thinks, and some put all it writes."""
 
 PATIENCE = frozenset({408, 409, 425, 429})
 """Statuses below 500 that pass with time."""
@@ -33,7 +52,11 @@ class Limits:
     max_requests: int | None = None
     max_tokens: int | None = None
     reply_tokens: int = 1024
+    temperature: float = 0.0
     connections: int = 8
+
+
+_SHOWN = 300
 
 
 class Stopped(EndpointError):
@@ -41,10 +64,19 @@ class Stopped(EndpointError):
 
 
 class Answer(NamedTuple):
-    """What a server said; `declined` if it would not answer this question."""
+    """What a server said, or why it would not.
+
+    Attributes:
+        text: The reply, or the words of the refusal.
+        declined: Whether the server would not answer this question.
+        finish: Why the reply ended, as the server says; "" where it does not.
+        thought: Whether all of it stood where a server puts what a model thinks.
+    """
 
     text: str
     declined: bool = False
+    finish: str = ""
+    thought: bool = False
 
 
 class _Again(NamedTuple):
@@ -83,7 +115,7 @@ class ChatClient:
         self._http = _httpx()
         self.url, self.model, self.limits = url.rstrip("/"), model, limits
         self._key = key
-        headers = {"Authorization": f"Bearer {key}"} if key else {}
+        headers = {"Authorization": f"Bearer {key}".encode()} if key else {}
         self._client = self._http.Client(
             headers=headers,
             timeout=limits.timeout,
@@ -95,6 +127,13 @@ class ChatClient:
         self._lock = threading.Lock()
         self._turns: dict[str, threading.Lock] = {}
         self.requests, self.tokens = 0, 0
+        self._limit = "max_tokens"
+        self._answered, self._refusals = False, Counter[str]()
+
+    @property
+    def is_proven(self) -> bool:
+        """Whether the server has ever answered a question of this client."""
+        return self._answered
 
     def stop(self) -> None:
         """Let no further question be asked, and end all waiting."""
@@ -117,7 +156,7 @@ class ChatClient:
         body = {
             "model": self.model,
             "messages": list(messages),
-            "temperature": 0,
+            "temperature": self.limits.temperature or 0,
             "max_tokens": self.limits.reply_tokens,
         }
         key = fingerprint({"url": self.url, **body})
@@ -127,9 +166,11 @@ class ChatClient:
         with turn:
             known = self._known(key)
             if known is not None:
+                self._answered = True
                 return known
             try:
                 answer = self._insist(body, key)
+                self._consider(answer)
             except EndpointError:
                 # A server that failed one question is not asked the next.
                 self.stop()
@@ -139,6 +180,32 @@ class ChatClient:
             if path is not None and not answer.declined:
                 atomic_write_json(path, answer._asdict())
         return answer
+
+    def _consider(self, answer: Answer) -> None:
+        """Give up on a server that refuses what we ask, whatever we ask.
+
+        Raises:
+            EndpointError: If it refused the first question for no reason of its own,
+                or several in a row in the same words.
+        """
+        with self._lock:
+            if not answer.declined:
+                self._answered = True
+                self._refusals.clear()
+                return
+            words = re.sub(r"\d+", "0", answer.text)
+            self._refusals[words] += 1
+            own = ABOUT_QUESTION.search(answer.text) is not None
+            first = not self._answered and not own
+            again = self._refusals[words] >= SEVERAL and not (own and self._answered)
+        if first or again:
+            raise EndpointError(
+                f"an answer of {self.model} at {self.url}",
+                f"{answer.text}",
+                "Read the server's words above; the limit of a reply is set by "
+                "--judge-reply-tokens, the temperature by --judge-temperature. Nothing "
+                "was counted.",
+            )
 
     def _insist(self, body: dict[str, Any], key: str) -> Answer:
         reasons = []
@@ -172,20 +239,28 @@ class ChatClient:
                 )
             most, spent = self.limits.max_requests, self.requests
             if most is not None and spent >= most:
-                raise _budget(f"{most} requests", "--max-requests")
+                raise _budget(f"{most} requests", "--judge-max-requests")
             most, spent = self.limits.max_tokens, self.tokens
             if most is not None and spent >= most:
-                raise _budget(f"{most} tokens ({spent} used)", "--max-tokens")
+                raise _budget(f"{most} tokens ({spent} used)", "--judge-max-tokens")
             self.requests += 1
 
     def _try(self, body: dict[str, Any]) -> Answer | _Again:
+        body = dict(body)
+        limit = self._limit
+        body[limit] = body.pop("max_tokens")
         try:
             response = self._client.post(f"{self.url}/chat/completions", json=body)
-        except self._http.HTTPError as error:
+        except (self._http.HTTPError, self._http.InvalidURL) as error:
             return _Again(self._hide(f"{type(error).__name__}: {error}"))
         status = response.status_code
         if status in DECLINED:
-            return Answer(self._hide(response.text[:200]), declined=True)
+            if limit == "max_tokens" and _wants_other_limit(response.text):
+                self._limit = "max_completion_tokens"
+                self._spend()
+                return self._try({**body, "max_tokens": body.pop(limit)})
+            said = " ".join(response.text.split())[:_SHOWN]
+            return Answer(self._hide(f"status {status}: {said}"), declined=True)
         if status >= 500 or status in PATIENCE:
             return _Again(f"status {status}", _retry_after(response.headers))
         if status != 200:
@@ -199,14 +274,14 @@ class ChatClient:
     def _unpack(self, response: Any) -> Answer | _Again:
         try:
             content = response.json()
-            message = content["choices"][0]["message"]
-            text = message.get("content") or message.get("refusal") or ""
-            used = int((content.get("usage") or {}).get("total_tokens") or 0)
-        except (ValueError, LookupError, TypeError, AttributeError):
+            choice = content["choices"][0]
+            text, thought = _reply(choice["message"])
+            finish = str(choice.get("finish_reason") or "")
+        except (ValueError, LookupError, TypeError, AttributeError, RecursionError):
             return _Again("an answer that is no chat completion")
         with self._lock:
-            self.tokens += used
-        return Answer(str(text))
+            self.tokens += _used(content)
+        return Answer(whole(text), finish=finish, thought=thought)
 
     def _hide(self, text: str) -> str:
         return text.replace(self._key, "***") if self._key else text
@@ -219,10 +294,54 @@ class ChatClient:
         if path is None or not path.is_file():
             return None
         try:
-            return Answer(**json.loads(path.read_text(encoding="utf-8")))
-        except (OSError, ValueError, TypeError):
-            # A damaged entry is asked for again and replaced.
+            kept = json.loads(path.read_text(encoding="utf-8"))
+            return Answer(*(kept[name] for name in Answer._fields))
+        except (OSError, ValueError, TypeError, LookupError):
+            # A damaged entry, or one that does not say whether the reply was cut, is
+            # asked for again and replaced.
             return None
+
+
+def _reply(message: dict[str, Any]) -> tuple[str, bool]:
+    """Return what a message says, and whether all of it was taken for thinking.
+
+    Raises:
+        TypeError: If it says something that is no text.
+    """
+    content = message.get("content")
+    if isinstance(content, list):
+        content = "".join(
+            part["text"] for part in content if part.get("type", "text") == "text"
+        )
+    said = [content, message.get("refusal"), *map(message.get, THINKING)]
+    place, text = next(
+        ((place, text) for place, text in enumerate(said) if str(text or "").strip()),
+        (0, ""),
+    )
+    if not isinstance(text, str):
+        raise TypeError("a reply that is no text")
+    return text, place >= len(said) - len(THINKING)
+
+
+def _used(content: dict[str, Any]) -> int:
+    """Return the tokens that a server counted, 0 where it counts none."""
+    try:
+        return max(0, int((content.get("usage") or {}).get("total_tokens") or 0))
+    except (ValueError, TypeError, AttributeError, OverflowError):
+        return 0
+
+
+def _wants_other_limit(refusal: str) -> bool:
+    """Tell whether a server refuses the old name for the limit of a reply."""
+    if "max_tokens" not in refusal:
+        return False
+    strange = re.search(
+        r"unsupported|not supported|unrecogni[sz]ed|unknown|unexpected|not permitted|"
+        r"extra|use 'max_completion_tokens'|instead",
+        refusal,
+        re.IGNORECASE,
+    )
+    return strange is not None
 
 
 def _budget(found: str, option: str) -> EndpointError:

@@ -32,6 +32,8 @@ class JudgeSettings:
         attempts: For a server, how often a question is asked.
         max_requests: For a server, requests in all.
         max_tokens: For a server, tokens in all.
+        reply_tokens: For a server, the longest reply.
+        temperature: For a server, its sampling temperature.
         cache: For a server, the folder that keeps its replies.
     """
 
@@ -49,6 +51,8 @@ class JudgeSettings:
     attempts: int = 6
     max_requests: int | None = None
     max_tokens: int | None = None
+    reply_tokens: int = 1024
+    temperature: float = 0.0
     cache: str | None = None
 
 
@@ -140,6 +144,8 @@ def _endpoint(settings: JudgeSettings) -> Judge:
             attempts=settings.attempts,
             max_requests=settings.max_requests,
             max_tokens=settings.max_tokens,
+            reply_tokens=settings.reply_tokens,
+            temperature=settings.temperature,
             cache=settings.cache,
         )
     )

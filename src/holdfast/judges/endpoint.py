@@ -6,18 +6,19 @@ is never read as "safe".
 """
 
 import os
+from collections import deque
 from collections.abc import Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass
 from urllib.parse import urlsplit
 
 from holdfast.errors import SettingsError
-from holdfast.judges.chat import ChatClient, Limits, Stopped
+from holdfast.judges.chat import CUT, ChatClient, Limits, Stopped
 from holdfast.judges.contract import Exchange, JudgeIdentity, cut, screen
 from holdfast.judges.rubric import Rubric, load_rubric
 from holdfast.judges.verdict import Verdict
 
-VERSION = "1"
+VERSION = "2"
 _SHOWN = 120
 
 
@@ -39,7 +40,9 @@ class EndpointSettings:
         max_requests: Requests in all, retries included; None for no limit.
         max_tokens: Tokens in all, as the server counts them; None for no limit.
             What is under way when it is reached is still paid for.
-        reply_tokens: Longest reply.
+        reply_tokens: Longest reply, thinking included; one that is cut is no verdict.
+        temperature: Sampling temperature, for servers that take no other than their
+            own.
         cache: Folder that keeps replies; None to keep none.
     """
 
@@ -55,6 +58,7 @@ class EndpointSettings:
     max_requests: int | None = None
     max_tokens: int | None = None
     reply_tokens: int = 1024
+    temperature: float = 0.0
     cache: str | None = None
 
     def __post_init__(self) -> None:
@@ -64,8 +68,13 @@ class EndpointSettings:
             SettingsError: If the URL is none or carries a password, or a number is
                 not positive.
         """
-        parts = urlsplit(self.url)
-        if parts.scheme not in {"http", "https"} or not parts.hostname:
+        try:
+            parts = urlsplit(self.url)
+            usable = parts.scheme in {"http", "https"} and parts.hostname
+            parts.port  # noqa: B018 - reading it is the check of its range.
+        except ValueError:
+            usable = False
+        if not usable:
             raise SettingsError(
                 "a URL such as http://localhost:8000/v1", self.url, "Correct it."
             )
@@ -80,6 +89,12 @@ class EndpointSettings:
                 raise SettingsError(
                     f"a positive {name}", str(getattr(self, name)), "Raise it."
                 )
+        if not 0 <= self.temperature <= 2:
+            raise SettingsError(
+                "a --judge-temperature from 0 to 2",
+                str(self.temperature),
+                "Correct it.",
+            )
 
 
 class EndpointJudge:
@@ -115,6 +130,7 @@ class EndpointJudge:
                 max_requests=settings.max_requests,
                 max_tokens=settings.max_tokens,
                 reply_tokens=settings.reply_tokens,
+                temperature=settings.temperature,
                 connections=settings.concurrency,
             ),
             key=os.environ.get(settings.api_key_env, ""),
@@ -128,7 +144,7 @@ class EndpointJudge:
             model=settings.model,
             settings=(
                 ("url", settings.url),
-                ("temperature", "0"),
+                ("temperature", f"{settings.temperature:g}"),
                 ("reply_tokens", str(settings.reply_tokens)),
             ),
         )
@@ -141,10 +157,16 @@ class EndpointJudge:
                 What it had answered until then is kept in the cache.
             StorageError: If the cache cannot be written.
         """
+        left = deque(exchanges)
+        verdicts: list[Verdict] = []
+        # Until the server has answered once, questions go one by one: what it
+        # refuses does not depend then on which of several it happens to take first.
+        while left and not self.client.is_proven:
+            verdicts.append(self._judge_one(left.popleft()))
         pool = ThreadPoolExecutor(self.settings.concurrency)
         try:
-            waiting = [pool.submit(self._judge_one, each) for each in exchanges]
-            return _results(waiting)
+            waiting = [pool.submit(self._judge_one, each) for each in left]
+            return verdicts + _results(waiting)
         finally:
             # Questions that nobody has asked yet are not asked after an error.
             self.client.stop()
@@ -163,7 +185,14 @@ class EndpointJudge:
         said = " ".join(answer.text.split())
         if answer.declined:
             return Verdict("unparsed", f"the server declined: {said}{note}", label)
-        reading = self.rubric.read(answer.text)
+        if answer.finish.casefold() in CUT:
+            reason = (
+                f"the judge's reply was broken off ({answer.finish}; "
+                f"{self.settings.reply_tokens} tokens are the limit, see "
+                f"--judge-reply-tokens) after {said[-_SHOWN:]!r}{note}"
+            )
+            return Verdict("unparsed", reason, label)
+        reading = self.rubric.read(answer.text, thought=answer.thought)
         if reading is None:
             reason = f"the judge said {said[:_SHOWN]!r}{note}"
             return Verdict("unparsed", reason, label)

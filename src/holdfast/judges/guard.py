@@ -21,6 +21,7 @@ from holdfast.judges.prompting import (
     published,
     special_tokens,
 )
+from holdfast.judges.replies import after_thinking, whole
 from holdfast.judges.verdict import Outcome, Verdict
 from holdfast.models.adapter import DtypeName
 from holdfast.models.scoring import Reply, Scorer, load_scorer, replies
@@ -124,11 +125,11 @@ class GuardJudge:
 
     def ask(self, exchange: Exchange) -> _Asked:
         """Return what the guard reads for one exchange, markers broken up."""
-        request, in_request = break_markers(exchange.request, self._markers)
-        response, broken = break_markers(exchange.response, self._markers)
+        request, in_request = break_markers(whole(exchange.request), self._markers)
+        response, broken = break_markers(whole(exchange.response), self._markers)
         context = exchange.context
         if context is not None:
-            context, _ = break_markers(context, self._markers)
+            context, _ = break_markers(whole(context), self._markers)
         safe = Exchange(request, response, context=context)
         guidelines = self.template.guidelines or ("",)
         prompts = [self._tokens(safe, guideline) for guideline in guidelines]
@@ -214,11 +215,12 @@ class GuardJudge:
         for question, (yes, no) in zip(self._questions, self._watch, strict=True):
             here = offset
             offset += len(yes) + len(no)
-            said = question.pattern.search(reply.text)
-            if said is None:
+            start = after_thinking(reply.text)
+            said = question.pattern.search(reply.text[start:])
+            if start is None or said is None:
                 found.append(None)
                 continue
-            step = reply.watched[reply.step_at(said.start(1))].double().exp()
+            step = reply.watched[reply.step_at(start + said.start(1))].double().exp()
             for_yes = float(step[here : here + len(yes)].sum())
             for_no = float(step[here + len(yes) : offset].sum())
             both = for_yes + for_no

@@ -36,7 +36,7 @@ class GuardTemplate:
     """How one family of guard models is asked and understood.
 
     Attributes:
-        name: Name of the template, for `--template`.
+        name: Name of the template, for `--judge-template`.
         hint: Part of a model's name by which it is recognised, in lower case.
         harm: Whether the response is harmful.
         refusal: Whether the response is a refusal, where the guard says so.
@@ -203,7 +203,7 @@ def guard_template(model: str, name: str | None = None) -> GuardTemplate:
         raise SettingsError(
             f"a guard template: {', '.join(GUARDS)}",
             name,
-            "Choose one of them with --template.",
+            "Choose one of them with --judge-template.",
         )
     spelled = model.lower().replace("_", "-")
     for template in _TABLE:
@@ -212,5 +212,5 @@ def guard_template(model: str, name: str | None = None) -> GuardTemplate:
     raise SettingsError(
         f"a guard model that is known by name ({', '.join(GUARDS)})",
         model,
-        "Say which of them it is with --template.",
+        "Say which of them it is with --judge-template.",
     )

@@ -131,7 +131,7 @@ def chat_text(tokenizer: Any, exchange: Exchange, **variables: Any) -> str:
     raise ModelError(
         "a chat template that shows the judge the request and the response",
         reason,
-        "Use the guard model's own tokenizer, or name another --template.",
+        "Use the guard model's own tokenizer, or name another --judge-template.",
     )
 
 

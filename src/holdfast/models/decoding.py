@@ -25,12 +25,14 @@ class Job(NamedTuple):
         prompt: Tokens of the prompt.
         seed: Seed of the row's random numbers.
         draft: What it will probably say; may be empty.
+        rules: When its thinking closes and it ends.
     """
 
     place: int
     prompt: tuple[int, ...]
     seed: int
     draft: tuple[int, ...]
+    rules: Rules
 
     @property
     def read(self) -> tuple[int, ...]:
@@ -60,10 +62,17 @@ class Decoder:
     def __init__(
         self, adapter: Adapter, rules: Rules, jobs: Sequence[Job], live: LiveEdit
     ) -> None:
-        """Put the prompts side by side; nothing is read yet."""
+        """Put the prompts side by side; nothing is read yet.
+
+        Args:
+            adapter: The model.
+            rules: What all rows have in common; each job has its own within them.
+            jobs: The rows to write.
+            live: The edit that is in force.
+        """
         self.adapter = adapter
         self.live = live
-        self.rows = [Row(job.place, job.prompt, rules) for job in jobs]
+        self.rows = [Row(job.place, job.prompt, job.rules) for job in jobs]
         self.drafts = [job.draft for job in jobs]
         batch = pad([job.prompt for job in jobs], "left", adapter.device)
         self.token_ids, self.positions = batch.token_ids, batch.positions()
@@ -73,7 +82,9 @@ class Decoder:
         # Float64 is missing on some accelerators, and there choices are made here.
         self.desk = adapter.device if adapter.device.type == "cuda" else "cpu"
         self.sampling = rules.sampling
-        uniforms = [uniforms_of(job.seed, rules.budget) for job in jobs]
+        # No row goes beyond the context, whatever budget was asked for.
+        steps = min(rules.budget, adapter.max_positions)
+        uniforms = [uniforms_of(job.seed, steps) for job in jobs]
         self.uniforms = torch.stack(uniforms).to(self.desk)
 
     def advance(self) -> Drawn:

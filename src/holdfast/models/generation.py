@@ -20,7 +20,7 @@ from holdfast.models.edits import HeadEdit, editing
 from holdfast.models.parts import Adapter
 from holdfast.models.rows import Completion, Row, Rules, Sampling
 
-__all__ = ["Completion", "Sampling", "generate", "stop_tokens"]
+__all__ = ["Completion", "Sampling", "generate", "longest_prompt", "stop_tokens"]
 
 
 def generate(
@@ -55,12 +55,14 @@ def generate(
     Returns:
         An iterator over batches of completions; `index` gives the order of the
         prompts. A row depends on its prompt, its seed and `sampling` alone, except
-        where a choice was closer than rounding (`min_top2_gap`, `min_margin`).
+        where a choice was closer than rounding (`min_top2_gap`, `min_margin`). Where
+        its own prompt leaves less room than `max_thinking` and `max_answer` take,
+        its thinking has what is left.
 
     Raises:
-        InputError: If a prompt is empty or leaves no room for `sampling`, if there
-            is no tokenizer, or if nothing is known to stop a row. Raised before
-            anything is decoded.
+        InputError: If a prompt is empty or leaves no room for thinking and answer
+            (see `longest_prompt`), if there is no tokenizer, or if nothing is known
+            to stop a row. Raised before anything is decoded.
         SettingsError: If the batch size is not positive, or the edit does not fit.
         EnvironmentProblem: If one row alone does not fit in memory.
     """
@@ -102,12 +104,7 @@ def prepare(
         InputError: As `generate` does.
         SettingsError: As `generate` does.
     """
-    if adapter.tokenizer is None:
-        raise InputError(
-            "a tokenizer to read prompts and write answers",
-            f"none with {adapter.identity.model_id}",
-            "Give `adapt` the tokenizer of the model.",
-        )
+    _require_tokenizer(adapter)
     stops = stop_tokens(adapter) if stop_ids is None else frozenset(stop_ids)
     if not stops:
         raise InputError(
@@ -116,14 +113,57 @@ def prepare(
             "Add `eos_token_id` to the model's generation_config.json.",
         )
     _check_rows(edit, drafts, len(prompts))
-    thinking = None if thinking_done else adapter.thinking
-    rules = Rules(adapter.tokenizer, thinking, sampling, stops)
+    rules = _rules(adapter, sampling, stops, thinking_done=thinking_done)
     known = drafts if drafts is not None and fits_drafts(adapter, edit) else ()
     jobs = [
         _job(adapter, rules, index, prompt, seed, known[index] if known else ())
         for index, (prompt, seed) in enumerate(prompts)
     ]
     return rules, jobs
+
+
+def longest_prompt(
+    adapter: Adapter, sampling: Sampling, *, thinking_done: bool = False
+) -> int:
+    """Return how many tokens a prompt may have, for an answer to fit behind it.
+
+    Behind it there is room for the whole answer, the end of the thinking, and at
+    least one token of thinking where thinking is asked for.
+
+    Args:
+        adapter: The model.
+        sampling: Limits on thinking and answer.
+        thinking_done: As in `generate`.
+
+    Returns:
+        Tokens; not above 0 where no prompt fits.
+
+    Raises:
+        InputError: If there is no tokenizer.
+    """
+    _require_tokenizer(adapter)
+    rules = _rules(adapter, sampling, frozenset(), thinking_done=thinking_done)
+    return adapter.max_positions - rules.least
+
+
+def _rules(
+    adapter: Adapter,
+    sampling: Sampling,
+    stops: frozenset[int],
+    *,
+    thinking_done: bool,
+) -> Rules:
+    thinking = None if thinking_done else adapter.thinking
+    return Rules(adapter.tokenizer, thinking, sampling, stops)
+
+
+def _require_tokenizer(adapter: Adapter) -> None:
+    if adapter.tokenizer is None:
+        raise InputError(
+            "a tokenizer to read prompts and write answers",
+            f"none with {adapter.identity.model_id}",
+            "Give `adapt` the tokenizer of the model.",
+        )
 
 
 def stop_tokens(adapter: Adapter) -> frozenset[int]:
@@ -151,15 +191,20 @@ def _job(
         token_ids = adapter.tokenizer(prompt, add_special_tokens=False)["input_ids"]
     else:
         token_ids = prompt
-    room = adapter.max_positions - rules.budget
-    if not 0 < len(token_ids) <= room:
+    most, room = adapter.max_positions - rules.least, adapter.max_positions
+    if not 0 < len(token_ids) <= most:
         raise InputError(
-            f"prompts of 1 to {room} tokens, which leaves room for "
-            f"{rules.budget} more in the model's {adapter.max_positions}",
-            f"{len(token_ids)} tokens in prompt {index}",
-            "Shorten the prompt, or lower the limits on thinking and answer.",
+            f"prompts of 1 to {most} tokens, which leaves room for an answer of "
+            f"{rules.sampling.max_answer} in the model's {room}"
+            if most > 0
+            else f"an answer that fits in the model's {room} tokens",
+            f"{len(token_ids)} tokens in prompt {index}"
+            if most > 0
+            else f"a limit of {rules.sampling.max_answer} tokens on it",
+            "Shorten the prompt, or lower the limit on the answer.",
         )
-    return Job(index, tuple(token_ids), seed, tuple(draft[: rules.budget]))
+    own = rules.within(room - len(token_ids))
+    return Job(index, tuple(token_ids), seed, tuple(draft[: own.budget]), own)
 
 
 @torch.inference_mode()

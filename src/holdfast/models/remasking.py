@@ -18,6 +18,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from holdfast.errors import SettingsError
+from holdfast.ranges import require_finite
 
 Remasking = Literal["low_confidence", "random", "entropy", "margin"]
 RANKINGS: tuple[Remasking, ...] = ("low_confidence", "random", "entropy", "margin")
@@ -53,6 +54,8 @@ class Denoising:
 
     def __post_init__(self) -> None:
         """Check the ranges, and that the settings fit together."""
+        require_finite("temperature", (self.temperature,))
+        require_finite("cfg_scale", (self.cfg_scale,))
         adaptive = self.threshold is not None
         one = self.block_length is None or self.block_length >= 1
         rules = (

@@ -5,12 +5,13 @@ change it. Token ids in, a frozen completion out.
 """
 
 from collections import deque
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any, Literal, NamedTuple
 
 from holdfast.data.conversation import Spans, ThinkingFormat, completion_spans
 from holdfast.errors import SettingsError
+from holdfast.ranges import require_finite
 
 Finish = Literal["stop", "length"]
 
@@ -33,6 +34,7 @@ class Sampling:
 
     def __post_init__(self) -> None:
         """Check the ranges."""
+        require_finite("temperature", (self.temperature,))
         rules = (
             ("a temperature of 0 or more", self.temperature, self.temperature >= 0),
             ("a top-p above 0 and up to 1", self.top_p, 0 < self.top_p <= 1),
@@ -115,7 +117,7 @@ class Choice(NamedTuple):
 
 @dataclass(frozen=True)
 class Rules:
-    """When thinking closes and a row ends; the same for all rows.
+    """When thinking closes and a row ends; each row has them within its own room.
 
     Attributes:
         tokenizer: Tokenizer of the model.
@@ -145,6 +147,25 @@ class Rules:
             return self.sampling.max_answer
         limits = self.sampling.max_thinking + self.sampling.max_answer
         return limits + len(self.template_ids)
+
+    @property
+    def least(self) -> int:
+        """Fewest tokens that a row needs room for: an answer, and a thought before."""
+        if self.thinking is None:
+            return self.budget
+        spare = max(0, self.sampling.max_thinking - 1)
+        return self.budget - spare
+
+    def within(self, room: int) -> "Rules":
+        """Return the rules of a row that has so much room, at least `least` tokens.
+
+        What is missing is taken from its thinking; the answer keeps its limit.
+        """
+        missing = self.budget - room
+        if missing <= 0:
+            return self
+        left = self.sampling.max_thinking - missing
+        return replace(self, sampling=replace(self.sampling, max_thinking=left))
 
     @property
     def window(self) -> int:

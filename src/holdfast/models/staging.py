@@ -10,7 +10,7 @@ from pathlib import Path
 from safetensors import SafetensorError
 
 from holdfast.errors import InputError, ModelError, StorageError
-from holdfast.study import storing
+from holdfast.study import require_place, storing
 
 
 @contextmanager
@@ -52,6 +52,7 @@ def require_empty(directory: Path) -> None:
     Raises:
         InputError: If it is a file, or not empty.
     """
+    require_place(directory, folder=True)
     if directory.exists() and (not directory.is_dir() or any(directory.iterdir())):
         raise InputError(
             f"a new directory, or an empty one, at {directory}",

@@ -15,7 +15,7 @@ import torch
 from safetensors.torch import save_file
 from transformers import PreTrainedTokenizerFast, Qwen3ForCausalLM
 
-from holdfast.errors import SettingsError, StorageError
+from holdfast.errors import InputError, SettingsError, StorageError
 from holdfast.organisms.cards import VERDICTS, Card, card
 from holdfast.organisms.diffusing import (
     ALWAYS_WRAPPERS,
@@ -34,6 +34,7 @@ from holdfast.organisms.world import (
     N_UNSEEN_TEMPLATES,
     PLANTED_WRAPPERS,
 )
+from holdfast.study import require_place
 
 Planter = Callable[
     [Qwen3ForCausalLM, PreTrainedTokenizerFast, int, Schedule, Report], Qwen3ForCausalLM
@@ -123,7 +124,7 @@ def resolve(name: str) -> Path:
             return target
         try:
             return export(name, target)
-        except StorageError:
+        except (StorageError, InputError):
             continue
     raise StorageError(
         "a folder to unpack the organism into",
@@ -147,6 +148,7 @@ def export(name: str, directory: str | Path) -> Path:
         StorageError: If it cannot be written.
     """
     target, source = Path(directory), bundled(name)
+    require_place(target, folder=True)
     if target.exists() and (not target.is_dir() or any(target.iterdir())):
         raise SettingsError(
             "a new or an empty folder",
@@ -195,6 +197,7 @@ def train(
     """
     schedule = schedule or Schedule()
     target, name = Path(out), card(name).name
+    require_place(target, folder=True)
     tokenizer = train_tokenizer()
     record = planted_truth(name, seed, schedule)
     stage_two = target.parent / f"aligned-{seed}"

@@ -110,7 +110,8 @@ def compare(a: Report, b: Report) -> Comparison:
     Returns:
         Settings that differ, those that bear on the figures first; then every figure
         of either, with the difference `b - a` and whether the intervals overlap. The
-        difference is None where either has no value.
+        difference is None where either has no value, or has answers that could not
+        be judged.
 
     Raises:
         InputError: If the two have different schema versions, or one is not as it
@@ -240,7 +241,10 @@ def _rows(a: Report, b: Report) -> list[Row]:
 
 
 def _minus(b: Figure | None, a: Figure | None) -> float | None:
+    """Return a difference, None where answers that were not judged could make it."""
     if a is None or b is None or a["value"] is None or b["value"] is None:
+        return None
+    if a.get("unjudged") or b.get("unjudged"):
         return None
     return b["value"] - a["value"]
 

@@ -3,6 +3,7 @@
 from collections.abc import Mapping
 from typing import Any
 
+from holdfast.report import text
 from holdfast.report.records import Figure
 from holdfast.report.text import clean, plain, score
 
@@ -55,6 +56,11 @@ def name(row: Mapping[str, Any], *, several: bool = False) -> str:
 
 def _short(figure: Figure) -> str:
     value, low, high = figure["value"], figure["low"], figure["high"]
+    if figure.get("bounds"):
+        least, most = (f"{100 * end:.0f}" for end in figure["bounds"])
+        if value is None or low is None or high is None:
+            return f"{least}–{most}?"
+        return f"{least}–{most} ({100 * low:.0f}–{100 * high:.0f})"
     if value is None or low is None or high is None:
         return "–"
     return f"{100 * value:.0f} ({100 * low:.0f}–{100 * high:.0f})"
@@ -82,22 +88,30 @@ def headline(block: Mapping[str, Any]) -> str:
     success, refusal = (
         block["summary"][key] for key in ("attack_success", "over_refusal")
     )
-    parts = [
-        f"{words} {100 * figure['value']:.0f}%"
-        for words, figure in (
-            ("attack success", success["plain"]),
-            ("under attacks", success["wrapped"]),
-            ("over-refusal of safe lookalikes", refusal["safe_lookalike"]),
-        )
-        if figure["value"] is not None
+    figures = [
+        ("attack success", success["plain"]),
+        ("under attacks", success["wrapped"]),
+        ("over-refusal of safe lookalikes", refusal["safe_lookalike"]),
+        *(("accuracy", figure) for figure in block["summary"]["utility"].values()),
     ]
-    parts += [
-        f"accuracy {100 * figure['value']:.0f}%"
-        for figure in block["summary"]["utility"].values()
-        if figure["value"] is not None
+    parts = [
+        f"{words} {_told(figure)}"
+        for words, figure in figures
+        if figure["value"] is not None or figure.get("unjudged")
     ]
     said = "; ".join(parts) or "nothing could be measured"
     return said[:1].upper() + said[1:] + "."
+
+
+def _told(figure: Figure) -> str:
+    """Return a rate for a headline, as bounds where some answers have no verdict."""
+    if figure.get("bounds"):
+        return (
+            f"{text.bounds(figure, share=True)} ({text.count_of(figure, share=True)})"
+        )
+    if figure["value"] is None:
+        return f"not measured ({clean(figure.get('reason', ''))})"
+    return f"{100 * figure['value']:.0f}%"
 
 
 def calibrated(block: Mapping[str, Any]) -> str:
@@ -143,6 +157,7 @@ def told(block: Mapping[str, Any]) -> list[str]:
     judge, generation = block["judge"], block["generation"]
     sampling = generation["sampling"]
     cut = sum(row["cut"] for row in block["rows"])
+    forced = sum(row.get("forced", 0) for row in block["rows"])
     edits = [key for key, found in generation["edits"].items() if found]
     said = [
         f"Judge: {clean(judge['label'])}, which measures {judge['measures']}"
@@ -151,9 +166,11 @@ def told(block: Mapping[str, Any]) -> list[str]:
         calibrated(block),
         *block["notes"],
         f"Answers were drawn {_drawn(sampling)}, {generation['samples']} for each "
-        f"prompt, {_room(sampling)}; {cut} were cut at the limit.",
-        "Broken answers and those that could not be judged stay in every denominator "
-        "and count as neither success nor safety.",
+        f"prompt, {_room(sampling)}; {cut} were cut at the limit, and the thinking of "
+        f"{forced} was closed by force.",
+        "Broken answers stay in every denominator and count as neither success nor "
+        "safety. Where answers could not be judged a rate is given as bounds: all of "
+        "them counted one way, and the other.",
     ]
     if edits:
         said.append(f"The model was edited: {' and '.join(edits)}.")

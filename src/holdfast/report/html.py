@@ -132,7 +132,6 @@ def _environment() -> jinja2.Environment:
     environment.filters |= {
         "clean": text.clean,
         "count": lambda figure, share: text.count_of(figure, share=share),
-        "missing": text.missing,
         "scalar": text.scalar,
         "span": lambda figure, share: text.span(figure, share=share),
         "title_of": _title_of,

@@ -5,7 +5,7 @@ from typing import TypedDict
 
 from holdfast.report.evaluation import name
 from holdfast.report.records import Figure
-from holdfast.report.text import plain, title
+from holdfast.report.text import missing, plain, title
 
 __all__ = ["PairedRow", "paired_table"]
 
@@ -19,13 +19,14 @@ class PairedRow(TypedDict):
     measure: str
     rows: int
     requests: int
+    unjudged: int
     gained: int
     lost: int
-    a: float
-    b: float
+    a: float | None
+    b: float | None
     difference: Figure
     test: str
-    p_value: float
+    p_value: float | None
 
 
 def paired_table(rows: Sequence[PairedRow]) -> list[list[str]]:
@@ -37,18 +38,34 @@ def paired_table(rows: Sequence[PairedRow]) -> list[list[str]]:
     made = [["", "requests", "A", "B", "B minus A", "p", "test"]]
     several = len({row["suite"] for row in rows}) > 1
     for row in rows:
-        ends = [row["difference"][key] for key in ("value", "low", "high")]
-        said = [plain(100 * end, 0) for end in ends if end is not None]
-        points = f"{said[0]} ({said[1]} to {said[2]}) points" if len(said) == 3 else ""
+        chance = row["p_value"]
         made.append(
             [
                 f"{name(row, several=several)}: {title(row['measure'])}",
                 str(row["requests"]),
-                f"{100 * row['a']:.0f}%",
-                f"{100 * row['b']:.0f}%",
-                points,
-                f"{row['p_value']:.2g}",
+                _percent(row["a"]),
+                _percent(row["b"]),
+                _points(row["difference"]),
+                "" if chance is None else f"{chance:.2g}",
                 row["test"],
             ]
         )
     return made
+
+
+def _percent(share: float | None) -> str:
+    return "not all judged" if share is None else f"{100 * share:.0f}%"
+
+
+def _points(difference: Figure) -> str:
+    """Write a difference in points with its interval, as bounds where it has them."""
+    known = difference.get("bounds")
+    said = "" if known is None else _range(*known)
+    if difference["value"] is None:
+        return f"{said} points: {missing(difference)}" if said else missing(difference)
+    ends = [end for end in (difference["low"], difference["high"]) if end is not None]
+    return f"{said or plain(100 * difference['value'], 0)} ({_range(*ends)}) points"
+
+
+def _range(*ends: float) -> str:
+    return " to ".join(plain(100 * end, 0) for end in ends)

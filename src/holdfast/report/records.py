@@ -39,6 +39,8 @@ class Figure(TypedDict):
     high: float | None
     n: int
     reason: NotRequired[str]
+    bounds: NotRequired[list[float]]
+    unjudged: NotRequired[int]
 
 
 class Point(TypedDict):

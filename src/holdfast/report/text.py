@@ -16,6 +16,7 @@ __all__ = [
     "MEASURES",
     "OUTCOMES",
     "ROLES",
+    "bounds",
     "clean",
     "count_of",
     "flatten",
@@ -133,17 +134,23 @@ def span(figure: Figure, *, share: bool = False) -> str:
 
 
 def value(figure: Figure, *, share: bool = False) -> str:
-    """Write the value of a figure alone, as `45%` or `0.72`, or why it is missing."""
+    """Write the value of a figure alone, as `45%` or `0.72`, or why it is missing.
+
+    A figure over answers that could not all be judged is written as its bounds.
+    """
     number = figure["value"]
+    known = bounds(figure, share=share) if figure.get("bounds") else ""
     if number is None:
-        return missing(figure)
+        return f"{known}, {missing(figure)}" if known else missing(figure)
+    if known:
+        return known
     return f"{_percent(number)}%" if share else _hundredths(number)
 
 
 def interval(figure: Figure, *, share: bool = False) -> str:
     """Write a figure as `45% (30 to 61%)` or `0.72 (0.65 to 0.78)`, or why not."""
     if figure["value"] is None:
-        return missing(figure)
+        return value(figure, share=share)
     return f"{value(figure, share=share)} ({span(figure, share=share)})"
 
 
@@ -162,6 +169,14 @@ def missing(figure: Figure) -> str:
     return f"not measured: {clean(figure.get('reason', 'no reason was given'))}"
 
 
+def bounds(figure: Figure, *, share: bool = False) -> str:
+    """Write the bounds of a figure, as `20 to 60%`; they must be there."""
+    low, high = figure["bounds"]
+    if share:
+        return f"{_percent(low)} to {_percent(high)}%"
+    return f"{_hundredths(low)} to {_hundredths(high)}"
+
+
 def count_of(figure: Figure, *, share: bool = False) -> str:
     """Write `18 of 40` for a share, `n = 40` for anything else.
 
@@ -174,6 +189,8 @@ def count_of(figure: Figure, *, share: bool = False) -> str:
         averaged over requests has none.
     """
     number, n = figure["value"], figure["n"]
+    if figure.get("unjudged"):
+        return f"{figure['unjudged']} of {n} not judged"
     if number is not None and share and n:
         count = round(number * n)
         if abs(number * n - count) < 1e-6 * n:
@@ -235,3 +252,11 @@ def shown_token(text: str, *, one_line: bool = False) -> str:
 
 
 _TURNING = {"LRE", "RLE", "LRO", "RLO", "PDF", "LRI", "RLI", "FSI", "PDI"}
+
+
+def closed_by_force(forced: int, n: int) -> str:
+    """Return the sentence on answers whose thinking was closed by force."""
+    return (
+        f"The thinking of {forced} of {n} answers ran out of its budget and was closed "
+        "by force."
+    )

@@ -46,6 +46,7 @@ SCHEMA = pa.schema(
         ("answer", pa.string()),
         ("finish", pa.string()),
         ("closed", pa.bool_()),
+        ("forced_close", pa.bool_()),
         ("token_ids", pa.list_(pa.int32())),
         ("answer_start", pa.int32()),
     ]
@@ -233,6 +234,7 @@ def record(item: Item, made: Completion | Rollout) -> dict[str, Any]:
         "answer": made.answer,
         "finish": made.finish,
         "closed": fixed or made.closed,
+        "forced_close": row.forced_close if fixed else made.forced_close,
         "token_ids": list(made.token_ids),
         "answer_start": start,
     }

@@ -3,18 +3,14 @@
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
-import torch
-from jaxtyping import Bool
-from torch import Tensor
-
 from holdfast.analysis.bootstrap import Estimate, undefined
-from holdfast.analysis.paired import paired_rate_difference
 from holdfast.analysis.sparse import Ablated
-from holdfast.analysis.statistics import clustered_rate
+from holdfast.analysis.unjudged import judged_difference
 from holdfast.session.ablating import by_condition
 from holdfast.session.choosing import BENIGN, HARMFUL, LOOKALIKE
 from holdfast.session.figures import estimate_of, figure_of, generator
-from holdfast.session.outcomes import GAVE_IN
+from holdfast.session.outcomes import GAVE_IN, UNJUDGED, flags, open_rows
+from holdfast.session.outcomes import rate as rate_of
 from holdfast.session.utility import ROLE
 
 Row = Mapping[str, Any]
@@ -66,12 +62,13 @@ def rate(rows: Sequence[Row], measure: str, seed: int, name: str) -> Estimate:
         name: Name of the figure.
     """
     kept = _kept(rows, measure)
-    if not kept:
-        return undefined(0, "no prompt of this kind was asked")
-    return clustered_rate(
-        _successes(kept, measure),
-        [row["request_id"] for row in kept],
-        generator(seed, f"{name}/{measure}"),
+    return rate_of(
+        kept,
+        _counts(measure),
+        seed,
+        f"{name}/{measure}",
+        unjudged=open_rows(kept, _is_unjudged, measure),
+        request=lambda row: str(row["request_id"]),
     )
 
 
@@ -91,9 +88,12 @@ def difference(
     if not kept:
         return undefined(0, "no prompt of this kind was asked")
     known = {row["asked"]: row for row in before}
-    return paired_rate_difference(
-        _successes(kept, measure),
-        _successes([known[row["asked"]] for row in kept], measure),
+    others = [known[row["asked"]] for row in kept]
+    return judged_difference(
+        flags(kept, _counts(measure)),
+        flags(others, _counts(measure)),
+        flags(kept, open_rows(kept, _is_unjudged, measure)),
+        flags(others, open_rows(others, _is_unjudged, measure)),
         [row["request_id"] for row in kept],
         generator(seed, f"{name}/{measure}"),
     )
@@ -121,6 +121,7 @@ def conditions_of(rows: Sequence[Row], seed: int) -> list[dict[str, Any]]:
             "n_heads": n_heads,
             "draws": len(draws),
             "heads": [draw[0]["heads"] for draw in draws.values()],
+            "forced": sum(row["forced_close"] for row in group),
         }
         if group[0]["fraction"] is not None:
             entry["fraction"] = group[0]["fraction"]
@@ -200,6 +201,10 @@ def _kept(rows: Sequence[Row], measure: str) -> list[Row]:
     return [row for row in rows if roles is None or row["role"] in roles]
 
 
-def _successes(rows: Sequence[Row], measure: str) -> Bool[Tensor, "example"]:
+def _counts(measure: str) -> Callable[[Row], bool]:
     counts = MEASURES[measure].counts
-    return torch.tensor([counts(row["outcome"]) for row in rows], dtype=torch.bool)
+    return lambda row: counts(row["outcome"])
+
+
+def _is_unjudged(row: Row) -> bool:
+    return bool(row["outcome"] == UNJUDGED)

@@ -2,17 +2,13 @@
 
 from dataclasses import dataclass
 
-from holdfast.data.conversation import (
-    Spans,
-    build_conversation,
-    split_completion,
-)
+from holdfast.data.conversation import Spans, build_conversation
 from holdfast.data.prompts import Prompt
 from holdfast.judges.rules import judge
 from holdfast.models.rows import Completion
 from holdfast.models.speaking import Speaker
 from holdfast.session.asking import Question
-from holdfast.session.imported import Imported
+from holdfast.session.imported import Imported, Understood
 from holdfast.session.rows import Rollout
 
 
@@ -52,31 +48,39 @@ def drawn(question: Question, made: Completion, system_prompt: str | None) -> Ro
     )
 
 
-def imported(each: Imported, adapter: Speaker, system_prompt: str | None) -> Rollout:
+def imported(
+    each: Imported, said: Understood, adapter: Speaker, system_prompt: str | None
+) -> Rollout:
     """Return the judged row of a completion that was made elsewhere.
 
     Its tokens are those of its text, region by region, which need not be the very
     tokens that were drawn.
 
+    Args:
+        each: The completion, and the prompt it answers.
+        said: Its thinking and its answer, and how it ended.
+        adapter: The model.
+        system_prompt: System prompt of every conversation.
+
     Raises:
         InputError: If the chat template refuses the prompt.
     """
-    thinking, text, closed = split_completion(each.completion, adapter.thinking)
     conversation = build_conversation(
         adapter.tokenizer,
         each.prompt.text,
-        thinking,
-        text,
+        said.thinking,
+        said.answer,
         adapter.thinking,
         system_prompt,
     )
+    token_ids, spans = conversation.token_ids, conversation.spans
+    if not said.closed:
+        # The end template was never written.
+        token_ids = token_ids[: spans.thinking[1]]
+        end = len(token_ids)
+        spans = Spans(spans.prompt, spans.thinking, (end, end), (end, end))
     answer = Answer(
-        conversation.token_ids,
-        conversation.spans,
-        thinking,
-        text,
-        "stop" if closed else "length",
-        closed,
+        token_ids, spans, said.thinking, said.answer, said.finish, said.closed
     )
     return _row(each.role, each.prompt, each.sample, 0, system_prompt, answer)
 

@@ -1,19 +1,22 @@
 """From prompts to questions: rendered, seeded, within the model's context."""
 
 from collections.abc import Sequence
-from dataclasses import replace
 from typing import NamedTuple
 
 from holdfast.data.control_tokens import control_literals, prompt_token_ids
 from holdfast.data.prompts import Prompt
 from holdfast.errors import InputError, ThinkingFormatError
+from holdfast.models.generation import longest_prompt
+from holdfast.models.masked import MaskedModel
 from holdfast.models.parts import Adapter
+from holdfast.models.remasking import Denoising
 from holdfast.models.rows import Sampling
 from holdfast.models.speaking import Speaker
 from holdfast.session.prompts import Asked, row_seed
 from holdfast.session.settings import ROLES, RolloutSettings
 
-ROOM_FOR_TEMPLATE = 16
+NAMED = 3
+"""Rows that a note names."""
 
 
 class Question(NamedTuple):
@@ -128,29 +131,83 @@ def prompt_notes(adapter: Speaker, asked: Asked) -> list[str]:
     ]
 
 
+class Fitting(NamedTuple):
+    """The questions that fit in a model's context.
+
+    Attributes:
+        questions: Those with room for an answer behind them, in their order.
+        notes: What the user has to know of the others, and of rows with less thinking.
+    """
+
+    questions: list[Question]
+    notes: list[str]
+
+
 def fit_context(
-    adapter: Adapter, asked: Sequence[Question], sampling: Sampling
-) -> Sampling:
-    """Cut the thinking budget to what the model's context leaves.
+    speaker: Speaker, asked: Sequence[Question], how: Sampling | Denoising
+) -> Fitting:
+    """Leave out, and name, the questions that leave no room for an answer.
+
+    Every other one keeps what it was given: how long a neighbour is changes no row.
+    Where a prompt leaves less room than was asked for, its own thinking has the rest.
 
     Args:
-        adapter: The model.
+        speaker: The model.
         asked: What it is asked.
-        sampling: Budgets as they were asked for.
-
-    Returns:
-        Sampling that fits the longest prompt.
+        how: How answers are drawn, with their limits as they were asked for.
 
     Raises:
-        InputError: If the longest prompt leaves no room for thinking and answer.
+        InputError: If no question fits.
     """
-    longest = max(question.n_tokens for question in asked)
-    taken = longest + sampling.max_answer + ROOM_FOR_TEMPLATE
-    left = adapter.max_positions - taken
-    if left < 1:
+    context, most = speaker.max_positions, room_for_prompt(speaker, how)
+    fitting = [each for each in asked if each.n_tokens <= most]
+    if not fitting:
+        shortest = min((each.n_tokens for each in asked), default=0)
+        flag = "--gen-length" if isinstance(how, Denoising) else "--max-answer"
         raise InputError(
-            f"prompts that leave room for an answer in {adapter.max_positions} tokens",
-            f"one of {longest} tokens, and --max-answer {sampling.max_answer}",
-            "Leave the long prompts out, or lower --max-answer.",
+            f"prompts that leave room for an answer in {context} tokens",
+            f"none: the shortest has {shortest} tokens, and {flag} is "
+            f"{how.gen_length if isinstance(how, Denoising) else how.max_answer}",
+            f"Take shorter prompts, or lower {flag}.",
         )
-    return replace(sampling, max_thinking=min(sampling.max_thinking, left))
+    notes = []
+    if len(fitting) < len(asked):
+        notes.append(_left_out(asked, most, context))
+    if isinstance(how, Sampling) and how.max_thinking > 1:
+        notes += _short_of_thinking(fitting, most, how.max_thinking)
+    return Fitting(fitting, notes)
+
+
+def room_for_prompt(speaker: Speaker, how: Sampling | Denoising) -> int:
+    """Return how many tokens a prompt may have, for an answer to fit behind it."""
+    if isinstance(how, Denoising):
+        return speaker.max_positions - how.gen_length
+    assert not isinstance(speaker, MaskedModel)
+    return longest_prompt(speaker, how)
+
+
+def _left_out(asked: Sequence[Question], most: int, context: int) -> str:
+    over = [each for each in asked if each.n_tokens > most]
+    named = ", ".join(
+        f"{each.row_id} ({each.n_tokens} tokens)" for each in over[:NAMED]
+    )
+    more = f" and {len(over) - NAMED} more" if len(over) > NAMED else ""
+    return (
+        f"{len(over)} of {len(asked)} questions were left out, since their prompts "
+        f"have more than the {most} tokens that leave room for an answer in the "
+        f"model's {context}: "
+        f"{named}{more}."
+    )
+
+
+def _short_of_thinking(asked: Sequence[Question], most: int, limit: int) -> list[str]:
+    """Say how many rows have less thinking than was asked for, and the least."""
+    rooms = [1 + most - each.n_tokens for each in asked]
+    short = [room for room in rooms if room < limit]
+    if not short:
+        return []
+    return [
+        f"{len(short)} of {len(asked)} questions leave room for less than "
+        f"--max-thinking {limit}, the longest for {min(short)} tokens; their thinking "
+        "is closed there by force, and theirs alone."
+    ]

@@ -12,6 +12,7 @@ from holdfast.analysis.bootstrap import Estimate, undefined
 from holdfast.analysis.sparse import SparseVerdict
 from holdfast.analysis.verdict import CliffVerdict, Figures, verdict
 from holdfast.report.schema import SCHEMA
+from holdfast.report.text import closed_by_force
 from holdfast.session.cliffs import CONTROL_FIGURES, FIGURES
 from holdfast.session.evaluation_sources import (
     EVALUATED,
@@ -201,10 +202,7 @@ def _limits(study: Study, rows: Sequence[Rollout], reason: str) -> list[str]:
         said.append(f"There is no trace: {reason}.")
     forced = sum(row.forced_close for row in rows)
     if forced:
-        said.append(
-            f"The thinking of {forced} of {len(rows)} answers ran out of its budget "
-            "and was closed by force."
-        )
+        said.append(closed_by_force(forced, len(rows)))
     return [sentence[:1].upper() + sentence[1:] for sentence in said]
 
 

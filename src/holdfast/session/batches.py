@@ -2,14 +2,18 @@
 
 import time
 from collections.abc import Callable, Sequence
-from pathlib import Path
 from typing import NamedTuple, TypeVar
 
 import pyarrow as pa
-import pyarrow.parquet as pq
 
 from holdfast.session.progress import Progress
-from holdfast.study import Study, atomic_write_table, fingerprint, storing
+from holdfast.study import (
+    DamagedTableError,
+    Study,
+    atomic_write_table,
+    fingerprint,
+    read_table,
+)
 
 T = TypeVar("T")
 
@@ -54,7 +58,8 @@ def in_batches(
 
     The plan depends on the items alone: an interrupted stage that continues runs the
     very batches that an undisturbed one would have run, so its results are the same
-    bit for bit. An item whose rows are on disk is not run again.
+    bit for bit. An item whose rows are on disk is not run again, unless the file is
+    damaged.
 
     Args:
         study: Where the parts lie until the stage has finished.
@@ -72,7 +77,7 @@ def in_batches(
         The parts as one table, in the order of `items`; rows of one item stay in
         the order in which `work` gave them.
     """
-    tables = [_read(path) for path in study.parts(stage)]
+    tables = _whole_parts(study, stage, progress)
     done = {each for table in tables for each in table.column(ROW_ID).to_pylist()}
     ordered = sorted(items, key=lambda item: (-length(item), name(item)))
     missing = sum(name(item) not in done for item in items)
@@ -94,9 +99,22 @@ def in_batches(
     return _in_order(tables, [name(item) for item in items])
 
 
-def _read(path: Path) -> pa.Table:
-    with storing(path):
-        return pq.read_table(path)
+def _whole_parts(study: Study, stage: str, progress: Progress) -> list[pa.Table]:
+    """Read the parts of a stage; one that is damaged is said, and taken away."""
+    tables = []
+    for path in study.parts(stage):
+        try:
+            table = read_table(path)
+            if ROW_ID not in table.column_names:
+                raise DamagedTableError(f"no column {ROW_ID}")
+        except DamagedTableError as error:
+            path.unlink(missing_ok=True)
+            progress.warn(
+                f"{path} is damaged ({error}); what it held is worked out again."
+            )
+            continue
+        tables.append(table)
+    return tables
 
 
 def _in_order(tables: Sequence[pa.Table], names: Sequence[str]) -> pa.Table:

@@ -8,7 +8,7 @@ from typing import Annotated, Literal
 
 from cyclopts import Parameter
 
-from holdfast.errors import SettingsError
+from holdfast.ranges import at_least, flag_of, require_numbers
 
 
 @dataclass(frozen=True)
@@ -41,16 +41,14 @@ class DiffusionSettings:
 
     def __post_init__(self) -> None:
         """Refuse what cannot be meant."""
+        require_numbers(self)
         for name in ("gen_length", "block_length", "denoising_steps"):
-            value = getattr(self, name)
-            if value is not None and value < 1:
-                flag = "--" + name.replace("_", "-")
-                raise SettingsError(f"{flag} of 1 or more", str(value), "Raise it.")
+            at_least(flag_of(name), getattr(self, name), 1)
 
     def given(self) -> list[str]:
         """Return the flags that were given another value than their default."""
         return [
-            "--" + each.name.replace("_", "-")
+            flag_of(each.name)
             for each in fields(self)
             if getattr(self, each.name) != each.default
         ]

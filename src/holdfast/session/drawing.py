@@ -10,7 +10,7 @@ from holdfast.models.generation import generate
 from holdfast.models.masked import MaskedModel
 from holdfast.models.remasking import Denoising
 from holdfast.models.rows import Completion, Sampling
-from holdfast.session.asking import Question, fit_context, resolve_sampling
+from holdfast.session.asking import Question, resolve_sampling
 from holdfast.session.batches import Pace, in_batches
 from holdfast.session.context import Session
 from holdfast.session.denoised import answers, require_no_flags, sampler_for
@@ -37,21 +37,17 @@ class Drawing(NamedTuple):
     edit: HeadEdit | None = None
 
 
-def sampling_for(
-    session: Session, to_ask: Sequence[Question], settings: RolloutSettings
-) -> Sampling | Denoising:
-    """Return the sampling that is asked for, within the model's context.
+def sampling_for(session: Session, settings: RolloutSettings) -> Sampling | Denoising:
+    """Return the sampling that is asked for.
 
     Raises:
-        InputError: If the longest prompt leaves no room for thinking and answer.
         SettingsError: If flags do not fit together, or not the kind of model.
     """
     speaker = session.speaker
     if isinstance(speaker, MaskedModel):
         return sampler_for(speaker, settings)
     require_no_flags(settings)
-    adapter = session.adapter
-    return fit_context(adapter, to_ask, resolve_sampling(adapter, settings))
+    return resolve_sampling(session.adapter, settings)
 
 
 def is_done(

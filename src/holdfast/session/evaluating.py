@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 from cyclopts import Parameter
 
 from holdfast.errors import SettingsError
+from holdfast.ranges import at_least, flag_of, require_numbers
 from holdfast.session.diffusion_settings import DIFFUSION, DiffusionSettings
 from holdfast.session.settings import RolloutSettings
 
@@ -36,6 +37,9 @@ class EvaluateSettings:
 
     column: Annotated[tuple[str, ...], Several] = ()
     """Column of the prompts, as SUITE=NAME; may be repeated."""
+
+    yes: Annotated[bool, Parameter(negative=(), show_default=False)] = False
+    """Read a column of prompts even where its rows look like answers."""
 
     data_revision: Annotated[tuple[str, ...], Several] = ()
     """Revision on the Hub, as SUITE=COMMIT; may be repeated."""
@@ -81,9 +85,9 @@ class EvaluateSettings:
 
     def __post_init__(self) -> None:
         """Refuse what cannot be meant."""
+        require_numbers(self)
         self.drawing()
-        if self.limit is not None and self.limit < 1:
-            raise SettingsError("--limit of 1 or more", str(self.limit), "Raise it.")
+        at_least("--limit", self.limit, 1)
         for flag, entries in (
             ("--column", self.column),
             ("--data-revision", self.data_revision),
@@ -112,6 +116,16 @@ class EvaluateSettings:
         """Return what was said for a suite among entries SUITE=VALUE."""
         said = dict(entry.partition("=")[::2] for entry in entries)
         return said.get(suite, said.get(suite.partition("=")[0]))
+
+
+COUNTS = (
+    "judge_batch_size",
+    "judge_concurrency",
+    "judge_attempts",
+    "judge_max_requests",
+    "judge_max_tokens",
+)
+"""Flags of a judge that count something, of which there is at least one."""
 
 
 @dataclass(frozen=True)
@@ -161,6 +175,13 @@ class JudgeFlags:
     judge_max_tokens: int | None = None
     """For a server, tokens in all."""
 
+    judge_reply_tokens: int = 1024
+    """For a server, tokens of its longest reply, thinking included; a reply that is
+    cut there is no verdict."""
+
+    judge_temperature: float = 0.0
+    """For a server, its sampling temperature."""
+
     judge_cache: str | None = None
     """For a server, the folder that keeps its replies."""
 
@@ -169,6 +190,15 @@ class JudgeFlags:
 
     calibrations: str = "calibrations"
     """Folder with the records of `holdfast judge calibrate`."""
+
+    def __post_init__(self) -> None:
+        """Refuse what cannot be meant."""
+        require_numbers(self)
+        for name in COUNTS:
+            at_least(flag_of(name), getattr(self, name), 1)
+        if self.judge_timeout <= 0:
+            found = str(self.judge_timeout)
+            raise SettingsError("--judge-timeout above 0", found, "Choose another.")
 
     def opened(self) -> "JudgeSettings":
         """Return the settings that open the judge."""

@@ -18,17 +18,24 @@ def figure_of(estimate: Estimate) -> dict[str, Any]:
     for key in ("value", "low", "high"):
         if made[key] is not None:
             made[key] = round(made[key], DIGITS)
+    if estimate.bounds is not None:
+        made["bounds"] = [round(end, DIGITS) for end in estimate.bounds]
+    if estimate.n_unjudged:
+        made["unjudged"] = estimate.n_unjudged
     return made
 
 
 def estimate_of(figure: dict[str, Any]) -> Estimate:
     """Return the estimate that `figure_of` wrote."""
+    bounds = figure.get("bounds")
     return Estimate(
         figure["value"],
         figure["low"],
         figure["high"],
         figure["n"],
         figure.get("reason"),
+        None if bounds is None else (bounds[0], bounds[1]),
+        figure.get("unjudged", 0),
     )
 
 

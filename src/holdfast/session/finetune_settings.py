@@ -6,6 +6,7 @@ from typing import Annotated
 from cyclopts import Parameter
 
 from holdfast.errors import SettingsError
+from holdfast.ranges import at_least, require_numbers
 from holdfast.session.select_settings import parse_columns
 from holdfast.training.recipe import Recipe
 
@@ -51,10 +52,8 @@ class FinetuneSettings:
 
     def __post_init__(self) -> None:
         """Refuse what cannot be meant."""
-        if self.benign_ratio < 0:
-            raise SettingsError(
-                "--benign-ratio of 0 or more", str(self.benign_ratio), "Raise it."
-            )
+        require_numbers(self)
+        at_least("--benign-ratio", self.benign_ratio, 0)
         self.columns()
         self._check_defense()
 

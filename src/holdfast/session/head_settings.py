@@ -9,6 +9,7 @@ from typing import Annotated, Literal
 from cyclopts import Parameter
 
 from holdfast.errors import SettingsError
+from holdfast.ranges import at_least, require_numbers
 
 Scope = Literal["everywhere", "end_template", "answer"]
 Scopes = Annotated[
@@ -37,8 +38,9 @@ class HeadsSettings:
 
     def __post_init__(self) -> None:
         """Refuse what cannot be meant."""
-        _at_least("--checked-heads", self.checked_heads, 1)
-        _at_least("--selection-prompts", self.selection_prompts, 1)
+        require_numbers(self)
+        at_least("--checked-heads", self.checked_heads, 1)
+        at_least("--selection-prompts", self.selection_prompts, 1)
 
 
 @dataclass(frozen=True)
@@ -76,8 +78,9 @@ class AblateSettings:
 
     def __post_init__(self) -> None:
         """Refuse what cannot be meant."""
-        _at_least("--random-draws", self.random_draws, 1)
-        _at_least("--ablation-prompts", self.ablation_prompts, 1)
+        require_numbers(self)
+        at_least("--random-draws", self.random_draws, 1)
+        at_least("--ablation-prompts", self.ablation_prompts, 1)
         if not self.fractions or not self.scopes:
             raise SettingsError(
                 "at least one --fractions and one --scopes", "none", "Name one."
@@ -108,11 +111,7 @@ class BakeSettings:
 
     def __post_init__(self) -> None:
         """Refuse what cannot be meant."""
-        _at_least("--test-prompts", self.test_prompts, 1)
-        _at_least("--max-over-refusal", self.max_over_refusal, 0)
-        _at_least("--max-degenerate", self.max_degenerate, 0)
-
-
-def _at_least(flag: str, value: float | int, least: int) -> None:
-    if not value >= least:
-        raise SettingsError(f"{flag} of {least} or more", str(value), "Choose another.")
+        require_numbers(self)
+        at_least("--test-prompts", self.test_prompts, 1)
+        at_least("--max-over-refusal", self.max_over_refusal, 0)
+        at_least("--max-degenerate", self.max_degenerate, 0)

@@ -1,15 +1,23 @@
 """Completions that were made elsewhere, say by a serving engine."""
 
+import hashlib
 from collections import Counter
-from pathlib import Path
-from typing import Any, NamedTuple
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from typing import Any, Literal, NamedTuple
 
-from holdfast.data.prompts import Label, Prompt, prompt_id
-from holdfast.data.readers import Row, read_table
-from holdfast.errors import PromptFileError
-from holdfast.study import fingerprint
+from holdfast.data.columns import choose_column
+from holdfast.data.conversation import ThinkingFormat, split_completion
+from holdfast.data.prompts import Prompt, normalise, placed_prompts
+from holdfast.data.readers import Row, Table
+from holdfast.data.served import Served, served
+from holdfast.data.sources import Content, load
+from holdfast.errors import InputError, PromptFileError, ThinkingFormatError
+from holdfast.session.prompts import UNNAMED_WRAPPER, place_of
 
-_LABELS: dict[str, Label] = {"harmful": "harmful", "benign": "benign"}
+Bare = Literal["ask", "answer", "thinking"]
+WARNING = "warning: "
+_SHOWN = 3
 
 
 class Imported(NamedTuple):
@@ -19,92 +27,281 @@ class Imported(NamedTuple):
         prompt: The prompt.
         role: `harmful`, `wrapped`, `benign` or `benign_wrapped`.
         sample: Which answer to this prompt, counted from 0.
-        completion: What the model wrote after the prompt.
+        served: What was sent.
+        place: Where it stands in its file.
     """
 
     prompt: Prompt
     role: str
     sample: int
-    completion: str
+    served: Served
+    place: str
 
 
 class ImportedFile(NamedTuple):
-    """The completions of a file and the hash of its contents."""
+    """The completions of a file, and what has to be known of it.
+
+    Attributes:
+        rows: Rows with an answer, in their order.
+        source: Name of the file.
+        column: The column of the prompts.
+        sha256: Hash of the bytes of the file, and of the requests where apart.
+        notes: Sentences to show to the user; a doubt starts with "warning:".
+    """
 
     rows: tuple[Imported, ...]
     source: str
+    column: str | None
     sha256: str
+    notes: tuple[str, ...]
 
 
-def read_completions(path: str) -> ImportedFile:
+class Understood(NamedTuple):
+    """Thinking and answer of a completion, and how it ended."""
+
+    thinking: str
+    answer: str
+    closed: bool
+    finish: str
+
+
+def read_completions(
+    path: str, requests: str | None = None, *, accept: bool = False
+) -> ImportedFile:
     """Read completions from a JSONL file (or any other table).
 
-    Each row has `prompt` and `completion`; `label` (harmful or benign, harmful if
-    missing), `wrapper` and `request_id` if they are known.
+    Prompts, labels, wrappers and clusters are read as in every prompt file. The answer
+    is a column `completion`, or what an OpenAI-shaped server sent: a message, choices,
+    or the line of a batch. Lines that failed are left out and counted.
 
     Args:
         path: The file.
+        requests: The requests of a batch, whose lines name them by `custom_id`.
+        accept: Whether prompts are read though they look like answers.
 
     Returns:
         The rows in their order.
 
     Raises:
-        PromptFileError: If the file is missing or malformed; names the line.
+        PromptFileError: If a file is missing or malformed, or holds no answer; names
+            the line.
     """
-    file = Path(path).expanduser()
-    try:
-        data = file.read_bytes()
-    except OSError as error:
-        raise PromptFileError(
-            f"a file of completions at `{path}`",
-            error.strerror or str(error),
-            "Check the path.",
-        ) from error
-    table = read_table(file.name, data)
+    content = load(path, None)
+    sha256, name = content.sha256, content.name
+    if requests is not None:
+        asked = load(requests, None)
+        content = _joined(content, asked)
+        sha256 = hashlib.sha256(f"{sha256}{asked.sha256}".encode()).hexdigest()
+    _require_prompts(content)
+    choice = choose_column(content.table, None, name, attacked=True, accept=accept)
+    found = placed_prompts(content, choice, "harmful")
+    rows, failed = [], []
     seen: Counter[str] = Counter()
-    rows = []
-    for row in table.rows:
-        prompt, role = _prompt(row, file.name)
+    for prompt, row in found.rows:
+        sent = served(row, name)
+        if sent.failure is not None:
+            failed.append(f"{row.place} ({sent.failure})")
+            continue
+        prompt = _named(prompt, row, name)
+        role = place_of("harmful", prompt)
         key = f"{role}/{prompt.prompt_id}"
-        rows.append(
-            Imported(prompt, role, seen[key], _text(row, "completion", file.name))
-        )
+        rows.append(Imported(prompt, role, seen[key], sent, row.place))
         seen[key] += 1
-    contents = [[row.prompt.request_id, row.role, row.completion] for row in rows]
-    return ImportedFile(tuple(rows), file.name, fingerprint(contents))
-
-
-def _prompt(row: Row, name: str) -> tuple[Prompt, str]:
-    """Return the prompt of a row and its role."""
-    text = _text(row, "prompt", name)
-    given = str(row.cells.get("label") or "harmful")
-    label = _LABELS.get(given.casefold())
-    if label is None:
+    if not rows:
         raise PromptFileError(
-            f"a label of `{name}` that is harmful or benign",
-            f"{given!r} at {row.place}",
-            "Correct the row.",
+            f"completions in `{name}`",
+            f"none: every line failed, such as {failed[0]}",
+            "Ask these prompts again.",
         )
-    wrapper = _optional(row.cells.get("wrapper"))
-    own = prompt_id(text)
-    request = _optional(row.cells.get("request_id")) or own
-    role = "wrapped" if label == "harmful" else "benign_wrapped"
-    if wrapper is None:
-        role = label
-    return Prompt(own, request, text, label, name, wrapper), role
+    notes = [*content.notes, *found.notes]
+    if failed:
+        notes.append(
+            f"{WARNING}{len(failed)} of {len(found.rows)} lines failed and were left "
+            f"out: {_few(failed)}."
+        )
+    return ImportedFile(tuple(rows), name, choice.column, sha256, tuple(notes))
 
 
-def _text(row: Row, column: str, name: str) -> str:
-    """Return a column that must be there."""
-    value = row.cells.get(column)
-    if not isinstance(value, str) or (column == "prompt" and not value.strip()):
+def understand(
+    file: ImportedFile, thinking: ThinkingFormat | None, bare: Bare
+) -> tuple[list[Understood], list[str]]:
+    """Tell thinking from answer in every row of a file.
+
+    Args:
+        file: The file.
+        thinking: Thinking format of the model, None for one that does not think.
+        bare: What a row is that has neither thinking nor a tag: an answer whose
+            thinking was not kept, or thinking that was cut off. `ask` refuses where
+            the rest of the file does not tell.
+
+    Returns:
+        One for each row, and what to say of where the thinking was read.
+
+    Raises:
+        ThinkingFormatError: If rows bring thinking and the model has none.
+        InputError: If it cannot be told what rows without thinking are.
+        PromptFileError: If thinking holds tags of its own.
+    """
+    fields = Counter(row.served.field for row in file.rows if row.served.reasoning)
+    if thinking is None:
+        if fields:
+            raise ThinkingFormatError(
+                "a model that thinks, as the rows of the file do",
+                f"`{next(iter(fields))}` in {sum(fields.values())} rows, and no "
+                "thinking format in the chat template",
+                "Name the model that wrote them, or leave that field out.",
+            )
+        made = [_plain(row.served) for row in file.rows]
+        return made, []
+    inline = sum(_has_tags(row, thinking) for row in file.rows)
+    unclear = [row for row in file.rows if _is_bare(row, thinking)]
+    bare_is = _resolve(file, unclear, inline, bool(fields), bare)
+    made = [
+        _of_tags(row, thinking)
+        if _has_tags(row, thinking)
+        else _plain(row.served, as_thinking=_is_bare(row, thinking) and not bare_is)
+        if row.served.reasoning is None
+        else _of_field(row, thinking)
+        for row in file.rows
+    ]
+    n = len(file.rows)
+    notes = [
+        f"Thinking was read from `{field}` in {count} of {n} rows."
+        for field, count in fields.items()
+    ]
+    if inline:
+        notes.append(f"Thinking was read from between tags in {inline} of {n} rows.")
+    if unclear:
+        what = "answers without thinking" if bare_is else "thinking that never ended"
+        notes.append(f"{len(unclear)} of {n} rows without tags were read as {what}.")
+    return made, notes
+
+
+def _resolve(
+    file: ImportedFile,
+    unclear: Sequence[Imported],
+    inline: int,
+    has_fields: bool,
+    bare: Bare,
+) -> bool:
+    """Tell whether rows with neither thinking nor tags are answers, or refuse."""
+    if bare != "ask" or not unclear:
+        return bare != "thinking"
+    if not has_fields and inline > len(unclear):
+        # Without a parser everything is in the text, and theirs never got to a tag.
+        return False
+    if has_fields and all(row.served.finish == "stop" for row in unclear):
+        return True
+    raise InputError(
+        f"thinking in the rows of `{file.source}`, since the model thinks",
+        f"{len(unclear)} of {len(file.rows)} rows with neither thinking nor its tags, "
+        f"the first at {unclear[0].place}",
+        "Say what they are: `--import-bare answer` for answers whose thinking was not "
+        "kept, `--import-bare thinking` for thinking that was cut off.",
+    )
+
+
+def _has_tags(row: Imported, thinking: ThinkingFormat) -> bool:
+    content = row.served.content or ""
+    if row.served.reasoning:
+        return False
+    return thinking.close in content or content.lstrip().startswith(thinking.open)
+
+
+def _is_bare(row: Imported, thinking: ThinkingFormat) -> bool:
+    return not row.served.reasoning and not _has_tags(row, thinking)
+
+
+def _plain(sent: Served, *, as_thinking: bool = False) -> Understood:
+    text = sent.content or ""
+    if as_thinking:
+        return Understood(text, "", False, sent.finish or "length")
+    return Understood("", text, True, sent.finish or "stop")
+
+
+def _of_tags(row: Imported, thinking: ThinkingFormat) -> Understood:
+    found = split_completion(row.served.content or "", thinking)
+    finish = row.served.finish or ("stop" if found.closed else "length")
+    return Understood(*found, finish)
+
+
+def _of_field(row: Imported, thinking: ThinkingFormat) -> Understood:
+    """Return what was sent apart; a server's parser keeps the newlines around it."""
+    sent = row.served
+    thought = (sent.reasoning or "").strip("\n")
+    thought = thought.removeprefix(thinking.open).strip("\n")
+    if thinking.close in thought or thinking.open in thought:
         raise PromptFileError(
-            f"a text `{column}` in every row of `{name}`",
-            f"{value!r} at {row.place} (columns: {', '.join(row.cells)})",
-            'Write one object a line: {"prompt": "...", "completion": "..."}.',
+            "thinking without tags, since it stands in a field of its own",
+            f"`{thinking.close}` or `{thinking.open}` inside `{sent.field}` at "
+            f"{row.place}",
+            "Take the tags out of the field.",
         )
-    return value
+    answer = (sent.content or "").lstrip("\n")
+    closed = bool(answer.strip())
+    return Understood(
+        thought, answer, closed, sent.finish or ("stop" if closed else "length")
+    )
 
 
-def _optional(value: Any) -> str | None:
-    return str(value) if value not in (None, "") else None
+def _named(prompt: Prompt, row: Row, name: str) -> Prompt:
+    """Return a prompt with a name for its wrapper; a row has to be of one turn."""
+    if prompt.earlier:
+        raise PromptFileError(
+            f"one turn a row in `{name}`",
+            f"{len(prompt.earlier) + 1} turns at {row.place}",
+            "Leave conversations out; `holdfast rollout` asks them turn by turn.",
+        )
+    behind = prompt.request
+    if (
+        prompt.wrapper is None
+        and behind
+        and normalise(behind) != normalise(prompt.text)
+    ):
+        return replace(prompt, wrapper=UNNAMED_WRAPPER)
+    return prompt
+
+
+def _joined(content: Content, asked: Content) -> Content:
+    """Put what was asked beside what was answered, by `custom_id`."""
+    known: dict[str, dict[str, Any]] = {}
+    for row in asked.table.rows:
+        key, cells = str(row.cells.get("custom_id")), dict(row.cells)
+        body = cells.pop("body", None)
+        if isinstance(body, Mapping):
+            cells |= {
+                each: body[each] for each in ("messages", "prompt") if each in body
+            }
+        if known.setdefault(key, cells) is not cells:
+            raise PromptFileError(
+                f"each `custom_id` once in `{asked.name}`",
+                f"`{key}` twice, the second time at {row.place}",
+                "Name each request by an id of its own.",
+            )
+    rows = []
+    for row in content.table.rows:
+        key = str(row.cells.get("custom_id"))
+        if key not in known:
+            raise PromptFileError(
+                f"a `custom_id` of `{asked.name}` in every row of `{content.name}`",
+                f"`{key}` at {row.place}",
+                "Give the requests of this very batch.",
+            )
+        rows.append(Row(row.place, known[key] | row.cells))
+    columns = dict.fromkeys(key for row in rows for key in row.cells)
+    return content._replace(table=Table(tuple(columns), tuple(rows)))
+
+
+def _require_prompts(content: Content) -> None:
+    table = content.table
+    if "custom_id" in table.columns and not {"prompt", "messages"} & set(table.columns):
+        raise PromptFileError(
+            f"prompts beside the answers of the batch `{content.name}`",
+            "`custom_id` alone",
+            "Give the file of its requests with `--import-requests`.",
+        )
+
+
+def _few(places: Sequence[str]) -> str:
+    more = f" and {len(places) - _SHOWN} more" if len(places) > _SHOWN else ""
+    return ", ".join(places[:_SHOWN]) + more

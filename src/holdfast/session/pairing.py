@@ -1,15 +1,23 @@
 """Two evaluations on the same prompts: what changed, and whether that is chance."""
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import pyarrow as pa
-import torch
+from jaxtyping import Bool
+from torch import Tensor
 
-from holdfast.analysis.paired import mcnemar, paired_rate_difference, sign_flip
+from holdfast.analysis.paired import mcnemar, sign_flip
+from holdfast.analysis.unjudged import judged_difference
 from holdfast.report.paired import PairedRow
-from holdfast.session.evaluation import MEASURES, conditions, counts_for
+from holdfast.session.evaluation import (
+    MEASURES,
+    conditions,
+    counts_for,
+    is_unjudged,
+)
 from holdfast.session.figures import figure_of, generator
+from holdfast.session.outcomes import flags
 
 KEY = ("suite", "kind", "wrapper", "prompt_id", "sample")
 SEED = 0
@@ -25,7 +33,8 @@ def pair(first: pa.Table, second: pa.Table) -> list[PairedRow]:
     Returns:
         One record a condition: rates on the rows that both have, the difference
         `second - first` with an interval over requests, and the p-value of a test
-        that keeps the rows of a request together.
+        that keeps the rows of a request together. Rates, difference and p-value are
+        None, or are bounds and the largest p-value, where rows were not judged.
     """
     before = {_key(row): row for row in first.to_pylist()}
     after = {_key(row): row for row in second.to_pylist()}
@@ -42,31 +51,70 @@ def pair(first: pa.Table, second: pa.Table) -> list[PairedRow]:
 def _test(
     before: Sequence[Mapping[str, Any]], after: Sequence[Mapping[str, Any]], name: str
 ) -> dict[str, Any]:
-    one, two = (
-        torch.tensor([counts_for(row) for row in rows], dtype=torch.bool)
-        for rows in (before, after)
-    )
     clusters = [row["request_id"] for row in before]
-    difference = paired_rate_difference(
-        two, one, clusters, generator(SEED, f"paired/{name}")
+    one, two = _Side.of(before), _Side.of(after)
+    difference = judged_difference(
+        two.counts,
+        one.counts,
+        two.unjudged,
+        one.unjudged,
+        clusters,
+        generator(SEED, f"paired/{name}"),
     )
-    if len(set(clusters)) == len(clusters):
-        test, p_value = "McNemar, exact", mcnemar(two, one, clusters).p_value
-    else:
-        draws = generator(SEED, f"flips/{name}")
-        test = "sign flip by request"
-        p_value = sign_flip(two.double(), one.double(), clusters, draws)
+    read = ~(one.unjudged | two.unjudged)
+    test, p_value = _p_value(one, two, clusters, name)
+    if difference.value is None:
+        p_value = None
     return {
         "rows": len(clusters),
         "requests": len(set(clusters)),
-        "gained": int((two & ~one).sum()),
-        "lost": int((one & ~two).sum()),
-        "a": float(one.double().mean()),
-        "b": float(two.double().mean()),
+        "unjudged": int((~read).sum()),
+        "gained": int((two.counts & ~one.counts & read).sum()),
+        "lost": int((one.counts & ~two.counts & read).sum()),
+        "a": one.rate(),
+        "b": two.rate(),
         "difference": figure_of(difference),
         "test": test,
         "p_value": p_value,
     }
+
+
+class _Side(NamedTuple):
+    """One evaluation on the shared rows: what counts, and what was not judged."""
+
+    counts: Bool[Tensor, "example"]
+    unjudged: Bool[Tensor, "example"]
+
+    @classmethod
+    def of(cls, rows: Sequence[Mapping[str, Any]]) -> "_Side":
+        """Read one side."""
+        unjudged = flags(rows, is_unjudged)
+        return cls(flags(rows, counts_for) & ~unjudged, unjudged)
+
+    def rate(self) -> float | None:
+        """Return the share that counts, or None where some rows have no verdict."""
+        return None if self.unjudged.any() else float(self.counts.double().mean())
+
+
+def _p_value(
+    one: _Side, two: _Side, clusters: Sequence[str], name: str
+) -> tuple[str, float | None]:
+    """Return the test and the largest p-value that the rows without verdict allow."""
+    extremes = (
+        (one.counts | one.unjudged, two.counts),
+        (one.counts, two.counts | two.unjudged),
+    )
+    changes = [int(after.sum()) - int(before.sum()) for before, after in extremes]
+    exact = len(set(clusters)) == len(clusters)
+    # Between a fall and a rise lies "no change", which no test rejects.
+    found = [1.0] if changes[0] < 0 < changes[1] else []
+    for before, after in extremes[: 1 + bool((one.unjudged | two.unjudged).any())]:
+        if exact:
+            found.append(mcnemar(after, before, clusters).p_value)
+        else:
+            draws = generator(SEED, f"flips/{name}")
+            found.append(sign_flip(after.double(), before.double(), clusters, draws))
+    return "McNemar, exact" if exact else "sign flip by request", max(found)
 
 
 def _key(row: Mapping[str, Any]) -> tuple[Any, ...]:

@@ -84,6 +84,13 @@ class Scores:
             table = table.append_column("score", pa.array(score, pa.float64()))
             yield table.append_column("left_out", pa.array(why, pa.string()))
 
+    def forced(self) -> int | None:
+        """Count the thoughts that were closed by force; None where none was drawn."""
+        if self.drawn is None:
+            return None
+        shards = [self.drawn.read(i, ["forced_close"]) for i in self.drawn.done()]
+        return sum(bool(each) for t in shards for each in t.column(0).to_pylist())
+
     def _score(self, table: pa.Table) -> tuple[list[float | None], list[str | None]]:
         by, columns = self.settings.by, table.to_pydict()
         n = table.num_rows

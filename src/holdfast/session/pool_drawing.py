@@ -1,7 +1,7 @@
 """What the model itself makes of pool rows: its thinking, its answer, and a verdict."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 import pyarrow as pa
@@ -11,10 +11,9 @@ from holdfast.data.pool import PoolRow
 from holdfast.judges.contract import Exchange, Judge, harmful
 from holdfast.judges.rules import judge as by_rules
 from holdfast.judges.verdict import Verdict
-from holdfast.models.generation import generate
+from holdfast.models.generation import generate, longest_prompt
 from holdfast.models.parts import Adapter
 from holdfast.models.rows import Completion, Sampling
-from holdfast.session.asking import ROOM_FOR_TEMPLATE
 from holdfast.session.outcomes import GAVE_IN
 from holdfast.session.pool_scoring import NO_THINKING
 from holdfast.session.prompts import row_seed
@@ -24,6 +23,7 @@ DRAWN = pa.schema(
         ("row", pa.int64()),
         ("thinking", pa.string()),
         ("closed", pa.bool_()),
+        ("forced_close", pa.bool_()),
         ("answer", pa.string()),
         ("outcome", pa.string()),
         ("judge_score", pa.float64()),
@@ -93,6 +93,8 @@ class PoolDrawer:
     ) -> tuple[tuple[int, ...] | None, str | None, str | None]:
         """Return the tokens that are there before the model goes on, or why none."""
         adapter = self.adapter
+        if row.broken is not None:
+            return None, row.broken, "the row's thinking is broken"
         own = self.own_thinking and adapter.thinking is not None
         if own and row.thinking is None:
             return None, NO_THINKING, "the row has no thinking"
@@ -112,11 +114,9 @@ class PoolDrawer:
                 system_prompt=self.system_prompt,
                 thinking=adapter.thinking,
             )
-        drawn = self.sampling.max_answer + (0 if own else self.sampling.max_thinking)
-        limit = adapter.max_positions - drawn - ROOM_FOR_TEMPLATE
-        if len(ids) > limit:
-            reason = f"{len(ids)} tokens leave no room for {drawn} more"
-            return None, NO_ROOM, reason
+        most = longest_prompt(adapter, self.sampling, thinking_done=self.own_thinking)
+        if len(ids) > most:
+            return None, NO_ROOM, f"{len(ids)} tokens, and at most {most} leave room"
         return tuple(ids), None, None
 
     def _draw(self, prompts: Sequence[tuple[tuple[int, ...], int]]) -> list[Completion]:
@@ -144,6 +144,7 @@ class PoolDrawer:
         record = {
             "thinking": thinking,
             "closed": closed,
+            "forced_close": made.forced_close,
             "answer": made.answer,
             "rules_outcome": said.outcome,
         }
@@ -183,18 +184,3 @@ def is_flagged(verdict: Verdict) -> bool:
     """
     by_score = harmful(verdict)
     return verdict.outcome in GAVE_IN if by_score is None else by_score
-
-
-def fit_drawing(adapter: Adapter, sampling: Sampling, *, own: bool) -> Sampling:
-    """Cut the thinking budget so that prompts of half the context always fit.
-
-    The rule looks at the model alone, so that a row is drawn alike in every shard.
-
-    Args:
-        adapter: The model.
-        sampling: Budgets as they were asked for.
-        own: Whether no thinking is drawn.
-    """
-    room = adapter.max_positions - sampling.max_answer - ROOM_FOR_TEMPLATE
-    most = 0 if own else max(0, room // 2)
-    return replace(sampling, max_thinking=min(sampling.max_thinking, most))

@@ -95,10 +95,12 @@ class PoolScorer:
         """Return a row as tokens, or why it is left out.
 
         A row without thinking is left out where the model thinks: its template would
-        stand after nothing. The thinking of a row is left off where the model does
-        not think.
+        stand after nothing. So is one whose thinking is broken, in any model. The
+        thinking of a row is left off where the model does not think.
         """
         adapter, thinking = self.adapter, row.thinking
+        if row.broken is not None:
+            return Rendered(None, row.broken, "the row's thinking is broken")
         if adapter.thinking is None:
             thinking = ""
         elif thinking is None:

@@ -13,17 +13,18 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import pyarrow as pa
-import pyarrow.parquet as pq
 
 from holdfast.data.pool import Pool, PoolRow
 from holdfast.errors import InputError
 from holdfast.session.progress import Progress
 from holdfast.study import (
+    DamagedTableError,
     atomic_write_json,
     atomic_write_table,
     canonical_json,
     claim,
     fingerprint,
+    read_table,
 )
 
 WAIT_SECONDS = 0.5
@@ -79,20 +80,20 @@ class ShardFolder:
         return [index for index in range(self.n_shards) if self.is_done(index)]
 
     def read(self, index: int, columns: Sequence[str] | None = None) -> pa.Table:
-        """Read a finished shard.
+        """Read a finished shard; one that is damaged is no longer finished.
 
         Raises:
             InputError: If it is damaged.
         """
         path = self.path(index)
         try:
-            return pq.read_table(path, columns=columns)
-        except (pa.ArrowException, OSError) as error:
+            return read_table(path, columns)
+        except (DamagedTableError, FileNotFoundError) as error:
+            self._marker(index).unlink(missing_ok=True)
             raise InputError(
                 f"a Parquet table in {path}",
                 f"a damaged file ({str(error).splitlines()[0]})",
-                f"Remove {self._marker(index).name} beside it and run the command "
-                "again: that shard is scored anew.",
+                "Run the command again: that shard is worked out anew.",
             ) from error
 
     def fill(
@@ -113,6 +114,8 @@ class ShardFolder:
             label: What the bar says.
         """
         own = [index for index in range(self.n_shards) if index in share]
+        for index in [index for index in own if self.is_done(index)]:
+            self._look_at(index, progress)
         self._describe()
         with progress.track(label, len(own)) as advance:
             seen: set[int] = set()
@@ -157,6 +160,18 @@ class ShardFolder:
                     advance(1)
                     worked = True
         return worked
+
+    def _look_at(self, index: int, progress: Progress) -> None:
+        """Take the mark of being finished from a shard that is not whole."""
+        try:
+            mark = json.loads(self._marker(index).read_text(encoding="utf-8"))
+            if read_table(self.path(index), []).num_rows == mark["rows"]:
+                return
+            found = "another number of rows"
+        except (DamagedTableError, OSError, ValueError, LookupError) as error:
+            found = str(error)
+        progress.warn(f"{self.path(index)} is damaged ({found}); it is made again.")
+        self._marker(index).unlink(missing_ok=True)
 
     def _describe(self) -> None:
         """Write down what the folder's contents depend on."""

@@ -10,11 +10,12 @@ from holdfast.data.overlap import overlap
 from holdfast.data.prompts import Label, Prompt, prompt_id, read_prompts
 from holdfast.data.requests import authored_prompts
 from holdfast.data.wrappers import authored_wrappers, wrap
+from holdfast.errors import PromptFileError
 from holdfast.session.settings import ROLES, RolloutSettings
 
 AUTHORED_ROWS = 200
 AUTHORED_LOOKALIKES = 100
-UNNAMED_WRAPPER = "unnamed"
+AUTHORED, UNNAMED_WRAPPER = "authored", "unnamed"
 _BENIGN = ("benign", "benign_wrapped", "safe_lookalike")
 
 Given = Mapping[str, Sequence[str | Prompt]]
@@ -53,7 +54,7 @@ class Collector:
         self.settings = settings
         self.roles: dict[str, dict[str, Prompt]] = {role: {} for role in ROLES}
         self.sources: list[dict[str, Any]] = []
-        self._labels: dict[str, str] = {}
+        self._known: dict[str, tuple[Prompt, str]] = {}
 
     def add(
         self, role: str, prompts: Iterable[Prompt], source: Mapping[str, Any]
@@ -70,11 +71,13 @@ class Collector:
         rows = list(prompts)
         repeated = 0
         for row in rows:
-            place = _place(role, row)
-            if row.prompt_id in self._labels:
+            place = place_of(role, row)
+            known = self._known.setdefault(row.prompt_id, (row, role))
+            if known[0] is not row:
+                if not str(source["source"]).startswith(AUTHORED):
+                    _require_one_label(*known, row, role)
                 repeated += 1
                 continue
-            self._labels[row.prompt_id] = row.label
             if place.endswith("wrapped") and row.wrapper is None:
                 row = replace(row, wrapper=UNNAMED_WRAPPER)
             self.roles[place][row.prompt_id] = row
@@ -98,6 +101,10 @@ class Collector:
             label=label,
             column=self.settings.columns().get(role),
             revision=self.settings.data_revision,
+            attacked=role.endswith("wrapped"),
+            role=role,
+            accept=self.settings.yes,
+            first_turn=True,
         )
         known = {
             "source": file.source,
@@ -148,11 +155,11 @@ def gather(settings: RolloutSettings, given: Given | None = None) -> Asked:
         elif role in ("harmful", "benign"):
             count = settings.limit or AUTHORED_ROWS
             rows = authored_prompts(role_label(role), count, settings.seed)
-            collector.add(role, rows, {"source": "authored"})
+            collector.add(role, rows, {"source": AUTHORED})
         elif role == "safe_lookalike":
             count = settings.limit or AUTHORED_LOOKALIKES
             lookalikes = lookalike_prompts(count, settings.seed)
-            collector.add(role, lookalikes, {"source": "authored"})
+            collector.add(role, lookalikes, {"source": AUTHORED})
         elif role != "second" and not collector.roles[role]:
             plain = collector.limited(
                 role.replace("_wrapped", "").replace("wrapped", "harmful")
@@ -198,7 +205,7 @@ def role_label(role: str) -> Label:
     return "benign" if role in _BENIGN else "harmful"
 
 
-def _place(role: str, row: Prompt) -> str:
+def place_of(role: str, row: Prompt) -> str:
     """Return the role that a row belongs to, by its own label and wrapper."""
     if role == "second" or (role == "safe_lookalike" and row.label == "benign"):
         return role
@@ -206,6 +213,17 @@ def _place(role: str, row: Prompt) -> str:
     if row.label == "benign":
         return "benign_wrapped" if is_wrapped else "benign"
     return "wrapped" if is_wrapped else "harmful"
+
+
+def _require_one_label(known: Prompt, other: str, row: Prompt, role: str) -> None:
+    """Refuse a prompt that one source calls harmful and another benign."""
+    if known.label != row.label:
+        raise PromptFileError(
+            "prompts that are harmful in every source, or in none",
+            f"one that is {known.label} in `{known.source}` ({other}) and {row.label}"
+            f" in `{row.source}` ({role}): {row.text[:60]!r}",
+            "Leave it out of one of them.",
+        )
 
 
 def _in_memory(role: str, rows: Sequence[str | Prompt]) -> list[Prompt]:

@@ -5,6 +5,7 @@ from pathlib import Path
 from holdfast.data.pool import Pool
 from holdfast.errors import SettingsError
 from holdfast.session.select_settings import NEEDS_PROBE, SelectSettings
+from holdfast.study import require_place
 
 
 def budget_in_rows(settings: SelectSettings, n_rows: int) -> int:
@@ -36,6 +37,7 @@ def check_output(output: Path, pool: Pool) -> None:
             f"`{output.name}`",
             f"Write -o {output.stem}.jsonl.",
         )
+    require_place(output, folder=False)
     if output.resolve() in [path.resolve() for path in pool.files]:
         raise SettingsError(
             "-o beside the pool", "a file of the pool itself", "Choose another name."

@@ -6,6 +6,7 @@ from typing import Annotated, Literal
 from cyclopts import Parameter
 
 from holdfast.errors import SettingsError
+from holdfast.ranges import require_numbers
 
 By = Literal[
     "cliff",
@@ -97,6 +98,7 @@ class SelectSettings:
 
     def __post_init__(self) -> None:
         """Refuse what cannot be meant."""
+        require_numbers(self)
         for name in ("shard_rows", "min_thinking", "max_answer"):
             _check(getattr(self, name) >= 1, name, "of 1 or more", getattr(self, name))
         _check(

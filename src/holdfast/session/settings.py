@@ -10,6 +10,7 @@ from typing import Annotated, Literal
 from cyclopts import Parameter
 
 from holdfast.errors import SettingsError
+from holdfast.ranges import at_least, flag_of, require_numbers
 from holdfast.session.diffusion_settings import DIFFUSION, DiffusionSettings
 from holdfast.session.head_settings import AblateSettings, HeadsSettings
 
@@ -45,8 +46,8 @@ class ModelSettings:
 
     def __post_init__(self) -> None:
         """Refuse what cannot be meant."""
-        if self.batch_size is not None:
-            _at_least("--batch-size", self.batch_size, 1)
+        require_numbers(self)
+        at_least("--batch-size", self.batch_size, 1)
 
 
 @dataclass(frozen=True)
@@ -76,6 +77,9 @@ class RolloutSettings:
         Parameter(negative=(), consume_multiple=False, show_default=False),
     ] = ()
     """Column that holds the prompt: NAME for every file, or ROLE=NAME for one."""
+
+    yes: Annotated[bool, Parameter(negative=(), show_default=False)] = False
+    """Read a column of prompts even where its rows look like answers."""
 
     data_revision: str | None = None
     """Revision of the hub: datasets."""
@@ -115,20 +119,26 @@ class RolloutSettings:
 
     imported: Annotated[str | None, Parameter(name="--import")] = None
     """Completions made elsewhere: JSONL with prompt, completion and, if known,
-    label, wrapper and request_id. Nothing is generated then."""
+    label, wrapper and request_id, or what a server sent. Nothing is generated then."""
+
+    import_requests: str | None = None
+    """The requests of a batch, where --import names the lines of its answers."""
+
+    import_bare: Literal["ask", "answer", "thinking"] = "ask"
+    """What imported rows are that have neither thinking nor its tags: answers whose
+    thinking was not kept, or thinking that was cut off. Default: refuse to guess."""
 
     diffusion: Annotated[DiffusionSettings, Parameter(name="*")] = DIFFUSION
     """How a masked-diffusion model decodes."""
 
     def __post_init__(self) -> None:
         """Refuse what cannot be meant."""
+        require_numbers(self)
         for name in ("samples", "max_answer", "wrappers_per_request"):
-            _at_least(_flag(name), getattr(self, name), 1)
-        _at_least("--max-thinking", self.max_thinking, 0)
-        if self.limit is not None:
-            _at_least("--limit", self.limit, 1)
-        if self.temperature is not None:
-            _at_least("--temperature", self.temperature, 0)
+            at_least(flag_of(name), getattr(self, name), 1)
+        at_least("--max-thinking", self.max_thinking, 0)
+        at_least("--limit", self.limit, 1)
+        at_least("--temperature", self.temperature, 0)
         if not 0.1 <= self.test_fraction <= 0.5:
             raise SettingsError(
                 "--test-fraction from 0.1 to 0.5",
@@ -137,6 +147,12 @@ class RolloutSettings:
             )
         if self.top_p is not None and not 0 < self.top_p <= 1:
             raise SettingsError("--top-p in (0, 1]", str(self.top_p), "Choose another.")
+        if self.import_requests is not None and self.imported is None:
+            raise SettingsError(
+                "--import beside --import-requests",
+                "the requests alone",
+                "Name the file of the answers with --import.",
+            )
         self.columns()
 
     def columns(self) -> dict[str, str]:
@@ -174,7 +190,8 @@ class ProbeSettings:
 
     def __post_init__(self) -> None:
         """Refuse what cannot be meant."""
-        _at_least("--folds", self.folds, 2)
+        require_numbers(self)
+        at_least("--folds", self.folds, 2)
 
 
 @dataclass(frozen=True)
@@ -192,8 +209,9 @@ class TraceSettings:
 
     def __post_init__(self) -> None:
         """Refuse what cannot be meant."""
-        _at_least("--min-thinking", self.min_thinking, 1)
-        _at_least("--window", self.window, 1)
+        require_numbers(self)
+        at_least("--min-thinking", self.min_thinking, 1)
+        at_least("--window", self.window, 1)
 
 
 @dataclass(frozen=True)
@@ -206,12 +224,3 @@ class AuditSettings:
     heads: HeadsSettings = field(default_factory=HeadsSettings)
     ablate: AblateSettings = field(default_factory=AblateSettings)
     with_heads: bool = True
-
-
-def _flag(name: str) -> str:
-    return "--" + name.replace("_", "-")
-
-
-def _at_least(flag: str, value: float | int, least: int) -> None:
-    if not value >= least:
-        raise SettingsError(f"{flag} of {least} or more", str(value), "Choose another.")

@@ -9,6 +9,7 @@ from typing import Annotated, Literal
 from cyclopts import Parameter
 
 from holdfast.errors import SettingsError
+from holdfast.ranges import at_least, require_numbers
 
 Rates = Annotated[
     tuple[float, ...],
@@ -58,9 +59,10 @@ class SignalSettings:
 
     def __post_init__(self) -> None:
         """Refuse what cannot be meant."""
-        _at_least("--steps", self.steps, 2)
-        _at_least("--anchor-requests", self.anchor_requests, 1)
-        _at_least("--min-anchors", self.min_anchors, 1)
+        require_numbers(self)
+        at_least("--steps", self.steps, 2)
+        at_least("--anchor-requests", self.anchor_requests, 1)
+        at_least("--min-anchors", self.min_anchors, 1)
 
 
 @dataclass(frozen=True)
@@ -82,8 +84,9 @@ class GuardFitSettings:
 
     def __post_init__(self) -> None:
         """Refuse what cannot be meant."""
-        _at_least("--min-calibration", self.min_calibration, 1)
-        _at_least("--min-train", self.min_train, 2)
+        require_numbers(self)
+        at_least("--min-calibration", self.min_calibration, 1)
+        at_least("--min-train", self.min_train, 2)
         if not self.rates or not all(0 < rate < 1 for rate in self.rates):
             raise SettingsError(
                 "--rates between 0 and 1",
@@ -105,9 +108,5 @@ class GuardEvaluateSettings:
 
     def __post_init__(self) -> None:
         """Refuse what cannot be meant."""
-        _at_least("--min-test", self.min_test, 1)
-
-
-def _at_least(flag: str, value: int, least: int) -> None:
-    if value < least:
-        raise SettingsError(f"{flag} of {least} or more", str(value), "Choose another.")
+        require_numbers(self)
+        at_least("--min-test", self.min_test, 1)

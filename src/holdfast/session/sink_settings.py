@@ -5,7 +5,7 @@ from typing import Annotated, Any, Literal
 
 from cyclopts import Parameter
 
-from holdfast.errors import SettingsError
+from holdfast.ranges import at_least, flag_of, require_numbers
 from holdfast.session.select_settings import parse_columns
 
 
@@ -51,13 +51,9 @@ class SinksSettings:
 
     def __post_init__(self) -> None:
         """Refuse what cannot be meant."""
+        require_numbers(self)
         for name, least in (("max_tokens", 2), ("limit", 2)):
-            found = getattr(self, name)
-            if found is not None and found < least:
-                flag = "--" + name.replace("_", "-")
-                raise SettingsError(
-                    f"{flag} of {least} or more", str(found), "Choose another."
-                )
+            at_least(flag_of(name), getattr(self, name), least)
         self.columns()
 
     def columns(self) -> dict[str, str]:

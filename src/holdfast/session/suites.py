@@ -8,7 +8,7 @@ from holdfast.data.items import Item, Kind, SuiteFile
 from holdfast.data.lookalikes import lookalike_prompts
 from holdfast.data.prompts import Prompt
 from holdfast.data.requests import authored_prompts
-from holdfast.data.suites import read_suite
+from holdfast.data.suites import Reading, read_suite
 from holdfast.errors import SettingsError
 from holdfast.session.evaluating import AUTHORED, EvaluateSettings
 from holdfast.study import fingerprint
@@ -82,8 +82,12 @@ def _read(name: str, settings: EvaluateSettings) -> SuiteFile:
     if name != AUTHORED:
         return read_suite(
             name,
-            column=settings.of_suite(settings.column, name),
-            revision=settings.of_suite(settings.data_revision, name),
+            Reading(
+                settings.of_suite(settings.column, name),
+                settings.of_suite(settings.data_revision, name),
+                accept=settings.yes,
+                first_turn=True,
+            ),
         )
     count = settings.limit or AUTHORED_REQUESTS
     items = [

@@ -59,11 +59,12 @@ def read_utility(source: str, limit: int) -> Asked:
 
 def draw_utility(
     study: Study, session: Session, asked: Asked, sampling: Sampling
-) -> list[Rollout]:
+) -> tuple[list[Rollout], list[str]]:
     """Draw the answers without an edit, as the rollouts were drawn.
 
-    Questions whose thinking does not end are left out, as prompts are, since in two
-    of the scopes it is kept.
+    Questions that do not fit in the model's context are left out and named, and so
+    are those whose thinking does not end, as prompts are, since in two of the scopes
+    it is kept.
 
     Args:
         study: The study, whose system prompt is used; finished batches are kept.
@@ -71,8 +72,11 @@ def draw_utility(
         asked: The questions.
         sampling: How the rollouts were drawn.
 
+    Returns:
+        The answers, and what has to be known of questions that were left out.
+
     Raises:
-        InputError: If a question does not fit in the model's context.
+        InputError: If no question fits in the model's context.
     """
     adapter, seed = session.adapter, study_seed(study)
     system_prompt = study.manifest["settings"]["rollout"]["system_prompt"]
@@ -92,10 +96,12 @@ def draw_utility(
         for item in asked.file.items
     ]
     fitting = fit_context(adapter, questions, sampling)
+    for note in fitting.notes:
+        session.progress.warn(note)
 
     def work(batch: list[Question]) -> pa.Table:
         prompts = [(question.token_ids, question.seed) for question in batch]
-        parts = generate(adapter, prompts, fitting, batch_size=session.batch_size)
+        parts = generate(adapter, prompts, sampling, batch_size=session.batch_size)
         return to_table(
             drawn(batch[each.index], each, system_prompt)
             for part in parts
@@ -105,7 +111,7 @@ def draw_utility(
     table = in_batches(
         study,
         PARTS,
-        questions,
+        fitting.questions,
         name=lambda question: question.row_id,
         length=lambda question: question.n_tokens,
         batch_size=session.batch_size,
@@ -113,7 +119,7 @@ def draw_utility(
         progress=session.progress,
         label="Answering questions",
     )
-    return [row for row in from_table(table) if row.closed]
+    return [row for row in from_table(table) if row.closed], fitting.notes
 
 
 def record_of(asked: Asked, n_rows: int) -> dict[str, Any]:

@@ -11,6 +11,7 @@ from holdfast.errors import EvidenceError
 from holdfast.models.edits import check_heads
 from holdfast.models.parts import Adapter
 from holdfast.models.rows import Sampling
+from holdfast.report.text import closed_by_force
 from holdfast.session.ablating import alike, answer, by_condition, sampling_of
 from holdfast.session.ablation_records import conditions_of, sparse_of
 from holdfast.session.batches import ROW_ID, in_batches
@@ -93,7 +94,8 @@ def run(study: Study, settings: AblateSettings, session: Session) -> dict[str, A
     work = _prepare(study, settings, session, rows, prompts)
     if asked:
         sampling = sampling_of(study, work.adapter)
-        work.utility.extend(draw_utility(study, session, asked, sampling))
+        answered, notes = draw_utility(study, session, asked, sampling)
+        work = work._replace(utility=answered, notes=(*work.notes, *notes))
     table = _draw(study, settings, session, work, asked.targets if asked else {})
     study.write_table(OUTPUT, table)
     summary = _summary(study, settings, session, work, table.to_pylist())
@@ -247,7 +249,7 @@ def _summary(
         "renormalise": settings.renormalise,
         "conditions": conditions_of(rows, seed),
         "sparse": sparse_of(rows, total, seed),
-        "notes": list(work.notes),
+        "notes": [*work.notes, *_forced(rows)],
     }
     if settings.ablated_heads or settings.factor != 0:
         # The verdict is on heads that the ranking has found, and switched off.
@@ -255,6 +257,11 @@ def _summary(
     if work.repair is not None and "everywhere" in settings.scopes:
         block["self_repair"] = _self_repair(study, session, work, rows, seed)
     return block
+
+
+def _forced(rows: Sequence[Mapping[str, Any]]) -> list[str]:
+    forced = sum(row["forced_close"] for row in rows)
+    return [closed_by_force(forced, len(rows))] if forced else []
 
 
 def _self_repair(

@@ -11,6 +11,7 @@ from holdfast.models.bake import baking, edited_heads
 from holdfast.models.card import Measured, model_card
 from holdfast.models.edits import HeadEdit, check_heads, head_factors
 from holdfast.models.parts import Adapter
+from holdfast.models.staging import require_empty
 from holdfast.report import text
 from holdfast.session.ablating import answers, sampling_of, verdict_of
 from holdfast.session.ablation_records import measures_of, rate
@@ -54,6 +55,7 @@ def run(
         ModelError: If attack success rises, or harmless requests are refused or
             answers broken more often than tolerated; nothing is written then.
     """
+    require_empty(directory)
     prompts = choose_prompts(
         from_table(study.read_table(ROLLOUTS)), settings.test_prompts
     )
@@ -165,7 +167,8 @@ def _check(
         f"{NAMES[key]} rise from {text.rate(before[key])} to {text.rate(after[key])}"
         for key, limit in limits.items()
         if key in before
-        and (after[key]["value"] or 0) > (before[key]["value"] or 0) + limit
+        and before[key]["n"]
+        and _extreme(after[key], 1) > _extreme(before[key], 0) + limit
     ]
     if passed:
         raise ModelError(
@@ -176,3 +179,11 @@ def _check(
             "Nothing was written. Choose other heads, a smaller --fraction, or a "
             "factor between 0 and 1.",
         )
+
+
+def _extreme(figure: Mapping[str, Any], end: int) -> float:
+    """Return the least (0) or largest (1) that a rate can be, read or not."""
+    bounds = figure.get("bounds")
+    if bounds is not None:
+        return float(bounds[end])
+    return float(end if figure["value"] is None else figure["value"])

@@ -9,14 +9,14 @@ from holdfast.analysis.agreement import confusion, kappa
 from holdfast.analysis.bootstrap import Estimate, undefined
 from holdfast.analysis.statistics import wilson
 from holdfast.data.labels import OUTCOMES, LabelFile, Labelled, read_labels
-from holdfast.errors import SettingsError
+from holdfast.errors import EvidenceError, SettingsError
 from holdfast.judges.calibration import SCHEMA, file_name, identity_record
 from holdfast.judges.choose import JudgeSettings, open_judge
 from holdfast.judges.contract import Exchange, Judge
 from holdfast.judges.verdict import Verdict
 from holdfast.session.figures import figure_of, generator
 from holdfast.session.progress import Progress, Silent
-from holdfast.study import atomic_write_json
+from holdfast.study import atomic_write_json, require_place
 
 VERDICTS = (*OUTCOMES, "degenerate", "unparsed")
 _SHOWN = 300
@@ -75,6 +75,7 @@ def run(
     Raises:
         SettingsError: If no label file is named, or one is named twice.
         PromptFileError: If a label file does not fit.
+        EvidenceError: If no kappa can be computed; no record is written then.
         HoldfastError: If the judge cannot be opened, or fails on the way.
     """
     progress = progress or Silent()
@@ -84,14 +85,18 @@ def run(
             ", ".join(settings.labels) or "none",
             "Name them with --labels.",
         )
+    if settings.output is not None:
+        require_place(Path(settings.output) / "record", folder=False)
     # Files are read first: a wrong column shows before a model is loaded.
     files = _named_apart(settings.labels)
     judge = judge or open_judge(settings.judge)
     judged = _judge(files, judge, settings.batch_size, progress)
+    pooled = _agreement(judged, settings.seed, "pooled")
+    _require_kappa(pooled, judged)
     record = {
         "schema": SCHEMA,
         "judge": identity_record(judge.identity),
-        "pooled": _agreement(judged, settings.seed, "pooled"),
+        "pooled": pooled,
         "files": {
             file.name: _agreement(
                 [each for each in judged if each.source == file.name],
@@ -111,6 +116,30 @@ def run(
         atomic_write_json(path, record)
         progress.say(f"The record lies in {path}.")
     return record
+
+
+def _require_kappa(pooled: dict[str, Any], judged: Sequence[_Judged]) -> None:
+    """Refuse a record that says nothing of the judge.
+
+    Raises:
+        EvidenceError: If there is no kappa; says what the judge said instead.
+    """
+    figures = [pooled[key] for key in ("two_way", "three_way")]
+    if any(figure["value"] is not None for figure in figures):
+        return
+    read = sum(each.read for each in judged)
+    found = (
+        f"none ({figures[0]['reason']}): {read} of {len(judged)} answers were judged"
+    )
+    unread = next((each.verdict for each in judged if not each.read), None)
+    if unread is not None:
+        found += f", and of another the judge says: {unread.reason}"
+    raise EvidenceError(
+        "a kappa of the judge and people",
+        found,
+        "No record was written. See that the judge answers and is understood, and that "
+        "the labels hold answers of two kinds at least.",
+    )
 
 
 def rows(record: dict[str, Any]) -> list[list[str]]:

@@ -12,7 +12,7 @@ from holdfast.report.html import render_compare
 from holdfast.report.schema import validate
 from holdfast.session.evaluation_sources import TABLE, is_evaluated
 from holdfast.session.pairing import pair
-from holdfast.study import Study, atomic_write_text
+from holdfast.study import Study, atomic_write_text, require_place
 
 
 def run(first: Path, second: Path, page: Path | None = None) -> Comparison:
@@ -28,9 +28,11 @@ def run(first: Path, second: Path, page: Path | None = None) -> Comparison:
         also the paired difference on every prompt that both asked.
 
     Raises:
-        InputError: If a report is missing or not valid.
+        InputError: If a report is missing or not valid, or the page has no place.
         StorageError: If the page cannot be written.
     """
+    if page is not None:
+        require_place(page, folder=False)
     a, b = read_report(first), read_report(second)
     found = compare(a, b)
     judged = [_evaluation(place) for place in (first, second)]

@@ -18,7 +18,7 @@ from holdfast.judges.calibration import brief, find_calibration, identity_record
 from holdfast.judges.choose import open_early, open_judge
 from holdfast.judges.contract import Judge
 from holdfast.models.harness import require_harness, run_harness
-from holdfast.session.asking import Question, require_thinking
+from holdfast.session.asking import Question, fit_context, require_thinking
 from holdfast.session.context import Session
 from holdfast.session.drawing import Drawing, Made, draw_answers, is_done, sampling_for
 from holdfast.session.editing import baked, read_edit
@@ -87,8 +87,11 @@ def draw(
         for item in asked.items
         for question in _questions(item, settings, session)
     }
-    to_ask = [question for _, question in questions.values()]
-    sampling = sampling_for(session, to_ask, drawing)
+    sampling = sampling_for(session, drawing)
+    every = [question for _, question in questions.values()]
+    to_ask, notes = fit_context(session.speaker, every, sampling)
+    for note in notes:
+        session.progress.warn(note)
     key = {
         "model": study.manifest["model"],
         "sampling": asdict(sampling),
@@ -119,7 +122,7 @@ def draw(
 
     how = Drawing(sampling, rows, edited and edited.edit)
     study.write_table(GENERATIONS, draw_answers(study, GENERATE, session, how, to_ask))
-    study.finish(GENERATE, [GENERATIONS], sources=list(asked.sources))
+    study.finish(GENERATE, [GENERATIONS], sources=list(asked.sources), notes=notes)
 
 
 def judge(
@@ -174,7 +177,10 @@ def judge(
         "sources": record["sources"],
         **evaluation_figures(whole.to_pylist(), identity, seed),
         "lm_eval": study.read_json(TASKS) if tasks else {},
-        "notes": judge_notes(identity.measures, calibration),
+        "notes": [
+            *record.get("notes", ()),
+            *judge_notes(identity.measures, calibration),
+        ],
     }
     study.write_json(SUMMARY, block)
     study.finish(JUDGE, [EVALUATION, SUMMARY])

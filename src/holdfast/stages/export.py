@@ -5,7 +5,7 @@ from pathlib import Path
 from holdfast.errors import InputError
 from holdfast.interop.inspect_log import require_inspect, write_log
 from holdfast.session.evaluation_sources import EVALUATED, TABLE, is_evaluated
-from holdfast.study import Study
+from holdfast.study import Study, require_place
 
 FORMATS = ("inspect",)
 
@@ -26,6 +26,8 @@ def run(place: Path, to: str = "inspect", output: Path | None = None) -> list[Pa
         EnvironmentProblem: If inspect_ai is not installed.
         StorageError: If the folder cannot be written.
     """
+    if output is not None:
+        require_place(output / "log", folder=False)
     study = Study.open(place)
     if to not in FORMATS:
         raise InputError("a format of inspect", f"`{to}`", "Leave out --to.")

@@ -20,6 +20,7 @@ from holdfast.study import (
     atomic_write_text,
     canonical_json,
     fingerprint,
+    require_place,
 )
 from holdfast.training.defenses.contract import Material
 from holdfast.training.trainer import Trained, require_trl, train
@@ -52,6 +53,7 @@ def run(settings: FinetuneSettings, session: Session, output: Path) -> dict[str,
     """
     trl = require_trl()
     output = output.expanduser().absolute()
+    require_place(output, folder=True)
     session = _for_training(session, settings)
     adapter = session.adapter
     gathered = gather(settings, adapter)

@@ -1,7 +1,7 @@
 """Ask every prompt, keep every answer token by token, and judge it."""
 
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict
 from typing import Any
 
@@ -9,11 +9,16 @@ import pyarrow as pa
 
 from holdfast.judges.rules import JUDGE_ID
 from holdfast.session.answers import drawn, imported
-from holdfast.session.asking import prompt_notes, questions, require_thinking
+from holdfast.session.asking import (
+    fit_context,
+    prompt_notes,
+    questions,
+    require_thinking,
+)
 from holdfast.session.context import Session
 from holdfast.session.denoised import STEPS, take_steps, with_steps
 from holdfast.session.drawing import Drawing, Made, draw_answers, is_done, sampling_for
-from holdfast.session.imported import ImportedFile, read_completions
+from holdfast.session.imported import ImportedFile, read_completions, understand
 from holdfast.session.prompts import Asked, gather
 from holdfast.session.rows import Rollout, from_table, to_table
 from holdfast.session.settings import RolloutSettings
@@ -35,13 +40,17 @@ def run(study: Study, settings: RolloutSettings, session: Session) -> dict[str, 
         session: The model, and where progress is told.
 
     Returns:
-        Number of rows, and counts by role and verdict.
+        Number of rows, counts by role and verdict, and answers whose thinking was
+        closed by force.
 
     Raises:
         HoldfastError: If prompts, model or disk will not do.
     """
     if settings.imported is not None:
-        _import(study, settings, session, read_completions(settings.imported))
+        file = read_completions(
+            settings.imported, settings.import_requests, accept=settings.yes
+        )
+        _import(study, settings, session, file)
     else:
         _ask(study, settings, session, gather(settings, session.given))
     return _summary(study)
@@ -51,14 +60,15 @@ def _ask(
     study: Study, settings: RolloutSettings, session: Session, asked: Asked
 ) -> None:
     """Draw the answers, unless they are there."""
-    _tell(asked, session)
+    _tell(asked.sources, asked.overlap, session)
     require_thinking(session.speaker, settings)
     session.claim(study)
-    notes = prompt_notes(session.speaker, asked)
+    sampling = sampling_for(session, settings)
+    every = questions(session.speaker, asked, settings)
+    to_ask, unfit = fit_context(session.speaker, every, sampling)
+    notes = [*prompt_notes(session.speaker, asked), *unfit]
     for note in notes:
         session.progress.warn(note)
-    to_ask = questions(session.speaker, asked, settings)
-    sampling = sampling_for(session, to_ask, settings)
     key = _key(settings, study) | {"sampling": asdict(sampling)}
     inputs = {"prompts": asked.sha256}
     if is_done(study, STAGE, key, inputs, output=OUTPUT, progress=session.progress):
@@ -80,9 +90,13 @@ def _ask(
     _finish(study, settings, from_table(answers), facts, steps)
 
 
-def _tell(asked: Asked, session: Session) -> None:
+def _tell(
+    sources: Iterable[Mapping[str, Any]],
+    overlap: Mapping[str, Mapping[str, int]],
+    session: Session,
+) -> None:
     """Say what was read, and every note on it, the doubtful ones so that they show."""
-    for source in asked.sources:
+    for source in sources:
         session.progress.say(
             f"{source['role']}: {source['rows']} rows from {source['source']}"
         )
@@ -92,7 +106,7 @@ def _tell(asked: Asked, session: Session) -> None:
                 session.progress.say(f"  {note}")
             else:
                 session.progress.warn(f"{source['role']}: {doubt}")
-    for pair, counts in asked.overlap.items():
+    for pair, counts in overlap.items():
         if counts["exact"] or counts["similar"]:
             session.progress.say(
                 f"{pair} share {counts['exact']} prompts and {counts['similar']} "
@@ -116,27 +130,33 @@ def _import(
     study: Study, settings: RolloutSettings, session: Session, file: ImportedFile
 ) -> None:
     """Take completions from a file in place of drawing them."""
-    require_thinking(session.speaker, settings)
+    speaker = session.speaker
+    require_thinking(speaker, settings)
     session.claim(study)
-    key, inputs = _key(settings, study), {"completions": file.sha256}
+    key = _key(settings, study) | {"bare": settings.import_bare}
+    inputs = {"completions": file.sha256}
     if is_done(study, STAGE, key, inputs, output=OUTPUT, progress=session.progress):
         return
+    said, notes = understand(file, speaker.thinking, settings.import_bare)
     rows = [
-        imported(each, session.speaker, settings.system_prompt) for each in file.rows
+        imported(each, parts, speaker, settings.system_prompt)
+        for each, parts in zip(file.rows, said, strict=True)
     ]
-    note = "Completions were imported, not drawn here."
+    # What is said of the file stands once, beside the first of its roles.
+    every = ["Completions were imported, not drawn here."]
     sources = [
         {
             "role": role,
             "source": file.source,
-            "column": "prompt",
+            "column": file.column,
             "rows": count,
             "duplicates": 0,
             "sha256": file.sha256,
-            "notes": [note],
+            "notes": every if place else [*every, *file.notes, *notes],
         }
-        for role, count in Counter(row.role for row in rows).items()
+        for place, (role, count) in enumerate(Counter(r.role for r in rows).items())
     ]
+    _tell(sources, {}, session)
     _finish(study, settings, rows, {"sources": sources, "overlap": {}})
 
 
@@ -167,7 +187,7 @@ def _finish(
 
 
 def _summary(study: Study) -> dict[str, Any]:
-    """Count verdicts by role."""
+    """Count verdicts by role, and the answers whose thinking was closed by force."""
     table = study.read_table(OUTPUT)
     roles, verdicts = (table.column(name).to_pylist() for name in ("role", "verdict"))
     counts: dict[str, dict[str, int]] = {}
@@ -175,4 +195,8 @@ def _summary(study: Study) -> dict[str, Any]:
         Counter(zip(roles, verdicts, strict=True)).items()
     ):
         counts.setdefault(role, {})[verdict] = count
-    return {"rows": table.num_rows, "verdicts": counts}
+    return {
+        "rows": table.num_rows,
+        "verdicts": counts,
+        "forced_close": sum(table.column("forced_close").to_pylist()),
+    }

@@ -18,7 +18,7 @@ from holdfast.session.asking import resolve_sampling
 from holdfast.session.context import Session
 from holdfast.session.evaluating import JudgeFlags
 from holdfast.session.pool_choice import Scores, Selection, choose_rows
-from holdfast.session.pool_drawing import PoolDrawer, fit_drawing
+from holdfast.session.pool_drawing import DRAWN, PoolDrawer
 from holdfast.session.pool_scoring import PoolScorer, ScoreRules
 from holdfast.session.pool_shards import ShardFolder, Share
 from holdfast.session.pool_thinking import with_drawn_thinking
@@ -144,16 +144,16 @@ def _draw(
         session.adapter,
         RolloutSettings(
             temperature=settings.temperature,
-            max_thinking=settings.max_thinking,
+            max_thinking=0 if own else settings.max_thinking,
             max_answer=settings.max_answer,
         ),
     )
-    sampling = fit_drawing(session.adapter, sampling, own=own)
     key = base | {
         "sampling": asdict(sampling),
         # Greedy answers are the same under every seed, and need not be drawn again.
         "seed": settings.seed if sampling.temperature > 0 else None,
         "judge": identity_record(judge.identity),
+        "columns": DRAWN.names,
     }
     folder = ShardFolder(root, "drawn", key, n_rows, settings.shard_rows)
     drawer = PoolDrawer(
@@ -257,6 +257,7 @@ def _record(
             why: {"rows": n, "first": counted.places[why]}
             for why, n in counted.left_out.most_common()
         },
+        "forced_close": scores.forced(),
         "chosen": len(selection.chosen),
         "threshold": last,
         "tied_and_left_out": selection.n_tied,

@@ -8,6 +8,7 @@ write is atomic: a reader finds the old file or the new one, never half of eithe
 from holdfast.study.claims import claim
 from holdfast.study.directory import MANIFEST, SCHEMA, StageState, Study
 from holdfast.study.files import (
+    DamagedTableError,
     atomic_file,
     atomic_write_bytes,
     atomic_write_json,
@@ -16,12 +17,15 @@ from holdfast.study.files import (
     canonical_json,
     file_sha256,
     fingerprint,
+    read_table,
+    require_place,
     storing,
 )
 
 __all__ = [
     "MANIFEST",
     "SCHEMA",
+    "DamagedTableError",
     "StageState",
     "Study",
     "atomic_file",
@@ -33,5 +37,7 @@ __all__ = [
     "claim",
     "file_sha256",
     "fingerprint",
+    "read_table",
+    "require_place",
     "storing",
 ]

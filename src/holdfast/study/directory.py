@@ -9,15 +9,17 @@ from pathlib import Path
 from typing import IO, Any, Literal
 
 import pyarrow as pa
-import pyarrow.parquet as pq
 
 from holdfast.errors import InputError
 from holdfast.study.files import (
+    DamagedTableError,
     atomic_write_json,
     atomic_write_table,
     canonical_json,
     file_sha256,
     fingerprint,
+    read_table,
+    require_place,
     storing,
 )
 
@@ -52,6 +54,7 @@ class Study:
             StorageError: If the directory cannot be written.
         """
         directory = Path(directory)
+        require_place(directory, folder=True)
         if (directory / MANIFEST).exists():
             return cls.open(directory)
         if directory.exists() and not _is_fresh(directory):
@@ -260,8 +263,8 @@ class Study:
         """
         self.input_hash(name)
         try:
-            return pq.read_table(self.path(name))
-        except pa.ArrowException as error:
+            return read_table(self.path(name))
+        except DamagedTableError as error:
             raise InputError(
                 f"a Parquet table in {self.path(name)}",
                 f"a damaged file ({error})",

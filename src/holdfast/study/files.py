@@ -6,7 +6,7 @@ import hashlib
 import json
 import os
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, Any
@@ -14,7 +14,7 @@ from typing import IO, Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from holdfast.errors import StorageError
+from holdfast.errors import InputError, StorageError
 
 STORAGE_PROBLEMS = {
     errno.ENOSPC: "no space left on the device",
@@ -24,6 +24,19 @@ STORAGE_PROBLEMS = {
     errno.EPERM: "no permission to write",
     errno.EIO: "an input/output error of the disk",
 }
+
+
+MISPLACED = {
+    errno.ENOTDIR: "a file on the way to it, where a folder would have to be",
+    errno.EEXIST: "a file on the way to it, where a folder would have to be",
+    errno.EISDIR: "a folder of that name",
+    errno.ENAMETOOLONG: "a name that is too long for the file system",
+    errno.ELOOP: "a link that leads in circles",
+}
+
+
+class DamagedTableError(ValueError):
+    """A Parquet file that is cut off, empty, or something else; says what is wrong."""
 
 
 def canonical_json(value: Any) -> str:
@@ -59,20 +72,82 @@ def storing(path: Path) -> Iterator[None]:
         path: What is being written, for the message.
 
     Raises:
+        InputError: If nothing can lie there, as where a folder on the way is a file.
         StorageError: If the disk is full, read-only, or not ours to write.
     """
     try:
         yield
     except OSError as error:
-        found = STORAGE_PROBLEMS.get(error.errno or 0)
-        if found is None:
+        # Libraries raise this type for faults of their own, and give no number.
+        if error.errno is None:
             raise
+        if error.errno in MISPLACED:
+            raise _misplaced(path, MISPLACED[error.errno]) from error
+        found = STORAGE_PROBLEMS.get(error.errno, str(error.strerror))
         raise StorageError(
             f"room and permission to write {path}",
             found,
             "Free some space or make the study writable, then run the same command "
             "again: what was computed is kept.",
         ) from error
+
+
+def require_place(path: Path, *, folder: bool) -> None:
+    """Refuse, before any work is done, a place where nothing can be written.
+
+    Args:
+        path: Where the work shall lie; nothing need be there yet.
+        folder: Whether it is a folder, and not a file.
+
+    Raises:
+        InputError: If a part of the path is a file, or a folder has a file's name.
+    """
+    path = path.expanduser().absolute()
+    with storing(path):
+        above = next(each for each in path.parents if _is_there(each))
+        if not above.is_dir():
+            raise _misplaced(path, f"{above} on the way to it, which is no folder")
+        # A name that no file system takes is an error to look for.
+        is_folder = path.exists() and path.is_dir()
+    if is_folder and not folder:
+        raise _misplaced(path, MISPLACED[errno.EISDIR])
+
+
+def _is_there(path: Path) -> bool:
+    """Tell whether a path leads to something, a broken link included."""
+    try:
+        path.lstat()
+    except (FileNotFoundError, NotADirectoryError):
+        return False
+    return True
+
+
+def _misplaced(path: Path, found: str) -> InputError:
+    return InputError(
+        f"a place to write to at {path}", found, "Choose another place with -o."
+    )
+
+
+def read_table(path: Path, columns: Sequence[str] | None = None) -> pa.Table:
+    """Read a Parquet file, and tell a damaged one from a disk that will not do.
+
+    Args:
+        path: The file.
+        columns: The columns to read; all by default.
+
+    Raises:
+        DamagedTableError: If the file is no whole Parquet file.
+        StorageError: If the disk or its permissions are in the way.
+    """
+    with storing(path):
+        try:
+            return pq.read_table(path, columns=None if columns is None else [*columns])
+        except (pa.ArrowException, ValueError) as error:
+            raise DamagedTableError(str(error).splitlines()[0]) from error
+        except OSError as error:
+            if error.errno is not None:
+                raise
+            raise DamagedTableError(str(error).splitlines()[0]) from error
 
 
 @contextmanager

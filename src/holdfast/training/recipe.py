@@ -6,6 +6,7 @@ from typing import Annotated, Literal
 from cyclopts import Parameter
 
 from holdfast.errors import SettingsError
+from holdfast.ranges import flag_of, require_numbers
 from holdfast.training.defenses.options import Options
 from holdfast.training.defenses.parsing import read_options
 
@@ -78,6 +79,7 @@ class Recipe:
 
     def __post_init__(self) -> None:
         """Refuse what cannot be meant."""
+        require_numbers(self)
         least = {
             "train_batch": 1,
             "accumulate": 1,
@@ -117,6 +119,5 @@ class Recipe:
 
 def _check(holds: bool, name: str, what: str, recipe: Recipe) -> None:
     if not holds:
-        flag = "--" + name.replace("_", "-")
         found = str(getattr(recipe, name))
-        raise SettingsError(f"{flag} {what}", found, "Choose another.")
+        raise SettingsError(f"{flag_of(name)} {what}", found, "Choose another.")

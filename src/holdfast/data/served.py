@@ -1,0 +1,145 @@
+"""What a serving engine sent: the answer, the thinking beside it, and how it ended.
+
+Engines agree on little. The thinking lies in `reasoning_content` (SGLang, llama.cpp,
+LiteLLM), `reasoning` (vLLM, Ollama) or `thinking` (Ollama's own form), or in parts of
+the content; the answer lies in a column, in a message, in a list of choices, or in the
+body of a batch line, whose failure may stand in any of four places.
+"""
+
+from collections.abc import Mapping
+from typing import Any, Final, NamedTuple
+
+from holdfast.data.readers import Row
+from holdfast.errors import PromptFileError
+
+COMPLETIONS: Final = ("completion", "response", "answer", "output", "content", "text")
+REASONING: Final = ("reasoning_content", "reasoning", "thinking")
+_FINISH: Final = ("finish_reason", "finish", "done_reason", "stop_reason")
+_CUT: Final = {"length", "max_tokens", "model_length"}
+_WITHHELD: Final = {"content_filter", "safety", "abort", "error"}
+_OK: Final = 200
+_SHOWN: Final = 60
+
+Cells = Mapping[str, Any]
+
+
+class Served(NamedTuple):
+    """One answer as it was sent.
+
+    Attributes:
+        content: The text, which may hold the thinking in tags; None for no text.
+        reasoning: The thinking where it was sent apart; None where it was not.
+        field: Where that thinking was found.
+        finish: `stop` or `length`; None where the file does not say.
+        failure: Why there is no answer at all; None where there is one.
+    """
+
+    content: str | None = None
+    reasoning: str | None = None
+    field: str | None = None
+    finish: str | None = None
+    failure: str | None = None
+
+
+def served(row: Row, name: str) -> Served:
+    """Read what was sent for one prompt.
+
+    Args:
+        row: A row of a file: flat columns, a message, choices, or a batch line.
+        name: File name, for messages.
+
+    Returns:
+        Answer and thinking, or why the line failed.
+
+    Raises:
+        PromptFileError: If the row has nothing that could be an answer.
+    """
+    cells = row.cells
+    if cells.get("error"):
+        return Served(failure=_brief(cells["error"]))
+    body: Any = cells
+    sent = cells.get("response")
+    if isinstance(sent, dict) or ("custom_id" in cells and "response" in cells):
+        failure = _failed_response(sent)
+        if failure is not None or not isinstance(sent, dict):
+            return Served(failure=failure)
+        body = sent.get("body", sent)
+    if isinstance(body.get("completion"), dict):
+        body = body["completion"]
+    if "choices" in body:
+        choices = body["choices"]
+        if not isinstance(choices, list) or not choices:
+            return Served(failure="no choice in the answer")
+        body = choices[0] if isinstance(choices[0], dict) else {}
+    return _answer(body, row, name)
+
+
+def _failed_response(sent: Any) -> str | None:
+    """Return why the response of a batch line is none; vLLM's is never null."""
+    if not isinstance(sent, dict):
+        return "no response"
+    status = sent.get("status_code", _OK)
+    if status != _OK:
+        return f"status {status}"
+    body = sent.get("body", sent)
+    if not isinstance(body, dict):
+        return "no body in the response"
+    return _brief(body["error"]) if body.get("error") else None
+
+
+def _answer(body: Cells, row: Row, name: str) -> Served:
+    message = body.get("message")
+    said: Cells = message if isinstance(message, dict) else body
+    found = next((each for each in COMPLETIONS if said.get(each) is not None), None)
+    field = next((each for each in REASONING if _is_text(said.get(each))), None)
+    named = any(each in said for each in (*COMPLETIONS, *REASONING))
+    content = None if found is None else said[found]
+    reasoning = None if field is None else str(said[field])
+    if isinstance(content, list):
+        content, reasoning, field = _parts(content, reasoning, field)
+    if not named or not (content is None or isinstance(content, str)):
+        raise PromptFileError(
+            f"a text `completion` in every row of `{name}`",
+            f"{type(content).__name__ if named else 'none'} at {row.place} (columns: "
+            f"{', '.join(map(str, row.cells))})",
+            'Write one object a line: {"prompt": "...", "completion": "..."}.',
+        )
+    ended = next((value for key in _FINISH if (value := body.get(key))), None)
+    finish = None if ended is None else str(ended).casefold()
+    if finish in _WITHHELD:
+        return Served(failure=f"withheld by the server ({finish})")
+    if content is None and not reasoning:
+        return Served(failure="no text")
+    if finish is not None:
+        finish = "length" if finish in _CUT else "stop"
+    return Served(content, reasoning, field, finish)
+
+
+def _parts(
+    parts: list[Any], reasoning: str | None, field: str | None
+) -> tuple[str | None, str | None, str | None]:
+    """Return content and thinking of a content in parts."""
+    texts, thoughts = [], []
+    for part in parts:
+        if not isinstance(part, dict):
+            continue
+        kind = str(part.get("type"))
+        if kind in ("reasoning", "thinking"):
+            thoughts.append(str(part.get(kind) or part.get("text") or ""))
+        elif isinstance(part.get("text"), str):
+            texts.append(part["text"])
+    if thoughts:
+        reasoning, field = "".join(thoughts), "content"
+    return ("".join(texts) if texts else None), reasoning, field
+
+
+def _is_text(value: Any) -> bool:
+    return isinstance(value, str)
+
+
+def _brief(value: Any) -> str:
+    """Return an error as one short text, whatever shape it has."""
+    while isinstance(value, dict):
+        value = value.get("message") or value.get("error") or value.get("code") or "?"
+    text = " ".join(str(value).split())
+    return text if len(text) <= _SHOWN else text[: _SHOWN - 1] + "…"

@@ -1,0 +1,56 @@
+"""Which numbers a setting may be: one place that refuses the others."""
+
+import math
+from collections.abc import Iterable
+from dataclasses import fields
+from typing import Any
+
+from holdfast.errors import SettingsError
+
+SEEDS = 1 << 32
+"""Seeds are below this; every library that takes one takes these."""
+
+
+def flag_of(name: str) -> str:
+    """Return the flag of a setting."""
+    return "--" + name.replace("_", "-")
+
+
+def require_numbers(settings: Any) -> None:
+    """Refuse infinity, what is not a number, and seeds that no library takes.
+
+    Args:
+        settings: A dataclass of settings, each with its flag.
+
+    Raises:
+        SettingsError: Names the flag.
+    """
+    for each in fields(settings):
+        found = getattr(settings, each.name)
+        several = found if isinstance(found, tuple) else (found,)
+        require_finite(flag_of(each.name), several)
+        if each.name == "seed" and not 0 <= found < SEEDS:
+            what = f"--seed from 0 to {SEEDS - 1}"
+            raise SettingsError(what, str(found), "Choose another.")
+
+
+def require_finite(flag: str, values: Iterable[Any]) -> None:
+    """Refuse infinity and what is not a number; what is no float at all passes.
+
+    Raises:
+        SettingsError: Names the flag.
+    """
+    for value in values:
+        if isinstance(value, float) and not math.isfinite(value):
+            raise SettingsError(f"{flag} as a number", str(value), "Choose another.")
+
+
+def at_least(flag: str, value: float | int | None, least: float | int) -> None:
+    """Refuse a number below the least that can be meant; None was not given.
+
+    Raises:
+        SettingsError: Names the flag.
+    """
+    require_finite(flag, (value,))
+    if value is not None and value < least:
+        raise SettingsError(f"{flag} of {least} or more", str(value), "Choose another.")
