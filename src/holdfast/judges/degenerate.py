@@ -7,6 +7,8 @@ answer, a number, a table or a listing of code.
 import re
 from collections.abc import Sequence
 
+from holdfast.judges.verdict import Flaw
+
 MIN_ECHO_WORDS = 5
 MIN_LOOP_WORDS = 20
 MIN_LOOP_REPEATS = 4
@@ -82,6 +84,22 @@ def looping(answer: str) -> str | None:
     if len(said) >= MIN_VARIETY_WORDS and _variety(said) < MIN_VARIETY:
         return "the answer uses the same few phrases over and over"
     return None
+
+
+def flaw(answer: str, closed: bool, finish: str) -> Flaw | None:
+    """Say what is broken about an answer, whoever judges what it says.
+
+    Args:
+        answer: What follows the end of the thinking.
+        closed: Whether the thinking came to its end.
+        finish: Why decoding stopped.
+
+    Returns:
+        The flaw, or None for an answer that is whole, empty or cut.
+    """
+    if not closed:
+        return None if finish == "length" else "ended_inside"
+    return "loop" if looping(answer) else None
 
 
 def before_looping(answer: str) -> str:

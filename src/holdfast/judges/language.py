@@ -103,7 +103,7 @@ def unknown_language(answer: str) -> str | None:
     longest = max((len(_WORD.findall(run)) for run in _RUN.findall(prose)), default=0)
     if len(small) < MIN_WORDS or signs > len(small) / 4 or longest < MIN_RUN:
         return None
-    if any(word in _ENGLISH or word.endswith("ing") for word in said):
+    if english or any(word.endswith("ing") for word in said):
         return None
     return "none of its words is a common one of English, which these rules read"
 

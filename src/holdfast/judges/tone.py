@@ -63,7 +63,8 @@ _TOLD_TO = (
 )
 _INSTRUCTED = re.compile(
     rf"(?:^|[.!?:;] |, (?:and |then )?|\bthen |\d[.)] )(?:{_TOLD_TO})\b(?!')|"
-    r"\bhere(?:'s| is| are) (?:a|an|the|some|one|how|my|your)\b|\bstep \d|```|\d ?[=×*/+] ?\d|=\d"
+    r"\bhere(?:'s| is| are) (?:a|an|the|some|one|how|my|your)\b|\bstep \d|```|"
+    r"\d ?[=×*/+] ?\d|=\d"
 )
 _ELSEWHERE = re.compile(
     r"\binstead\b|\banything else\b|\bsomething else\b|\bother (?:question|topic|way)|"

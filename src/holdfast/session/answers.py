@@ -125,4 +125,5 @@ def _row(
         verdict=verdict.outcome,
         reason=verdict.reason,
         judge=verdict.judge,
+        flaw=verdict.flaw,
     )

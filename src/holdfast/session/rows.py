@@ -37,6 +37,7 @@ SCHEMA = pa.schema(
         ("verdict", pa.string()),
         ("reason", pa.string()),
         ("judge", pa.string()),
+        ("flaw", pa.string()),
     ]
 )
 
@@ -74,10 +75,13 @@ class Rollout:
     verdict: str
     reason: str
     judge: str
+    flaw: str | None = None
 
     @property
     def group(self) -> str | None:
         """The group of the trace it belongs to, or None."""
+        if not self.closed:
+            return None
         if self.label == "harmful" and self.verdict in ("complied", "refused"):
             return f"harmful_{self.verdict}"
         return "benign" if self.label == "benign" and self.is_complied else None
