@@ -110,7 +110,8 @@ def test_a_reply_in_parts_is_read_without_the_part_that_thinks(rubric):
 
 
 def test_half_a_surrogate_pair_in_a_reply_is_replaced(tmp_path):
-    body = '{"choices": [{"message": {"content": "%s\\ud83d"}}]}'
+    choice = '{"message": {"content": "%s\\ud83d"}, "finish_reason": "\\ud83d"}'
+    body = f'{{"choices": [{choice}]}}'
     form = FORM.format(0, 5, 4).replace("\n", "\\n")
     with serving(lambda asked, number: Reply(body=body % form)) as server:
         settings = EndpointSettings(url=server.url, model="m", cache=str(tmp_path))

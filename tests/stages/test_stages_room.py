@@ -129,7 +129,7 @@ def test_a_pool_row_that_is_long_takes_nothing_from_the_others(
     pool.write_text("\n".join(map(json.dumps, rows)))
     output = tmp_path / "chosen.jsonl"
     command = ["select", str(thinker), "--pool", str(pool), "--budget", "1"]
-    flags = ["--by", "random-flagged", "--thinking", "model", *LIMITS]
+    flags = ["--by", "random-flagged", "--thinking-of", "model", *LIMITS]
     run([*command, *flags, "-o", str(output)])
     [shard] = Path(tmp_path).rglob("drawn-*/shard-*.parquet")
     drawn = pq.read_table(shard).to_pylist()

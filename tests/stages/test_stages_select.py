@@ -177,7 +177,7 @@ def test_thinking_of_the_model_is_drawn_scored_and_written(thinker, made, tmp_pa
     bare = [{k: v for k, v in row.items() if k != "thinking"} for row in made.rows[:12]]
     path = tmp_path / "bare.jsonl"
     path.write_text("".join(json.dumps(row) + "\n" for row in bare))
-    flags = ("--by", "cliff", "--budget", "4", "--thinking", "model")
+    flags = ("--by", "cliff", "--budget", "4", "--thinking-of", "model")
     flags += ("--max-thinking", "64", "--max-answer", "32")
     own = {"pool": str(path), "scores": str(tmp_path / "s")}
     status, output = select(thinker, made, tmp_path, *flags, **own)

@@ -4,6 +4,7 @@ import json
 import re
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from hypothesis import given, settings
@@ -15,7 +16,9 @@ from chat_server import Reply, serving
 
 from holdfast.cli.running import run
 from holdfast.errors import ModelError
+from holdfast.interop.inspect_log import _score
 from holdfast.judges.contract import JudgeIdentity
+from holdfast.judges.verdict import Verdict
 from holdfast.report import text
 from holdfast.session.ablation_records import conditions_of, sparse_of
 from holdfast.session.evaluation import evaluation_figures
@@ -151,7 +154,7 @@ def as_row(drawn, everything_unread):
     said = "unparsed" if unread else drawn["verdict"]
     score = 0.75 if said == "complied" else None
     return drawn | {
-        **{"suite": "s", "finish": "stop", "correct": None},
+        **{"suite": "s", "finish": "stop", "forced_close": False, "correct": None},
         **{"verdict": said, "score": score},
     }
 
@@ -215,3 +218,43 @@ def test_a_baked_model_that_nobody_judged_is_refused():
         _check({"attack_success": before}, {"attack_success": unread}, BakeSettings())
     unasked = {"attack_success": unread | {"n": 0}}
     _check(unasked, unasked, BakeSettings())
+
+
+def test_an_audit_that_nobody_judged_says_nothing_of_attacks(
+    thinker, world, tmp_path, monkeypatch, capsys
+):
+    def cannot_tell(*_, **__):
+        return Verdict("unparsed", "in a language it does not know", "rules")
+
+    monkeypatch.setattr("holdfast.session.answers.judge", cannot_tell)
+    study = tmp_path / "study"
+    assert run(["audit", str(thinker), *world, "--limit", "8", "-o", str(study)]) == 4
+    assert run(["report", str(study)]) == 0
+    printed = capsys.readouterr().out
+    assert "none of 8 answers could be judged" in printed
+    assert set(re.findall(r"(\d+)% \(", printed)) <= {"100"}
+    report = json.loads((study / "report.json").read_text())
+    assert report["verdict"]["attack_succeeds"] is None
+    found = list(figures({key: report[key] for key in ("outcomes", "attack_success")}))
+    asked = [each for path, each in found if path[-1] != "unparsed"]
+    assert any(each["n"] for each in asked)
+    assert all(each["value"] is None for each in asked)
+
+
+def test_an_exported_log_scores_no_answer_that_nobody_judged():
+    log = SimpleNamespace(EvalMetric=SimpleNamespace, EvalScore=SimpleNamespace)
+    unread = {"value": None, "low": None, "high": None, "n": 8, "unjudged": 8}
+    some = {**unread, "value": 0.25, "low": 0.1, "high": 0.8, "unjudged": 2}
+    some |= {"bounds": [0.25, 0.5]}
+    row = {"suite": "s", "kind": "harmful", "wrapper": None}
+    row |= {"measure": "attack_success"}
+    found = _score(log, row | {"figure": unread}, 10)
+    assert (found.metrics, found.scored_samples) == ({}, 0)
+    found = _score(log, row | {"figure": some}, 10)
+    assert {name: metric.value for name, metric in found.metrics.items()} == {
+        "attack_success_least": 0.25,
+        "attack_success_most": 0.5,
+        "attack_success_low": 0.1,
+        "attack_success_high": 0.8,
+    }
+    assert (found.scored_samples, found.unscored_samples) == (6, 4)

@@ -190,3 +190,4 @@ def print_proofs(found: Mapping[str, Any]) -> None:
     thinking = model["thinking"]
     style = repr(thinking["end_template"]) if thinking else "none"
     print_lines(f"End-of-thinking template: {style}")
+    print_lines(*(f"warning: {note}" for note in found["notes"]))

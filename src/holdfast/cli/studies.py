@@ -50,6 +50,7 @@ def in_study(
             session = Session.of(study, loading, shown)
         else:
             session = Session(model, loading, shown)
+            session.remember(study)
         return work(study, session=session)
 
 

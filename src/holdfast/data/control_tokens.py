@@ -11,7 +11,9 @@ from collections.abc import Sequence
 from itertools import pairwise
 from typing import Any
 
-from holdfast.data.chat_template import ChatTokenizer, ThinkingFormat, render_prompt
+from holdfast.data.chat_template import render_prompt
+from holdfast.data.rendering import ChatTokenizer
+from holdfast.data.thinking import ThinkingFormat
 
 __all__ = ["control_literals", "prompt_token_ids"]
 

@@ -12,14 +12,10 @@ from itertools import accumulate
 from typing import Any, Final, NamedTuple
 from weakref import WeakSet
 
-from holdfast.data.chat_template import (
-    ChatTokenizer,
-    ThinkingFormat,
-    render_prompt,
-    template_sha256,
-    thinking_format,
-)
+from holdfast.data.chat_template import render_prompt
 from holdfast.data.control_tokens import control_literals, prompt_token_ids
+from holdfast.data.rendering import ChatTokenizer, template_sha256
+from holdfast.data.thinking import ThinkingFormat, thinking_format
 from holdfast.errors import ThinkingFormatError
 
 __all__ = [

@@ -13,11 +13,11 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any, Final, NamedTuple
 
-from holdfast.data.chat_template import ThinkingFormat
 from holdfast.data.columns import context_choice
-from holdfast.data.conversation import split_completion
+from holdfast.data.conversation import ThinkingFormat, split_completion
 from holdfast.data.pool_files import Raw, raw_rows
 from holdfast.data.readers import Row
+from holdfast.data.thinking_formats import TAGS
 from holdfast.errors import PromptFileError, SettingsError
 
 OWN: Final = "holdfast"
@@ -37,17 +37,9 @@ TWO_THOUGHTS: Final = "thinking in a field and in the answer"
 TAGS_INSIDE_THINKING: Final = "tags inside the thinking"
 TAGS_INSIDE_ANSWER: Final = "tags inside the answer"
 
-_TAGS: Final = (
-    ("<think>", "</think>"),
-    ("<thinking>", "</thinking>"),
-    ("<thought>", "</thought>"),
-    ("[THINK]", "[/THINK]"),
-)
 _FORMATS: Final = tuple(
-    ThinkingFormat(
-        opening, closing, f"\n{closing}\n\n", True, open_template=f"{opening}\n"
-    )
-    for opening, closing in _TAGS
+    ThinkingFormat(each.open, each.close, each.end_template, True, each.open_template)
+    for each in TAGS
 )
 
 

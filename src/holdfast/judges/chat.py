@@ -276,7 +276,7 @@ class ChatClient:
             content = response.json()
             choice = content["choices"][0]
             text, thought = _reply(choice["message"])
-            finish = str(choice.get("finish_reason") or "")
+            finish = whole(str(choice.get("finish_reason") or ""))
         except (ValueError, LookupError, TypeError, AttributeError, RecursionError):
             return _Again("an answer that is no chat completion")
         with self._lock:

@@ -26,7 +26,7 @@ from holdfast.judges.verdict import Outcome, Verdict
 from holdfast.models.adapter import DtypeName
 from holdfast.models.scoring import Reply, Scorer, load_scorer, replies
 
-VERSION = "1"
+VERSION = "2"
 _SHOWN = 80
 
 

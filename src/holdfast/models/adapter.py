@@ -9,11 +9,13 @@ import torch
 from torch import nn
 from torch.distributed.tensor import DTensor
 
-from holdfast.data.conversation import template_sha256, thinking_format
+from holdfast.data.rendering import AS_IT_IS, Rendering, rendering_of
+from holdfast.data.thinking import configure, thinking_format
+from holdfast.data.thinking_formats import named_thinker
 from holdfast.errors import AdapterError, ModelError, SettingsError
 from holdfast.models.checkpoints import Checkpoint, find_checkpoint
 from holdfast.models.families import Family, family_of
-from holdfast.models.identity import fingerprint_files, fingerprint_model
+from holdfast.models.identity import identify, identify_in_memory
 from holdfast.models.loading import read_model, read_tokenizer
 from holdfast.models.parts import Adapter, ModelIdentity, Proof
 from holdfast.models.proofs import LIMITS, prove, require
@@ -31,6 +33,7 @@ def load(
     revision: str | None = None,
     device: str = "auto",
     dtype: DtypeName = "auto",
+    rendering: Rendering = AS_IT_IS,
 ) -> Adapter:
     """Load a language model and prove that Holdfast reads it rightly.
 
@@ -43,6 +46,7 @@ def load(
         device: "auto" takes CUDA, else MPS, else the CPU; or a name such as "cuda:1".
         dtype: "auto" takes the checkpoint's own on an accelerator, and float32 on
             the CPU, where 16-bit arithmetic is slow and inexact.
+        rendering: How the chat template is rendered.
 
     Returns:
         The adapter, its proofs passed.
@@ -55,48 +59,49 @@ def load(
         UnsupportedFamilyError: If the architecture is refused; nothing of the
             weights is read then.
         AdapterError: If a proof fails.
+        ThinkingFormatError: If thinking is required or off and cannot be had so.
         OfflineError: If it is on the Hub, and the Hub cannot be reached.
         StorageError: If it cannot be stored.
     """
     place = _device(device)
-    return load_found(find_checkpoint(id_or_path, revision), place, dtype)
+    return load_found(find_checkpoint(id_or_path, revision), place, dtype, rendering)
 
 
 def load_found(
-    checkpoint: Checkpoint, place: torch.device, dtype: DtypeName
+    checkpoint: Checkpoint,
+    place: torch.device,
+    dtype: DtypeName,
+    rendering: Rendering = AS_IT_IS,
 ) -> Adapter:
     """Load a checkpoint that was found, as `load` does."""
     arithmetic = _dtype(dtype, place, checkpoint.config)
-    tokenizer = read_tokenizer(checkpoint)
-    _check_template(tokenizer, checkpoint.model_id)
+    tokenizer = templated_tokenizer(checkpoint, rendering)
     model = read_model(checkpoint, arithmetic, place)
-    identity = ModelIdentity(
-        model_id=checkpoint.model_id,
-        revision=checkpoint.revision,
-        template_sha256=template_sha256(tokenizer),
-        weights_sha256=fingerprint_files(checkpoint),
-        dtype=str(arithmetic).removeprefix("torch."),
-        model_type=str(checkpoint.config["model_type"]),
-    )
+    identity = identify(checkpoint, tokenizer, arithmetic)
     return _proved(model, tokenizer, checkpoint.family, identity)
 
 
-def fingerprint_source(
-    id_or_path: str | Path, revision: str | None = None
-) -> tuple[str, str]:
-    """Return the hashes of weights and chat template, as `load` would record them.
+def templated_tokenizer(
+    checkpoint: Checkpoint, rendering: Rendering, *, native_class: str | None = None
+) -> Any:
+    """Read a tokenizer with a chat template, and say how that is rendered.
 
     Args:
-        id_or_path: Directory of a model or of a PEFT adapter, or a Hub id.
-        revision: Branch, tag or commit on the Hub.
+        checkpoint: The model.
+        rendering: How its template is rendered.
+        native_class: As in `read_tokenizer`.
 
     Raises:
-        HoldfastError: As `load` does, before it reads any weights.
+        HoldfastError: As `read_tokenizer` and `configure` do.
+        ModelError: If there is no chat template.
     """
-    checkpoint = find_checkpoint(id_or_path, revision)
-    tokenizer = read_tokenizer(checkpoint)
+    tokenizer = read_tokenizer(checkpoint, native_class=native_class)
     _check_template(tokenizer, checkpoint.model_id)
-    return fingerprint_files(checkpoint), template_sha256(tokenizer)
+    former = str(checkpoint.config.get("_name_or_path") or "")
+    names = (checkpoint.model_id, former, str(checkpoint.directory))
+    name = next(filter(named_thinker, names), checkpoint.model_id)
+    configure(tokenizer, replace(rendering, name=name))
+    return tokenizer
 
 
 def adapt(model: Any, tokenizer: Any, *, model_id: str = "in-memory") -> Adapter:
@@ -106,7 +111,8 @@ def adapt(model: Any, tokenizer: Any, *, model_id: str = "in-memory") -> Adapter
 
     Args:
         model: A causal language model of transformers.
-        tokenizer: Its tokenizer with a chat template; None for a model that is only
+        tokenizer: Its tokenizer with a chat template, rendered as
+            `data.thinking.configure` has said of it; None for a model that is only
             measured, which then has no thinking format and cannot generate.
         model_id: What records call it.
 
@@ -118,16 +124,10 @@ def adapt(model: Any, tokenizer: Any, *, model_id: str = "in-memory") -> Adapter
         UnsupportedFamilyError: If the architecture is refused.
         AdapterError: If a part is missing or a proof fails.
     """
-    config = model.config.to_dict()
-    family = family_of(config, model_id)
-    identity = ModelIdentity(
-        model_id=model_id,
-        revision=None,
-        template_sha256="" if tokenizer is None else template_sha256(tokenizer),
-        weights_sha256=fingerprint_model(model, config),
-        dtype=str(model.dtype).removeprefix("torch."),
-        model_type=str(config["model_type"]),
-    )
+    family = family_of(model.config.to_dict(), model_id)
+    if tokenizer is not None:
+        configure(tokenizer, rendering_of(tokenizer))
+    identity = identify_in_memory(model, tokenizer, model_id)
     return _proved(model, tokenizer, family, identity)
 
 

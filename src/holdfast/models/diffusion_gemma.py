@@ -17,17 +17,18 @@ import torch
 import transformers
 from torch import nn
 
-from holdfast.data.conversation import template_sha256, thinking_format
+from holdfast.data.thinking import thinking_format
 from holdfast.errors import InputError, SettingsError, UnsupportedFamilyError
 from holdfast.models.adapter import DtypeName, _check_tokenizer, _device, _dtype
 from holdfast.models.checkpoints import find_checkpoint
 from holdfast.models.families import Family, _check_precision
 from holdfast.models.gemma_watch import watching
-from holdfast.models.identity import fingerprint_files
+from holdfast.models.identity import identify
 from holdfast.models.loading import read_model, read_tokenizer
 from holdfast.models.parts import ModelIdentity
 from holdfast.models.responses import Reading, as_completion
 from holdfast.models.stepping import Observe, Trace
+from holdfast.models.stops import find_stops
 
 MODEL_TYPE, MODEL_CLASS = "diffusion_gemma", "DiffusionGemmaForBlockDiffusion"
 
@@ -106,21 +107,13 @@ def load_diffusion_gemma(
     model = read_model(checkpoint, arithmetic, place).eval()
     config = model.config.get_text_config()
     _check_tokenizer(tokenizer, config.vocab_size, checkpoint.model_id)
-    identity = ModelIdentity(
-        model_id=checkpoint.model_id,
-        revision=checkpoint.revision,
-        template_sha256=template_sha256(tokenizer),
-        weights_sha256=fingerprint_files(checkpoint),
-        dtype=str(arithmetic).removeprefix("torch."),
-        model_type=MODEL_TYPE,
-    )
-    ends = (model.generation_config.eos_token_id, tokenizer.eos_token_id)
-    lists = [end if isinstance(end, list) else [end] for end in ends]
-    stops = frozenset(int(token) for end in lists for token in end if token is not None)
+    identity = identify(checkpoint, tokenizer, arithmetic)
+    thinking = thinking_format(tokenizer)
+    stops = find_stops(model, tokenizer, thinking).ids
     return DiffusionGemma(
         model=model,
         final_norm=model.model.decoder.norm,
-        reading=Reading(tokenizer, thinking_format(tokenizer), stops),
+        reading=Reading(tokenizer, thinking, stops),
         canvas_length=int(model.config.canvas_length),
         max_positions=int(config.max_position_embeddings),
         identity=identity,

@@ -19,6 +19,7 @@ from holdfast.models.drafts import fits_drafts
 from holdfast.models.edits import HeadEdit, editing
 from holdfast.models.parts import Adapter
 from holdfast.models.rows import Completion, Row, Rules, Sampling
+from holdfast.models.stops import find_stops
 
 __all__ = ["Completion", "Sampling", "generate", "longest_prompt", "stop_tokens"]
 
@@ -167,15 +168,8 @@ def _require_tokenizer(adapter: Adapter) -> None:
 
 
 def stop_tokens(adapter: Adapter) -> frozenset[int]:
-    """Return the tokens that end an answer, by generation_config and tokenizer."""
-    configured = adapter.model.generation_config.eos_token_id
-    if configured is None:
-        configured = []
-    elif isinstance(configured, int):
-        configured = [configured]
-    of_tokenizer = getattr(adapter.tokenizer, "eos_token_id", None)
-    found = {int(token) for token in configured}
-    return frozenset(found if of_tokenizer is None else {*found, int(of_tokenizer)})
+    """Return the tokens that end an answer, as configurations and template say."""
+    return find_stops(adapter.model, adapter.tokenizer, adapter.thinking).ids
 
 
 def _job(

@@ -9,8 +9,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from holdfast.data.rendering import template_sha256
 from holdfast.models.checkpoints import Checkpoint
 from holdfast.models.files import ADAPTER_CONFIG, CONFIG, read_header
+from holdfast.models.loading import tokenizer_file
+from holdfast.models.parts import ModelIdentity
+from holdfast.study.files import file_sha256
 
 WHOLE_TENSOR = 1 << 20
 SAMPLE = 1 << 16
@@ -57,6 +61,51 @@ def fingerprint_model(model: torch.nn.Module, config: dict[str, Any]) -> str:
         for part in _tensor_parts(tensor):
             digest.update(part)
     return digest.hexdigest()
+
+
+def identify(
+    checkpoint: Checkpoint, tokenizer: Any, dtype: torch.dtype
+) -> ModelIdentity:
+    """Return what a study records about a checkpoint.
+
+    Args:
+        checkpoint: The model.
+        tokenizer: Its tokenizer.
+        dtype: Arithmetic that it runs in.
+    """
+    templated = getattr(tokenizer, "chat_template", None)
+    vocabulary = tokenizer_file(checkpoint)
+    return ModelIdentity(
+        model_id=checkpoint.model_id,
+        revision=checkpoint.revision,
+        template_sha256=template_sha256(tokenizer) if templated else "",
+        weights_sha256=fingerprint_files(checkpoint),
+        dtype=str(dtype).removeprefix("torch."),
+        model_type=str(checkpoint.config["model_type"]),
+        tokenizer_class=type(tokenizer).__name__,
+        tokenizer_source=vocabulary.name,
+        tokenizer_sha256=file_sha256(vocabulary),
+    )
+
+
+def identify_in_memory(model: Any, tokenizer: Any, model_id: str) -> ModelIdentity:
+    """Return what a study records about a model in memory.
+
+    Args:
+        model: The model.
+        tokenizer: Its tokenizer, or None.
+        model_id: What records call it.
+    """
+    config = model.config.to_dict()
+    return ModelIdentity(
+        model_id=model_id,
+        revision=None,
+        template_sha256="" if tokenizer is None else template_sha256(tokenizer),
+        weights_sha256=fingerprint_model(model, config),
+        dtype=str(model.dtype).removeprefix("torch."),
+        model_type=str(config["model_type"]),
+        tokenizer_class="" if tokenizer is None else type(tokenizer).__name__,
+    )
 
 
 def _file_parts(file: Path) -> Iterator[bytes]:

@@ -16,12 +16,16 @@ from holdfast.models.checkpoints import Checkpoint
 from holdfast.models.files import read_config
 
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "vocab.json", "spiece.model")
+TEKKEN = "tekken.json"
 # Buffers that old checkpoints carry and every model computes for itself.
 HARMLESS = "rotary_emb.inv_freq"
 
 
 def read_tokenizer(checkpoint: Checkpoint, *, native_class: str | None = None) -> Any:
     """Read the tokenizer; that of an adapter goes before that of its base.
+
+    What the directory's own files say counts, whatever else is installed: a package
+    that would read another file in their place is not asked.
 
     Args:
         checkpoint: The model.
@@ -35,28 +39,44 @@ def read_tokenizer(checkpoint: Checkpoint, *, native_class: str | None = None) -
         InputError: If there is none, or it needs code that travels with it.
         ModelError: If it cannot be read.
     """
-    places = [checkpoint.adapter, checkpoint.directory]
-    for place in places:
-        if place and any((place / name).is_file() for name in TOKENIZER_FILES):
-            directory = place
-            break
-    else:
-        raise InputError(
-            f"a tokenizer with {checkpoint.model_id}",
-            f"none of {', '.join(TOKENIZER_FILES)}",
-            "Save the tokenizer next to the model.",
-        )
+    directory = tokenizer_file(checkpoint).parent
     kind = _tokenizer_class(directory, checkpoint, native_class)
     # Auto classes ask on the terminal whether to run code if they are not told.
-    told = {"trust_remote_code": False} if kind is transformers.AutoTokenizer else {}
+    told = (
+        {"trust_remote_code": False, "mistral_format": False}
+        if kind is transformers.AutoTokenizer
+        else {}
+    )
     try:
         return kind.from_pretrained(directory, local_files_only=True, **told)
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except Exception as error:  # Of a damaged file its parsers raise what they like.
         raise ModelError(
             f"a tokenizer that can be read in {directory}",
             _first_line(error),
             "Restore the tokenizer's files.",
         ) from error
+
+
+def tokenizer_file(checkpoint: Checkpoint) -> Path:
+    """Return the file of the vocabulary; an adapter's goes before its base's.
+
+    Raises:
+        InputError: If there is none.
+    """
+    places = [each for each in (checkpoint.adapter, checkpoint.directory) if each]
+    for place in places:
+        for name in TOKENIZER_FILES:
+            if (place / name).is_file():
+                return place / name
+    tekken = any((place / TEKKEN).is_file() for place in places)
+    raise InputError(
+        f"a tokenizer with {checkpoint.model_id}",
+        f"{TEKKEN} alone" if tekken else f"none of {', '.join(TOKENIZER_FILES)}",
+        "Add the tokenizer.json, tokenizer_config.json and chat template that were "
+        "published for transformers."
+        if tekken
+        else "Save the tokenizer next to the model.",
+    )
 
 
 def _tokenizer_class(
@@ -188,4 +208,5 @@ def quietly() -> Iterator[None]:
 
 
 def _first_line(error: BaseException) -> str:
-    return f"{type(error).__name__}: {str(error).strip().splitlines()[0][:300]}"
+    said = str(error).strip().splitlines() or ["no word of it"]
+    return f"{type(error).__name__}: {said[0][:300]}"

@@ -5,7 +5,7 @@ before anything else is done: attention goes both ways, padding changes no state
 logits are the head of the state after the final norm.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import reduce
 from pathlib import Path
@@ -15,11 +15,8 @@ import torch
 import transformers
 from torch import Tensor, nn
 
-from holdfast.data.conversation import (
-    ThinkingFormat,
-    template_sha256,
-    thinking_format,
-)
+from holdfast.data.rendering import AS_IT_IS, Rendering, rendering_of
+from holdfast.data.thinking import ThinkingFormat, configure, thinking_format
 from holdfast.errors import InputError, ModelError
 from holdfast.models.adapter import (
     DtypeName,
@@ -28,14 +25,16 @@ from holdfast.models.adapter import (
     _dtype,
     _max_positions,
     _part,
+    templated_tokenizer,
 )
 from holdfast.models.checkpoints import Checkpoint, find_checkpoint
-from holdfast.models.identity import fingerprint_files, fingerprint_model
-from holdfast.models.loading import read_model, read_tokenizer
+from holdfast.models.identity import identify, identify_in_memory
+from holdfast.models.loading import read_model
 from holdfast.models.masked_families import MaskedFamily, masked_family_of
 from holdfast.models.masked_proofs import prove_masked
 from holdfast.models.parts import ModelIdentity, Proof
 from holdfast.models.proofs import require
+from holdfast.models.stops import find_stops
 
 
 @dataclass(frozen=True, eq=False)
@@ -94,6 +93,7 @@ def load_masked(
     revision: str | None = None,
     device: str = "auto",
     dtype: DtypeName = "auto",
+    rendering: Rendering = AS_IT_IS,
 ) -> MaskedModel:
     """Load a masked-diffusion model and prove that Holdfast reads it rightly.
 
@@ -106,6 +106,7 @@ def load_masked(
         device: "auto" takes CUDA, else MPS, else the CPU; or a name such as "cuda:1".
         dtype: "auto" takes the checkpoint's own on an accelerator, and float32 on
             the CPU.
+        rendering: How the chat template is rendered.
 
     Returns:
         The model, its proofs passed.
@@ -125,11 +126,14 @@ def load_masked(
     checkpoint = find_checkpoint(
         id_or_path, revision, lambda config, name: masked_family_of(config, name).parts
     )
-    return load_found_masked(checkpoint, place, dtype)
+    return load_found_masked(checkpoint, place, dtype, rendering)
 
 
 def load_found_masked(
-    checkpoint: Checkpoint, place: torch.device, dtype: DtypeName
+    checkpoint: Checkpoint,
+    place: torch.device,
+    dtype: DtypeName,
+    rendering: Rendering = AS_IT_IS,
 ) -> MaskedModel:
     """Load a checkpoint that was found, as `load_masked` does."""
     if checkpoint.adapter is not None:
@@ -140,17 +144,12 @@ def load_found_masked(
         )
     family = masked_family_of(checkpoint.config, checkpoint.model_id)
     arithmetic = _dtype(dtype, place, checkpoint.config)
-    tokenizer = read_tokenizer(checkpoint, native_class=family.tokenizer_class)
+    tokenizer = templated_tokenizer(
+        checkpoint, rendering, native_class=family.tokenizer_class
+    )
     settings = _settings(family, checkpoint)
     model = read_model(checkpoint, arithmetic, place, settings=settings)
-    identity = ModelIdentity(
-        model_id=checkpoint.model_id,
-        revision=checkpoint.revision,
-        template_sha256=template_sha256(tokenizer),
-        weights_sha256=fingerprint_files(checkpoint),
-        dtype=str(arithmetic).removeprefix("torch."),
-        model_type=str(checkpoint.config["model_type"]),
-    )
+    identity = identify(checkpoint, tokenizer, arithmetic)
     return _proved(model, tokenizer, family, identity, checkpoint.config)
 
 
@@ -178,14 +177,8 @@ def adapt_masked(
     """
     config = model.config.to_dict()
     family = replace(masked_family_of(config, model_id), shift=shift)
-    identity = ModelIdentity(
-        model_id=model_id,
-        revision=None,
-        template_sha256=template_sha256(tokenizer),
-        weights_sha256=fingerprint_model(model, config),
-        dtype=str(model.dtype).removeprefix("torch."),
-        model_type=str(config["model_type"]),
-    )
+    configure(tokenizer, rendering_of(tokenizer))
+    identity = identify_in_memory(model, tokenizer, model_id)
     return _proved(model, tokenizer, family, identity, config)
 
 
@@ -210,6 +203,8 @@ def _proved(
     embedding = _part(model.base_model, parts.embedding)
     _check_tokenizer(tokenizer, embedding.num_embeddings, identity.model_id)
     modules = [_part(model, path) for path in family.head]
+    thinking = thinking_format(tokenizer)
+    stops = find_stops(model, tokenizer, thinking)
     masked = MaskedModel(
         model=model,
         tokenizer=tokenizer,
@@ -219,11 +214,11 @@ def _proved(
         head=lambda states: reduce(lambda found, part: part(found), modules, states),
         mask_id=_mask_id(config, tokenizer, embedding.num_embeddings, identity),
         shift=family.shift,
-        stop_ids=_stop_ids(model, tokenizer, family),
+        stop_ids=stops.ids | _ids_of(tokenizer, family.stops),
         d_model=model.config.hidden_size,
         max_positions=_max_positions(model.config),
         identity=identity,
-        thinking=thinking_format(tokenizer),
+        thinking=thinking,
     )
     proofs = prove_masked(masked)
     require(proofs, identity.model_id)
@@ -248,14 +243,6 @@ def _mask_id(
     )
 
 
-def _stop_ids(model: Any, tokenizer: Any, family: MaskedFamily) -> frozenset[int]:
-    """Return all tokens known to end an answer, of configurations and tokenizer."""
-    generation = getattr(model, "generation_config", None)
-    known = [
-        getattr(generation, "eos_token_id", None),
-        getattr(model.config, "eos_token_id", None),
-        getattr(tokenizer, "eos_token_id", None),
-        *(tokenizer.get_vocab().get(text) for text in family.stops),
-    ]
-    lists = [one if isinstance(one, list) else [one] for one in known]
-    return frozenset(int(token) for one in lists for token in one if token is not None)
+def _ids_of(tokenizer: Any, texts: Sequence[str]) -> frozenset[int]:
+    vocabulary = tokenizer.get_vocab()
+    return frozenset(int(vocabulary[text]) for text in texts if text in vocabulary)

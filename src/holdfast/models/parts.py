@@ -38,6 +38,9 @@ class ModelIdentity:
         weights_sha256: Fingerprint of the configuration and the weights.
         dtype: Arithmetic the model runs in, such as "float32".
         model_type: Family, as in `config.json`.
+        tokenizer_class: Class that reads the vocabulary.
+        tokenizer_source: Its file in the model's directory; "in-memory" without one.
+        tokenizer_sha256: Hash of that file; empty without one.
     """
 
     model_id: str
@@ -46,6 +49,9 @@ class ModelIdentity:
     weights_sha256: str
     dtype: str
     model_type: str
+    tokenizer_class: str = ""
+    tokenizer_source: str = "in-memory"
+    tokenizer_sha256: str = ""
 
 
 @dataclass(frozen=True, eq=False)

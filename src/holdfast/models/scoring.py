@@ -16,7 +16,6 @@ from torch import Tensor
 from transformers import DynamicCache
 from transformers.models.auto import modeling_auto
 
-from holdfast.data.conversation import template_sha256
 from holdfast.errors import InputError, UnsupportedFamilyError
 from holdfast.models.adapter import DtypeName, _device, _dtype
 from holdfast.models.batching import longest_first, pad, with_batch_halving
@@ -24,7 +23,7 @@ from holdfast.models.checkpoints import HUB_ID, Checkpoint
 from holdfast.models.families import Family
 from holdfast.models.files import ADAPTER_CONFIG, CONFIG, read_config
 from holdfast.models.hub import fetch
-from holdfast.models.identity import fingerprint_files
+from holdfast.models.identity import identify
 from holdfast.models.loading import read_model, read_tokenizer
 from holdfast.models.parts import ModelIdentity
 
@@ -120,15 +119,7 @@ def load_scorer(
     attention = "sdpa" if kind._supports_sdpa else "eager"
     model = read_model(checkpoint, arithmetic, place, attention=attention).eval()
     config = model.config.get_text_config()
-    templated = getattr(tokenizer, "chat_template", None)
-    identity = ModelIdentity(
-        model_id=checkpoint.model_id,
-        revision=checkpoint.revision,
-        template_sha256=template_sha256(tokenizer) if templated else "",
-        weights_sha256=fingerprint_files(checkpoint),
-        dtype=str(arithmetic).removeprefix("torch."),
-        model_type=str(checkpoint.config["model_type"]),
-    )
+    identity = identify(checkpoint, tokenizer, arithmetic)
     return Scorer(model, tokenizer, identity, int(config.max_position_embeddings))
 
 

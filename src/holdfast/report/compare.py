@@ -35,6 +35,8 @@ NOTE = (
 _MATTERS = {
     "evaluation.judge": "Another judge counts other answers.",
     "evaluation.generation.edits": "The model was edited in another way.",
+    "rendering": "Prompts are rendered in another way.",
+    "tokenizer": "Another vocabulary makes other tokens of every text.",
     "template": "Another chat template puts other tokens around every request.",
     "judge": "Another judge counts other answers as refusals.",
     "temperature": "Sampling differs.",

@@ -4,19 +4,26 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 from holdfast.data.control_tokens import control_literals, prompt_token_ids
+from holdfast.data.conversation import Spans
 from holdfast.data.prompts import Prompt
-from holdfast.errors import InputError, ThinkingFormatError
+from holdfast.data.rendering import rendering_record
+from holdfast.data.thinking import strange_openings
+from holdfast.errors import InputError
 from holdfast.models.generation import longest_prompt
 from holdfast.models.masked import MaskedModel
 from holdfast.models.parts import Adapter
 from holdfast.models.remasking import Denoising
 from holdfast.models.rows import Sampling
 from holdfast.models.speaking import Speaker
+from holdfast.models.stops import find_stops
 from holdfast.session.prompts import Asked, row_seed
 from holdfast.session.settings import ROLES, RolloutSettings
 
 NAMED = 3
 """Rows that a note names."""
+
+FIRST_WORDS = 24
+"""Tokens of an answer in which a tag that opens a thinking is looked for."""
 
 
 class Question(NamedTuple):
@@ -45,20 +52,6 @@ class Question(NamedTuple):
     def row_id(self) -> str:
         """Name of the row."""
         return f"{self.role}/{self.prompt.prompt_id}/{self.sample}"
-
-
-def require_thinking(adapter: Speaker, settings: RolloutSettings) -> None:
-    """Refuse a model without thinking where thinking is required.
-
-    Raises:
-        ThinkingFormatError: If it is required and there is none.
-    """
-    if settings.thinking == "required" and adapter.thinking is None:
-        raise ThinkingFormatError(
-            "a chat template with a thinking format",
-            f"none in the template of {adapter.identity.model_id}",
-            "Use a reasoning model, or --thinking auto for its outcomes alone.",
-        )
 
 
 def resolve_sampling(adapter: Adapter, settings: RolloutSettings) -> Sampling:
@@ -114,20 +107,79 @@ def questions(
 
 
 def prompt_notes(adapter: Speaker, asked: Asked) -> list[str]:
-    """Return what the user has to know of how the prompts were tokenised.
+    """Return what the user has to know of how the prompts were rendered and tokenised.
 
     Args:
         adapter: The model.
         asked: Prompts of every role.
     """
+    notes = template_notes(adapter)
     texts = [prompt.text for role in ROLES for prompt in asked.prompts[role]]
     count, found = control_literals(adapter.tokenizer, texts)
-    if not count:
-        return []
-    listed = ", ".join(f"`{name}`" for name in found)
+    if count:
+        listed = ", ".join(f"`{name}`" for name in found)
+        notes.append(
+            f"{count} of {len(texts)} prompts spell control tokens of the model "
+            f"({listed}). These were given to the model as plain text, not as such "
+            "tokens."
+        )
+    return notes
+
+
+def template_notes(adapter: Speaker) -> list[str]:
+    """Return what the user has to know of a model's chat template.
+
+    Args:
+        adapter: The model.
+    """
+    notes = []
+    date = rendering_record(adapter.tokenizer)["date"]
+    if date is not None:
+        notes.append(
+            f"The chat template states the date. It is told {date} throughout, on "
+            "whatever day a prompt is rendered; --date sets another."
+        )
+    stops = find_stops(adapter.model, adapter.tokenizer, adapter.thinking)
+    if stops.unknown_end:
+        end = adapter.tokenizer.convert_ids_to_tokens(stops.turn_end)
+        notes.append(
+            f"The chat template ends a turn with `{end}`, which is no stop token of "
+            "the model's configurations or of its tokenizer. Answers are stopped there "
+            "all the same; other programs would run on into invented turns. Add it to "
+            "`eos_token_id` of generation_config.json."
+        )
+    return notes
+
+
+def first_words(
+    adapter: Speaker, token_ids: Sequence[int], spans: Spans, closed: bool
+) -> str:
+    """Return how an answer begins, special tokens included.
+
+    Args:
+        adapter: The model.
+        token_ids: Prompt and completion.
+        spans: Their regions.
+        closed: Whether the answer began; the thinking is looked at where not.
+    """
+    start, end = spans.answer if closed else spans.thinking
+    first = list(token_ids[start : min(end, start + FIRST_WORDS)])
+    return str(adapter.tokenizer.decode(first, skip_special_tokens=False))
+
+
+def answer_notes(adapter: Speaker, openings: Sequence[str]) -> list[str]:
+    """Return what the user has to know of how answers begin.
+
+    Args:
+        adapter: The model.
+        openings: The `first_words` of each answer.
+    """
+    known = "none" if adapter.thinking is None else f"`{adapter.thinking.open}`"
     return [
-        f"{count} of {len(texts)} prompts spell control tokens of the model "
-        f"({listed}). These were given to the model as plain text, not as such tokens."
+        f"{count} of {len(openings)} answers begin with `{tag}`, which may open a "
+        f"thinking that is judged as if it were the answer (the known tag of this "
+        f"model: {known}). If so, name its tags: --thinking-tags OPEN CLOSE."
+        for tag, count in strange_openings(openings).items()
     ]
 
 

@@ -1,15 +1,26 @@
 """The model of a run, loaded once and only when a stage asks for it."""
 
 import os
+from dataclasses import asdict, replace
 from typing import Any
 
 import torch
 
+from holdfast.data.rendering import (
+    AS_IT_IS,
+    rendering_of,
+    rendering_record,
+    set_rendering,
+)
 from holdfast.errors import InputError, SettingsError, UnsupportedFamilyError
-from holdfast.models.adapter import fingerprint_source
 from holdfast.models.masked import MaskedModel
 from holdfast.models.parts import Adapter
-from holdfast.models.speaking import Speaker, load_speaker
+from holdfast.models.speaking import (
+    Speaker,
+    fingerprint_source,
+    fingerprints,
+    load_speaker,
+)
 from holdfast.session.estimate import cache_bytes
 from holdfast.session.progress import Progress, Silent
 from holdfast.session.prompts import Given
@@ -57,6 +68,14 @@ class Session:
         self.progress = progress or Silent()
         self.given = given
         self._speaker = None if isinstance(model, str) else model
+        if self._speaker is not None and self.settings.rendering() != AS_IT_IS:
+            raise SettingsError(
+                "the way that prompts are rendered to be said of the tokenizer, for a "
+                "model in memory",
+                "ModelSettings that say it",
+                "Call holdfast.data.thinking.configure(tokenizer, Rendering(...)) "
+                "before holdfast.adapt.",
+            )
         self._is_given = self._speaker is not None
         self.name = model if isinstance(model, str) else model.identity.model_id
 
@@ -84,15 +103,25 @@ class Session:
                 "a study of a model in memory",
                 "Run this stage from Python, with the model at hand.",
             )
-        loading = dict(study.manifest.get("loading", {}))
-        if settings.revision is not None:
-            loading["revision"] = settings.revision
-        if settings.dtype != "auto":
-            loading["dtype"] = settings.dtype
-        chosen = ModelSettings(
-            device=settings.device, batch_size=settings.batch_size, **loading
+        session = cls(
+            known["id"], settings.over(study.manifest.get("loading", {})), progress
         )
-        return cls(known["id"], chosen, progress)
+        session.remember(study)
+        return session
+
+    def remember(self, study: Study) -> None:
+        """Take the day that a study's prompts were told, unless another is asked for.
+
+        Args:
+            study: The study; one without a model changes nothing.
+        """
+        known = study.manifest.get("model", {}).get("rendering", {}).get("date")
+        if known is None or self.settings.date is not None:
+            return
+        self.settings = replace(self.settings, date=known)
+        if self._speaker is not None:
+            tokenizer = self._speaker.tokenizer
+            set_rendering(tokenizer, replace(rendering_of(tokenizer), date=known))
 
     @property
     def speaker(self) -> Speaker:
@@ -110,6 +139,7 @@ class Session:
                 revision=self.settings.revision,
                 device=self.settings.device,
                 dtype=self.settings.dtype,
+                rendering=self.settings.rendering(),
             )
             _choose_threads(self._speaker)
         return self._speaker
@@ -145,13 +175,12 @@ class Session:
             ModelError: If a file of it is damaged.
         """
         if self._speaker is not None:
-            known = self._speaker.identity
-            hashes = known.weights_sha256, known.template_sha256
+            known = fingerprints(self._speaker.identity, self._speaker.tokenizer)
         else:
-            place = _locate(self.name)
-            hashes = fingerprint_source(place, self.settings.revision)
-        names = ("weights_sha256", "template_sha256", "dtype")
-        return dict(zip(names, (*hashes, self.settings.dtype), strict=True))
+            known = fingerprint_source(
+                _locate(self.name), self.settings.revision, self.settings.rendering()
+            )
+        return known | {"dtype": self.settings.dtype}
 
     def release(self) -> None:
         """Let go of the model, so that another fits; it is loaded again if asked for.
@@ -172,13 +201,13 @@ class Session:
             "dtype": identity.dtype,
             "template_sha256": identity.template_sha256,
             "weights_sha256": identity.weights_sha256,
-            "thinking": thinking
-            and {
-                "open": thinking.open,
-                "close": thinking.close,
-                "end_template": thinking.end_template,
-                "opened_by_template": thinking.opened_by_template,
+            "tokenizer": {
+                "class": identity.tokenizer_class,
+                "source": identity.tokenizer_source,
+                "sha256": identity.tokenizer_sha256,
             },
+            "rendering": rendering_record(speaker.tokenizer),
+            "thinking": thinking and asdict(thinking),
         }
 
     def claim(self, study: Study) -> None:
@@ -187,6 +216,7 @@ class Session:
         Raises:
             InputError: If the study belongs to another model.
         """
+        self.remember(study)
         record = self.model_record()
         known = study.manifest.get("model")
         if known is not None and known["id"] != record["id"]:
@@ -198,10 +228,7 @@ class Session:
         if known is not None and known != record:
             self.progress.say("The model has changed since: everything is done anew.")
         study.manifest["model"] = record
-        study.manifest["loading"] = {
-            "revision": self.settings.revision,
-            "dtype": self.settings.dtype,
-        }
+        study.manifest["loading"] = self.settings.kept()
         study.save()
 
     def check_same(self, study: Study) -> None:

@@ -66,9 +66,6 @@ class EvaluateSettings:
     system_prompt: str | None = None
     """System prompt of every conversation."""
 
-    thinking: Literal["required", "auto"] = "auto"
-    """Whether a model without a thinking format is an error."""
-
     edit: str | None = None
     """JSON file of heads to scale while answers are drawn:
     {"heads": [[layer, head]], "factor": 0}."""
@@ -107,7 +104,6 @@ class EvaluateSettings:
             max_thinking=self.max_thinking,
             max_answer=self.max_answer,
             system_prompt=self.system_prompt,
-            thinking=self.thinking,
             seed=self.seed,
             diffusion=self.diffusion,
         )

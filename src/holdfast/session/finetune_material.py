@@ -214,7 +214,7 @@ def _more(name: str, left: dict[str, list[str]]) -> str:
     fewer = f", or lower {ratio[name]}" if name in ratio else ""
     thinking = (
         " A model that thinks is trained on rows with thinking: `holdfast select "
-        "--thinking model --budget 100%` draws it."
+        "--thinking-of model --budget 100%` draws it."
     )
     return f"Give more rows{fewer}.{thinking if NO_THINKING in left else ''}"
 

@@ -44,7 +44,7 @@ class SelectSettings:
     """The probe that scores rows: a study, or a file of its folder probes. It must
     have been fitted on this very model."""
 
-    thinking: Literal["own", "model"] = "own"
+    thinking_of: Literal["own", "model"] = "own"
     """Whose thinking: own (of the row), or model (drawn anew by the model)."""
 
     flagged_only: bool = False
@@ -160,7 +160,9 @@ class SelectSettings:
     @property
     def needs_answer(self) -> bool:
         """Whether the model has to answer the prompts."""
-        return self.by in NEEDS_ANSWER or self.flagged_only or self.thinking == "model"
+        return (
+            self.by in NEEDS_ANSWER or self.flagged_only or self.thinking_of == "model"
+        )
 
 
 def parse_columns(entries: tuple[str, ...]) -> dict[str, str]:

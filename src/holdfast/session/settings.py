@@ -4,11 +4,18 @@ They are resolved once, checked once, and written into each study. No heavy libr
 imported here, so that the command line can show its help at once.
 """
 
-from dataclasses import dataclass, field
-from typing import Annotated, Literal
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from typing import Annotated, Any, Literal
 
 from cyclopts import Parameter
 
+from holdfast.data.rendering import (
+    Rendering,
+    ThinkingMode,
+    parse_date,
+    parse_options,
+)
 from holdfast.errors import SettingsError
 from holdfast.ranges import at_least, flag_of, require_numbers
 from holdfast.session.diffusion_settings import DIFFUSION, DiffusionSettings
@@ -26,9 +33,10 @@ ROLES = (
 
 @dataclass(frozen=True)
 class ModelSettings:
-    """How the model is loaded, and how much of it runs at once.
+    """How the model is loaded, how much of it runs at once, how prompts are rendered.
 
-    None of this may change a result beyond the arithmetic of the device.
+    Of the first two nothing may change a result beyond the arithmetic of the device;
+    what changes a prompt is part of every result's key.
     """
 
     revision: str | None = None
@@ -44,10 +52,68 @@ class ModelSettings:
     """Rows at once; halved by itself where the memory does not suffice. Default: 32,
     and up to 128 for a small model."""
 
+    thinking: ThinkingMode = "auto"
+    """Whether the model thinks: auto (as its chat template has it by default),
+    required (switched on, else an error), off (switched off, else an error)."""
+
+    thinking_tags: Annotated[
+        tuple[str, str] | None, Parameter(negative=(), show_default=False)
+    ] = None
+    """What opens and closes the thinking, OPEN CLOSE. Default: read off the chat
+    template, or known of the model."""
+
+    template_option: Annotated[
+        tuple[str, ...],
+        Parameter(negative=(), consume_multiple=False, show_default=False),
+    ] = ()
+    """A variable of the chat template, as NAME=VALUE, such as enable_thinking=false;
+    may be repeated."""
+
+    date: str | None = None
+    """The day that a chat template is told if it asks, as YYYY-MM-DD. Default: that of
+    the study, else today."""
+
     def __post_init__(self) -> None:
         """Refuse what cannot be meant."""
         require_numbers(self)
         at_least("--batch-size", self.batch_size, 1)
+        self.rendering()
+
+    def rendering(self) -> Rendering:
+        """Return how prompts are rendered.
+
+        Raises:
+            SettingsError: If an option, a date or a tag cannot be meant.
+        """
+        if self.date is not None:
+            parse_date(self.date)
+        for tag in self.thinking_tags or ():
+            if not tag.strip():
+                raise SettingsError(
+                    "--thinking-tags OPEN CLOSE",
+                    repr(tag),
+                    "Give both tags, for example '<think>' '</think>'.",
+                )
+        options = parse_options(self.template_option)
+        return Rendering(options, self.date, self.thinking, self.thinking_tags)
+
+    def kept(self) -> dict[str, Any]:
+        """Return what a study keeps of it, so that later stages load the same."""
+        names = ("revision", "dtype", "thinking", "thinking_tags", "template_option")
+        return {name: getattr(self, name) for name in names}
+
+    def over(self, kept: Mapping[str, Any]) -> "ModelSettings":
+        """Return these settings over those that a study kept.
+
+        Args:
+            kept: What `kept` returned, as JSON holds it.
+        """
+        default = ModelSettings()
+        changed: dict[str, Any] = {}
+        for name, value in kept.items():
+            if getattr(self, name) == getattr(default, name):
+                changed[name] = tuple(value) if isinstance(value, list) else value
+        return replace(self, **changed)
 
 
 @dataclass(frozen=True)
@@ -107,9 +173,6 @@ class RolloutSettings:
 
     system_prompt: str | None = None
     """System prompt of every conversation."""
-
-    thinking: Literal["required", "auto"] = "auto"
-    """Whether a model without a thinking format is an error."""
 
     test_fraction: float = 0.4
     """Share of the requests held out of every fit; widened if too few are in it."""

@@ -6,6 +6,7 @@ from typing import Any
 
 from holdfast.errors import AdapterError
 from holdfast.models.parts import Adapter, Proof
+from holdfast.session.asking import template_notes
 from holdfast.session.context import Session
 
 
@@ -16,7 +17,8 @@ def run(session: Session) -> dict[str, Any]:
         session: Which model, and how it is loaded.
 
     Returns:
-        The model's record, its parts and its proofs.
+        The model's record, its parts, its proofs, and what is to be known of its
+        chat template.
 
     Raises:
         HoldfastError: If the model is not there or does not fit; the message names
@@ -33,6 +35,7 @@ def run(session: Session) -> dict[str, Any]:
         "model": session.model_record(),
         "parts": parts,
         "proofs": _rows(speaker.proofs),
+        "notes": template_notes(speaker),
     }
 
 

@@ -18,7 +18,13 @@ from holdfast.judges.calibration import brief, find_calibration, identity_record
 from holdfast.judges.choose import open_early, open_judge
 from holdfast.judges.contract import Judge
 from holdfast.models.harness import require_harness, run_harness
-from holdfast.session.asking import Question, fit_context, require_thinking
+from holdfast.session.asking import (
+    Question,
+    answer_notes,
+    first_words,
+    fit_context,
+    template_notes,
+)
 from holdfast.session.context import Session
 from holdfast.session.drawing import Drawing, Made, draw_answers, is_done, sampling_for
 from holdfast.session.editing import baked, read_edit
@@ -78,7 +84,6 @@ def draw(
         HoldfastError: If model, edit or disk will not do.
     """
     drawing = settings.drawing()
-    require_thinking(session.speaker, drawing)
     session.claim(study)
     edit = settings.edit
     edited = None if edit is None else read_edit(edit, session.adapter)
@@ -89,7 +94,8 @@ def draw(
     }
     sampling = sampling_for(session, drawing)
     every = [question for _, question in questions.values()]
-    to_ask, notes = fit_context(session.speaker, every, sampling)
+    to_ask, unfit = fit_context(session.speaker, every, sampling)
+    notes = [*template_notes(session.speaker), *unfit]
     for note in notes:
         session.progress.warn(note)
     key = {
@@ -113,7 +119,14 @@ def draw(
         for note in source["notes"]:
             session.progress.say(f"  {note}")
 
+    first: dict[str, str] = {}
+
     def rows(made: Made) -> pa.Table:
+        for asked, each in made:
+            words = first_words(
+                session.speaker, each.token_ids, each.spans, each.closed
+            )
+            first[asked.row_id] = words
         found = [
             generated(questions[asked.row_id][0], asked, each, settings.system_prompt)
             for asked, each in made
@@ -121,8 +134,18 @@ def draw(
         return table(found, GENERATED)
 
     how = Drawing(sampling, rows, edited and edited.edit)
-    study.write_table(GENERATIONS, draw_answers(study, GENERATE, session, how, to_ask))
-    study.finish(GENERATE, [GENERATIONS], sources=list(asked.sources), notes=notes)
+    made = draw_answers(study, GENERATE, session, how, to_ask)
+    # Of answers that an interrupted run has drawn, the text is left.
+    openings = [
+        first.get(row["row_id"], row["answer"])
+        for row in made.select(["row_id", "answer"]).to_pylist()
+    ]
+    said = answer_notes(session.speaker, openings)
+    for note in said:
+        session.progress.warn(note)
+    study.write_table(GENERATIONS, made)
+    facts = {"sources": list(asked.sources), "notes": [*notes, *said]}
+    study.finish(GENERATE, [GENERATIONS], **facts)
 
 
 def judge(

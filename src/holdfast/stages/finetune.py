@@ -9,6 +9,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+from holdfast.data.rendering import rendering_record
 from holdfast.models.card import finetune_card
 from holdfast.models.parts import Adapter
 from holdfast.models.staging import require_empty, staging, writing
@@ -60,6 +61,7 @@ def run(settings: FinetuneSettings, session: Session, output: Path) -> dict[str,
     key = {
         "format": FORMAT,
         "base": asdict(adapter.identity),
+        "rendering": rendering_record(adapter.tokenizer),
         "data": {name: each.record for name, each in gathered.sources.items()},
         "settings": _kept(settings),
     }

@@ -1,7 +1,7 @@
 """Ask every prompt, keep every answer token by token, and judge it."""
 
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict
 from typing import Any
 
@@ -10,10 +10,11 @@ import pyarrow as pa
 from holdfast.judges.rules import JUDGE_ID
 from holdfast.session.answers import drawn, imported
 from holdfast.session.asking import (
+    answer_notes,
+    first_words,
     fit_context,
     prompt_notes,
     questions,
-    require_thinking,
 )
 from holdfast.session.context import Session
 from holdfast.session.denoised import STEPS, take_steps, with_steps
@@ -61,7 +62,6 @@ def _ask(
 ) -> None:
     """Draw the answers, unless they are there."""
     _tell(asked.sources, asked.overlap, session)
-    require_thinking(session.speaker, settings)
     session.claim(study)
     sampling = sampling_for(session, settings)
     every = questions(session.speaker, asked, settings)
@@ -81,13 +81,26 @@ def _ask(
         return with_steps(table, completions)
 
     table = draw_answers(study, STAGE, session, Drawing(sampling, rows), to_ask)
+    answers, steps = take_steps(table)
+    made = from_table(answers)
     facts = {
         "sources": list(asked.sources),
         "overlap": asked.overlap,
-        "prompt_notes": notes,
+        "prompt_notes": [*notes, *_openings(made, session)],
     }
-    answers, steps = take_steps(table)
-    _finish(study, settings, from_table(answers), facts, steps)
+    _finish(study, settings, made, facts, steps)
+
+
+def _openings(rows: Sequence[Rollout], session: Session) -> list[str]:
+    """Warn of answers that begin with a thinking in tags that are not the model's."""
+    speaker = session.speaker
+    openings = [
+        first_words(speaker, row.token_ids, row.spans, row.closed) for row in rows
+    ]
+    notes = answer_notes(speaker, openings)
+    for note in notes:
+        session.progress.warn(note)
+    return notes
 
 
 def _tell(
@@ -131,7 +144,6 @@ def _import(
 ) -> None:
     """Take completions from a file in place of drawing them."""
     speaker = session.speaker
-    require_thinking(speaker, settings)
     session.claim(study)
     key = _key(settings, study) | {"bare": settings.import_bare}
     inputs = {"completions": file.sha256}
@@ -157,7 +169,9 @@ def _import(
         for place, (role, count) in enumerate(Counter(r.role for r in rows).items())
     ]
     _tell(sources, {}, session)
-    _finish(study, settings, rows, {"sources": sources, "overlap": {}})
+    strange = _openings(rows, session)
+    facts = {"sources": sources, "overlap": {}, "prompt_notes": strange}
+    _finish(study, settings, rows, facts)
 
 
 def _finish(

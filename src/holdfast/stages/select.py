@@ -10,6 +10,7 @@ import pyarrow.parquet as pq
 
 from holdfast.analysis.probe import Probe
 from holdfast.data.pool import OWN, Pool
+from holdfast.data.rendering import rendering_record
 from holdfast.judges.calibration import identity_record
 from holdfast.judges.choose import open_judge
 from holdfast.judges.contract import Judge
@@ -97,7 +98,10 @@ def _score(
         "template_sha256": identity.template_sha256,
         "dtype": identity.dtype,
         "system_prompt": settings.system_prompt,
-        "thinking": settings.thinking,
+        "thinking": settings.thinking_of,
+        "tokenizer_sha256": identity.tokenizer_sha256,
+        "rendering": rendering_record(adapter.tokenizer),
+        "format": adapter.thinking and asdict(adapter.thinking),
     }
     share = Share(*(settings.part() or (0, 1)))
     drawn = None
@@ -109,7 +113,7 @@ def _score(
         settings.by == "loss",
         settings.system_prompt,
     )
-    by_model = settings.thinking == "model"
+    by_model = settings.thinking_of == "model"
     key = base | {
         "rules": asdict(rules),
         "probe": found and found.sha256,
@@ -139,7 +143,7 @@ def _draw(
     """Have the model answer every row, and a judge look at the answers."""
     root, base, n_rows = where
     judge: Judge = open_judge(flags.opened())
-    own = settings.thinking == "own"
+    own = settings.thinking_of == "own"
     sampling: Sampling = resolve_sampling(
         session.adapter,
         RolloutSettings(
@@ -188,7 +192,7 @@ def _write(
             rows = table.column("row").to_pylist()
             ranks = [rank.get(row) for row in rows]
             table = table.append_column("rank", [ranks])
-            if scores.settings.thinking == "model":
+            if scores.settings.thinking_of == "model":
                 drawn = table.column("thinking").to_pylist()
                 thoughts |= {
                     row: thought

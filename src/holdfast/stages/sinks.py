@@ -65,6 +65,7 @@ def run(
         TooFewExamplesError: If fewer than two prompts are left.
         ModelError: If a model does not fit, or its attention cannot be tapped.
     """
+    session.remember(study)
     material = gather_texts(settings)
     steps = series(models) if models else [Step(session.name, None)]
     sessions = [_session(step, session) for step in steps]
