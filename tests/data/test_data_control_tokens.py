@@ -107,3 +107,23 @@ def test_added_tokens_that_are_words_are_no_control_tokens():
 def test_a_tokenizer_without_added_tokens_has_none_to_spell():
     bare = PreTrainedTokenizerFast(tokenizer_object=Tokenizer(models.BPE()))
     assert control_literals(bare, ["<|end|>"]) == (0, ())
+
+
+def test_what_was_said_in_earlier_turns_is_text_too(tokenizer):
+    spelt = "".join(LITERALS[:2] + LITERALS[4:])
+    told = [(f"One?{spelt}", f"Uno.{spelt}"), ("Two?", "Dos.")]
+    ids = prompt_token_ids(tokenizer, "Three?", thinking=None, earlier=told)
+    plain = [("One?", "Uno."), ("Two?", "Dos.")]
+    bare = prompt_token_ids(tokenizer, "Three?", thinking=None, earlier=plain)
+    assert controls(tokenizer, ids) == controls(tokenizer, bare)
+    shown = tokenizer.decode(ids)
+    places = [shown.index(said) for turn in told for said in turn]
+    assert places == sorted(places)
+    assert shown.index("Three?") > places[-1]
+
+
+def test_turns_without_control_tokens_have_the_tokens_of_the_whole_prompt(tokenizer):
+    told = [("One?", "Uno."), ("Two?", "Dos.")]
+    ids = prompt_token_ids(tokenizer, "Three?", thinking=None, earlier=told)
+    whole = render_prompt(tokenizer, "Three?", thinking=None, earlier=told)
+    assert list(ids) == tokenizer(whole, add_special_tokens=False)["input_ids"]

@@ -86,3 +86,9 @@ def test_the_authored_wrappers_are_well_formed_and_wrap():
     for wrapper in wrappers:
         for index in range(len(wrapper.templates)):
             assert "Wave at me." in wrap(plain("Wave at me."), wrapper, index).text
+
+
+def test_half_a_surrogate_pair_in_a_template_is_named(tmp_path):
+    entry = {"name": "a", "family": "b", "templates": ["\ud83d {request}"]}
+    with pytest.raises(PromptFileError, match="surrogate pair"):
+        load_wrappers(write(tmp_path, json.dumps({"wrappers": [entry]})))

@@ -1,10 +1,13 @@
 """Rows driven by hand: the tokens are chosen here, not by a model."""
 
+import re
+
 import pytest
 from tiny_models import tiny_tokenizer
 
 from holdfast.data.conversation import thinking_format
-from holdfast.errors import SettingsError
+from holdfast.errors import InputError, SettingsError
+from holdfast.models.batching import require_room
 from holdfast.models.rows import Choice, Row, Rules, Sampling
 
 TOKENIZER = tiny_tokenizer()
@@ -143,3 +146,20 @@ def test_settings_out_of_range_are_refused(change):
     settings = {"temperature": 1, "max_thinking": 5, "max_answer": 5}
     with pytest.raises(SettingsError):
         Sampling(**{**settings, **change})
+
+
+@pytest.mark.parametrize(
+    ("n_tokens", "written", "says"),
+    [
+        (0, 4, "prompts of 1 to 12 tokens"),
+        (13, 4, "found 13 tokens in prompt 7"),
+        (3, 16, "found one of up to 16 tokens"),
+        (3, 100_000, "fits in the model's 16 tokens"),
+    ],
+)
+def test_a_prompt_without_room_is_told_of_in_numbers_that_can_be(
+    n_tokens, written, says
+):
+    with pytest.raises(InputError, match=re.escape(says)) as caught:
+        require_room(n_tokens, 7, 16, written)
+    assert "-" not in str(caught.value)

@@ -208,3 +208,31 @@ def test_half_a_surrogate_pair_is_named_by_its_line(tmp_path, column):
     row = {"prompt": "a", "completion": "A", column: "x\ud83d"}
     with pytest.raises(PromptFileError, match="surrogate pair at line 1"):
         read(tmp_path, [row])
+
+
+def test_messages_of_a_conversation_keep_the_answers_that_were_given(tmp_path):
+    talk = [
+        {"role": "user", "content": "One?"},
+        {"role": "assistant", "content": "Uno."},
+        {"role": "user", "content": "Two?"},
+    ]
+    done = {"completion": "A\n</think>\n\nB"}
+    [row] = read(tmp_path, [{"messages": talk, **done}]).rows
+    assert (row.prompt.earlier, row.prompt.text) == (("One?",), "Two?")
+    assert [(turn.prompt, turn.answer) for turn in row.earlier] == [("One?", "Uno.")]
+    with pytest.raises(PromptFileError, match=r"2 turns of the user and 0.*at line 1"):
+        read(tmp_path, [{"turns": ["One?", "Two?"], **done}])
+
+
+def test_a_system_prompt_in_messages_has_to_be_that_of_the_run(tmp_path):
+    talk = [
+        {"role": "system", "content": "Be brief."},
+        {"role": "user", "content": "One?"},
+    ]
+    done = {"completion": "A\n</think>\n\nB"}
+    path = tmp_path / "made.jsonl"
+    path.write_text(json.dumps({"messages": talk, **done}))
+    [row] = read_completions(str(path), system_prompt="Be brief.").rows
+    assert row.prompt.text == "One?"
+    with pytest.raises(PromptFileError, match=r"'Be brief.' at line 1.*--system-p"):
+        read_completions(str(path))

@@ -105,6 +105,19 @@ def test_a_model_without_thinking_has_outcomes_and_a_reason(
     assert report["model"]["thinking"] is None
     assert report["verdict"]["cliff"] is None
     assert "no thinking format" in report["verdict"]["reasons"]["cliff"]
+    assert report["verdict"]["reasons"]["sparse"] == (
+        "Single heads could not be looked at: the model has no thinking format, so "
+        "there is no plateau."
+    )
+    blocks = [report["controls"], *report["trace"].values()]
+    figures = [f for block in blocks for f in block.values() if isinstance(f, dict)]
+    assert {figure["reason"] for figure in figures} == {
+        "the model has no thinking format, so there is no plateau"
+    }
+    assert "Add about" not in json.dumps(report)
+    page = (study / "report.html").read_text()
+    assert "No control was measured: the model has no thinking format" in page
+    assert page.count("the model has no thinking format") < 8
     assert report["outcomes"]["harmful"]["refused"]["n"] == 30
     assert report["trace"]["benign"]["plateau"]["value"] is None
     assert (study / "report.html").exists()
@@ -114,11 +127,12 @@ def test_too_few_refusals_are_counted_and_the_outcomes_kept(
     thinker, world, tmp_path, capsys
 ):
     study = tmp_path / "few"
-    command = ("audit", thinker, *world, "-o", study, "--limit", "24")
+    command = ("audit", thinker, *world, "-o", study, "--limit", "26")
     message = fails(capsys, 4, *command, says=["refused harmful", "Add about"])
-    assert "of 24 rows" in message
+    assert "of 26 rows" in message
+    assert "Raise --limit, which was 26" in message
     report = json.loads((study / "report.json").read_text())
-    assert report["outcomes"]["harmful"]["refused"]["n"] == 24
+    assert report["outcomes"]["harmful"]["refused"]["n"] == 26
     assert report["probe"]["accuracy"]["value"] is None
     assert "refused harmful" in report["probe"]["accuracy"]["reason"]
     fails(capsys, 4, "probe", study, says=["refused harmful"])

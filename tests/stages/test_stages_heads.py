@@ -247,7 +247,7 @@ def test_a_probe_of_another_model_or_template_is_refused(copy, capsys, verb, key
     "words",
     [
         ("heads", "--checked-heads", "1"),
-        ("ablate", "--ablation-prompts", "4"),
+        ("ablate", "--ablation-prompts", "12"),
         ("bake", "--output", "never"),
     ],
 )

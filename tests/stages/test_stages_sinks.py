@@ -20,6 +20,7 @@ from holdfast.errors import TooFewExamplesError
 from holdfast.models.adapter import adapt, load
 from holdfast.session import sink_measuring
 from holdfast.session.context import Session
+from holdfast.session.sink_records import found_in_words
 from holdfast.session.sink_settings import SinksSettings
 from holdfast.stages import sinks as stage
 from holdfast.study import Study
@@ -431,3 +432,28 @@ def test_a_killed_comparison_goes_on_and_says_the_same(
     assert not (study / "parts").exists()
     for name in ("sinks.json", "sinks.parquet"):
         assert (study / name).read_bytes() == (undisturbed / name).read_bytes()
+
+
+@pytest.mark.parametrize(
+    ("value", "says"),
+    [
+        (133, "text, as many as chance makes: 73 to 198 on prompts"),
+        (73, "as many as chance makes"),
+        (199, "more than chance makes: 73 to 198"),
+        (72, "fewer than chance makes: 73 to 198"),
+    ],
+)
+def test_the_first_sentence_sets_the_count_beside_its_chance_band(value, says):
+    figure = {"value": value, "low": 60, "high": 200, "n": 12}
+    masses = {"value": None, "low": None, "high": None, "n": 0, "reason": "none"}
+    last = {
+        "measured": 270, "positive": figure, "above": 3, "below": 2, "uniform": 0.1,
+        "by_chance": {"value": 135, "low": 73, "high": 198, "n": 12},
+        "harmful": masses, "reference": masses,
+    }  # fmt: skip
+    first = found_in_words({"checkpoints": [last]})[0]
+    assert first.startswith(f"{value} of 270 heads (60 to 200) give more")
+    assert says in first
+    unknown = last | {"by_chance": masses | {"reason": "one prompt"}}
+    first = found_in_words({"checkpoints": [unknown]})[0]
+    assert first.endswith("how many would by chance is unknown: one prompt.")

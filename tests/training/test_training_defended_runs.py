@@ -159,7 +159,8 @@ def test_two_passes_a_step_are_one_of_twice_the_rows(tmp_path, name):
 @pytest.mark.filterwarnings("ignore:Could not find a config file")
 @pytest.mark.parametrize("name", ["ldifs", "safegrad", "surgery"])
 def test_adapters_and_checkpointed_activations_go_with_a_defense(tmp_path, name):
-    changes = {"method": "lora", "gradient_checkpointing": True, "learning_rate": 0.02}
+    # Small enough that rounding does not grow from step to step.
+    changes = {"method": "lora", "gradient_checkpointing": True, "learning_rate": 5e-3}
     done, _ = go(tmp_path / "with", name, STRONG[name], **changes)
     changes["gradient_checkpointing"] = False
     without, _ = go(tmp_path / "without", name, STRONG[name], **changes)

@@ -64,3 +64,21 @@ def test_a_recipe_that_cannot_be_meant_is_refused():
     assert Recipe().rate == 2e-4
     assert Recipe(method="full").rate == 2e-5
     assert Recipe(method="full", learning_rate=1e-3).rate == 1e-3
+
+
+def test_the_settings_that_a_run_used_are_resolved():
+    used = Recipe(method="full", epochs=2.0).used(7)
+    assert (used["learning_rate"], used["steps"], used["epochs"]) == (2e-5, 7, 2)
+    assert not {"lora_rank", "lora_alpha", "defense"} & set(used)
+    assert Recipe().used(7)["learning_rate"] == 2e-4
+    assert "epochs" not in Recipe(steps=7).used(7)
+
+
+@pytest.mark.parametrize("steps", [1, 2, 3, 10, 1000])
+@pytest.mark.parametrize("schedule", ["cosine", "linear", "constant"])
+@pytest.mark.parametrize("warmup", [0.0, 0.1, 0.99])
+def test_every_step_has_a_rate_and_the_peak_is_reached(steps, schedule, warmup):
+    recipe = Recipe(schedule=schedule, warmup=warmup)
+    shares = [recipe.share_of_rate(step, steps) for step in range(steps)]
+    assert min(shares) > 0
+    assert max(shares) == 1

@@ -2,19 +2,25 @@
 
 import json
 import math
+import shutil
 from pathlib import Path
 
 import pytest
 import torch
 from killing import kill_after
+from safetensors.torch import load_file, save_file
 
 import tiny_thinker
 from holdfast.cli.running import run
-from holdfast.errors import ModelError
-from holdfast.models.adapter import load
+from holdfast.errors import InputError, ModelError
+from holdfast.models.adapter import adapt, load
+from holdfast.session.context import Session
+from holdfast.session.finetune_settings import FinetuneSettings
 from holdfast.session.pool_scoring import PoolScorer
+from holdfast.stages import finetune as stage
 from holdfast.training import trainer as module
 from holdfast.training.defenses.contract import Hooks
+from holdfast.training.recipe import Recipe
 
 pytest.importorskip(
     "trl", reason="trl is not installed (pip install 'holdfast[train]')"
@@ -103,13 +109,82 @@ def test_a_lora_run_writes_an_adapter_that_loads_over_its_base(thinker, data, tm
     output = tmp_path / "lora"
     assert finetune(thinker, data, output, "--steps", "6", "--lora-rank", "4") == 0
     config = json.loads((output / "adapter_config.json").read_text())
-    assert config["base_model_name_or_path"] == str(thinker)
+    named = output / config["base_model_name_or_path"]
+    assert named.resolve() == thinker.resolve()
+    assert not Path(config["base_model_name_or_path"]).is_absolute()
     assert not (output / "model.safetensors").exists()
     before, after = load(str(thinker)), load(str(output))
     ids = torch.tensor([[5, 6, 7, 8, 9, 10]])
     with torch.inference_mode():
         moved = (after.model(ids).logits - before.model(ids).logits).abs().max()
     assert 1e-3 < float(moved)
+
+
+def logits(adapter):
+    with torch.inference_mode():
+        return adapter.model(torch.tensor([[5, 6, 7, 8, 9, 10]])).logits
+
+
+def test_what_is_trained_over_an_adapter_keeps_that_adapter(thinker, data, tmp_path):
+    first, second = tmp_path / "first", tmp_path / "second"
+    flags = ["--steps", "6", "--lora-rank", "4", "--save-every", "1"]
+    assert finetune(thinker, data, first, *flags) == 0
+    command = ["finetune", str(first), "--data", str(data / "harmful.jsonl")]
+    # At this rate nothing is learnt.
+    command += [*flags, *SHORT[:-1], "1e-12", "--keep-checkpoints"]
+    assert run([*command, "-o", str(second)]) == 0
+    one, two, base = (logits(load(str(each))) for each in (first, second, thinker))
+    assert float((one - base).abs().max()) > 1e-3
+    torch.testing.assert_close(two, one, atol=1e-4, rtol=1e-4)
+    # Nothing else is needed: it is a whole model, and the card says so.
+    assert (second / "model.safetensors").exists()
+    assert not (second / "adapter_config.json").exists()
+    assert "# A model trained" in (second / "README.md").read_text()
+    assert record(second)["base"]["weights_sha256"] == (
+        load(str(first)).identity.weights_sha256
+    )
+    # Its checkpoints lie over the first adapter, which nobody would find under them.
+    steps = Path(f"{second}.checkpoints") / "checkpoint-6"
+    with pytest.raises(InputError, match="found another adapter"):
+        load(str(steps))
+
+
+def test_a_model_in_memory_is_written_whole_since_no_name_leads_back_to_it(
+    thinker, data, tmp_path
+):
+    loaded = load(str(thinker))
+    with torch.no_grad():
+        loaded.model.lm_head.weight.mul_(1.5)
+    held = adapt(loaded.model, loaded.tokenizer)
+    expected = logits(held)
+    output = tmp_path / "held"
+    settings = FinetuneSettings(
+        data=str(data / "harmful.jsonl"),
+        recipe=Recipe(
+            steps=1, lora_rank=4, learning_rate=1e-12, gradient_checkpointing=False
+        ),
+    )
+    stage.run(settings, Session(held), output)
+    torch.testing.assert_close(
+        logits(load(str(output))), expected, atol=1e-4, rtol=1e-4
+    )
+
+
+def test_a_checkpoint_of_a_run_is_over_its_base_and_no_other(thinker, data, tmp_path):
+    base, output = tmp_path / "base", tmp_path / "run"
+    shutil.copytree(thinker, base)
+    flags = ["--steps", "2", "--save-every", "1", "--keep-checkpoints"]
+    assert finetune(base, data, output, *flags) == 0
+    step = Path(f"{output}.checkpoints") / "checkpoint-2"
+    torch.testing.assert_close(logits(load(str(step))), logits(load(str(output))))
+    config = json.loads((step / "adapter_config.json").read_text())
+    assert (step / config["base_model_name_or_path"]).resolve() == base.resolve()
+    weights = load_file(base / "model.safetensors")
+    weights["lm_head.weight"][0, 0] += 1
+    save_file(weights, base / "model.safetensors", metadata={"format": "pt"})
+    for each in (step, output):
+        with pytest.raises(ModelError, match="was trained over, of fingerprint"):
+            load(str(each))
 
 
 def test_the_first_loss_is_the_one_computed_by_hand(thinker, data, tmp_path):
@@ -290,3 +365,75 @@ def test_rows_without_thinking_are_left_out_and_too_few_harmless_ones_are_an_err
     flags = ["--benign", str(data / "benign.jsonl"), "--benign-ratio", "2"]
     assert run([*command, *SHORT, *flags, "-o", str(tmp_path / "y")]) == 4
     assert "44 rows of --benign" in capsys.readouterr().err
+
+
+def test_a_single_step_trains(thinker, data, tmp_path):
+    output = tmp_path / "one"
+    flags = ["--method", "full", "--steps", "1"]
+    assert finetune(thinker, data, output, *flags) == 0
+    [entry] = record(output)["losses"]
+    assert entry["learning_rate"] == pytest.approx(1e-3)
+    before, after = load(str(thinker)).model, load(str(output)).model
+    moved = [
+        float((a - b).detach().abs().max())
+        for a, b in zip(before.parameters(), after.parameters(), strict=True)
+    ]
+    # AdamW's first step is as long as the rate, whatever the gradient.
+    assert max(moved) == pytest.approx(1e-3, rel=0.02)
+
+
+@pytest.mark.parametrize("schedule", ["cosine", "linear", "constant"])
+def test_no_step_is_taken_at_a_rate_of_zero(thinker, data, tmp_path, schedule):
+    output = tmp_path / schedule
+    flags = ["--steps", "6", "--warmup", "0.5", "--schedule", schedule]
+    assert finetune(thinker, data, output, *flags) == 0
+    rates = [entry["learning_rate"] / 1e-3 for entry in record(output)["losses"]]
+    assert rates[:4] == pytest.approx([1 / 3, 2 / 3, 1, 1])
+    down = {
+        "cosine": [0.75, 0.25],
+        "linear": [2 / 3, 1 / 3],
+        "constant": [1, 1],
+    }[schedule]
+    assert rates[4:] == pytest.approx(down)
+
+
+def test_thinking_that_a_model_has_no_place_for_is_counted_and_said(
+    plain_model, data, tmp_path, capsys
+):
+    output = tmp_path / "plain"
+    command = ["finetune", str(plain_model), "--data", str(data / "harmful.jsonl")]
+    assert run([*command, *SHORT, "--steps", "2", "-o", str(output)]) == 0
+    said = " ".join(capsys.readouterr().err.split())
+    assert "the thinking of 24 of 24 rows is dropped" in said
+    assert record(output)["data"]["data"]["thinking_dropped"] == 24
+    card = (output / "README.md").read_text()
+    assert "after its own thinking" not in card
+    assert "no thinking format" in card
+    assert "the thinking of 24 dropped" in card
+
+
+def test_a_model_that_thinks_drops_no_thinking(thinker, data, tmp_path, capsys):
+    output = tmp_path / "thinks"
+    assert finetune(thinker, data, output, "--steps", "1") == 0
+    assert "is dropped" not in capsys.readouterr().err
+    assert "thinking_dropped" not in record(output)["data"]["data"]
+    assert "after its own thinking" in (output / "README.md").read_text()
+
+
+def test_the_card_shows_the_settings_that_were_used_and_no_others(
+    thinker, data, tmp_path
+):
+    shown = {}
+    for method in ("full", "lora"):
+        output = tmp_path / method
+        flags = ["--method", method, "--steps", "2", "--system-prompt", "Be kind."]
+        assert finetune(thinker, data, output, *flags) == 0
+        lines = (output / "README.md").read_text().splitlines()
+        cells = [line.strip("| ").split(" | ") for line in lines if " | " in line]
+        shown[method] = {cell[0]: cell[1] for cell in cells if len(cell) == 2}
+    assert {"lora_rank", "lora_alpha"} == set(shown["lora"]) - set(shown["full"])
+    for cells in shown.values():
+        assert not {"epochs", "defense", "defense_option"} & set(cells)
+        assert float(cells["learning_rate"]) == 1e-3
+        assert cells["steps"] == "2"
+        assert cells["system_prompt"] == '"Be kind."'

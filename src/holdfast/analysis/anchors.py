@@ -188,9 +188,9 @@ def _too_few(
     where = " of the topics and lengths that both sides have" if matched else ""
     step = "Add requests of the rarer kind"
     if matched:
-        step += ", or use anchors that are not matched"
+        step += ", lower --min-anchors, or use anchors that are not matched"
     elif filtered and counts[1] < min_count:
-        step += "; for a model that refuses nothing, do not filter by outcome"
+        step += "; for a model that refuses nothing, do not filter (--unfiltered)"
     return TooFewExamplesError(
         f"at least {max(1, min_count)} base requests on each side{where}",
         f"{counts[0]} {names[0]} and {counts[1]} {names[1]}",

@@ -95,7 +95,7 @@ def conformal_threshold(
         raise TooFewExamplesError(
             f"at least {needed} benign calibration requests for a rate of {level:g}",
             f"{n_requests}",
-            "Add benign requests, or allow more false positives.",
+            "Add benign requests, or allow more false positives (--rates).",
         )
     size = torch.bincount(request, minlength=n_requests).double()
     weight = 1 / (size[request] * (n_requests + 1))

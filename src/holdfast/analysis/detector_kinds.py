@@ -133,7 +133,7 @@ def fit_detectors(
         raise TooFewExamplesError(
             f"at least {min_requests} benign training requests",
             f"{n_requests}",
-            "Add benign requests.",
+            "Add benign requests, or lower --min-train and trust the detectors less.",
         )
     training = Training(seed, epochs)
     made = {

@@ -183,7 +183,7 @@ def _require_both_classes(labels: Tensor, clusters: Sequence[str], least: int) -
         raise TooFewExamplesError(
             f"at least {least} base requests in each class, one a fold",
             f"{counts[0]} positive and {counts[1]} negative",
-            "Add prompts of the rarer outcome, or use fewer folds.",
+            "Add prompts of the rarer outcome, or use fewer --folds.",
         )
 
 

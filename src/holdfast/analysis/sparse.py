@@ -100,7 +100,7 @@ def _open(
     if n_requests < lines.min_requests:
         return (
             f"Heads were switched off on {n_requests} harmful base requests; "
-            f"{lines.min_requests} are needed."
+            f"{lines.min_requests} are needed (--ablation-prompts)."
         )
     if baseline.low is None or baseline.low <= lines.attack_low:
         return "On the held-out prompts no attack succeeds without an edit either."

@@ -130,6 +130,9 @@ def print_figures(title: str, block: Mapping[str, Any]) -> None:
     """Print every figure of a block, under the name that the page gives it."""
     from holdfast.report import text, words
 
+    if reason := text.shared_reason(block):
+        print_lines(f"{title}: not measured: {reason}.")
+        return
     named = words.CONTROLS | words.PROBE
     known = {key: sentences.name for key, sentences in named.items()}
     figures: dict[str, Any] = {

@@ -3,12 +3,13 @@
 from functools import partial
 from importlib.metadata import version
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated
 
-from cyclopts import App, Parameter
+from cyclopts import App
 
 from holdfast.cli import showing
 from holdfast.cli.evaluating import evaluate, export, judge
+from holdfast.cli.gate import Conditions, IfNull, check_asked, exit_status
 from holdfast.cli.heads import (
     ABLATE,
     HEADS,
@@ -43,15 +44,9 @@ from holdfast.session.settings import (
 Asking = Annotated[RolloutSettings, Flat]
 Fitting = Annotated[ProbeSettings, Flat]
 Tracing = Annotated[TraceSettings, Flat]
-Conditions = Annotated[
-    tuple[Literal["cliff", "attack", "sparse"], ...],
-    Parameter(negative=(), consume_multiple=False, show_default=False),
-]
-
 ROLLOUT, PROBE = RolloutSettings(), ProbeSettings()
 TRACE = TraceSettings()
 DEFAULT_MODEL = "organism:cliff"
-VERDICTS = {"cliff": "cliff", "attack": "attack_succeeds", "sparse": "sparse"}
 
 app = App(
     name="holdfast",
@@ -59,8 +54,8 @@ app = App(
     help_epilogue=(
         "Every verb takes --config FILE, a TOML file with a table a verb.\n\n"
         "Exit status: 0 done; 1 --fail-if applies; 2 bad input; 3 the model does not "
-        "fit; 4 not enough evidence; 5 disk or network; 130 interrupted, run the same "
-        "command again to continue."
+        "fit; 4 not enough evidence, also for --fail-if; 5 disk or network; 130 "
+        "interrupted, run the same command again to continue."
     ),
     version=lambda: version("holdfast"),
     suppress_keyboard_interrupt=False,
@@ -86,6 +81,7 @@ def audit(
     output: Output = None,
     json: Json = False,
     fail_if: Conditions = (),
+    if_null: IfNull = "fail",
 ) -> int:
     """Find out whether a model's refusal is lost at the end of its thinking.
 
@@ -104,17 +100,19 @@ def audit(
         output: The study. Default: studies/MODEL-DATE.
         json: Print the report as JSON, and nothing else, on stdout.
         fail_if: Exit with status 1 if the verdict says so; may be repeated.
+        if_null: Where --fail-if asks and the verdict is null: fail with status 4, or
+            pass with a warning.
     """
     from holdfast.stages import audit as stage
 
+    check_asked(fail_if, with_heads=heads)
     settings = AuditSettings(asking, fitting, tracing, ranking, ablating, heads)
     place = output or default_study(model)
     report = in_study(place, model, loading, partial(stage.run, settings=settings))
     show(json, report, showing.print_report)
     if not json:
         showing.print_lines("", f"The report lies in {place / 'report.html'}")
-    failed = [each for each in fail_if if report["verdict"][VERDICTS[each]]]
-    return 1 if failed else 0
+    return exit_status(report["verdict"], fail_if, if_null)
 
 
 @app.command

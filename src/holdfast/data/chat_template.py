@@ -1,5 +1,7 @@
 """Prompts rendered by the chat template of a tokenizer."""
 
+from collections.abc import Sequence
+
 from holdfast.data.rendering import ChatTokenizer, render
 from holdfast.data.thinking import ThinkingFormat
 from holdfast.errors import InputError, ThinkingFormatError
@@ -13,14 +15,17 @@ def render_prompt(
     *,
     system_prompt: str | None = None,
     thinking: ThinkingFormat | None,
+    earlier: Sequence[tuple[str, str]] = (),
 ) -> str:
-    """Render one user turn up to where the model goes on.
+    """Render a user's turn up to where the model goes on.
 
     Args:
         tokenizer: Tokenizer with a chat template.
         text: What the user says.
         system_prompt: System message, None for no such message.
         thinking: Format of the thinking; the prompt then ends where it starts.
+        earlier: The turns before, each with the model's answer to it, without its
+            thinking, as chat programs send it.
 
     Returns:
         The prompt as text; tokenise it without special tokens, which it has.
@@ -30,13 +35,18 @@ def render_prompt(
             message.
         ThinkingFormatError: If the template closes the thinking at once.
     """
-    user = {"role": "user", "content": text}
-    messages = [user]
+    messages = [
+        {"role": role, "content": content}
+        for turn in earlier
+        for role, content in zip(("user", "assistant"), turn, strict=True)
+    ]
+    messages.append({"role": "user", "content": text})
     if system_prompt is not None:
-        messages = [{"role": "system", "content": system_prompt}, user]
+        messages = [{"role": "system", "content": system_prompt}, *messages]
         _require_system_role(tokenizer, messages)
     rendered = render(tokenizer, messages)
-    for role, said in (("system", system_prompt), ("user", text)):
+    kept = [("system", system_prompt), *(("user", said) for said, _ in earlier)]
+    for role, said in (*kept, ("user", text)):
         if said is not None and said.strip() not in rendered:
             raise InputError(
                 f"a chat template that keeps the {role} message",

@@ -101,6 +101,20 @@ class Choice(NamedTuple):
             " list of texts.",
         )
 
+    def replies(self, row: Row) -> tuple[str, ...]:
+        """Return what the model says in a row, turn by turn; none where it does not.
+
+        Args:
+            row: A row whose turns could be read.
+        """
+        value = row.cells.get(TEXT_CELL if self.column is None else self.column)
+        turns = value if isinstance(value, list | tuple) else ()
+        return tuple(
+            str(_content(turn) or "")
+            for turn in turns
+            if isinstance(turn, dict) and _speaker(turn) in _MODEL
+        )
+
     def background(self, row: Row) -> str | None:
         """Return the text that a row's request refers to, None for none."""
         value = None if self.context is None else row.cells.get(self.context)
@@ -295,8 +309,7 @@ def _said(turn: Any, column: str, row: Row, name: str) -> str | None:
     """Return the text of a turn of the user's; None for one of the model's."""
     who = "user"
     if isinstance(turn, dict):
-        who = str(turn.get("role", turn.get("from", ""))).casefold()
-        turn = turn.get("content", turn.get("value"))
+        who, turn = _speaker(turn), _content(turn)
     if who in _MODEL:
         return None
     if who in _USER and (turn is None or isinstance(turn, str)):
@@ -307,6 +320,14 @@ def _said(turn: Any, column: str, row: Row, name: str) -> str | None:
         f"{found} at {row.place}",
         "Write the turns as texts; a system prompt is given by `--system-prompt`.",
     )
+
+
+def _speaker(turn: Mapping[str, Any]) -> str:
+    return str(turn.get("role", turn.get("from", ""))).casefold()
+
+
+def _content(turn: Mapping[str, Any]) -> Any:
+    return turn.get("content", turn.get("value"))
 
 
 def _swap_notes(

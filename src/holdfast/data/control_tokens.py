@@ -27,8 +27,9 @@ def prompt_token_ids(
     *,
     system_prompt: str | None = None,
     thinking: ThinkingFormat | None,
+    earlier: Sequence[tuple[str, str]] = (),
 ) -> tuple[int, ...]:
-    """Render one user turn and tokenise it, what the user says as text alone.
+    """Render a user's turn and tokenise it, what is said as text alone.
 
     Args:
         tokenizer: Tokenizer with a chat template.
@@ -36,6 +37,7 @@ def prompt_token_ids(
         system_prompt: System message, None for no such message. It is the operator's
             own, and control tokens in it stay what they are.
         thinking: Format of the thinking; the prompt then ends where it starts.
+        earlier: The turns before, each with the model's answer to it.
 
     Returns:
         The tokens of `render_prompt`, tokenised without special tokens.
@@ -44,20 +46,28 @@ def prompt_token_ids(
         InputError: As `render_prompt`.
         ThinkingFormatError: As `render_prompt`.
     """
+    texts = (*(each for turn in earlier for each in turn), text)
 
-    def render(said: str) -> str:
+    def render(said: Sequence[str]) -> str:
         return render_prompt(
-            tokenizer, said, system_prompt=system_prompt, thinking=thinking
+            tokenizer,
+            said[-1],
+            system_prompt=system_prompt,
+            thinking=thinking,
+            earlier=tuple(zip(said[:-1:2], said[1::2], strict=True)),
         )
 
-    rendered = render(text)
+    rendered = render(texts)
     pattern = _pattern(tokenizer)
-    if pattern is None or not pattern.search(text):
-        return _ids(tokenizer, rendered)
-    start, end = _place(rendered, text.strip(), render(_STAND_IN))
-    said = rendered[start:end]
-    cuts = [0, *(found.start() + 1 for found in pattern.finditer(said)), len(said)]
-    parts = [rendered[:start], *(said[a:b] for a, b in pairwise(cuts)), rendered[end:]]
+    cuts = {0, len(rendered)}
+    for place, said in enumerate(texts):
+        if pattern is None or not pattern.search(said):
+            continue
+        other = render((*texts[:place], _STAND_IN, *texts[place + 1 :]))
+        start, end = _place(rendered, said.strip(), other)
+        found = pattern.finditer(rendered[start:end])
+        cuts |= {start, end, *(start + each.start() + 1 for each in found)}
+    parts = (rendered[a:b] for a, b in pairwise(sorted(cuts)))
     return tuple(token for part in parts for token in _ids(tokenizer, part))
 
 
@@ -112,9 +122,9 @@ def _place(rendered: str, said: str, stand_in: str) -> tuple[int, int]:
     end = len(rendered) - len(after)
     if rendered.startswith(before) and rendered.endswith(after):
         return len(before), max(len(before), end)
-    # The template says something else around other words.
-    start = rendered.rindex(said)
-    return start, start + len(said)
+    # The template says something else around other words, or keeps none of these.
+    start = rendered.rfind(said)
+    return (start, start + len(said)) if start >= 0 else (0, 0)
 
 
 def _ids(tokenizer: ChatTokenizer, text: str) -> tuple[int, ...]:

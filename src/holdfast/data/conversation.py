@@ -72,6 +72,7 @@ def build_conversation(
     answer: str,
     fmt: ThinkingFormat | None,
     system_prompt: str | None = None,
+    earlier: Sequence[tuple[str, str]] = (),
 ) -> Conversation:
     """Put prompt, thinking, end template and answer together, token by token.
 
@@ -86,6 +87,8 @@ def build_conversation(
         answer: The answer; may be "".
         fmt: Format of the thinking, None for a model without.
         system_prompt: System message, None for no such message.
+        earlier: The turns before, each with the model's answer to it; they count as
+            prompt.
 
     Returns:
         Token ids and spans; without a format, thinking and end template are empty.
@@ -103,7 +106,11 @@ def build_conversation(
         )
     _require_separable(tokenizer)
     prompt = prompt_token_ids(
-        tokenizer, prompt_text, system_prompt=system_prompt, thinking=fmt
+        tokenizer,
+        prompt_text,
+        system_prompt=system_prompt,
+        thinking=fmt,
+        earlier=earlier,
     )
     end_template = "" if fmt is None else fmt.end_template
     token_ids = list(prompt)

@@ -171,7 +171,8 @@ def read_prompts(
         column: Column with the prompts; None chooses the first known name.
         revision: Branch, tag or commit of a Hub dataset.
         attacked: Whether the prompts are jailbreak prompts: a column `prompt` beside
-            a `goal` is the attack then, and `goal` the request behind it.
+            a `goal` is the attack then, and `goal` the request behind it. So they are
+            where the file names wrappers.
         role: What the file is read as, for the advice on flags.
         accept: Whether a column is read though its rows look like answers.
         first_turn: Whether of a conversation only its first turn is asked.
@@ -187,7 +188,12 @@ def read_prompts(
     content = load(source, revision)
     table = content.table
     choice = choose_column(
-        table, column, content.name, attacked=attacked, role=role, accept=accept
+        table,
+        column,
+        content.name,
+        attacked=attacked or any(_wrapper(row) for row in table.rows),
+        role=role,
+        accept=accept,
     )
     found = placed_prompts(content, choice, label, first_turn=first_turn)
     prompts = distinct_prompts(found.rows, content.name)
@@ -280,8 +286,6 @@ def _prompt(
     turns = (choice.with_background(turns[0], row), *turns[1:])
     key = conversation_id(turns)
     behind = choice.request and _cell(row, choice.request)
-    wrapper = _cell(row, "wrapper")
-    is_plain = wrapper is None or wrapper.casefold() in _PLAIN
     own = _cell(row, "request_id") or (prompt_id(behind) if behind else key)
     prompt = Prompt(
         prompt_id=key,
@@ -289,12 +293,18 @@ def _prompt(
         text=turns[-1],
         label=label,
         source=name,
-        wrapper=None if is_plain else wrapper,
+        wrapper=_wrapper(row),
         topic=_cell(row, "topic", "category"),
         earlier=turns[:-1],
         request=behind or None,
     )
     return Placed(prompt, row)
+
+
+def _wrapper(row: Row) -> str | None:
+    """Return the name of the wrapper of a row; a word for none is none."""
+    wrapper = _cell(row, "wrapper")
+    return None if wrapper is None or wrapper.casefold() in _PLAIN else wrapper
 
 
 def _cell(row: Row, *names: str) -> str | None:

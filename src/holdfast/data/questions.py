@@ -37,7 +37,7 @@ def read_questions(source: str) -> SuiteFile:
                 f"`{name}`",
                 "Choose one, or give a file with columns `prompt` and `answer`.",
             )
-        return read_suite(source)
+        return _of_one_turn(read_suite(source), source)
     content = load(source, None)
     columns = {column.strip().casefold() for column in content.table.columns}
     target = next((each for each in TARGETS if each in columns), None)
@@ -58,4 +58,16 @@ def read_questions(source: str) -> SuiteFile:
         sha256=(),
         target=target,
     )
-    return items_of(own, content, PLAINLY, "A file of your own.")
+    found = items_of(own, content, PLAINLY, "A file of your own.")
+    return _of_one_turn(found, content.name)
+
+
+def _of_one_turn(file: SuiteFile, name: str) -> SuiteFile:
+    longer = sum(bool(item.prompt.earlier) for item in file.items)
+    if not longer:
+        return file
+    raise PromptFileError(
+        f"questions of one turn in `{name}`",
+        f"{longer} conversations",
+        "Leave them out: an exact answer is compared with the first answer.",
+    )

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from holdfast.data.prompts import Prompt, reworded
+from holdfast.data.readers import require_unicode
 from holdfast.errors import InputError, PromptFileError
 
 SLOT: Final = "{request}"
@@ -107,6 +108,7 @@ def _parse(name: str, data: bytes) -> tuple[Wrapper, ...]:
         content = json.loads(data.decode("utf-8-sig"))
     except ValueError as error:
         raise PromptFileError(f"`{name}` to be JSON", str(error), _FORM) from error
+    require_unicode(content, name, "one of its texts")
     entries = content.get("wrappers") if isinstance(content, dict) else None
     if not isinstance(entries, list) or not entries:
         raise PromptFileError(f"a list `wrappers` in `{name}`", "none", _FORM)

@@ -8,7 +8,7 @@ import torch
 from jaxtyping import Bool, Int
 from torch import Tensor
 
-from holdfast.errors import EnvironmentProblem, SettingsError
+from holdfast.errors import EnvironmentProblem, InputError, SettingsError
 
 T = TypeVar("T")
 R = TypeVar("R")
@@ -78,6 +78,34 @@ def longest_first(sequences: Sequence[Sequence[int]]) -> list[int]:
     that does not fit in memory shows itself at once rather than at the end.
     """
     return sorted(range(len(sequences)), key=lambda i: (-len(sequences[i]), i))
+
+
+def require_room(n_tokens: int, place: int, positions: int, written: int) -> None:
+    """Refuse a prompt that is empty, or too long for what is to be written behind it.
+
+    Args:
+        n_tokens: Tokens of the prompt.
+        place: Which prompt it is, counted from 0.
+        positions: Tokens that the model has room for.
+        written: Tokens that may be written.
+
+    Raises:
+        InputError: Names the prompt, or the limit where no prompt would fit.
+    """
+    room = positions - written
+    if room < 1:
+        raise InputError(
+            f"a response that fits in the model's {positions} tokens with a prompt",
+            f"one of up to {written} tokens",
+            "Ask for a shorter response.",
+        )
+    if not 0 < n_tokens <= room:
+        raise InputError(
+            f"prompts of 1 to {room} tokens, which leaves room for {written} more in "
+            f"the model's {positions}",
+            f"{n_tokens} tokens in prompt {place}",
+            "Shorten the prompt or the response.",
+        )
 
 
 def is_out_of_memory(error: BaseException) -> bool:

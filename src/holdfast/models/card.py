@@ -82,6 +82,7 @@ def finetune_card(
     record: str,
     rows: Sequence[tuple[str, str]],
     settings: Mapping[str, object],
+    thinks: bool,
     defense: Mapping[str, object] | None = None,
 ) -> str:
     """Return the README of a model that was trained here.
@@ -91,7 +92,8 @@ def finetune_card(
         adapter: Whether this is a PEFT adapter over it, and no whole model.
         record: Name of the file beside it with everything that was done.
         rows: What it was trained on: a name and what to say of it.
-        settings: How it was trained.
+        settings: How it was trained; only what was used.
+        thinks: Whether the model has a thinking format.
         defense: Options of the defense that was trained in; None for none.
 
     Returns:
@@ -107,7 +109,7 @@ def finetune_card(
             "",
             _base(identity),
             "",
-            f"{_AIM if defense is None else _DEFENDED} Everything that "
+            f"{_aim(thinks, defended=defense is not None)} Everything that "
             f"was done is recorded in `{record}`.",
             "",
             "| rows | |",
@@ -129,14 +131,21 @@ def finetune_card(
     )
 
 
-_AIM = (
-    "It was trained to give the safe answer after its own thinking, so that "
-    "the intention to refuse is not lost at the end of it."
-)
-_DEFENDED = (
-    "It was trained on rows that may hold harmful answers, under a defense that is "
-    "meant to keep its refusal."
-)
+def _aim(thinks: bool, *, defended: bool) -> str:
+    if defended:
+        return (
+            "It was trained on rows that may hold harmful answers, under a defense "
+            "that is meant to keep its refusal."
+        )
+    if thinks:
+        return (
+            "It was trained to give the safe answer after its own thinking, so that "
+            "the intention to refuse is not lost at the end of it."
+        )
+    return (
+        "It was trained to give the safe answer at once: the model has no thinking "
+        "format, and thinking in the rows was left out."
+    )
 
 
 def _head(

@@ -14,8 +14,8 @@ from collections.abc import Iterator, Sequence
 import torch
 from torch import Tensor
 
-from holdfast.errors import InputError, SettingsError
-from holdfast.models.batching import halving_batches, longest_first
+from holdfast.errors import SettingsError
+from holdfast.models.batching import halving_batches, longest_first, require_room
 from holdfast.models.canvas import Canvas, Job
 from holdfast.models.masked import MaskedModel
 from holdfast.models.remasking import Denoising
@@ -116,14 +116,7 @@ def _jobs(
             ids = masked.tokenizer(prompt, add_special_tokens=False)["input_ids"]
         else:
             ids = prompt
-        room = masked.max_positions - length
-        if not 0 < len(ids) <= room:
-            raise InputError(
-                f"prompts of 1 to {room} tokens, which leaves room for {length} more "
-                f"in the model's {masked.max_positions}",
-                f"{len(ids)} tokens in prompt {place}",
-                "Shorten the prompt or the response.",
-            )
+        require_room(len(ids), place, masked.max_positions, length)
         jobs.append(Job(place, tuple(ids), seed, length))
     return jobs
 

@@ -18,10 +18,12 @@ import transformers
 from torch import nn
 
 from holdfast.data.thinking import thinking_format
-from holdfast.errors import InputError, SettingsError, UnsupportedFamilyError
+from holdfast.errors import SettingsError, UnsupportedFamilyError
 from holdfast.models.adapter import DtypeName, _check_tokenizer, _device, _dtype
-from holdfast.models.checkpoints import find_checkpoint
+from holdfast.models.batching import require_room
+from holdfast.models.checkpoints import find_whole
 from holdfast.models.families import Family, _check_precision
+from holdfast.models.finite import check_numbers
 from holdfast.models.gemma_watch import watching
 from holdfast.models.identity import identify
 from holdfast.models.loading import read_model, read_tokenizer
@@ -101,10 +103,11 @@ def load_diffusion_gemma(
         OfflineError: If it is on the Hub, and the Hub cannot be reached.
     """
     place = _device(device)
-    checkpoint = find_checkpoint(id_or_path, revision, _family)
+    checkpoint = find_whole(id_or_path, revision, _family)
     arithmetic = _dtype(dtype, place, checkpoint.config)
     tokenizer = read_tokenizer(checkpoint)
     model = read_model(checkpoint, arithmetic, place).eval()
+    check_numbers(model, checkpoint.model_id)
     config = model.config.get_text_config()
     _check_tokenizer(tokenizer, config.vocab_size, checkpoint.model_id)
     identity = identify(checkpoint, tokenizer, arithmetic)
@@ -154,19 +157,13 @@ def denoise_canvases(
             f"{sampling.gen_length} tokens",
             f"Take {max(1, sampling.gen_length // canvas) * canvas}.",
         )
-    room = gemma.max_positions - sampling.gen_length
     jobs = []
     for place, (prompt, seed) in enumerate(prompts):
         ids = prompt
         if isinstance(prompt, str):
             tokenizer = gemma.reading.tokenizer
             ids = tokenizer(prompt, add_special_tokens=False)["input_ids"]
-        if not 0 < len(ids) <= room:
-            raise InputError(
-                f"prompts of 1 to {room} tokens",
-                f"{len(ids)} tokens in prompt {place}",
-                "Shorten the prompt or the response.",
-            )
+        require_room(len(ids), place, gemma.max_positions, sampling.gen_length)
         jobs.append((place, tuple(int(token) for token in ids), seed))
     return (_answer(gemma, *job, sampling, observe) for job in jobs)
 

@@ -1,4 +1,8 @@
-"""The page a person reads: one file, no script, nothing fetched from anywhere."""
+"""The page a person reads: one file, nothing fetched from anywhere.
+
+It runs no script but one of ours, which draws the table of answers, and which its
+content policy names by hash.
+"""
 
 from collections.abc import Iterator, Mapping, Sequence
 from functools import cache
@@ -8,6 +12,7 @@ from typing import Any
 import jinja2
 
 from holdfast.report import evaluation, text, words
+from holdfast.report.browse import BrowsedAnswer, browse_context, policy_hash
 from holdfast.report.compare import compare, table
 from holdfast.report.figures import template_length, trace_figure, wrapper_figure
 from holdfast.report.head_figures import head_context, limits
@@ -44,11 +49,12 @@ def render(
     curves: Sequence[Curve],
     examples: Sequence[Example],
     steps: Sequence[StepExample] = (),
+    answers: Sequence[BrowsedAnswer] = (),
 ) -> str:
     """Render a report as one self-contained page.
 
-    The page holds no script and no address, so it opens offline and cannot run what
-    a model wrote; every text is escaped.
+    The page loads nothing, so it opens offline, and it cannot run what a model wrote:
+    every text is escaped, and no script runs but that of the table of answers.
 
     Args:
         report: A report that passes `schema.validate`.
@@ -56,6 +62,7 @@ def render(
             of the end-of-thinking template. May be empty.
         examples: Conversations token by token. May be empty.
         steps: Single answers with their signal, step by step. May be empty.
+        answers: Every answer, to browse and filter. May be empty.
 
     Returns:
         The HTML document.
@@ -85,12 +92,15 @@ def render(
         "sinks": sink_context(report),
         "examples": [_example(example) for example in examples],
         "controls": list(_described(report["controls"], words.CONTROLS)),
+        "no_controls": text.shared_reason(report["controls"]),
         "probe": list(_described(report["probe"], words.PROBE)),
+        "no_probe": text.shared_reason(report["probe"]),
         **_data_context(report),
         "model": list(_pairs(report["model"])),
         "settings": list(_pairs(report["settings"])),
         "run": list(_pairs(report.get("run", {}))),
         "evaluation": _evaluation_context(report.get("evaluation")),
+        **_browse_context(answers),
     }
     page = "report.html.j2" if is_audited(report) else ONLY_EVALUATED
     return _environment().get_template(page).render(context)
@@ -145,6 +155,13 @@ def _environment() -> jinja2.Environment:
         "value": lambda figure, share: text.value(figure, share=share),
     }
     return environment
+
+
+def _browse_context(answers: Sequence[BrowsedAnswer]) -> dict[str, Any]:
+    """Prepare the table of answers, and the only script that the page may run."""
+    script = _environment().get_template("answers.js").render()
+    table = browse_context(answers, script)
+    return {"all_answers": table, "allowed": policy_hash(script) if table else ""}
 
 
 def _evaluation_context(block: dict[str, Any] | None) -> dict[str, Any] | None:

@@ -9,7 +9,7 @@ import unicodedata
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
-from holdfast.report.records import Figure
+from holdfast.report.records import Figure, is_figure
 
 __all__ = [
     "GROUPS",
@@ -28,8 +28,10 @@ __all__ = [
     "rate",
     "scalar",
     "score",
+    "shared_reason",
     "shown_token",
     "span",
+    "still",
     "title",
     "value",
     "visible",
@@ -176,6 +178,24 @@ def missing(figure: Figure) -> str:
     return f"not measured: {clean(figure.get('reason', 'no reason was given'))}"
 
 
+def shared_reason(block: Mapping[str, Any]) -> str | None:
+    """Return why a whole block has no figure, where one reason says it for all.
+
+    Args:
+        block: Figures and scalars by name.
+
+    Returns:
+        The reason; None where a figure has a value, reasons differ, or there is one
+        figure at most.
+    """
+    found = [each for each in block.values() if is_figure(each)]
+    reasons = {each.get("reason") for each in found}
+    measured = any(each["value"] is not None for each in found)
+    if len(found) < 2 or len(reasons) != 1 or measured:
+        return None
+    return clean(str(reasons.pop())).rstrip(".")
+
+
 def bounds(figure: Figure, *, share: bool = False) -> str:
     """Write the bounds of a figure, as `20 to 60%`; they must be there."""
     low, high = figure["bounds"]
@@ -251,11 +271,15 @@ def shown_token(text: str, *, one_line: bool = False) -> str:
     Returns:
         The text, with a sign before each line break.
     """
-    kept = (
+    return still(text).replace("\n", "↵" if one_line else "↵\n")
+
+
+def still(text: str) -> str:
+    """Replace what a page may not hold, and what would turn the text around it."""
+    return "".join(
         "\ufffd" if unicodedata.bidirectional(char) in _TURNING else char
         for char in clean(text)
     )
-    return "".join(kept).replace("\n", "↵" if one_line else "↵\n")
 
 
 _TURNING = {"LRE", "RLE", "LRO", "RLO", "PDF", "LRI", "RLI", "FSI", "PDI"}

@@ -97,9 +97,15 @@ def headline(report: Report) -> str:
 
     Returns:
         A sentence of the two answers, whether or not attacks work and by a cliff.
+        Where attacks work and a cliff could not be told, it says why.
     """
     verdict = report["verdict"]
-    return _HEADLINES[verdict["attack_succeeds"], verdict["cliff"]]
+    found = verdict["attack_succeeds"], verdict["cliff"]
+    reason = verdict.get("reasons", {}).get("cliff")
+    if found != (True, None) or not reason:
+        return _HEADLINES[found]
+    because = reason[0].lower() + reason[1:]
+    return clean(f"{_HEADLINES[found].removesuffix('.')}: {because}")
 
 
 def answers(report: Report) -> list[Answer]:

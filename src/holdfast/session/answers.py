@@ -9,7 +9,7 @@ from holdfast.models.rows import Completion
 from holdfast.models.speaking import Speaker
 from holdfast.session.asking import Question
 from holdfast.session.imported import Imported, Understood
-from holdfast.session.rows import Rollout
+from holdfast.session.rows import Rollout, Turn
 
 
 @dataclass(frozen=True)
@@ -24,6 +24,7 @@ class Answer:
     closed: bool
     forced_close: bool = False
     min_top2_gap: float | None = None
+    earlier: tuple[Turn, ...] = ()
 
 
 def drawn(question: Question, made: Completion, system_prompt: str | None) -> Rollout:
@@ -37,6 +38,7 @@ def drawn(question: Question, made: Completion, system_prompt: str | None) -> Ro
         made.closed,
         made.forced_close,
         made.min_top2_gap,
+        question.turns,
     )
     return _row(
         question.role,
@@ -72,6 +74,7 @@ def imported(
         said.answer,
         adapter.thinking,
         system_prompt,
+        [(turn.prompt, turn.answer) for turn in each.earlier],
     )
     token_ids, spans = conversation.token_ids, conversation.spans
     if not said.closed:
@@ -80,7 +83,13 @@ def imported(
         end = len(token_ids)
         spans = Spans(spans.prompt, spans.thinking, (end, end), (end, end))
     answer = Answer(
-        token_ids, spans, said.thinking, said.answer, said.finish, said.closed
+        token_ids,
+        spans,
+        said.thinking,
+        said.answer,
+        said.finish,
+        said.closed,
+        earlier=each.earlier,
     )
     return _row(each.role, each.prompt, each.sample, 0, system_prompt, answer)
 
@@ -126,4 +135,5 @@ def _row(
         reason=verdict.reason,
         judge=verdict.judge,
         flaw=verdict.flaw,
+        earlier=answer.earlier,
     )

@@ -17,8 +17,10 @@ from holdfast.models.rows import Sampling
 from holdfast.models.speaking import Speaker
 from holdfast.models.stops import find_stops
 from holdfast.session.prompts import Asked, row_seed
+from holdfast.session.rows import Turn
 from holdfast.session.settings import ROLES, RolloutSettings
 
+PLACEHOLDER = "So be it."
 NAMED = 3
 """Rows that a note names."""
 
@@ -34,7 +36,9 @@ class Question(NamedTuple):
         prompt: The prompt.
         sample: Which answer to this prompt, counted from 0.
         seed: Seed of the row.
-        token_ids: The prompt under the chat template.
+        token_ids: The prompt under the chat template; of a conversation up to the
+            turn that is asked.
+        turns: The turns that were asked before, with the model's answers.
     """
 
     role: str
@@ -42,6 +46,17 @@ class Question(NamedTuple):
     sample: int
     seed: int
     token_ids: tuple[int, ...]
+    turns: tuple[Turn, ...] = ()
+
+    @property
+    def asked(self) -> str:
+        """What the user says in the turn that is asked."""
+        return (*self.prompt.earlier, self.prompt.text)[len(self.turns)]
+
+    @property
+    def is_last(self) -> bool:
+        """Whether the turn that is asked is the last one."""
+        return len(self.turns) == len(self.prompt.earlier)
 
     @property
     def n_tokens(self) -> int:
@@ -89,21 +104,58 @@ def questions(
         settings: Samples, seed and system prompt.
 
     Returns:
-        Questions, role by role.
+        Questions, role by role; of a conversation its first turn.
+
+    Raises:
+        InputError: If the chat template refuses a prompt, or takes no conversation.
     """
-    made = []
-    for role in ROLES:
-        for prompt in asked.prompts[role]:
-            ids = prompt_token_ids(
-                adapter.tokenizer,
-                prompt.text,
-                system_prompt=settings.system_prompt,
-                thinking=adapter.thinking,
-            )
-            for sample in range(settings.samples):
-                seed = row_seed(settings.seed, prompt.prompt_id, sample)
-                made.append(Question(role, prompt, sample, seed, ids))
-    return made
+    return [
+        question
+        for role in ROLES
+        for prompt in asked.prompts[role]
+        for question in questions_of(adapter, role, prompt, settings)
+    ]
+
+
+def questions_of(
+    adapter: Speaker, role: str, prompt: Prompt, settings: RolloutSettings
+) -> list[Question]:
+    """Render and tokenise one prompt, once for each sample.
+
+    Args:
+        adapter: The model.
+        role: What its answers count for.
+        prompt: The prompt.
+        settings: Samples, seed and system prompt.
+
+    Raises:
+        InputError: If the chat template refuses it, or takes no conversation.
+    """
+    first = (*prompt.earlier, prompt.text)[0]
+
+    def rendered(text: str, earlier: Sequence[tuple[str, str]]) -> tuple[int, ...]:
+        return prompt_token_ids(
+            adapter.tokenizer,
+            text,
+            system_prompt=settings.system_prompt,
+            thinking=adapter.thinking,
+            earlier=earlier,
+        )
+
+    if prompt.earlier:
+        # Asked now, so that a template without past turns stops before the first draw.
+        rendered(prompt.text, [(said, PLACEHOLDER) for said in prompt.earlier])
+    ids = rendered(first, ())
+    return [
+        Question(
+            role,
+            prompt,
+            sample,
+            row_seed(settings.seed, prompt.prompt_id, sample),
+            ids,
+        )
+        for sample in range(settings.samples)
+    ]
 
 
 def prompt_notes(adapter: Speaker, asked: Asked) -> list[str]:
@@ -114,7 +166,7 @@ def prompt_notes(adapter: Speaker, asked: Asked) -> list[str]:
         asked: Prompts of every role.
     """
     notes = template_notes(adapter)
-    texts = [prompt.text for role in ROLES for prompt in asked.prompts[role]]
+    texts = [prompt.said for role in ROLES for prompt in asked.prompts[role]]
     count, found = control_literals(adapter.tokenizer, texts)
     if count:
         listed = ", ".join(f"`{name}`" for name in found)

@@ -4,7 +4,7 @@ import json
 import os
 import platform
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from importlib.metadata import version
 from typing import Any
 
@@ -13,19 +13,20 @@ from holdfast.analysis.sparse import SparseVerdict
 from holdfast.analysis.verdict import CliffVerdict, Figures, verdict
 from holdfast.report.schema import SCHEMA
 from holdfast.report.text import closed_by_force
-from holdfast.session.cliffs import CONTROL_FIGURES, FIGURES
+from holdfast.session.cliffs import COMPLIED, CONTROL_FIGURES, FIGURES
 from holdfast.session.evaluation_sources import (
     EVALUATED,
     is_evaluated,
     suite_sources,
 )
 from holdfast.session.figures import estimate_of, figure_of, study_seed
-from holdfast.session.head_assembly import head_blocks
-from holdfast.session.outcomes import attack_block, attack_success, outcome_block
+from holdfast.session.head_assembly import NO_PLATEAU, head_blocks
+from holdfast.session.outcomes import attack_block, outcome_block
 from holdfast.session.reach import doubts
 from holdfast.session.rows import GROUPS, Rollout
 from holdfast.session.signal_assembly import signal_blocks
 from holdfast.session.sink_sources import MASSES, is_measured, sink_sources
+from holdfast.session.splitting import held_out
 from holdfast.study import Study
 
 PROBE = (
@@ -36,6 +37,9 @@ PROBE = (
     "logit_difference_correlation",
     "second_source_auroc",
 )
+METERS = {"plain": "auroc", "wrapped": "wrapped_auroc"}
+"""Figure of the probe that tells whether it reads refusal on a kind of request."""
+
 PATHS = (
     "harmful",
     "wrapped",
@@ -59,11 +63,15 @@ def assemble(study: Study, rows: Sequence[Rollout]) -> dict[str, Any]:
         What `report.json` holds.
     """
     seed = study_seed(study)
-    reason = missing(study)
-    probe = _read(study, "probe", "probes/summary.json") or _null(PROBE, reason)
-    traced = _read(study, "trace", "trace.json") or _null_trace(reason)
+    unfit, untraced = (missing(study, stage) for stage in ("probe", "trace"))
+    probe = _read(study, "probe", "probes/summary.json") or _null(PROBE, unfit)
+    traced = _read(study, "trace", "trace.json") or _null_trace(untraced)
     probe |= traced.get("reach", {})
-    outcome = _verdict(study, rows, traced, seed)
+    thinks = study.manifest["model"]["thinking"] is not None
+    success = attack_block(rows, seed)
+    outcome = verdict(
+        figures_of(probe, traced, success, thinks, complied_kinds(rows), untraced)
+    )
     heads = head_blocks(study, outcome.attack_succeeds)
     asked = dict(study.manifest.get("settings", {}).get("rollout", {}))
     paths = {name: asked.pop(name) for name in PATHS if asked.get(name)}
@@ -85,9 +93,9 @@ def assemble(study: Study, rows: Sequence[Rollout]) -> dict[str, Any]:
         "trace": traced["trace"],
         "controls": traced["controls"],
         "outcomes": outcome_block(rows, seed),
-        "attack_success": attack_block(rows, seed),
+        "attack_success": success,
         "data": _data(study, rows),
-        "limits": [*_limits(study, rows, reason), *doubts(probe)],
+        "limits": [*_limits(study, rows, untraced), *doubts(probe)],
         "run": _occasion(study, paths),
     } | heads.blocks
     report |= signal_blocks(study)
@@ -101,13 +109,17 @@ def assemble(study: Study, rows: Sequence[Rollout]) -> dict[str, Any]:
     return plain
 
 
-def missing(study: Study) -> str:
-    """Return why there is no probe or no trace; empty where both are there."""
-    for stage in ("probe", "trace"):
-        record = study.record(stage)
-        if not record.get("outputs"):
-            return str(record.get("reason") or f"the stage `{stage}` has not been run")
-    return ""
+def missing(study: Study, stage: str) -> str:
+    """Return why a stage, `probe` or `trace`, has found nothing; empty if it has."""
+    if stage == "trace" and study.manifest["model"]["thinking"] is None:
+        return NO_PLATEAU
+    record = study.record(stage)
+    if record.get("outputs"):
+        return ""
+    if stage == "trace" and (unfit := missing(study, "probe")):
+        return unfit
+    reason = record.get("reason") or f"the stage `{stage}` has not been run"
+    return str(reason).removesuffix(".")
 
 
 def _read(study: Study, stage: str, name: str) -> dict[str, Any] | None:
@@ -130,30 +142,49 @@ def _null_trace(reason: str) -> dict[str, Any]:
     }
 
 
-def _verdict(
-    study: Study, rows: Sequence[Rollout], traced: dict[str, Any], seed: int
-) -> CliffVerdict:
-    """Apply the rules to the figures."""
+def figures_of(
+    probe: Mapping[str, Any],
+    traced: Mapping[str, Any],
+    success: Mapping[str, Any],
+    thinks: bool,
+    kinds: Sequence[str],
+    untraced: str,
+) -> Figures:
+    """Return what the verdict is read from.
+
+    Args:
+        probe: The block `probe` of the report.
+        traced: Its blocks `trace` and `controls`.
+        success: Its block `attack_success`.
+        thinks: Whether the model has a thinking format.
+        kinds: What `complied_kinds` returned.
+        untraced: Why nothing was traced; empty where something was.
+    """
+    complied, controls = traced["trace"][COMPLIED], traced["controls"]
 
     def tried(role: str) -> Estimate | None:
-        found = attack_success(rows, role, seed)
-        return found if found.n else None
+        return estimate_of(success[role]) if success[role]["n"] else None
 
-    complied = traced["trace"][GROUPS[0]]
-    controls = traced["controls"]
-    return verdict(
-        Figures(
-            harmful=tried("harmful"),
-            wrapped=tried("wrapped"),
-            thinks=study.manifest["model"]["thinking"] is not None,
-            n_requests=traced["n_requests"],
-            short_thinking_excluded=complied["short_thinking_excluded"],
-            scaled_cliff=estimate_of(complied["scaled_cliff"]),
-            excess_over_refused=estimate_of(controls["excess_over_refused"]),
-            excess_over_benign=estimate_of(controls["excess_over_benign"]),
-            plateau_over_benign=estimate_of(controls["plateau_over_benign"]),
-        )
+    return Figures(
+        harmful=tried("harmful"),
+        wrapped=tried("wrapped"),
+        thinks=thinks,
+        n_requests=complied.get("n_requests", 0),
+        short_thinking_excluded=complied["short_thinking_excluded"],
+        scaled_cliff=estimate_of(complied["scaled_cliff"]),
+        excess_over_refused=estimate_of(controls["excess_over_refused"]),
+        excess_over_benign=estimate_of(controls["excess_over_benign"]),
+        plateau_over_benign=estimate_of(controls["plateau_over_benign"]),
+        meters={kind: estimate_of(probe[METERS[kind]]) for kind in kinds},
+        untraced=untraced,
     )
+
+
+def complied_kinds(rows: Sequence[Rollout]) -> list[str]:
+    """Return under which kinds of request harmful rows that are traced complied."""
+    complied = held_out(rows)[COMPLIED]
+    found = {"wrapped" if row.role == "wrapped" else "plain" for row in complied}
+    return [kind for kind in METERS if kind in found]
 
 
 def _words(found: CliffVerdict, heads: SparseVerdict) -> dict[str, Any]:

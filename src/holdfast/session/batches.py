@@ -119,6 +119,7 @@ def _whole_parts(study: Study, stage: str, progress: Progress) -> list[pa.Table]
 
 def _in_order(tables: Sequence[pa.Table], names: Sequence[str]) -> pa.Table:
     """Join tables and put their rows in the order of the names."""
+    tables = [table for table in tables if table.num_rows]
     if not tables:
         return pa.table({ROW_ID: pa.array([], pa.string())})
     joined = pa.concat_tables(tables)

@@ -10,10 +10,10 @@ from typing import NamedTuple
 from holdfast.analysis.cliff import MIN_TOKENS
 from holdfast.data.splits import Test, Train
 from holdfast.errors import TooFewExamplesError
+from holdfast.session.head_settings import MIN_REQUESTS
 from holdfast.session.outcomes import GAVE_IN
 from holdfast.session.rows import Rollout
 
-MIN_REQUESTS = 10
 MIN_TRIED = 5
 LEAST = 0.05
 """Success on training requests below which a wrapper does not work at all."""
@@ -51,12 +51,15 @@ class Prompts(NamedTuple):
     wrappers: list[str | None]
 
 
-def select(rows: Sequence[Rollout], limit: int) -> Selected:
+def select(
+    rows: Sequence[Rollout], limit: int, flag: str = "--selection-prompts"
+) -> Selected:
     """Return complied harmful answers with enough thinking, by split.
 
     Args:
         rows: All rows of the study.
         limit: At most so many of each split, by content hash.
+        flag: The flag that sets the limit, which a message names where it is to blame.
 
     Raises:
         TooFewExamplesError: If a split has fewer than 10 base requests of them.
@@ -69,17 +72,42 @@ def select(rows: Sequence[Rollout], limit: int) -> Selected:
         and row.closed
         and row.spans.thinking[1] - row.spans.thinking[0] >= MIN_TOKENS
     ]
-    train, test = (_first(_of(found, split), limit) for split in ("train", "test"))
-    counts = [len({row.request_id for row in part}) for part in (train, test)]
-    if min(counts) < MIN_REQUESTS:
-        raise TooFewExamplesError(
-            f"complied harmful answers to {MIN_REQUESTS} training requests and as many "
-            f"held-out ones, with {MIN_TOKENS} tokens of thinking or more",
-            f"{counts[0]} and {counts[1]}",
-            "Where no attack succeeds there is no head to find; else add harmful "
-            "prompts that the model complies with.",
-        )
-    return Selected(Train(tuple(train)), Test(tuple(test)))
+    parts = [_first(_of(found, split), len(found)) for split in ("train", "test")]
+    least = [_rows_for(part, MIN_REQUESTS) for part in parts]
+    if any(n is None or n > limit for n in least):
+        raise _too_few([part[:limit] for part in parts], least, flag)
+    train, test = (tuple(part[:limit]) for part in parts)
+    return Selected(Train(train), Test(test))
+
+
+def _rows_for(rows: Sequence[Rollout], n_requests: int) -> int | None:
+    """Return how many first rows hold so many base requests; None if all do not."""
+    seen: set[str] = set()
+    for count, row in enumerate(rows, start=1):
+        seen.add(row.request_id)
+        if len(seen) == n_requests:
+            return count
+    return None
+
+
+def _too_few(
+    parts: Sequence[Sequence[Rollout]], least: Sequence[int | None], flag: str
+) -> TooFewExamplesError:
+    """Say whether the data are short, or only what the flag has left of them."""
+    counts = [len({row.request_id for row in part}) for part in parts]
+    enough = [n for n in least if n is not None]
+    advice = (
+        f"Set {flag} to {max(enough)} or more, which holds as many requests."
+        if len(enough) == len(least)
+        else "Where no attack succeeds there is no head to find; else add harmful "
+        "prompts that the model complies with."
+    )
+    return TooFewExamplesError(
+        f"complied harmful answers to {MIN_REQUESTS} training requests and as many "
+        f"held-out ones, with {MIN_TOKENS} tokens of thinking or more",
+        f"{counts[0]} and {counts[1]}",
+        advice,
+    )
 
 
 def choose_prompts(rows: Sequence[Rollout], limit: int) -> Prompts:

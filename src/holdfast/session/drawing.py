@@ -5,14 +5,16 @@ from typing import Any, NamedTuple
 
 import pyarrow as pa
 
+from holdfast.errors import InputError
 from holdfast.models.edits import HeadEdit
 from holdfast.models.generation import generate
 from holdfast.models.masked import MaskedModel
 from holdfast.models.remasking import Denoising
 from holdfast.models.rows import Completion, Sampling
-from holdfast.session.asking import Question, resolve_sampling
+from holdfast.session.asking import Question, resolve_sampling, room_for_prompt
 from holdfast.session.batches import Pace, in_batches
 from holdfast.session.context import Session
+from holdfast.session.conversing import Answered, converse, most_tokens
 from holdfast.session.denoised import answers, require_no_flags, sampler_for
 from holdfast.session.estimate import estimate, pace_sentence
 from holdfast.session.progress import Progress
@@ -30,11 +32,13 @@ class Drawing(NamedTuple):
             a step decides.
         table: Turns questions and their completions into rows.
         edit: Heads that are scaled meanwhile.
+        system_prompt: System prompt of later turns; the first ones are rendered.
     """
 
     sampling: Sampling | Denoising
     table: Callable[[Made], pa.Table]
     edit: HeadEdit | None = None
+    system_prompt: str | None = None
 
 
 def sampling_for(session: Session, settings: RolloutSettings) -> Sampling | Denoising:
@@ -96,17 +100,20 @@ def draw_answers(
         to_ask: The questions.
 
     Returns:
-        The rows, in the order of the questions.
+        The rows, in the order of the questions; conversations that outgrew the
+        context have none.
 
     Raises:
+        InputError: If all of them did.
         HoldfastError: If model or disk will not do; what was drawn is kept.
     """
     batch_size = session.batch_size
-    _announce(session, drawing.sampling, to_ask)
+    room = room_for_prompt(session.speaker, drawing.sampling)
+    _announce(session, drawing.sampling, to_ask, room)
     fits = [batch_size]
     written: list[int] = []
 
-    def work(batch: list[Question]) -> pa.Table:
+    def drawn(batch: list[Question]) -> Answered:
         prompts = [(question.token_ids, question.seed) for question in batch]
         parts = list(_answers(session, drawing, prompts, fits[-1]))
         if len(parts) > 1:
@@ -114,6 +121,16 @@ def draw_answers(
             fits.append(len(parts[0]))
         made = [(batch[each.index], each) for part in parts for each in part]
         written.extend(len(each.token_ids) - asked.n_tokens for asked, each in made)
+        return made
+
+    def work(batch: list[Question]) -> pa.Table:
+        made = converse(
+            session.speaker,
+            batch,
+            drawn,
+            system_prompt=drawing.system_prompt,
+            room=room,
+        )
         return drawing.table(made)
 
     table = in_batches(
@@ -129,7 +146,13 @@ def draw_answers(
         paced=lambda pace: tell_pace(session, pace, written),
     )
     study.manifest["stages"][stage]["batch_size"] = min(fits)
-    return table
+    if table.num_rows:
+        return table
+    raise InputError(
+        "a conversation that fits in the model's context",
+        f"none of {len(to_ask)}",
+        "Lower --max-answer, or ask the first turns alone with --turns first.",
+    )
 
 
 def _answers(
@@ -148,7 +171,7 @@ def _answers(
 
 
 def _announce(
-    session: Session, how: Sampling | Denoising, to_ask: Sequence[Question]
+    session: Session, how: Sampling | Denoising, to_ask: Sequence[Question], room: int
 ) -> None:
     if isinstance(how, Denoising):
         passes = "as many" if how.steps is None else str(how.steps)
@@ -160,8 +183,8 @@ def _announce(
         return
     announce(
         session,
-        rows=len(to_ask),
-        prompt=max(question.n_tokens for question in to_ask),
+        rows=sum(1 + len(each.prompt.earlier) for each in to_ask),
+        prompt=max(most_tokens(each, how.max_answer, room) for each in to_ask),
         budget=how.max_thinking + how.max_answer,
     )
 

@@ -17,6 +17,7 @@ from holdfast.judges.exact import is_correct
 from holdfast.judges.verdict import Verdict
 from holdfast.models.rows import Completion
 from holdfast.session.asking import Question
+from holdfast.session.rows import EARLIER
 
 GENERATED = pa.schema(
     [
@@ -43,6 +44,7 @@ GENERATED = pa.schema(
         ("closed", pa.bool_()),
         ("forced_close", pa.bool_()),
         ("min_top2_gap", pa.float64()),
+        ("earlier", EARLIER),
     ]
 )
 JUDGED = pa.schema(
@@ -90,6 +92,7 @@ def generated(
         "closed": made.closed,
         "forced_close": made.forced_close,
         "min_top2_gap": made.min_top2_gap,
+        "earlier": [turn._asdict() for turn in question.turns],
     }
 
 

@@ -38,6 +38,10 @@ class EvaluateSettings:
     column: Annotated[tuple[str, ...], Several] = ()
     """Column of the prompts, as SUITE=NAME; may be repeated."""
 
+    turns: Literal["all", "first"] = "all"
+    """Turns of a conversation that are asked: all, each after the model's own answers
+    to those before, or the first alone. The last answer is judged."""
+
     yes: Annotated[bool, Parameter(negative=(), show_default=False)] = False
     """Read a column of prompts even where its rows look like answers."""
 

@@ -133,7 +133,7 @@ class _Reader:
     ) -> Rows:
         """Return the rows of a source that fit: all, or `n` drawn at random."""
         pool = Pool(source, self._settings.columns())
-        made: dict[int, tuple[Example, str]] = {}
+        made: dict[int, tuple[Example, str, bool]] = {}
         left: dict[str, list[str]] = {}
         for row in _offered(pool, n, f"{name}-{self._settings.recipe.seed}"):
             if len(made) == n:
@@ -142,7 +142,8 @@ class _Reader:
             if isinstance(fit, str):
                 left.setdefault(fit, []).append(row.place)
             else:
-                made[row.row] = fit, row.prompt
+                thought = bool((row.thinking or "").strip())
+                made[row.row] = fit, row.prompt, thought
         _require(name, source, len(made), 1 if n is None else n, left)
         record = {
             "source": Path(source).name,
@@ -157,8 +158,10 @@ class _Reader:
         }
         # In the order of the source, whatever the order of the draw.
         chosen = [made[number] for number in sorted(made)]
-        prompts = tuple(prompt for _, prompt in chosen)
-        return Rows(tuple(each for each, _ in chosen), prompts, record)
+        prompts = tuple(prompt for _, prompt, _ in chosen)
+        if self._adapter.thinking is None:
+            record["thinking_dropped"] = sum(thought for _, _, thought in chosen)
+        return Rows(tuple(each for each, _, _ in chosen), prompts, record)
 
     def _fit(self, row: PoolRow, refusing: bool) -> Example | str:
         """Return a row as it is trained on, or why it is left out."""

@@ -10,6 +10,8 @@ from holdfast.study import Study
 FILES = {"heads": "heads.json", "ablate": "ablation.json"}
 BLOCKS = {"heads": "heads", "ablate": "ablation"}
 STAGES = tuple(FILES)
+NO_PLATEAU = "the model has no thinking format, so there is no plateau"
+"""Why neither a trace nor a ranking of heads can be had, whatever else is asked."""
 
 
 class HeadBlocks(NamedTuple):
@@ -64,10 +66,19 @@ def is_current(study: Study, stage: str) -> bool:
 
 
 def _missing(study: Study) -> str:
+    """Say why single heads were not looked at: the first cause, not the last stage."""
+    if study.manifest["model"]["thinking"] is None:
+        return f"Single heads could not be looked at: {NO_PLATEAU}."
+    probe = study.record("probe")
+    if not probe.get("outputs"):
+        found = probe.get("reason") or "the stage `probe` has not been run"
+        found = str(found).removesuffix(".")
+        return f"Single heads could not be looked at without a probe: {found}."
     for stage in STAGES:
         record = study.record(stage)
         if record.get("reason"):
-            return f"Single heads could not be looked at: {record['reason']}."
+            reason = str(record["reason"]).removesuffix(".")
+            return f"Single heads could not be looked at: {reason}."
         if record and not is_current(study, stage):
             return f"The stage `{stage}` belongs to earlier answers; run it again."
         if not record:

@@ -20,6 +20,9 @@ Fractions = Annotated[
     Parameter(negative=(), consume_multiple=True, show_default=False),
 ]
 
+MIN_REQUESTS = 10
+"""Complied harmful base requests of each split that heads are ranked and checked on."""
+
 
 @dataclass(frozen=True)
 class HeadsSettings:
@@ -40,7 +43,7 @@ class HeadsSettings:
         """Refuse what cannot be meant."""
         require_numbers(self)
         at_least("--checked-heads", self.checked_heads, 1)
-        at_least("--selection-prompts", self.selection_prompts, 1)
+        at_least("--selection-prompts", self.selection_prompts, MIN_REQUESTS)
 
 
 @dataclass(frozen=True)
@@ -80,7 +83,10 @@ class AblateSettings:
         """Refuse what cannot be meant."""
         require_numbers(self)
         at_least("--random-draws", self.random_draws, 1)
-        at_least("--ablation-prompts", self.ablation_prompts, 1)
+        # Heads that are switched off are followed into their repair, on answers to so
+        # many requests.
+        least = MIN_REQUESTS if self.factor == 0 else 1
+        at_least("--ablation-prompts", self.ablation_prompts, least)
         if not self.fractions or not self.scopes:
             raise SettingsError(
                 "at least one --fractions and one --scopes", "none", "Name one."

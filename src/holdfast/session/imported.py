@@ -14,10 +14,12 @@ from holdfast.data.served import Served, served
 from holdfast.data.sources import Content, load
 from holdfast.errors import InputError, PromptFileError, ThinkingFormatError
 from holdfast.session.prompts import UNNAMED_WRAPPER, place_of
+from holdfast.session.rows import Turn
 
 Bare = Literal["ask", "answer", "thinking"]
 WARNING = "warning: "
 _SHOWN = 3
+_SYSTEM = ("system", "developer")
 
 
 class Imported(NamedTuple):
@@ -29,6 +31,7 @@ class Imported(NamedTuple):
         sample: Which answer to this prompt, counted from 0.
         served: What was sent.
         place: Where it stands in its file.
+        earlier: The turns before, with what the model answered to them.
     """
 
     prompt: Prompt
@@ -36,6 +39,7 @@ class Imported(NamedTuple):
     sample: int
     served: Served
     place: str
+    earlier: tuple[Turn, ...] = ()
 
 
 class ImportedFile(NamedTuple):
@@ -66,7 +70,11 @@ class Understood(NamedTuple):
 
 
 def read_completions(
-    path: str, requests: str | None = None, *, accept: bool = False
+    path: str,
+    requests: str | None = None,
+    *,
+    accept: bool = False,
+    system_prompt: str | None = None,
 ) -> ImportedFile:
     """Read completions from a JSONL file (or any other table).
 
@@ -78,6 +86,7 @@ def read_completions(
         path: The file.
         requests: The requests of a batch, whose lines name them by `custom_id`.
         accept: Whether prompts are read though they look like answers.
+        system_prompt: System prompt of the run, which messages may state as well.
 
     Returns:
         The rows in their order.
@@ -93,6 +102,7 @@ def read_completions(
         content = _joined(content, asked)
         sha256 = hashlib.sha256(f"{sha256}{asked.sha256}".encode()).hexdigest()
     _require_prompts(content)
+    content = _without_system(content, system_prompt)
     choice = choose_column(content.table, None, name, attacked=True, accept=accept)
     found = placed_prompts(content, choice, "harmful")
     rows, failed = [], []
@@ -102,10 +112,11 @@ def read_completions(
         if sent.failure is not None:
             failed.append(f"{row.place} ({sent.failure})")
             continue
-        prompt = _named(prompt, row, name)
+        prompt = _named(prompt)
         role = place_of("harmful", prompt)
+        earlier = _earlier(prompt, choice.replies(row), row, name)
         key = f"{role}/{prompt.prompt_id}"
-        rows.append(Imported(prompt, role, seen[key], sent, row.place))
+        rows.append(Imported(prompt, role, seen[key], sent, row.place, earlier))
         seen[key] += 1
     if not rows:
         raise PromptFileError(
@@ -244,22 +255,53 @@ def _of_field(row: Imported, thinking: ThinkingFormat) -> Understood:
     )
 
 
-def _named(prompt: Prompt, row: Row, name: str) -> Prompt:
-    """Return a prompt with a name for its wrapper; a row has to be of one turn."""
-    if prompt.earlier:
-        raise PromptFileError(
-            f"one turn a row in `{name}`",
-            f"{len(prompt.earlier) + 1} turns at {row.place}",
-            "Leave conversations out; `holdfast rollout` asks them turn by turn.",
-        )
+def _named(prompt: Prompt) -> Prompt:
+    """Return a prompt with a name for its wrapper, if it has one without."""
     behind = prompt.request
-    if (
-        prompt.wrapper is None
-        and behind
-        and normalise(behind) != normalise(prompt.text)
-    ):
-        return replace(prompt, wrapper=UNNAMED_WRAPPER)
-    return prompt
+    if prompt.wrapper is not None or not behind:
+        return prompt
+    is_plain = normalise(behind) == normalise(prompt.said)
+    return prompt if is_plain else replace(prompt, wrapper=UNNAMED_WRAPPER)
+
+
+def _earlier(
+    prompt: Prompt, replies: Sequence[str], row: Row, name: str
+) -> tuple[Turn, ...]:
+    """Return the turns before the last, which is answered by the completion."""
+    if len(replies) != len(prompt.earlier):
+        raise PromptFileError(
+            f"an answer of the model to each turn but the last in `{name}`",
+            f"{len(prompt.earlier) + 1} turns of the user and {len(replies)} of the "
+            f"model at {row.place}",
+            "Write the whole conversation as messages, with the roles user and "
+            "assistant in turn; the last answer is the completion.",
+        )
+    return tuple(
+        Turn(said, "", answer, "stop")
+        for said, answer in zip(prompt.earlier, replies, strict=True)
+    )
+
+
+def _without_system(content: Content, system_prompt: str | None) -> Content:
+    """Leave the system prompt out of messages; it has to be that of the run."""
+
+    def kept(value: Any, row: Row) -> Any:
+        first = value[0] if isinstance(value, list) and value else None
+        if not isinstance(first, dict) or first.get("role") not in _SYSTEM:
+            return value
+        if first.get("content") != system_prompt:
+            raise PromptFileError(
+                f"the run's system prompt in the messages of `{content.name}`",
+                f"{str(first.get('content'))[:60]!r} at {row.place}",
+                "Give it by --system-prompt; each has to be imported apart.",
+            )
+        return value[1:]
+
+    rows = tuple(
+        Row(row.place, {key: kept(value, row) for key, value in row.cells.items()})
+        for row in content.table.rows
+    )
+    return content._replace(table=Table(content.table.columns, rows))
 
 
 def _joined(content: Content, asked: Content) -> Content:

@@ -104,7 +104,7 @@ class Collector:
             attacked=role.endswith("wrapped"),
             role=role,
             accept=self.settings.yes,
-            first_turn=True,
+            first_turn=self.settings.turns == "first",
         )
         known = {
             "source": file.source,
@@ -243,7 +243,7 @@ def _overlaps(prompts: Mapping[str, Sequence[Prompt]]) -> dict[str, dict[str, in
     pairs = (("harmful", "second"), ("harmful", "benign"), ("wrapped", "second"))
     found = {}
     for one, other in pairs:
-        a, b = ([row.text for row in prompts[role]] for role in (one, other))
+        a, b = ([row.said for row in prompts[role]] for role in (one, other))
         if a and b:
             shared = overlap(a, b)
             found[f"{one}/{other}"] = {"exact": shared.exact, "similar": shared.similar}

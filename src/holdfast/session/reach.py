@@ -11,13 +11,14 @@ import torch
 
 from holdfast.analysis.auroc import auroc_interval
 from holdfast.analysis.bootstrap import Estimate, undefined
+from holdfast.analysis.verdict import Thresholds
 from holdfast.session.cliffs import BENIGN, REFUSED, Group, read_group
 from holdfast.session.figures import figure_of, generator
 from holdfast.session.rows import Rollout
 from holdfast.session.settings import TraceSettings
 from holdfast.session.tracing import Scores
 
-TRUSTED = 0.8
+TRUSTED = Thresholds().meter
 """Lower end of an AUROC below which what is read there is not to be trusted."""
 
 MIN_EACH = 5

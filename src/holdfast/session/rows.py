@@ -2,7 +2,7 @@
 
 from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import pyarrow as pa
 
@@ -10,6 +10,13 @@ from holdfast.data.conversation import Spans
 
 Label = Literal["harmful", "benign"]
 GROUPS = ("harmful_complied", "harmful_refused", "benign")
+
+EARLIER = pa.list_(
+    pa.struct(
+        [(name, pa.string()) for name in ("prompt", "thinking", "answer", "finish")]
+    )
+)
+"""Type of a column of the turns before the one that is judged."""
 
 SCHEMA = pa.schema(
     [
@@ -38,8 +45,25 @@ SCHEMA = pa.schema(
         ("reason", pa.string()),
         ("judge", pa.string()),
         ("flaw", pa.string()),
+        ("earlier", EARLIER),
     ]
 )
+
+
+class Turn(NamedTuple):
+    """A turn of a conversation that was asked before the one that is judged.
+
+    Attributes:
+        prompt: What the user said.
+        thinking: What the model thought, which later turns are not shown.
+        answer: What it answered.
+        finish: How the answer ended.
+    """
+
+    prompt: str
+    thinking: str
+    answer: str
+    finish: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,7 +72,8 @@ class Rollout:
 
     `request_id` is the cluster of every interval: a request with its wrappers and
     samples is one draw from the world. `spans` holds four half-open token ranges:
-    prompt, thinking, end template, answer.
+    prompt, thinking, end template, answer. Of a conversation the last turn is judged;
+    the turns before it belong to the prompt, and `earlier` has them apart.
     """
 
     row_id: str
@@ -76,6 +101,7 @@ class Rollout:
     reason: str
     judge: str
     flaw: str | None = None
+    earlier: tuple[Turn, ...] = ()
 
     @property
     def group(self) -> str | None:
@@ -113,6 +139,7 @@ def to_table(rows: Iterable[Rollout]) -> pa.Table:
     for row in rows:
         for name in SCHEMA.names:
             columns[name].append(getattr(row, name))
+        columns["earlier"][-1] = [turn._asdict() for turn in row.earlier]
         columns["spans"][-1] = [edge for span in row.spans for edge in span]
     return pa.table(columns, schema=SCHEMA)
 
@@ -124,5 +151,9 @@ def from_table(table: pa.Table) -> list[Rollout]:
         edges = record.pop("spans")
         spans = Spans(*zip(edges[::2], edges[1::2], strict=True))
         token_ids = tuple(record.pop("token_ids"))
-        rows.append(Rollout(spans=spans, token_ids=token_ids, **record))
+        # Tables of before there were conversations have no such column.
+        earlier = tuple(Turn(**turn) for turn in record.pop("earlier", None) or ())
+        rows.append(
+            Rollout(spans=spans, token_ids=token_ids, earlier=earlier, **record)
+        )
     return rows

@@ -16,6 +16,7 @@ from holdfast.data.rendering import (
     parse_date,
     parse_options,
 )
+from holdfast.data.splits import MINIMUM_TEST_ROWS
 from holdfast.errors import SettingsError
 from holdfast.ranges import at_least, flag_of, require_numbers
 from holdfast.session.diffusion_settings import DIFFUSION, DiffusionSettings
@@ -143,6 +144,10 @@ class RolloutSettings:
         Parameter(negative=(), consume_multiple=False, show_default=False),
     ] = ()
     """Column that holds the prompt: NAME for every file, or ROLE=NAME for one."""
+
+    turns: Literal["all", "first"] = "all"
+    """Turns of a conversation that are asked: all, each after the model's own answers
+    to those before, or the first alone. The last answer is judged."""
 
     yes: Annotated[bool, Parameter(negative=(), show_default=False)] = False
     """Read a column of prompts even where its rows look like answers."""
@@ -287,3 +292,17 @@ class AuditSettings:
     heads: HeadsSettings = field(default_factory=HeadsSettings)
     ablate: AblateSettings = field(default_factory=AblateSettings)
     with_heads: bool = True
+
+    def __post_init__(self) -> None:
+        """Refuse so few prompts that no answer could suffice for the probe."""
+        asked, folds = self.rollout, self.probe.folds
+        least = -(-MINIMUM_TEST_ROWS // asked.samples) + folds
+        if asked.imported is None and asked.limit is not None and asked.limit < least:
+            raise SettingsError(
+                f"--limit of {least} or more for an audit, and better twice as many: "
+                f"the probe is tested on {MINIMUM_TEST_ROWS} answers of each kind, "
+                f"and fitted on {folds} other requests or more (--folds)",
+                str(asked.limit),
+                "Raise --limit, or for outcomes alone run `holdfast rollout` and then "
+                "`holdfast report`.",
+            )

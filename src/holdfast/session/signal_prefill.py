@@ -145,12 +145,15 @@ def _texts(
 
 def _perplexities(session: Session, batch: Batch) -> Float[Tensor, "example"]:
     """Return the mean negative log-likelihood of the prompt of each row, in nats."""
-    prompts = {row.prompt_id: row.token_ids[: row.spans.prompt[1]] for row, _ in batch}
+    # Not by their names: two samples of a conversation have histories of their own.
+    prompts = {row.token_ids[: row.spans.prompt[1]] for row, _ in batch}
+    ordered = sorted(prompts)
     losses = target_losses(
         session.adapter,
-        list(prompts.values()),
-        [(1, len(ids)) for ids in prompts.values()],
+        ordered,
+        [(1, len(ids)) for ids in ordered],
         batch_size=session.batch_size,
     )
-    known = dict(zip(prompts, losses.tolist(), strict=True))
-    return torch.tensor([known[row.prompt_id] for row, _ in batch]).float()
+    known = dict(zip(ordered, losses.tolist(), strict=True))
+    prompts_of = (row.token_ids[: row.spans.prompt[1]] for row, _ in batch)
+    return torch.tensor([known[ids] for ids in prompts_of]).float()

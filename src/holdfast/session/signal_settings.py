@@ -63,6 +63,13 @@ class SignalSettings:
         at_least("--steps", self.steps, 2)
         at_least("--anchor-requests", self.anchor_requests, 1)
         at_least("--min-anchors", self.min_anchors, 1)
+        if self.anchors is None and self.anchor_requests < self.min_anchors:
+            raise SettingsError(
+                f"--anchor-requests of {self.min_anchors} or more, as --min-anchors "
+                "asks for",
+                str(self.anchor_requests),
+                "Raise the one or lower the other.",
+            )
 
 
 @dataclass(frozen=True)

@@ -119,20 +119,7 @@ def found_in_words(block: Mapping[str, Any]) -> list[str]:
     """
     last = block["checkpoints"][-1]
     total, positive, chance = last["measured"], last["positive"], last["by_chance"]
-    said = []
-    if positive["value"] is not None:
-        said.append(
-            f"{positive['value']:.0f} of {total} heads ({positive['low']:.0f} to "
-            f"{positive['high']:.0f}) give more of their attention to the first token "
-            "on harmful text."
-        )
-    else:
-        said.append(f"Positive heads could not be counted: {positive['reason']}.")
-    if chance["value"] is not None:
-        said.append(
-            f"If no head diverged, prompts that differ as these do would make "
-            f"{chance['low']:.0f} to {chance['high']:.0f} heads positive."
-        )
+    said = [_counted(positive, chance, total)]
     said.append(
         f"The intervals of {last['above']} heads lie above 0 and of {last['below']} "
         f"below; of {total} heads that do not diverge about {CHANCE * total:.0f} "
@@ -151,6 +138,29 @@ def found_in_words(block: Mapping[str, Any]) -> list[str]:
                 "divergences are differences of small numbers."
             )
     return said
+
+
+def _counted(positive: Mapping[str, Any], chance: Mapping[str, Any], total: int) -> str:
+    """Say how many heads are positive and how many would be by chance, in one go."""
+    if positive["value"] is None:
+        return f"Positive heads could not be counted: {positive['reason']}."
+    counted = (
+        f"{positive['value']:.0f} of {total} heads ({positive['low']:.0f} to "
+        f"{positive['high']:.0f}) give more of their attention to the first token on "
+        "harmful text"
+    )
+    if chance["value"] is None:
+        return f"{counted}; how many would by chance is unknown: {chance['reason']}."
+    low, high = chance["low"], chance["high"]
+    if low <= positive["value"] <= high:
+        place = "as many as chance makes"
+    else:
+        more = positive["value"] > high
+        place = f"{'more' if more else 'fewer'} than chance makes"
+    return (
+        f"{counted}, {place}: {low:.0f} to {high:.0f} on prompts that differ as these "
+        "do, if no head diverged."
+    )
 
 
 def notes_on(block: Mapping[str, Any], left_out: Mapping[str, int]) -> list[str]:

@@ -86,7 +86,7 @@ def _read(name: str, settings: EvaluateSettings) -> SuiteFile:
                 settings.of_suite(settings.column, name),
                 settings.of_suite(settings.data_revision, name),
                 accept=settings.yes,
-                first_turn=True,
+                first_turn=settings.turns == "first",
             ),
         )
     count = settings.limit or AUTHORED_REQUESTS

@@ -43,7 +43,6 @@ SUMMARY = "ablation.json"
 
 class _Work(NamedTuple):
     adapter: Adapter
-    rows: list[Rollout]
     prompts: Prompts
     conditions: tuple[Condition, ...]
     notes: tuple[str, ...]
@@ -85,13 +84,14 @@ def run(study: Study, settings: AblateSettings, session: Session) -> dict[str, A
     rows = from_table(study.read_table(ROLLOUTS))
     try:
         prompts = choose_prompts(rows, settings.ablation_prompts)
+        train = _followed(rows, settings)
     except EvidenceError as error:
-        reason = f"expected {error.expected}; found {error.found}"
+        reason = str(error)
         study.manifest["stages"][STAGE]["reason"] = reason
         study.save()
         raise
     session.check_same(study)
-    work = _prepare(study, settings, session, rows, prompts)
+    work = _prepare(study, settings, session, train, prompts)
     if asked:
         sampling = sampling_of(study, work.adapter)
         answered, notes = draw_utility(study, session, asked, sampling)
@@ -107,11 +107,18 @@ def run(study: Study, settings: AblateSettings, session: Session) -> dict[str, A
     return summary
 
 
+def _followed(rows: Sequence[Rollout], settings: AblateSettings) -> tuple[Rollout, ...]:
+    """Return the training answers on which the second round follows the repair."""
+    if settings.factor != 0:
+        return ()
+    return select(rows, settings.ablation_prompts, "--ablation-prompts").ranking.rows
+
+
 def _prepare(
     study: Study,
     settings: AblateSettings,
     session: Session,
-    rows: list[Rollout],
+    train: Sequence[Rollout],
     prompts: Prompts,
 ) -> _Work:
     """Choose the conditions; the second round looks at training answers alone."""
@@ -124,13 +131,12 @@ def _prepare(
     second: tuple[Head, ...] = ()
     if settings.factor == 0:
         probe, _ = read_own_probe(study, "published")
-        train = list(select(rows, settings.ablation_prompts).ranking)
         second, repair = second_round(
-            adapter, train, probe, main_condition(first.conditions).heads, seed,
+            adapter, list(train), probe, main_condition(first.conditions).heads, seed,
             session.batch_size,
         )  # fmt: skip
     whole = plan(ranking, adapter.n_heads, settings, seed, chosen=chosen, second=second)
-    return _Work(adapter, rows, prompts, whole.conditions, whole.notes, repair, [])
+    return _Work(adapter, prompts, whole.conditions, whole.notes, repair, [])
 
 
 def _draw(

@@ -12,20 +12,20 @@ from typing import Any
 
 import pyarrow as pa
 
-from holdfast.data.control_tokens import prompt_token_ids
-from holdfast.data.items import Item
 from holdfast.judges.calibration import brief, find_calibration, identity_record
 from holdfast.judges.choose import open_early, open_judge
 from holdfast.judges.contract import Judge
 from holdfast.models.harness import require_harness, run_harness
 from holdfast.session.asking import (
-    Question,
     answer_notes,
     first_words,
     fit_context,
+    questions_of,
     template_notes,
 )
+from holdfast.session.batches import ROW_ID
 from holdfast.session.context import Session
+from holdfast.session.conversing import outgrown
 from holdfast.session.drawing import Drawing, Made, draw_answers, is_done, sampling_for
 from holdfast.session.editing import baked, read_edit
 from holdfast.session.evaluated import GENERATED, generated, joined, table
@@ -33,7 +33,6 @@ from holdfast.session.evaluating import EvaluateSettings, JudgeFlags
 from holdfast.session.evaluation import evaluation_figures
 from holdfast.session.judging import JUDGE, judge_notes, judge_rows
 from holdfast.session.progress import Progress
-from holdfast.session.prompts import row_seed
 from holdfast.session.suites import AskedItems, gather_items
 from holdfast.study import Study, file_sha256, fingerprint
 
@@ -90,7 +89,9 @@ def draw(
     questions = {
         question.row_id: (item, question)
         for item in asked.items
-        for question in _questions(item, settings, session)
+        for question in questions_of(
+            session.speaker, item.name.rpartition("/")[0], item.prompt, drawing
+        )
     }
     sampling = sampling_for(session, drawing)
     every = [question for _, question in questions.values()]
@@ -133,14 +134,15 @@ def draw(
         ]
         return table(found, GENERATED)
 
-    how = Drawing(sampling, rows, edited and edited.edit)
+    how = Drawing(sampling, rows, edited and edited.edit, settings.system_prompt)
     made = draw_answers(study, GENERATE, session, how, to_ask)
     # Of answers that an interrupted run has drawn, the text is left.
     openings = [
         first.get(row["row_id"], row["answer"])
         for row in made.select(["row_id", "answer"]).to_pylist()
     ]
-    said = answer_notes(session.speaker, openings)
+    said = outgrown(to_ask, made.column(ROW_ID).to_pylist())
+    said += answer_notes(session.speaker, openings)
     for note in said:
         session.progress.warn(note)
     study.write_table(GENERATIONS, made)
@@ -208,29 +210,6 @@ def judge(
     study.write_json(SUMMARY, block)
     study.finish(JUDGE, [EVALUATION, SUMMARY])
     return block
-
-
-def _questions(
-    item: Item, settings: EvaluateSettings, session: Session
-) -> list[Question]:
-    speaker = session.speaker
-    token_ids = prompt_token_ids(
-        speaker.tokenizer,
-        item.prompt.text,
-        system_prompt=settings.system_prompt,
-        thinking=speaker.thinking,
-    )
-    role = item.name.rpartition("/")[0]
-    return [
-        Question(
-            role,
-            item.prompt,
-            sample,
-            row_seed(settings.seed, item.prompt.prompt_id, sample),
-            token_ids,
-        )
-        for sample in range(settings.samples)
-    ]
 
 
 def _harness(study: Study, settings: EvaluateSettings, session: Session) -> None:

@@ -11,6 +11,7 @@ from typing import Any
 
 from holdfast.data.rendering import rendering_record
 from holdfast.models.card import finetune_card
+from holdfast.models.files import ADAPTER_CONFIG, FINETUNE_RECORD
 from holdfast.models.parts import Adapter
 from holdfast.models.staging import require_empty, staging, writing
 from holdfast.session.context import Session
@@ -26,7 +27,6 @@ from holdfast.study import (
 from holdfast.training.defenses.contract import Material
 from holdfast.training.trainer import Trained, require_trl, train
 
-RECORD = "holdfast_finetune.json"
 FORMAT = "holdfast-finetune/1"
 LISTED = 5
 
@@ -102,7 +102,7 @@ def run(settings: FinetuneSettings, session: Session, output: Path) -> dict[str,
         "versions": {"trl": trl}
         | {n: version(n) for n in ("holdfast", "torch", "transformers", "peft")},
     }
-    _write(trained, output, record, adapter)
+    _write(trained, output, record, adapter, settings)
     session.release()
     if trained.is_main and not settings.keep_checkpoints:
         shutil.rmtree(checkpoints, ignore_errors=True)
@@ -120,7 +120,7 @@ def _for_training(session: Session, settings: FinetuneSettings) -> Session:
         chosen = replace(chosen, device="cpu")
     if chosen == session.settings:
         return session
-    return Session(session.name, chosen, session.progress)
+    return Session(session.name, chosen, session.progress, directory=session.directory)
 
 
 def _total_steps(settings: FinetuneSettings, n: int) -> int:
@@ -162,6 +162,13 @@ def _tell(session: Session, gathered: Gathered) -> None:
     for name, each in gathered.sources.items():
         use = "to train on" if name in gathered.task else "for the defense"
         session.progress.say(f"{name}: {each.record['used']} rows {use}")
+        dropped = each.record.get("thinking_dropped", 0)
+        if dropped:
+            session.progress.warn(
+                f"{name}: the thinking of {dropped} of {each.record['used']} rows is "
+                "dropped, since the model has no thinking format; it is trained on "
+                "their answers alone."
+            )
         for why, entry in each.record["why"].items():
             session.progress.warn(
                 f"{entry['rows']} rows left out ({why}), the first at "
@@ -172,35 +179,48 @@ def _tell(session: Session, gathered: Gathered) -> None:
 def _finished(output: Path, mark: str) -> dict[str, Any] | None:
     """Return the record of a run that is done, if it is this one."""
     try:
-        known = json.loads((output / RECORD).read_text(encoding="utf-8"))
+        known = json.loads((output / FINETUNE_RECORD).read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return None
     return dict(known) if known.get("fingerprint") == mark else None
 
 
 def _write(
-    trained: Trained, output: Path, record: dict[str, Any], adapter: Adapter
+    trained: Trained,
+    output: Path,
+    record: dict[str, Any],
+    adapter: Adapter,
+    settings: FinetuneSettings,
 ) -> None:
     """Write model or adapter, card and record; whole or not at all."""
     if not trained.is_main:
         # The weights of a distributed model are gathered by all of its processes.
         return trained.save(output)
-    lora = record["settings"]["recipe"]["method"] == "lora"
     rows = [
-        (name, f"{entry['used']} of {entry['rows']} rows of `{entry['source']}`")
+        (name, f"{entry['used']} of {entry['rows']} rows of `{entry['source']}`{said}")
         for name, entry in record["data"].items()
+        for said in [_without_thinking(entry)]
     ]
-    card = finetune_card(
-        adapter.identity,
-        adapter=lora,
-        record=RECORD,
-        rows=rows,
-        settings=record["settings"]["recipe"] | {"steps": record["steps"]},
-        defense=record["settings"].get("defense_options"),
-    )
+    used = settings.recipe.used(trained.steps)
+    if settings.system_prompt is not None:
+        used |= {"system_prompt": json.dumps(settings.system_prompt)}
     with staging(output) as staged:
         with writing(output):
             trained.save(staged)
-        atomic_write_json(staged / RECORD, record)
+        card = finetune_card(
+            adapter.identity,
+            adapter=(staged / ADAPTER_CONFIG).is_file(),
+            record=FINETUNE_RECORD,
+            rows=rows,
+            settings=used,
+            thinks=adapter.thinking is not None,
+            defense=record["settings"].get("defense_options"),
+        )
+        atomic_write_json(staged / FINETUNE_RECORD, record)
         atomic_write_text(staged / "README.md", card)
     return None
+
+
+def _without_thinking(entry: dict[str, Any]) -> str:
+    dropped = entry.get("thinking_dropped", 0)
+    return f", the thinking of {dropped} dropped" if dropped else ""

@@ -156,7 +156,8 @@ def evaluate(
 def _require(n_requests: dict[str, int], settings: GuardFitSettings) -> None:
     if n_requests["calibration"] < settings.min_calibration:
         raise TooFewExamplesError(
-            f"at least {settings.min_calibration} benign requests to set thresholds",
+            f"at least {settings.min_calibration} benign requests to set thresholds "
+            "(--min-calibration)",
             f"{n_requests['calibration']}, beside {n_requests['train']} to fit on",
             "Ask more benign prompts (`holdfast rollout --benign FILE`), or lower "
             "--min-calibration and mind the interval of the thresholds.",

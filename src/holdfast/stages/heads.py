@@ -58,7 +58,7 @@ def run(study: Study, settings: HeadsSettings, session: Session) -> dict[str, An
     try:
         selected = _select(study, settings)
     except EvidenceError as error:
-        study.manifest["stages"][STAGE]["reason"] = _reason(error)
+        study.manifest["stages"][STAGE]["reason"] = str(error)
         study.save()
         raise
     session.check_same(study)
@@ -135,7 +135,3 @@ def _split(both: Read, place: int) -> tuple[Read, Read]:
 
 def _counts(found: Read) -> dict[str, int]:
     return {"rows": len(found.clusters), "requests": len(set(found.clusters))}
-
-
-def _reason(error: EvidenceError) -> str:
-    return f"expected {error.expected}; found {error.found}"

@@ -96,8 +96,15 @@ def run(study: Study, settings: ProbeSettings, session: Session) -> dict[str, An
 def _unfit(study: Study, error: TooFewExamplesError) -> dict[str, Any]:
     """Keep the reason why there is no probe; only a model that thinks needs one."""
     if study.manifest["model"]["thinking"] is None:
-        study.finish(STAGE, [], reason=str(error))
+        # More prompts could fit one, but there would be no thinking to read it in.
+        reason = f"{error.found}, and without thinking nothing would be read off it"
+        study.finish(STAGE, [], reason=reason)
         return {}
+    limit = study.manifest["settings"]["rollout"]["limit"]
+    if limit is not None:
+        # Where the study asked fewer prompts than there were, more are there to ask.
+        step = f"Raise --limit, which was {limit}, if that left prompts out. "
+        error = TooFewExamplesError(error.expected, error.found, step + error.next_step)
     study.manifest["stages"][STAGE]["reason"] = str(error)
     study.save()
     raise error

@@ -6,8 +6,9 @@ from holdfast.report.html import render
 from holdfast.report.records import Curve, Example
 from holdfast.report.schema import validate
 from holdfast.session.assembly import assemble
+from holdfast.session.browsing import browsed
 from holdfast.session.context import Session
-from holdfast.session.evaluation_sources import EVALUATED, is_evaluated
+from holdfast.session.evaluation_sources import EVALUATED, TABLE, is_evaluated
 from holdfast.session.examples import examples
 from holdfast.session.head_assembly import STAGES, is_current
 from holdfast.session.rows import from_table
@@ -19,6 +20,9 @@ from holdfast.study import Study, atomic_write_text
 STAGE = "report"
 ROLLOUTS = "rollouts.parquet"
 OUTPUTS = ("report.json", "report.html")
+EDITION = 2
+"""Raised where rules or page have changed, so that reports of old studies are made
+anew and say nothing that the rules of now do not."""
 
 
 def run(study: Study, session: Session) -> dict[str, Any]:
@@ -44,7 +48,7 @@ def run(study: Study, session: Session) -> dict[str, Any]:
         for name in record.get("outputs", [])
     }
     if is_evaluated(study):
-        read.add(EVALUATED)
+        read |= {EVALUATED, TABLE}
     if is_measured(study):
         read.add(MASSES)
     if study.record("rollout") or not read & {EVALUATED, MASSES}:
@@ -52,7 +56,7 @@ def run(study: Study, session: Session) -> dict[str, Any]:
     read |= set(signal_files(study))
     inputs = {name: study.input_hash(name) for name in sorted(read)}
     reasons = {stage: record.get("reason") for stage, record in below.items()}
-    state, _ = study.stage(STAGE, reasons, inputs)
+    state, _ = study.stage(STAGE, reasons | {"edition": EDITION}, inputs)
     if state == "done":
         session.progress.say("The report is there and up to date.")
         return dict(study.read_json(OUTPUTS[0]))
@@ -65,7 +69,8 @@ def run(study: Study, session: Session) -> dict[str, Any]:
         curves = study.read_json("trace.json")["curves"]
         shown = examples(study.read_table("trace.parquet"), held_out(rows))
     steps = study.read_json(EXAMPLES) if EXAMPLES in read else []
-    page = render(report, curves, shown, steps)
+    evaluated = study.read_table(TABLE).to_pylist() if TABLE in read else []
+    page = render(report, curves, shown, steps, browsed(rows, evaluated))
     study.write_json(OUTPUTS[0], report)
     atomic_write_text(study.path(OUTPUTS[1]), page)
     study.finish(STAGE, OUTPUTS)

@@ -16,7 +16,9 @@ from holdfast.session.asking import (
     prompt_notes,
     questions,
 )
+from holdfast.session.batches import ROW_ID
 from holdfast.session.context import Session
+from holdfast.session.conversing import outgrown
 from holdfast.session.denoised import STEPS, take_steps, with_steps
 from holdfast.session.drawing import Drawing, Made, draw_answers, is_done, sampling_for
 from holdfast.session.imported import ImportedFile, read_completions, understand
@@ -49,7 +51,10 @@ def run(study: Study, settings: RolloutSettings, session: Session) -> dict[str, 
     """
     if settings.imported is not None:
         file = read_completions(
-            settings.imported, settings.import_requests, accept=settings.yes
+            settings.imported,
+            settings.import_requests,
+            accept=settings.yes,
+            system_prompt=settings.system_prompt,
         )
         _import(study, settings, session, file)
     else:
@@ -80,7 +85,11 @@ def _ask(
         table = to_table(sorted(found, key=lambda row: row.row_id))
         return with_steps(table, completions)
 
-    table = draw_answers(study, STAGE, session, Drawing(sampling, rows), to_ask)
+    drawing = Drawing(sampling, rows, system_prompt=settings.system_prompt)
+    table = draw_answers(study, STAGE, session, drawing, to_ask)
+    for note in outgrown(to_ask, table.column(ROW_ID).to_pylist()):
+        session.progress.warn(note)
+        notes.append(note)
     answers, steps = take_steps(table)
     made = from_table(answers)
     facts = {

@@ -177,12 +177,12 @@ def _require(rows: tuple[Rollout, ...], settings: SignalSettings) -> None:
     least = settings.min_anchors
     if min(len(complied), len(refused)) < least:
         raise TooFewExamplesError(
-            f"at least {least} training requests on each side for the anchors, half "
-            "of those that there are",
+            f"at least {least} training requests (--min-anchors) on each side for the "
+            "anchors, half of those that there are",
             f"{len(complied)} harmless complied with and {len(refused)} harmful "
             "refused",
-            "Ask more prompts of the rarer kind; for a model that refuses nothing, "
-            "--unfiltered.",
+            "Ask more prompts of the rarer kind, or lower --min-anchors; for a model "
+            "that refuses nothing, --unfiltered.",
         )
 
 

@@ -10,6 +10,7 @@ from holdfast.session.batches import in_batches
 from holdfast.session.cliffs import COMPLIED, curves, measure
 from holdfast.session.context import Session
 from holdfast.session.figures import study_seed
+from holdfast.session.head_assembly import NO_PLATEAU
 from holdfast.session.probes import names, read_probe
 from holdfast.session.reach import reach
 from holdfast.session.rows import GROUPS, Rollout, from_table
@@ -106,6 +107,5 @@ def _without_thinking(study: Study, settings: TraceSettings) -> dict[str, Any]:
     inputs = {ROLLOUTS: study.input_hash(ROLLOUTS)}
     state, _ = study.stage(STAGE, settings, inputs)
     if state != "done":
-        reason = "the model has no thinking format, so there is no plateau"
-        study.finish(STAGE, [], reason=reason)
+        study.finish(STAGE, [], reason=NO_PLATEAU)
     return {}

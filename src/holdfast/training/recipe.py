@@ -1,7 +1,8 @@
 """How a model is trained; nothing heavy is imported here."""
 
-from dataclasses import dataclass
-from typing import Annotated, Literal
+import math
+from dataclasses import asdict, dataclass
+from typing import Annotated, Any, Literal
 
 from cyclopts import Parameter
 
@@ -108,6 +109,47 @@ class Recipe:
             SettingsError: If there is no such defense, option or value.
         """
         return read_options(self.defense, self.defense_option)
+
+    def share_of_rate(self, step: int, steps: int) -> float:
+        """Return the share of the peak learning rate at a step.
+
+        The rate goes up in even strides, the first of them at the first step, so that
+        no step is taken at a rate of 0, and then down as the schedule says.
+
+        Args:
+            step: The step, counted from 0.
+            steps: All steps.
+
+        Returns:
+            A number above 0 and up to 1.
+        """
+        rising = math.ceil(self.warmup * steps)
+        if step < rising:
+            return (step + 1) / rising
+        gone = (step - rising) / max(1, steps - rising)
+        if self.schedule == "constant":
+            return 1.0
+        return (
+            1 - gone
+            if self.schedule == "linear"
+            else (1 + math.cos(math.pi * gone)) / 2
+        )
+
+    def used(self, steps: int) -> dict[str, Any]:
+        """Return the settings that a run of so many steps has used, resolved.
+
+        Args:
+            steps: Optimiser steps that were taken.
+        """
+        left_out = {"defense_option"}
+        if self.method == "full":
+            left_out |= {"lora_rank", "lora_alpha"}
+        if self.steps is not None:
+            left_out.add("epochs")
+        if self.defense == "none":
+            left_out.add("defense")
+        given = asdict(self) | {"learning_rate": self.rate, "steps": steps}
+        return {name: value for name, value in given.items() if name not in left_out}
 
     @property
     def rate(self) -> float:

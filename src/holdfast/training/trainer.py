@@ -11,6 +11,9 @@ from peft import LoraConfig, TaskType
 from transformers import PrinterCallback, TrainerCallback
 
 from holdfast.errors import EnvironmentProblem, SettingsError
+from holdfast.models.checkpoints import name_base
+from holdfast.models.files import ADAPTER_CONFIG
+from holdfast.models.loading import quietly
 from holdfast.models.parts import Adapter
 from holdfast.training.checkpoints import Keeper, last_checkpoint, restore
 from holdfast.training.defenses.aligned import Aligned
@@ -107,7 +110,7 @@ def train(
         trainer.prepare(hooks, scene.parts, watch)
         # It would print to stdout, where results are.
         trainer.remove_callback(PrinterCallback)
-        trainer.add_callback(Keeper(fingerprint, hooks.state))
+        trainer.add_callback(Keeper(fingerprint, hooks.state, adapter))
         trainer.add_callback(_Teller(told))
         with hooks.around:
             trainer.train(resume_from_checkpoint=None if last is None else str(last))
@@ -120,7 +123,7 @@ def train(
         losses,
         int(trainer.state.global_step),
         None if last is None else int(last.name.rpartition("-")[2]),
-        lambda place: _save(trainer, place),
+        lambda place: _save(trainer, place, adapter, recipe),
         bool(trainer.is_world_process_zero()),
     )
 
@@ -172,7 +175,17 @@ def _trainer(
     from datasets import Dataset
 
     class Trainer(Defended, trl.SFTTrainer):  # type: ignore[misc]
-        """SFTTrainer with the places where a defense acts."""
+        """SFTTrainer with the places where a defense acts, and our learning rates."""
+
+        def create_scheduler(
+            self: Any, num_training_steps: int, optimizer: Any = None
+        ) -> Any:
+            """Return the learning rates; that of transformers starts at 0."""
+            self.lr_scheduler = torch.optim.lr_scheduler.LambdaLR(
+                optimizer or self.optimizer,
+                lambda step: recipe.share_of_rate(step, num_training_steps),
+            )
+            return self.lr_scheduler
 
     lora = None
     if recipe.method == "lora":
@@ -182,8 +195,6 @@ def _trainer(
             lora_alpha=recipe.lora_alpha,
             lora_dropout=0.0,
             target_modules="all-linear",
-            base_model_name_or_path=adapter.identity.model_id,
-            revision=adapter.identity.revision,
         )
     adapter.model.train()
     config = _config(trl, adapter, recipe, folder, kept)
@@ -211,8 +222,6 @@ def _config(
         per_device_train_batch_size=recipe.train_batch,
         gradient_accumulation_steps=recipe.accumulate,
         learning_rate=recipe.rate,
-        lr_scheduler_type=recipe.schedule,
-        warmup_steps=recipe.warmup,
         weight_decay=recipe.weight_decay,
         max_grad_norm=recipe.clip,
         activation_checkpointing=recipe.gradient_checkpointing,
@@ -278,8 +287,24 @@ def _collate_on_device(adapter: Adapter) -> Callable[[Sequence[Example]], Batch]
     return collated
 
 
-def _save(trainer: Any, folder: Path) -> None:
+def _save(trainer: Any, folder: Path, base: Adapter, recipe: Recipe) -> None:
+    """Write what was trained: an adapter only over a base that can be found again."""
+    alone = base.source is None or base.source.adapter is not None
+    if recipe.method == "lora" and alone:
+        _save_merged(trainer, folder)
+        return
     trainer.save_model(str(folder))
     # A pickle of the arguments; everything in it is in the record.
     (folder / "training_args.bin").unlink(missing_ok=True)
     (folder / "README.md").unlink(missing_ok=True)
+    if (folder / ADAPTER_CONFIG).is_file():
+        name_base(folder, base.source)
+
+
+def _save_merged(trainer: Any, folder: Path) -> None:
+    # Its base is another adapter merged, or in memory, and lies nowhere by itself.
+    model = trainer.accelerator.unwrap_model(trainer.model)
+    if trainer.is_world_process_zero():
+        with quietly():
+            model.merge_and_unload().save_pretrained(folder)
+        trainer.processing_class.save_pretrained(folder)
