@@ -105,15 +105,16 @@ def print_report(report: Mapping[str, Any]) -> None:
     print_lines("", words.headline(given), "")
     print_lines(*(f"warning: {sentence}" for sentence in words.warnings(given)))
     print_lines(*(f"  {sentence}" for sentence in given["verdict"]["evidence"]), "")
+    columns = text.outcome_columns(given["outcomes"].values())
     rows = [
         [
             text.title(role, text.ROLES),
-            *(text.rate(found[key]) for key in text.OUTCOMES),
+            *(text.rate(found[key]) for key in columns),
         ]
         for role, found in given["outcomes"].items()
         if found["refused"]["n"]
     ]
-    print_table("Outcomes", ("", *text.OUTCOMES.values()), rows)
+    print_table("Outcomes", ("", *columns.values()), rows)
     named = ("plateau", "final", "cliff", "scaled_cliff")
     traced = [
         [text.title(group, text.GROUPS), *(text.score(found[key]) for key in named)]
