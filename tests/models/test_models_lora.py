@@ -262,7 +262,7 @@ def test_shards_of_an_adapter_are_not_passed_by(lora):
     names = dict.fromkeys(safetensors.torch.load_file(shard), shard.name)
     index = {"weight_map": names}
     file.with_name(f"{file.name}.index.json").write_text(json.dumps(index))
-    with pytest.raises(ModelError, match="1 shards in .* PEFT does not read"):
+    with pytest.raises(ModelError, match=r"1 shards in .* PEFT does not read"):
         load(lora[0])
 
 
