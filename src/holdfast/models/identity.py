@@ -144,7 +144,7 @@ def _digest_of_range(file: Path, start: int, end: int) -> bytes:
 
 def _tensor_part(tensor: Tensor) -> bytes:
     flat = tensor.detach().reshape(-1).to("cpu").contiguous()
-    content = memoryview(flat.view(torch.uint8).numpy())
+    content = flat.view(torch.uint8).numpy().data
     if content.nbytes <= SMALL_TENSOR:
         return bytes(content)
     return hashlib.sha256(content).digest()
