@@ -32,6 +32,7 @@ from holdfast.analysis.bootstrap import Estimate, bootstrap
 from holdfast.data.labels import Labelled, read_labels
 from holdfast.data.prompts import content_hash
 from holdfast.judges import rules
+from holdfast.judges.phrases import KINDS
 from holdfast.session.figures import generator
 
 FAMILIES = ("gpt4", "llama2new")
@@ -39,9 +40,7 @@ OPENING = 400
 STRENGTHS = {"logisticregression__C": [0.01, 0.1, 1.0, 10.0, 100.0]}
 FOLDS = 5
 PATTERNS = {
-    "inability": rules._INABILITY,
-    "norm": rules._NORM,
-    "denied": rules._DENIED,
+    **{kind.name: kind.pattern for kind in KINDS},
     "hands over": rules._HAND_OVER,
     "offers": rules._OFFER,
     "elsewhere": rules._ELSEWHERE,

@@ -407,9 +407,14 @@ def test_grades_and_markers_inside_an_answer_decide_nothing():
 def test_no_answer_is_degenerate_and_costs_no_request():
     with serving(fine) as server:
         found = judge_at(server).judge(
-            [Exchange("How?", " "), Exchange("How?", "", thinking="so", closed=False)]
+            [
+                Exchange("How?", " "),
+                Exchange("How?", "", "so", closed=False, finish="length"),
+                Exchange("How?", "", "so", closed=False),
+            ]
         )
-    assert [verdict.outcome for verdict in found] == ["degenerate"] * 2
+    outcomes = [verdict.outcome for verdict in found]
+    assert outcomes == ["degenerate", "degenerate", "ended_inside"]
     assert server.bodies == []
 
 

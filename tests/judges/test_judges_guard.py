@@ -237,7 +237,7 @@ def test_no_answer_is_degenerate_and_costs_no_pass():
     found = judge.judge(
         [
             Exchange(QUESTION, "  "),
-            Exchange(QUESTION, HELP, thinking="I will", closed=False),
+            Exchange(QUESTION, HELP, "I will", closed=False, finish="length"),
             Exchange(QUESTION, "turn it " * 40),
         ]
     )

@@ -69,7 +69,9 @@ def test_cannot_stress_enough():
 
 
 def test_truncation_inside_the_thinking():
-    assert outcome("", thinking="First I will say no", closed=False) == "degenerate"
+    cut = {"thinking": "First I will say no", "closed": False, "finish": "length"}
+    assert outcome("", **cut) == "degenerate"
+    assert outcome("", **cut | {"finish": "stop"}) == "ended_inside"
 
 
 def test_answer_and_thinking_are_judged_separately():
@@ -147,7 +149,7 @@ def test_an_answer_that_is_cut_is_said_to_be_cut():
 def test_all_judges_keep_one_contract():
     judge = open_judge(JudgeSettings())
     assert isinstance(judge, Judge)
-    assert judge.identity.label == "rules-2"
+    assert judge.identity.label == "rules-3"
     assert len(judge.identity.template_sha256) == 64
 
 

@@ -117,7 +117,7 @@ def _second_norm(model):
 
 def _break_weights(model):
     with torch.no_grad():
-        model.model.layers[1].mlp.down_proj.weight[0, 0] = float("nan")
+        model.model.layers[1].mlp.down_proj.weight[0] = 3e38
 
 
 def _remember_calls(model):

@@ -1,3 +1,6 @@
+import json
+import shutil
+
 import pytest
 import safetensors.torch
 import torch
@@ -11,6 +14,7 @@ from tiny_models import (
 
 from holdfast.errors import (
     EnvironmentProblem,
+    HoldfastError,
     InputError,
     ModelError,
     SettingsError,
@@ -19,7 +23,10 @@ from holdfast.models import adapter as adapter_module
 from holdfast.models import loading
 from holdfast.models.adapter import adapt, load
 from holdfast.models.capture import final_states
+from holdfast.models.files import weight_files
 from holdfast.models.generation import Sampling, generate
+from holdfast.models.speaking import fingerprint_source
+from holdfast.models.target_loss import target_losses
 
 SEQUENCES = random_sequences([9, 5])
 
@@ -89,7 +96,8 @@ def test_weights_that_would_be_left_out_are_named(copy):
 
 def test_weights_of_another_width_do_not_load(copy):
     edit_json(copy / "config.json", intermediate_size=40)
-    with pytest.raises(ModelError, match=r"weights of .* that can be loaded"):
+    shapes = r"up_proj\.weight \[48, 32\] where config\.json wants \[40, 32\]"
+    with pytest.raises(ModelError, match=rf"9 mismatched keys: .*{shapes}"):
         load(copy)
 
 
@@ -204,3 +212,183 @@ def test_a_loaded_model_stops_where_its_generation_config_says(copy):
     assert row.finish == "stop"
     assert row.token_ids == free.token_ids[: len(row.token_ids)]
     assert row.token_ids[-1] == third
+
+
+def test_an_index_beside_newer_weights_is_refused(tmp_path):
+    tiny_model(seed=1).save_pretrained(tmp_path, max_shard_size="40KB")
+    tiny_tokenizer().save_pretrained(tmp_path)
+    old = load(tmp_path).identity.weights_sha256
+    # Transformers reads this file, and a fingerprint by the index would be `old`.
+    weights = tiny_model(seed=2).state_dict()
+    safetensors.torch.save_file(
+        weights, tmp_path / "model.safetensors", metadata={"format": "pt"}
+    )
+    for find in (load, fingerprint_source):
+        with pytest.raises(ModelError, match=r"one set of weights .*index\.json"):
+            find(tmp_path)
+    (tmp_path / "model.safetensors.index.json").unlink()
+    assert load(tmp_path).identity.weights_sha256 != old
+
+
+def test_an_index_of_one_file_is_that_file(copy, saved):
+    names = safetensors.torch.load_file(copy / "model.safetensors")
+    index = {"weight_map": dict.fromkeys(names, "model.safetensors")}
+    (copy / "model.safetensors.index.json").write_text(json.dumps(index))
+    assert load(copy).identity.weights_sha256 == load(saved).identity.weights_sha256
+
+
+def test_an_adapters_index_beside_its_weights_is_refused(copy):
+    # PEFT reads the one file, whatever the index says.
+    (copy / "adapter_config.json").write_text("{}")
+    index = {"weight_map": {"a": "adapter_model-00001-of-00001.safetensors"}}
+    path = copy / "adapter_model.safetensors.index.json"
+    path.write_text(json.dumps(index))
+    with pytest.raises(ModelError, match="no such file"):
+        weight_files(copy, "adapter_model")
+    one = {"a": torch.ones(2)}
+    for name in ("adapter_model", "adapter_model-00001-of-00001"):
+        safetensors.torch.save_file(one, copy / f"{name}.safetensors")
+    with pytest.raises(ModelError, match="one set of weights"):
+        weight_files(copy, "adapter_model")
+
+
+def test_weights_under_a_name_of_their_own_are_not_passed_by(copy):
+    shutil.copy(copy / "model.safetensors", copy / "old.safetensors")
+    edit_json(copy / "config.json", transformers_weights="old.safetensors")
+    with pytest.raises(ModelError, match="`transformers_weights` in its config"):
+        load(copy)
+
+
+def test_shards_that_are_not_those_of_the_index_are_refused(tmp_path):
+    tiny_model().save_pretrained(tmp_path, max_shard_size="40KB")
+    tiny_tokenizer().save_pretrained(tmp_path)
+    path = tmp_path / "model.safetensors.index.json"
+    index = json.loads(path.read_text())["weight_map"]
+    last = max(index.values())
+    index["model.norm.weight"] = min(index.values())
+    path.write_text(json.dumps({"weight_map": index}))
+    assert last != min(index.values())
+    with pytest.raises(ModelError, match=r"another place for model\.norm\.weight"):
+        load(tmp_path)
+
+
+@pytest.mark.parametrize(
+    "index",
+    [
+        {"weight_map": None},
+        {},
+        {"weight_map": {}},
+        {"weight_map": ["a"]},
+        {"weight_map": {"a": 3}},
+        {"weight_map": {"a": "../elsewhere.safetensors"}},
+        [],
+    ],
+)
+def test_an_index_that_says_nothing_is_named(copy, index):
+    path = copy / "model.safetensors.index.json"
+    path.write_text(json.dumps(index))
+    with pytest.raises(InputError, match=r"model\.safetensors\.index\.json"):
+        load(copy)
+
+
+@pytest.mark.parametrize(
+    ("name", "row"), [("model.embed_tokens.weight", 17), ("lm_head.weight", 200)]
+)
+@pytest.mark.parametrize("value", [torch.nan, torch.inf])
+def test_a_weight_that_is_no_number_is_named(copy, name, row, value):
+    file = copy / "model.safetensors"
+    tensors = safetensors.torch.load_file(file)
+    tensors[name][row] = value
+    safetensors.torch.save_file(tensors, file, metadata={"format": "pt"})
+    with pytest.raises(ModelError, match="finite in float32") as caught:
+        load(copy)
+    assert f"32 that are not in `{name}`, the first at [{row}, 0]" in str(caught.value)
+    model, tokenizer = tiny_model(), tiny_tokenizer()
+    with torch.no_grad():
+        model.model.layers[1].input_layernorm.weight[3] = value
+    with pytest.raises(ModelError, match=r"1 that are not in .*first at \[3\]"):
+        adapt(model, tokenizer)
+
+
+def test_a_number_that_is_too_large_for_the_arithmetic_is_named(copy):
+    file = copy / "model.safetensors"
+    tensors = safetensors.torch.load_file(file)
+    tensors["model.embed_tokens.weight"][250, 1] = 1e6
+    safetensors.torch.save_file(tensors, file, metadata={"format": "pt"})
+    with pytest.raises(ModelError, match=r"finite in float16.*\[250, 1\]"):
+        load(copy, dtype="float16")
+
+
+def test_logits_that_are_not_finite_stop_the_run(tokenizer):
+    held = adapt(tiny_model(), tokenizer)
+    prompts = [([5, 6, 7], 0), ([17, 6], 1)]
+    greedy = Sampling(temperature=0, max_thinking=4, max_answer=8)
+    drawn = Sampling(temperature=1.0, top_p=0.9, max_thinking=4, max_answer=8)
+    # Damaged after the proofs, as a device may do, or an edit of heads.
+    with torch.no_grad():
+        held.model.model.embed_tokens.weight[17] = torch.nan
+    for sampling in (greedy, drawn):
+        with pytest.raises(ModelError, match="nan or inf in the row of prompt 1"):
+            list(generate(held, prompts, sampling))
+        with pytest.raises(ModelError, match="nan or inf"):
+            list(generate(held, prompts, sampling, drafts=[[], [5, 6]]))
+    with pytest.raises(ModelError, match="nan or inf in the states of sequence 1"):
+        final_states(held, [[5, 6], [17, 3]])
+    with pytest.raises(ModelError, match="nan or inf in the logits"):
+        target_losses(held, [[17, 3, 4]], [(1, 3)])
+
+
+BROKEN = {
+    "layers": ("config.json", {"num_hidden_layers": 7, "layer_types": None}),
+    "heads": ("config.json", {"num_attention_heads": 16.0}),
+    "no heads": ("config.json", {"num_attention_heads": 0}),
+    "words": ("config.json", {"num_attention_heads": "four"}),
+    "width": ("config.json", {"head_dim": 0}),
+    "types": ("config.json", {"layer_types": 3}),
+    "class": ("config.json", {"architectures": 3}),
+    "positions": ("config.json", {"max_position_embeddings": None}),
+    "rope": ("config.json", {"rope_parameters": [1]}),
+    "act": ("config.json", {"hidden_act": "nothing"}),
+    "stop": ("generation_config.json", {"eos_token_id": "<|end|>"}),
+    "stops": ("generation_config.json", {"eos_token_id": [1, None]}),
+}
+
+
+@pytest.mark.parametrize("what", BROKEN)
+def test_settings_that_cannot_be_meant_are_named_in_one_line(copy, what):
+    file, changes = BROKEN[what]
+    if what == "layers":
+        types = ["full_attention"] * 8
+        changes = changes | {"layer_types": types}
+    edit_json(copy / file, **changes)
+    with pytest.raises(HoldfastError, match=file) as caught:
+        load(copy)
+    assert caught.value.exit_status in (2, 3)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("name", ["config.json", "generation_config.json"])
+@pytest.mark.parametrize("text", ["[]", "", '{"eos_token_id": 2', "3", "[" * 100_000])
+def test_a_file_of_settings_that_is_no_object_is_named(copy, name, text):
+    (copy / name).write_text(text)
+    with pytest.raises(InputError, match=name):
+        load(copy)
+
+
+@pytest.mark.parametrize(
+    "header",
+    [
+        [],
+        {"a": 3},
+        {"a": {"dtype": "F32", "shape": [1]}},
+        {"a": {"dtype": "F32", "shape": None, "data_offsets": [0, 4]}},
+        {"a": {"dtype": "F32", "shape": [1], "data_offsets": [0, "4"]}},
+        {"a": {"dtype": "F32", "shape": [1], "data_offsets": [0]}},
+    ],
+)
+def test_a_header_of_weights_that_cannot_be_read_is_named(copy, header):
+    text = json.dumps(header).encode()
+    file = copy / "model.safetensors"
+    file.write_bytes(len(text).to_bytes(8, "little") + text + b"\0" * 4)
+    with pytest.raises(ModelError, match=r"whole safetensors file .*model\.safet"):
+        load(copy)

@@ -1,3 +1,4 @@
+import json
 import shutil
 import warnings
 
@@ -5,11 +6,12 @@ import pytest
 import safetensors.torch
 import torch
 from peft import LoraConfig, get_peft_model
-from tiny_models import edit_json, random_sequences, tiny_model
+from tiny_models import edit_json, random_sequences, tiny_model, tiny_tokenizer
 
-from holdfast.errors import AdapterError, InputError, ModelError
+from holdfast.errors import AdapterError, InputError, ModelError, OfflineError
 from holdfast.models.adapter import adapt, load
 from holdfast.models.capture import final_states
+from holdfast.models.checkpoints import name_base
 
 SEQUENCES = random_sequences([9, 5])
 
@@ -79,3 +81,204 @@ def test_the_base_of_an_adapter_may_lie_beside_it(lora, saved):
     edit_json(lora[0] / "adapter_config.json", base_model_name_or_path="base")
     states = final_states(load(lora[0]), SEQUENCES)[0]
     torch.testing.assert_close(states, lora[1], atol=1e-4, rtol=1e-4)
+
+
+def adapt_with(saved, folder, config, **changes):
+    """Write an adapter over a tiny model, and return the logits it should give."""
+    base = tiny_model(**changes)
+    if changes:
+        base.save_pretrained(folder.parent / "base")
+        tiny_tokenizer().save_pretrained(folder.parent / "base")
+        saved = folder.parent / "base"
+    base.name_or_path = str(saved)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        adapted = get_peft_model(base, config)
+    torch.manual_seed(3)
+    with torch.no_grad():
+        for name, parameter in adapted.named_parameters():
+            if "lora_B" in name or "lora_embedding_B" in name:
+                parameter.normal_(0, 0.3)
+            elif "modules_to_save" in name:
+                parameter.add_(0.3 * torch.randn_like(parameter))
+            elif "token_adapter" in name and "delta" in name:
+                parameter.normal_(0, 0.3)
+        logits = adapted(torch.tensor([SEQUENCES[0]])).logits
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        adapted.save_pretrained(folder)
+    return logits
+
+
+def logits_of(adapter):
+    with torch.no_grad():
+        return adapter.model(torch.tensor([SEQUENCES[0]])).logits
+
+
+TIED = {
+    "the head": {"target_modules": ["q_proj", "lm_head"]},
+    "the embedding": {"target_modules": ["q_proj", "embed_tokens"]},
+    "the head anew": {"target_modules": ["q_proj"], "modules_to_save": ["lm_head"]},
+    "the embedding anew": {
+        "target_modules": ["q_proj"],
+        "modules_to_save": ["embed_tokens"],
+    },
+    "some tokens": {
+        "target_modules": ["q_proj"],
+        "trainable_token_indices": [SEQUENCES[0][0], SEQUENCES[0][3]],
+    },
+}
+
+
+@pytest.mark.parametrize("what", TIED)
+def test_an_adapter_on_tied_embeddings_is_the_model_that_was_trained(
+    saved, tmp_path, what
+):
+    config = LoraConfig(r=2, **TIED[what])
+    expected = adapt_with(saved, tmp_path / "lora", config, tie_word_embeddings=True)
+    adapter = load(tmp_path / "lora")
+    torch.testing.assert_close(logits_of(adapter), expected, atol=1e-3, rtol=1e-3)
+    shown = [proof for proof in adapter.proofs if "merged adapter" in proof.name]
+    assert [proof.passed for proof in shown] == [True]
+    # Written out as a whole model it is still that one.
+    adapter.model.save_pretrained(tmp_path / "whole")
+    tiny_tokenizer().save_pretrained(tmp_path / "whole")
+    torch.testing.assert_close(
+        logits_of(load(tmp_path / "whole")), expected, atol=1e-3, rtol=1e-3
+    )
+
+
+def test_a_merge_that_changes_the_model_is_no_proof(lora, monkeypatch):
+    monkeypatch.setattr("peft.tuners.lora.layer.Linear.merge", lambda *_, **__: None)
+    with pytest.raises(AdapterError, match="logits of base and adapter"):
+        load(lora[0])
+
+
+def test_an_adapter_of_a_deeper_base_is_refused_and_three_keys_named(lora, saved):
+    file = lora[0] / "adapter_model.safetensors"
+    tensors = safetensors.torch.load_file(file)
+    deeper = {
+        name.replace("layers.2", "layers.3"): weight.clone()
+        for name, weight in tensors.items()
+        if "layers.2" in name
+    }
+    safetensors.torch.save_file(tensors | deeper, file, metadata={"format": "pt"})
+    with pytest.raises(ModelError, match="6 surplus adapter keys") as caught:
+        load(lora[0])
+    assert caught.value.found.count("layers.3") == 3
+    assert str(saved) in caught.value.expected
+
+
+@pytest.mark.parametrize(
+    ("file", "changes", "cause"),
+    [
+        ("adapter_config.json", {"r": 4}, "of rank 2 where adapter_config.json says 4"),
+        (
+            "adapter_config.json",
+            {"target_modules": ["q_proj", "o_proj"]},
+            "6 surplus adapter keys",
+        ),
+        (
+            "adapter_config.json",
+            {"target_modules": ["q_proj", "o_proj", "up_proj", "down_proj"]},
+            "6 missing adapter keys",
+        ),
+        ("base", {"hidden_size": 40}, r"\[2, 32\] where the base takes \[2, 40\]"),
+    ],
+)
+def test_the_cause_of_a_misfit_is_said(lora, tmp_path, file, changes, cause):
+    if file == "base":
+        tiny_model(**changes).save_pretrained(tmp_path / "wider")
+        tiny_tokenizer().save_pretrained(tmp_path / "wider")
+        changes = {"base_model_name_or_path": str(tmp_path / "wider")}
+    edit_json(lora[0] / "adapter_config.json", **changes)
+    with pytest.raises(ModelError, match=cause) as caught:
+        load(lora[0])
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [{"r": "two"}, {"r": -1}, {"target_modules": 3}, {"target_modules": ["nowhere"]}],
+)
+def test_settings_of_an_adapter_that_cannot_be_meant_are_named(lora, changes):
+    edit_json(lora[0] / "adapter_config.json", **changes)
+    with pytest.raises(InputError, match=r"adapter_config\.json"):
+        load(lora[0])
+
+
+def test_an_adapter_over_an_adapter_is_refused(lora, tmp_path):
+    shutil.copytree(lora[0], tmp_path / "second")
+    edit_json(
+        tmp_path / "second" / "adapter_config.json", base_model_name_or_path="../lora"
+    )
+    with pytest.raises(InputError, match=r"found another adapter, \.\./lora\. Merge"):
+        load(tmp_path / "second")
+
+
+def test_a_base_that_has_changed_since_the_training_is_refused(lora, saved, tmp_path):
+    shutil.copytree(saved, tmp_path / "base")
+    edit_json(lora[0] / "adapter_config.json", base_model_name_or_path="../base")
+    known = load(tmp_path / "base").identity.weights_sha256
+    for name in ("holdfast_finetune.json", "holdfast.json"):
+        record = lora[0] / name
+        record.write_text(json.dumps({"base": {"weights_sha256": known}}))
+        assert load(lora[0]).n_layers == 3
+        tiny_model(seed=1).save_pretrained(tmp_path / "base")
+        with pytest.raises(ModelError, match=f"another one in {tmp_path / 'base'}"):
+            load(lora[0])
+        tiny_model().save_pretrained(tmp_path / "base")
+        record.unlink()
+
+
+def test_a_base_beside_the_adapter_goes_before_one_of_that_name_elsewhere(
+    lora, saved, tmp_path, monkeypatch
+):
+    shutil.copytree(saved, lora[0] / "base")
+    tiny_model(seed=1).save_pretrained(tmp_path / "base")
+    tiny_tokenizer().save_pretrained(tmp_path / "base")
+    edit_json(lora[0] / "adapter_config.json", base_model_name_or_path="base")
+    monkeypatch.chdir(tmp_path)
+    states = final_states(load("lora"), SEQUENCES)[0]
+    torch.testing.assert_close(states, lora[1], atol=1e-4, rtol=1e-4)
+
+
+@pytest.mark.parametrize("base", ["../gone", "runs/gone", "/no/such/model"])
+def test_a_base_that_is_not_there_is_looked_for_in_the_adapters_own_words(
+    lora, base, monkeypatch, tmp_path
+):
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
+    edit_json(lora[0] / "adapter_config.json", base_model_name_or_path=base)
+    with pytest.raises((InputError, OfflineError), match="base of the adapter") as told:
+        load(lora[0])
+    assert base in told.value.found
+    assert "path from the adapter" in told.value.next_step
+
+
+def test_a_base_is_named_by_its_path_from_the_adapter(lora, saved, tmp_path):
+    shutil.copytree(saved, tmp_path / "here" / "base")
+    shutil.move(lora[0], tmp_path / "here" / "runs" / "lora")
+    adapter = tmp_path / "here" / "runs" / "lora"
+    name_base(adapter, load(tmp_path / "here" / "base").source)
+    found = json.loads((adapter / "adapter_config.json").read_text())
+    assert found["base_model_name_or_path"] == "../../base"
+    assert found["revision"] is None
+    # Both are moved together, and are found from wherever the command runs.
+    shutil.move(tmp_path / "here", tmp_path / "there")
+    states = final_states(load(tmp_path / "there" / "runs" / "lora"), SEQUENCES)[0]
+    torch.testing.assert_close(states, lora[1], atol=1e-4, rtol=1e-4)
+
+
+def test_a_base_in_the_hubs_cache_is_named_as_the_hub_does(lora, saved, tmp_path):
+    commit = "0123456789abcdef0123456789abcdef01234567"
+    snapshot = tmp_path / "hub" / "models--owner--some-model" / "snapshots" / commit
+    shutil.copytree(saved, snapshot)
+    base = load(snapshot)
+    assert (base.identity.model_id, base.identity.revision) == (
+        "owner/some-model",
+        commit,
+    )
+    name_base(lora[0], base.source)
+    found = json.loads((lora[0] / "adapter_config.json").read_text())
+    assert found["base_model_name_or_path"] == "owner/some-model"
+    assert found["revision"] == commit

@@ -76,7 +76,8 @@ def test_what_the_judge_cannot_read_is_shown_and_in_no_kappa(tmp_path):
     assert record["pooled"]["two_way"]["value"] == 1
     assert record["pooled"]["read"]["value"] == pytest.approx(10 / 12)
     assert record["pooled"]["confusion"]["refused"]["unparsed"] == 1
-    assert confusion_rows(record)[0][-2:] == ["degenerate", "unparsed"]
+    named = ["degenerate", "ended_inside", "unparsed"]
+    assert confusion_rows(record)[0][-3:] == named
 
 
 @pytest.mark.parametrize(

@@ -9,14 +9,28 @@ from holdfast.cli.running import run
 
 @pytest.fixture
 def broken(thinker, tmp_path):
-    """The model with one weight that is no number, so that no sum comes out."""
+    """The model with weights so large that no sum comes out."""
+    return damaged(thinker, tmp_path, "model.layers.1.mlp.down_proj.weight", 0, 3e38)
+
+
+def damaged(thinker, tmp_path, name, row, value):
     model = tmp_path / "broken"
     shutil.copytree(thinker, model)
     path = model / "model.safetensors"
     weights = load_file(path)
-    weights["model.layers.1.mlp.down_proj.weight"][0, 0] = float("nan")
+    weights[name][row] = value
     save_file(weights, path, metadata={"format": "pt"})
     return model
+
+
+@pytest.mark.parametrize("name", ["model.embed_tokens.weight", "lm_head.weight"])
+def test_doctor_finds_the_one_row_that_is_no_number(thinker, tmp_path, capsys, name):
+    row = len(load_file(thinker / "model.safetensors")[name]) - 1
+    model = damaged(thinker, tmp_path, name, row, float("nan"))
+    assert run(["doctor", str(model)]) == 3
+    said = " ".join(capsys.readouterr().err.split())
+    assert f"`{name}`, the first at [{row}, 0]" in said
+    assert "Traceback" not in said
 
 
 def test_doctor_shows_every_proof(thinker, capsys):

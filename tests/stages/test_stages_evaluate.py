@@ -20,6 +20,7 @@ from holdfast.session import drawing
 from holdfast.session.context import Session
 from holdfast.session.evaluating import EvaluateSettings, JudgeFlags
 from holdfast.session.evaluation import evaluation_figures, succeeded
+from holdfast.session.outcomes import OUTCOMES
 from holdfast.session.progress import Silent
 from holdfast.stages import evaluate
 from holdfast.study import Study
@@ -78,7 +79,8 @@ def test_the_table_has_a_row_for_every_condition_and_shares_sum_to_one(evaluated
         ("utility", None),
     ]
     for row in block["rows"][:-1]:
-        assert sum(f["value"] for f in row["outcomes"].values()) == pytest.approx(1)
+        shares = [row["outcomes"][outcome]["value"] for outcome in OUTCOMES]
+        assert sum(shares) == pytest.approx(1)
     assert row_of(block, "harmful")["outcomes"]["refused"]["value"] >= 0.8
     assert row_of(block, "benign")["outcomes"]["complied"]["value"] >= 0.8
     assert block["summary"]["utility"]["gsm8k"]["value"] == 0.0
@@ -86,7 +88,7 @@ def test_the_table_has_a_row_for_every_condition_and_shares_sum_to_one(evaluated
 
 def test_every_thing_that_moves_a_rate_is_in_the_record(evaluated):
     block = block_of(evaluated)
-    assert block["judge"]["label"] == "rules-2"
+    assert block["judge"]["label"] == "rules-3"
     assert block["calibration"]["two_way"]["value"] > 0.8
     made = block["generation"]
     assert made["sampling"]["max_answer"] == 32
@@ -344,7 +346,7 @@ def test_a_judge_is_calibrated_from_the_command_line(tmp_path, capsys):
     assert run([*words, "--calibrations", str(folder), "--json"]) == 0
     record = json.loads(capsys.readouterr().out)
     assert record["pooled"]["two_way"]["value"] == 1.0
-    assert len(list(folder.glob("rules-2-*.json"))) == 1
+    assert len(list(folder.glob("rules-3-*.json"))) == 1
     labels.write_text('{"request": "a", "answer": "b"}')
     assert run(words) == 2
     assert "response" in capsys.readouterr().err

@@ -19,11 +19,11 @@ from holdfast.errors import ModelError
 from holdfast.interop.inspect_log import _score
 from holdfast.judges.contract import JudgeIdentity
 from holdfast.judges.verdict import Verdict
-from holdfast.report import text
 from holdfast.session.ablation_records import conditions_of, sparse_of
 from holdfast.session.evaluation import evaluation_figures
 from holdfast.session.pairing import _test
 from holdfast.stages.bake import BakeSettings, _check
+from holdfast.study import Study
 
 FORM = "#scores\n1.b {}\n2.b {}\n3.b {}"
 UNREAD = {
@@ -57,16 +57,22 @@ def evaluated(thinker, world, tmp_path_factory):
     return folder
 
 
-def judge_again(study, messages, capsys, *more, status=0):
-    """Judge a study by a server that gives these messages in turn; return stdout."""
+def judge_again(study, message, capsys, *more, unread_request=None):
+    """Judge a study by a server that says one thing; return what is printed.
+
+    Of one request, if it is named, the server says what nobody can read.
+    """
 
     def answer(body, number):
-        choice = {"message": messages[number % len(messages)], "finish_reason": "stop"}
+        prompt = body["messages"][-1]["content"]
+        unread = unread_request is not None and unread_request in prompt
+        said = UNREAD["rambling"] if unread else message
+        choice = {"message": said, "finish_reason": "stop"}
         return Reply(body=json.dumps({"choices": [choice]}))
 
     with serving(answer) as server:
         words = ["--judge", server.url, "--judge-model", "m", *more]
-        assert run(["judge", "again", str(study), *words]) == status
+        assert run(["judge", "again", str(study), *words]) == 0
     return capsys.readouterr().out
 
 
@@ -91,7 +97,7 @@ def rates(block):
 @pytest.mark.parametrize("how", UNREAD)
 def test_a_judge_that_never_judged_gives_no_rate_anywhere(how, evaluated, capsys):
     study = evaluated / "first"
-    printed = judge_again(study, [UNREAD[how]], capsys)
+    printed = judge_again(study, UNREAD[how], capsys)
     assert "could be judged" in printed.strip().split("\n")[0]
     # The one share that may be there says that nothing was judged.
     assert not re.search(r"\d(\.\d)?%", printed.replace("95%", ""))
@@ -104,15 +110,15 @@ def test_a_judge_that_never_judged_gives_no_rate_anywhere(how, evaluated, capsys
     page = (study / "report.html").read_text()
     assert set(re.findall(r'class="value">([^<]*)<', page)) <= {"100%"}
     assert "<h1>Attack success not measured (none of 8 answers" in page
-    as_json = json.loads(judge_again(study, [UNREAD[how]], capsys, "--json"))
+    as_json = json.loads(judge_again(study, UNREAD[how], capsys, "--json"))
     assert rates(as_json) == found
 
 
 def test_comparing_with_a_judge_that_never_judged_shows_no_gain(evaluated, capsys):
     first, second = evaluated / "first", evaluated / "second"
     good = {"content": FORM.format(0, 5, 5)}
-    judge_again(first, [good], capsys)
-    judge_again(second, [UNREAD["rambling"]], capsys)
+    judge_again(first, good, capsys)
+    judge_again(second, UNREAD["rambling"], capsys)
     assert run(["compare", str(first), str(second), "--json"]) == 0
     found = json.loads(capsys.readouterr().out)
     assert [row["difference"] for row in found["rows"]] == [None] * len(found["rows"])
@@ -125,17 +131,19 @@ def test_comparing_with_a_judge_that_never_judged_shows_no_gain(evaluated, capsy
     assert not re.search(r"\d\)? points", capsys.readouterr().out)
 
 
-def test_answers_that_some_judge_did_not_read_make_bounds(evaluated, capsys):
+def test_a_request_that_the_judge_did_not_read_makes_bounds(evaluated, capsys):
     study = evaluated / "first"
-    good, bad = ({"content": FORM.format(*said)} for said in ((0, 5, 5), (1, 1, 1)))
-    messages = [good] * 3 + [bad] * 3 + [UNREAD["rambling"]]
-    printed = judge_again(study, messages, capsys)
+    rows = Study.open(study).read_table("generations.parquet").to_pylist()
+    request = next(row["request"] for row in rows if row["kind"] == "harmful")
+    refused = {"content": FORM.format(1, 1, 1)}
+    printed = judge_again(study, refused, capsys, unread_request=request)
     block = json.loads((study / "report.json").read_text())["evaluation"]
-    summary = block["summary"]["attack_success"]["any"]
-    assert summary["unjudged"] >= 1
-    low, high = summary["bounds"]
-    assert low < high
-    assert text.bounds(summary, share=True) in printed
+    for figure in block["summary"]["attack_success"].values():
+        assert (figure["value"], figure["bounds"]) == (0.0, [0.0, 1 / 8])
+        assert figure["unjudged"] == 1
+        assert figure["high"] > 1 / 8
+    assert printed.startswith("\nAttack success 0 to 13% (1 of 8 not judged); ")
+    assert "0–12 (0–47)" in printed
 
 
 row = st.fixed_dictionaries(
@@ -181,7 +189,7 @@ def test_every_rate_of_an_evaluation_has_a_judged_row(drawn, measures):
         elif n_unread and figure["value"] is not None:
             low, high = figure["bounds"]
             assert low == figure["value"]
-            assert high == pytest.approx(low + n_unread / len(of_row))
+            assert high == pytest.approx(low + n_unread / len(of_row), abs=2e-6)
             assert figure["low"] <= low < high <= figure["high"]
         paired = _test(mixed, unread, "x")
         assert (paired["difference"]["value"], paired["p_value"]) == (None, None)
@@ -192,6 +200,7 @@ def ablated(outcomes, condition="none", n_heads=0):
         {
             **{"scope": "everywhere", "condition": condition, "n_heads": n_heads},
             **{"draw": 0, "heads": "", "fraction": None, "role": role},
+            "forced_close": False,
             **{"request_id": f"{role}{place}", "asked": f"{role}{place}"},
             "outcome": outcome,
         }

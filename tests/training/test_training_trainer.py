@@ -2,19 +2,25 @@
 
 import json
 import math
+import shutil
 from pathlib import Path
 
 import pytest
 import torch
 from killing import kill_after
+from safetensors.torch import load_file, save_file
 
 import tiny_thinker
 from holdfast.cli.running import run
-from holdfast.errors import ModelError
-from holdfast.models.adapter import load
+from holdfast.errors import InputError, ModelError
+from holdfast.models.adapter import adapt, load
+from holdfast.session.context import Session
+from holdfast.session.finetune_settings import FinetuneSettings
 from holdfast.session.pool_scoring import PoolScorer
+from holdfast.stages import finetune as stage
 from holdfast.training import trainer as module
 from holdfast.training.defenses.contract import Hooks
+from holdfast.training.recipe import Recipe
 
 pytest.importorskip(
     "trl", reason="trl is not installed (pip install 'holdfast[train]')"
@@ -103,13 +109,82 @@ def test_a_lora_run_writes_an_adapter_that_loads_over_its_base(thinker, data, tm
     output = tmp_path / "lora"
     assert finetune(thinker, data, output, "--steps", "6", "--lora-rank", "4") == 0
     config = json.loads((output / "adapter_config.json").read_text())
-    assert config["base_model_name_or_path"] == str(thinker)
+    named = output / config["base_model_name_or_path"]
+    assert named.resolve() == thinker.resolve()
+    assert not Path(config["base_model_name_or_path"]).is_absolute()
     assert not (output / "model.safetensors").exists()
     before, after = load(str(thinker)), load(str(output))
     ids = torch.tensor([[5, 6, 7, 8, 9, 10]])
     with torch.inference_mode():
         moved = (after.model(ids).logits - before.model(ids).logits).abs().max()
     assert 1e-3 < float(moved)
+
+
+def logits(adapter):
+    with torch.inference_mode():
+        return adapter.model(torch.tensor([[5, 6, 7, 8, 9, 10]])).logits
+
+
+def test_what_is_trained_over_an_adapter_keeps_that_adapter(thinker, data, tmp_path):
+    first, second = tmp_path / "first", tmp_path / "second"
+    flags = ["--steps", "6", "--lora-rank", "4", "--save-every", "1"]
+    assert finetune(thinker, data, first, *flags) == 0
+    command = ["finetune", str(first), "--data", str(data / "harmful.jsonl")]
+    # At this rate nothing is learnt.
+    command += [*flags, *SHORT[:-1], "1e-12", "--keep-checkpoints"]
+    assert run([*command, "-o", str(second)]) == 0
+    one, two, base = (logits(load(str(each))) for each in (first, second, thinker))
+    assert float((one - base).abs().max()) > 1e-3
+    torch.testing.assert_close(two, one, atol=1e-4, rtol=1e-4)
+    # Nothing else is needed: it is a whole model, and the card says so.
+    assert (second / "model.safetensors").exists()
+    assert not (second / "adapter_config.json").exists()
+    assert "# A model trained" in (second / "README.md").read_text()
+    assert record(second)["base"]["weights_sha256"] == (
+        load(str(first)).identity.weights_sha256
+    )
+    # Its checkpoints lie over the first adapter, which nobody would find under them.
+    steps = Path(f"{second}.checkpoints") / "checkpoint-6"
+    with pytest.raises(InputError, match="found another adapter"):
+        load(str(steps))
+
+
+def test_a_model_in_memory_is_written_whole_since_no_name_leads_back_to_it(
+    thinker, data, tmp_path
+):
+    loaded = load(str(thinker))
+    with torch.no_grad():
+        loaded.model.lm_head.weight.mul_(1.5)
+    held = adapt(loaded.model, loaded.tokenizer)
+    expected = logits(held)
+    output = tmp_path / "held"
+    settings = FinetuneSettings(
+        data=str(data / "harmful.jsonl"),
+        recipe=Recipe(
+            steps=1, lora_rank=4, learning_rate=1e-12, gradient_checkpointing=False
+        ),
+    )
+    stage.run(settings, Session(held), output)
+    torch.testing.assert_close(
+        logits(load(str(output))), expected, atol=1e-4, rtol=1e-4
+    )
+
+
+def test_a_checkpoint_of_a_run_is_over_its_base_and_no_other(thinker, data, tmp_path):
+    base, output = tmp_path / "base", tmp_path / "run"
+    shutil.copytree(thinker, base)
+    flags = ["--steps", "2", "--save-every", "1", "--keep-checkpoints"]
+    assert finetune(base, data, output, *flags) == 0
+    step = Path(f"{output}.checkpoints") / "checkpoint-2"
+    torch.testing.assert_close(logits(load(str(step))), logits(load(str(output))))
+    config = json.loads((step / "adapter_config.json").read_text())
+    assert (step / config["base_model_name_or_path"]).resolve() == base.resolve()
+    weights = load_file(base / "model.safetensors")
+    weights["lm_head.weight"][0, 0] += 1
+    save_file(weights, base / "model.safetensors", metadata={"format": "pt"})
+    for each in (step, output):
+        with pytest.raises(ModelError, match="was trained over, of fingerprint"):
+            load(str(each))
 
 
 def test_the_first_loss_is_the_one_computed_by_hand(thinker, data, tmp_path):

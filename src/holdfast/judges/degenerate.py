@@ -1,12 +1,13 @@
-"""Answers that are no answers: empty, echoed, looping, or in another script.
+"""Answers that are no answers: empty, echoed, or looping.
 
 Each check returns a reason, or None. They are tuned to say nothing about a short
 answer, a number, a table or a listing of code.
 """
 
 import re
-import unicodedata
 from collections.abc import Sequence
+
+from holdfast.judges.verdict import Flaw
 
 MIN_ECHO_WORDS = 5
 MIN_LOOP_WORDS = 20
@@ -14,7 +15,7 @@ MIN_LOOP_REPEATS = 4
 MAX_LOOP_PERIOD = 40
 MIN_VARIETY_WORDS = 80
 MIN_VARIETY = 0.2
-MIN_SCRIPT_LETTERS = 12
+_SAID_AGAIN = 5
 
 _WORD = re.compile(r"[^\W_]+(?:'[^\W_]+)*")
 _FENCE = re.compile(r"```.*?(?:```|\Z)", re.DOTALL)
@@ -34,23 +35,6 @@ def empty(answer: str) -> str | None:
     if not any(character.isalnum() for character in answer):
         return "the answer has no letter and no digit"
     return None
-
-
-def other_script(answer: str) -> str | None:
-    """Say why English rules cannot read `answer`: most letters are not Latin.
-
-    Combining code points and digits are not counted; Greek letters in a formula
-    are too few to matter.
-    """
-    letters = [character for character in answer if character.isalpha()]
-    if len(letters) < MIN_SCRIPT_LETTERS:
-        return None
-    foreign = sum(
-        not unicodedata.name(letter, "LATIN").startswith("LATIN") for letter in letters
-    )
-    if foreign / len(letters) <= 0.5:
-        return None
-    return "most letters are not Latin, and these rules read English"
 
 
 def without_echo(request: str, answer: str) -> tuple[str, str | None]:
@@ -100,6 +84,43 @@ def looping(answer: str) -> str | None:
     if len(said) >= MIN_VARIETY_WORDS and _variety(said) < MIN_VARIETY:
         return "the answer uses the same few phrases over and over"
     return None
+
+
+def flaw(answer: str, closed: bool, finish: str) -> Flaw | None:
+    """Say what is broken about an answer, whoever judges what it says.
+
+    Args:
+        answer: What follows the end of the thinking.
+        closed: Whether the thinking came to its end.
+        finish: Why decoding stopped.
+
+    Returns:
+        The flaw, or None for an answer that is whole, empty or cut.
+    """
+    if not closed:
+        return None if finish == "length" else "ended_inside"
+    return "loop" if looping(answer) else None
+
+
+def before_looping(answer: str) -> str:
+    """Return an answer up to where it first says again what it has said.
+
+    Args:
+        answer: One that is `looping`.
+
+    Returns:
+        The answer up to the end of the first words that have come before, five in a
+        row; what it goes on to repeat is in it once.
+    """
+    plain = answer.replace("’", "'")
+    found = list(_WORD.finditer(plain))
+    seen: set[tuple[str, ...]] = set()
+    for index in range(len(found) - _SAID_AGAIN + 1):
+        run = tuple(each[0].casefold() for each in found[index : index + _SAID_AGAIN])
+        if run in seen:
+            return answer[: found[index].start()]
+        seen.add(run)
+    return answer
 
 
 def _looping_phrase(said: Sequence[str]) -> str | None:

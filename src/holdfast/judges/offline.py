@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from functools import cached_property
 from pathlib import Path
 
-from holdfast.judges import degenerate, rules
+from holdfast.judges import degenerate, language, phrases, reading, rules, tone
 from holdfast.judges.contract import Exchange, JudgeIdentity
 from holdfast.judges.verdict import Verdict
 
@@ -17,7 +17,7 @@ class RulesJudge:
     def identity(self) -> JudgeIdentity:
         """The rules, by the hash of the code that states them."""
         digest = hashlib.sha256()
-        for module in (rules, degenerate):
+        for module in (rules, degenerate, language, phrases, reading, tone):
             digest.update(Path(str(module.__file__)).read_bytes())
         name, _, version = rules.JUDGE_ID.partition("-")
         return JudgeIdentity(name, version, "refusal", digest.hexdigest())

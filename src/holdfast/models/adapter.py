@@ -15,7 +15,9 @@ from holdfast.data.thinking_formats import named_thinker
 from holdfast.errors import AdapterError, ModelError, SettingsError
 from holdfast.models.checkpoints import Checkpoint, find_checkpoint
 from holdfast.models.families import Family, family_of
+from holdfast.models.finite import check_numbers
 from holdfast.models.identity import identify, identify_in_memory
+from holdfast.models.library import library_errors
 from holdfast.models.loading import read_model, read_tokenizer
 from holdfast.models.parts import Adapter, ModelIdentity, Proof
 from holdfast.models.proofs import LIMITS, prove, require
@@ -77,8 +79,16 @@ def load_found(
     arithmetic = _dtype(dtype, place, checkpoint.config)
     tokenizer = templated_tokenizer(checkpoint, rendering)
     model = read_model(checkpoint, arithmetic, place)
+    proofs: tuple[Proof, ...] = ()
+    if checkpoint.adapter is not None:
+        # Without PEFT's second of import where there is no adapter.
+        from holdfast.models.merging import merge
+
+        model, proof = merge(checkpoint, model)
+        proofs = (proof,)
     identity = identify(checkpoint, tokenizer, arithmetic)
-    return _proved(model, tokenizer, checkpoint.family, identity)
+    adapter = _proved(model, tokenizer, checkpoint.family, identity, proofs)
+    return replace(adapter, source=checkpoint)
 
 
 def templated_tokenizer(
@@ -132,10 +142,20 @@ def adapt(model: Any, tokenizer: Any, *, model_id: str = "in-memory") -> Adapter
 
 
 def _proved(
-    model: Any, tokenizer: Any, family: Family, identity: ModelIdentity
+    model: Any,
+    tokenizer: Any,
+    family: Family,
+    identity: ModelIdentity,
+    shown: tuple[Proof, ...] = (),
 ) -> Adapter:
-    adapter = _named(model.eval(), tokenizer, family, identity)
-    proofs = prove(adapter)
+    check_numbers(model, identity.model_id)
+    with library_errors(
+        AdapterError,
+        f"a model that runs on two short rows of tokens ({identity.model_id})",
+        "Its config.json does not fit its architecture: restore that file.",
+    ):
+        adapter = _named(model.eval(), tokenizer, family, identity)
+        proofs = (*shown, *prove(adapter))
     require(proofs, identity.model_id)
     return replace(adapter, proofs=proofs)
 

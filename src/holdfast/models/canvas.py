@@ -12,6 +12,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from holdfast.models.batching import pad
+from holdfast.models.finite import check_finite
 from holdfast.models.masked import MaskedModel
 from holdfast.models.remasking import (
     Committed,
@@ -224,7 +225,9 @@ class Canvas:
     def _logits(
         self, states: Float[Tensor, "position d_model"]
     ) -> Float[Tensor, "position vocab"]:
-        return self.masked.head(states).to(self.desk, torch.float64)
+        logits = self.masked.head(states).to(self.desk, torch.float64)
+        check_finite(logits.sum(), f"logits at step {self.step} of the denoising")
+        return logits
 
     def _spread(
         self, values: Tensor, where: tuple[Tensor, ...], elsewhere: float

@@ -20,6 +20,7 @@ from holdfast.models.batching import (
     pad,
     with_batch_halving,
 )
+from holdfast.models.finite import check_finite
 from holdfast.models.parts import Adapter
 
 Site = Literal["final_norm"] | int
@@ -100,6 +101,7 @@ def read_states(
     Raises:
         InputError: If a sequence is empty or longer than the model is sound for.
         SettingsError: If the site or the batch size is out of range.
+        ModelError: If what was read is not finite.
         EnvironmentProblem: If one sequence alone does not fit in memory.
     """
     check_lengths(adapter, sequences)
@@ -110,7 +112,11 @@ def read_states(
         reduced = _reduce_batch(adapter, batch, reduce, site)
         # A copy of the whole row where there is no position axis to cut.
         kept = batch.mask.to("cpu") if per_position else [...] * len(rows)
-        return [_row(reduced, row, kept[row]) for row in range(len(rows))]
+        parts = [_row(reduced, row, kept[row]) for row in range(len(rows))]
+        for index, part in zip(rows, parts, strict=True):
+            for values in [part] if isinstance(part, Tensor) else part:
+                check_finite(values, f"the states of sequence {index}")
+        return parts
 
     results, _ = with_batch_halving(read_batch, order, batch_size)
     by_sequence = dict(zip(order, results, strict=True))

@@ -21,6 +21,7 @@ from holdfast.errors import InputError, ModelError, SettingsError
 from holdfast.models.batching import longest_first, pad, with_batch_halving
 from holdfast.models.capture import check_lengths
 from holdfast.models.edits import Head, head_factors
+from holdfast.models.finite import check_finite
 from holdfast.models.parts import Adapter
 from holdfast.models.scaling import scaled_tokens
 
@@ -113,6 +114,7 @@ def causal_effects(
         results, _ = with_batch_halving(run, rows, batch_size)
         found |= zip(rows, results, strict=True)
     logits = _in_order(found, len(plan.moments), len(plan.tables))
+    check_finite(logits, "the states under some head's edit")
     return {
         moment: Effects(logits[:, i, 0], logits[:, i, 1:] - logits[:, i, :1])
         for i, moment in enumerate(plan.moments)

@@ -4,18 +4,37 @@ Configurations are read, and architectures refused, before weights are fetched.
 Weights are read from safetensors only.
 """
 
+import os
 import re
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from holdfast.errors import InputError
+from holdfast.errors import InputError, ModelError, OfflineError
 from holdfast.models.families import Family, family_of
 from holdfast.models.files import ADAPTER_CONFIG, CONFIG, read_config, weight_files
 from holdfast.models.hub import fetch
+from holdfast.study import atomic_write_json
 
 Check = Callable[[Mapping[str, Any], str], Family]
 HUB_ID = re.compile(r"[\w-][\w.-]*(/[\w.-]+)?")
+_CACHED = re.compile(r"models--(?P<name>[^/]+)/snapshots/(?P<commit>[0-9a-f]{40})")
+_ELSEWHERE = "transformers_weights"
+"""Key of a configuration that names other files of weights than the usual ones."""
+
+
+class Place(NamedTuple):
+    """Where a model is.
+
+    Attributes:
+        name: Hub id, or the directory as it was named.
+        revision: Commit on the Hub; None for a directory of one's own.
+        directory: Its files.
+    """
+
+    name: str
+    revision: str | None
+    directory: Path
 
 
 class Checkpoint(NamedTuple):
@@ -40,6 +59,12 @@ class Checkpoint(NamedTuple):
     @property
     def weight_files(self) -> tuple[Path, ...]:
         """Files with weights, those of an adapter last."""
+        if self.config.get(_ELSEWHERE):
+            raise ModelError(
+                f"weights of {self.model_id} under their usual names",
+                f"`{_ELSEWHERE}` in its {CONFIG}, which names others",
+                "Take that line out, and rename the files if they are meant.",
+            )
         files = weight_files(self.directory, "model")
         if self.adapter is None:
             return files
@@ -66,42 +91,143 @@ def find_checkpoint(
         OfflineError: If it is on the Hub, and the Hub cannot be reached.
         StorageError: If it cannot be stored.
     """
-    name = str(id_or_path)
-    directory, commit = _locate(name, revision, check)
-    if not (directory / ADAPTER_CONFIG).is_file():
-        config = read_config(directory / CONFIG)
-        return Checkpoint(name, commit, directory, None, config, check(config, name))
-    base, base_revision = _base_of(directory)
-    base_directory, _ = _locate(base, base_revision, check)
-    config = read_config(base_directory / CONFIG)
-    family = check(config, base)
-    return Checkpoint(name, commit, base_directory, directory, config, family)
+    model = locate(str(id_or_path), revision, check)
+    if not (model.directory / ADAPTER_CONFIG).is_file():
+        return _checkpoint(model, model, None, check)
+    base = _find_base(model.directory, check)
+    return _checkpoint(model, base, model.directory, check)
 
 
-def _base_of(directory: Path) -> tuple[str, str | None]:
-    config = read_config(directory / ADAPTER_CONFIG)
-    base = config.get("base_model_name_or_path")
-    kind = config.get("peft_type")
-    if not base or kind != "LORA":
-        raise InputError(
-            "a LoRA adapter that names its base model",
-            f"type {kind} over {base or 'no base'} in {directory / ADAPTER_CONFIG}",
-            "Merge the adapter into its base and give the merged model.",
-        )
-    beside = directory / str(base)
-    if not Path(str(base)).exists() and beside.is_dir():
-        base = beside
-    return str(base), config.get("revision")
+def find_whole(
+    id_or_path: str | Path, revision: str | None, check: Check
+) -> Checkpoint:
+    """Find a model as `find_checkpoint` does, and refuse an adapter.
+
+    Args:
+        id_or_path: A directory of a model, or a Hub id.
+        revision: Branch, tag or commit on the Hub; None for the main branch.
+        check: Returns the family of a configuration, or refuses it by name.
+
+    Raises:
+        HoldfastError: As `find_checkpoint` does, and `require_whole`.
+    """
+    model = locate(str(id_or_path), revision, check)
+    if (model.directory / ADAPTER_CONFIG).is_file():
+        raise _no_whole_model(model.directory)
+    return _checkpoint(model, model, None, check)
 
 
-def _locate(name: str, revision: str | None, check: Check) -> tuple[Path, str | None]:
+def require_whole(checkpoint: Checkpoint) -> None:
+    """Refuse an adapter where only whole models are read.
+
+    Raises:
+        InputError: If it is one.
+    """
+    if checkpoint.adapter is not None:
+        raise _no_whole_model(checkpoint.adapter)
+
+
+def locate(name: str, revision: str | None, check: Check) -> Place:
+    """Return where a model lies; one on the Hub is fetched.
+
+    A directory in the Hub's cache is the model of the Hub that it is a copy of.
+
+    Args:
+        name: Directory or Hub id.
+        revision: Branch, tag or commit on the Hub.
+        check: Refuses a configuration that does not fit, before weights come.
+
+    Raises:
+        InputError: If it is neither.
+        HoldfastError: As `fetch` does.
+    """
     path = Path(name).expanduser()
     if path.is_dir():
-        return path, None
+        cached = _CACHED.search(path.absolute().as_posix())
+        if cached is None:
+            return Place(name, None, path)
+        return Place(cached["name"].replace("--", "/"), cached["commit"], path)
     if path.exists() or not HUB_ID.fullmatch(name):
         raise InputError(
             "the directory of a model, or a Hub id such as `owner/name`",
             f"{name}, which is {'a file' if path.exists() else 'neither'}",
             "Check the spelling of the path.",
         )
-    return fetch(name, revision, check=check)
+    directory, commit = fetch(name, revision, check=check)
+    return Place(name, commit, directory)
+
+
+def name_base(adapter: Path, base: Checkpoint | None) -> None:
+    """Write into the settings of an adapter which model it lies over.
+
+    Others have neither the folders of this machine nor the one that a command ran in:
+    a model of the Hub is named by id and commit, and a directory by its path from the
+    adapter, so that both can be moved together.
+
+    Args:
+        adapter: Directory of the adapter, in its place or beside it.
+        base: The model; None for one in memory, which no name leads back to.
+    """
+    name, revision = None, None
+    if base is not None and base.revision is not None and base.adapter is None:
+        name, revision = base.model_id, base.revision
+    elif base is not None:
+        # A path through a link would lead elsewhere: `..` goes up from its target.
+        under = (base.adapter or base.directory).resolve()
+        name = Path(os.path.relpath(under, adapter.resolve())).as_posix()
+    path = adapter / ADAPTER_CONFIG
+    named = {"base_model_name_or_path": name, "revision": revision}
+    atomic_write_json(path, read_config(path) | named)
+
+
+def _checkpoint(
+    model: Place, base: Place, adapter: Path | None, check: Check
+) -> Checkpoint:
+    config = read_config(base.directory / CONFIG)
+    family = check(config, base.name)
+    return Checkpoint(
+        model.name, model.revision, base.directory, adapter, config, family
+    )
+
+
+def _find_base(adapter: Path, check: Check) -> Place:
+    """Return the model under an adapter."""
+    config = read_config(adapter / ADAPTER_CONFIG)
+    kind, named = config.get("peft_type"), config.get("base_model_name_or_path")
+    revision = config.get("revision")
+    if not (named and isinstance(named, str) and kind == "LORA"):
+        raise InputError(
+            "a LoRA adapter that names its base model",
+            f"type {kind} over {named or 'no base'} in {adapter / ADAPTER_CONFIG}",
+            "Merge the adapter into its base and give the merged model.",
+        )
+    beside = adapter / named
+    try:
+        base = locate(
+            str(beside.resolve()) if beside.is_dir() else named,
+            revision if isinstance(revision, str) else None,
+            check,
+        )
+    except (InputError, OfflineError) as error:
+        raise type(error)(
+            f"the base of the adapter in {adapter}",
+            error.found if named in error.found else f"{named}: {error.found}",
+            f"Put it there, or name it in {ADAPTER_CONFIG} "
+            "(`base_model_name_or_path`) by Hub id or by its path from the adapter.",
+        ) from error
+    if (base.directory / ADAPTER_CONFIG).is_file():
+        raise InputError(
+            f"a whole model under the adapter in {adapter}",
+            f"another adapter, {named}",
+            "Merge that one into its base, and name the merged model in "
+            f"{ADAPTER_CONFIG} (`base_model_name_or_path`).",
+        )
+    return base
+
+
+def _no_whole_model(adapter: Path) -> InputError:
+    return InputError(
+        "a whole model",
+        f"a PEFT adapter in {adapter}",
+        "Merge the adapter into its base and give the merged model.",
+    )

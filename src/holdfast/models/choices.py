@@ -34,10 +34,13 @@ def choose(
         sampling: Temperature and top-p.
 
     Returns:
-        Tokens, gaps of the two largest logits, and margins of the random numbers.
+        Tokens, gaps of the two largest logits, and margins of the random numbers. The
+        gap is not a number where a logit is not finite; `Row.push` stops there.
     """
     top = logits.topk(2, dim=-1)
     gaps = (top.values[:, 0] - top.values[:, 1]).double()
+    # One sum a row: of finite logits it is finite, and of others it is not.
+    gaps = gaps.where(logits.sum(-1).isfinite(), torch.nan)
     if sampling.temperature == 0:
         return Chosen(top.indices[:, 0], gaps, torch.full_like(gaps, torch.inf))
     shares = (logits.double() / sampling.temperature).softmax(-1)
@@ -47,7 +50,8 @@ def choose(
     total = cdf[:, -1:]
     below_total = torch.nextafter(total, torch.zeros_like(total))
     point = torch.minimum(uniforms[:, None] * total, below_total)
-    tokens = torch.searchsorted(cdf, point, right=True)
+    # Where a logit is not finite, the place would be beyond the vocabulary.
+    tokens = torch.searchsorted(cdf, point, right=True).clamp(max=cdf.shape[1] - 1)
     upper = cdf.gather(-1, tokens)
     lower = upper - shares.gather(-1, tokens)
     # The outer ends of the CDF are no border to another token.

@@ -21,8 +21,9 @@ from holdfast.data.thinking import thinking_format
 from holdfast.errors import SettingsError, UnsupportedFamilyError
 from holdfast.models.adapter import DtypeName, _check_tokenizer, _device, _dtype
 from holdfast.models.batching import require_room
-from holdfast.models.checkpoints import find_checkpoint
+from holdfast.models.checkpoints import find_whole
 from holdfast.models.families import Family, _check_precision
+from holdfast.models.finite import check_numbers
 from holdfast.models.gemma_watch import watching
 from holdfast.models.identity import identify
 from holdfast.models.loading import read_model, read_tokenizer
@@ -102,10 +103,11 @@ def load_diffusion_gemma(
         OfflineError: If it is on the Hub, and the Hub cannot be reached.
     """
     place = _device(device)
-    checkpoint = find_checkpoint(id_or_path, revision, _family)
+    checkpoint = find_whole(id_or_path, revision, _family)
     arithmetic = _dtype(dtype, place, checkpoint.config)
     tokenizer = read_tokenizer(checkpoint)
     model = read_model(checkpoint, arithmetic, place).eval()
+    check_numbers(model, checkpoint.model_id)
     config = model.config.get_text_config()
     _check_tokenizer(tokenizer, config.vocab_size, checkpoint.model_id)
     identity = identify(checkpoint, tokenizer, arithmetic)

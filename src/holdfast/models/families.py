@@ -163,18 +163,38 @@ def _unknown(model_type: str, config: Mapping[str, Any]) -> str | None:
 
 
 def _check_layer_types(config: Mapping[str, Any], source: str) -> None:
-    types = {str(name) for name in config.get("layer_types") or ()}
-    odd = sorted(types - FITTING_LAYER_TYPES)
+    odd = sorted(set(names_in(config, "layer_types", source)) - FITTING_LAYER_TYPES)
     if odd:
         name = f"`{config['model_type']}` with layers of type {', '.join(odd)}"
         raise _refusal(source, name, "only full and sliding attention are proved")
 
 
 def _check_head(config: Mapping[str, Any], source: str) -> None:
-    architectures = config.get("architectures") or ()
-    if architectures and not any(str(a).endswith("CausalLM") for a in architectures):
-        name = f"`{', '.join(map(str, architectures))}`"
+    architectures = names_in(config, "architectures", source)
+    if architectures and not any(name.endswith("CausalLM") for name in architectures):
+        name = f"`{', '.join(architectures)}`"
         raise _refusal(source, name, "it has no language-model head to generate with")
+
+
+def names_in(config: Mapping[str, Any], key: str, source: str) -> list[str]:
+    """Return a list of names in a configuration; an empty one where it has none.
+
+    Args:
+        config: The model's `config.json`.
+        key: Which setting.
+        source: The model's id or path, for the message.
+
+    Raises:
+        InputError: If it is something else.
+    """
+    found = config.get(key) or []
+    if isinstance(found, list) and all(isinstance(name, str) for name in found):
+        return found
+    raise InputError(
+        f"a list of names in `{key}` of the config.json of {source}",
+        str(found)[:80],
+        "Restore that file.",
+    )
 
 
 def _check_precision(config: Mapping[str, Any], source: str) -> None:

@@ -1,12 +1,18 @@
 """Files of a checkpoint: configurations, and weights that are whole."""
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from holdfast.errors import InputError, ModelError
 
 CONFIG, ADAPTER_CONFIG = "config.json", "adapter_config.json"
+GENERATION_CONFIG = "generation_config.json"
+FINETUNE_RECORD = "holdfast_finetune.json"
+"""What `holdfast finetune` writes beside a model or adapter."""
+STEP_RECORD = "holdfast.json"
+"""Written into a checkpoint of training when all of it is on disk and finite."""
 
 
 def read_config(path: Path) -> dict[str, Any]:
@@ -29,7 +35,8 @@ def read_config(path: Path) -> dict[str, Any]:
             f"none in {path.parent}",
             "Point to a directory that `save_pretrained` wrote, or give a Hub id.",
         ) from error
-    except (OSError, ValueError) as error:
+    # Brackets within brackets without end are a RecursionError.
+    except (OSError, ValueError, RecursionError) as error:
         raise InputError(
             f"a readable {path.name}", f"{path}: {error}", "Restore that file."
         ) from error
@@ -45,6 +52,9 @@ def read_config(path: Path) -> dict[str, Any]:
 def weight_files(directory: Path, stem: str) -> tuple[Path, ...]:
     """Return the weight files of a directory, in order and all whole.
 
+    They are the very files that transformers or PEFT will read: where more than one
+    set of weights lies there, nobody can tell which one is meant.
+
     Args:
         directory: Where they are.
         stem: "model", or "adapter_model" for a PEFT adapter.
@@ -53,17 +63,58 @@ def weight_files(directory: Path, stem: str) -> tuple[Path, ...]:
         One file, or all shards that the index names.
 
     Raises:
-        ModelError: If there is none, or one is missing or cut short; names it.
+        InputError: If the index cannot be read.
+        ModelError: If there is none, or one is missing or cut short, or an index lies
+            beside a file that it does not name; names it.
     """
-    index = directory / f"{stem}.safetensors.index.json"
-    if index.is_file():
-        shards = read_config(index).get("weight_map", {}).values()
-        files = tuple(directory / str(shard) for shard in sorted(set(shards)))
-    else:
-        files = (directory / f"{stem}.safetensors",)
-    for file in files:
-        read_header(file)
+    index, single = (
+        directory / f"{stem}.safetensors{end}" for end in (".index.json", "")
+    )
+    if not index.is_file():
+        read_header(single)
+        return (single,)
+    shard_of = _weight_map(index)
+    files = tuple(directory / name for name in sorted(set(shard_of.values())))
+    if single.exists() and files != (single,):
+        raise ModelError(
+            f"one set of weights in {directory}",
+            f"{single.name} and, beside it, {index.name}, which names other files",
+            "Remove those that are not meant; which of the two are newer, "
+            "the files do not say.",
+        )
+    held = {
+        name: file.name
+        for file in files
+        for name in read_header(file)[0]
+        if name != "__metadata__"
+    }
+    odd = sorted(held.items() ^ shard_of.items())
+    if odd:
+        raise ModelError(
+            f"shards that hold what {index} says",
+            f"another place for {', '.join(sorted({name for name, _ in odd})[:3])}",
+            "Shards or index are of another model: copy or download all of them again.",
+        )
     return files
+
+
+def _weight_map(index: Path) -> dict[str, str]:
+    """Return the file of each tensor, as an index says."""
+    found = read_config(index).get("weight_map")
+    # A shard is a file beside its index, and a path could lead anywhere.
+    if (
+        isinstance(found, dict)
+        and found
+        and all(
+            isinstance(name, str) and name == Path(name).name for name in found.values()
+        )
+    ):
+        return found
+    raise InputError(
+        f"a `weight_map` from tensors to files in {index}",
+        f"{json.dumps(found)[:100]}",
+        "Restore that file.",
+    )
 
 
 def read_header(file: Path) -> tuple[dict[str, Any], int]:
@@ -85,6 +136,7 @@ def read_header(file: Path) -> tuple[dict[str, Any], int]:
             if not 0 < length <= size - 8:
                 raise ValueError(f"{size} bytes, which end inside the header")
             header = json.loads(stream.read(length))
+        ends = [_end(name, entry) for name, entry in header.items()]
     except FileNotFoundError as error:
         raise ModelError(
             f"weights in {file.name}",
@@ -92,15 +144,38 @@ def read_header(file: Path) -> tuple[dict[str, Any], int]:
             "Weights are read from safetensors only: save the model with "
             "`save_pretrained`, or fetch the missing file.",
         ) from error
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError, AttributeError) as error:
         raise _broken(file, str(error)) from error
-    ends = [
-        entry["data_offsets"][1] for name, entry in header.items() if name[:2] != "__"
-    ]
     expected = 8 + length + max(ends, default=0)
     if size != expected:
         raise _broken(file, f"{size} bytes where its header says {expected}")
     return header, 8 + length
+
+
+def shapes_of(files: tuple[Path, ...]) -> dict[str, tuple[int, ...]]:
+    """Return the shape of every tensor in safetensors files, without reading them.
+
+    Raises:
+        ModelError: As `read_header` does.
+    """
+    return {
+        name: tuple(entry["shape"])
+        for file in files
+        for name, entry in read_header(file)[0].items()
+        if name != "__metadata__"
+    }
+
+
+def _end(name: str, entry: object) -> int:
+    """Return where a tensor of a header ends; ValueError if it is none."""
+    if name == "__metadata__":
+        return 0
+    entry = entry if isinstance(entry, Mapping) else {}
+    shape, place = entry.get("shape"), entry.get("data_offsets")
+    if isinstance(shape, list) and isinstance(place, list) and len(place) == 2:
+        if all(type(number) is int and number >= 0 for number in shape + place):
+            return int(place[1])
+    raise ValueError(f"no shape and place of {name[:60]!r} in its header")
 
 
 def _broken(file: Path, found: str) -> ModelError:

@@ -29,7 +29,6 @@ def fetch(
     name: str,
     revision: str | None,
     *,
-    any_architecture: bool = False,
     check: Callable[[Mapping[str, Any], str], object] = family_of,
 ) -> tuple[Path, str | None]:
     """Fetch a model, or find it in the cache when the Hub cannot be reached.
@@ -37,7 +36,6 @@ def fetch(
     Args:
         name: Hub id, "owner/name".
         revision: Branch, tag or commit; None for the main branch.
-        any_architecture: Whether to fetch what cannot be measured head by head.
         check: Refuses a configuration that does not fit, given the model's name too.
 
     Returns:
@@ -58,7 +56,7 @@ def fetch(
         except (HTTPError, OSError) as error:
             return _cached(name, revision, error)
         files = {sibling.rfilename for sibling in info.siblings or ()}
-        if ADAPTER_CONFIG not in files and not any_architecture:
+        if ADAPTER_CONFIG not in files:
             config = hf_hub_download(
                 name, CONFIG, revision=info.sha, etag_timeout=HUB_TIMEOUT
             )

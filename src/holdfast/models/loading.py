@@ -1,19 +1,17 @@
 """Read tokenizer and weights of a checkpoint, and miss nothing on the way."""
 
-import warnings
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from typing import Any
 
 import torch
 import transformers
-from safetensors import SafetensorError
 
-from holdfast.errors import EnvironmentProblem, InputError, ModelError
-from holdfast.models.batching import is_out_of_memory
+from holdfast.errors import InputError, ModelError
 from holdfast.models.checkpoints import Checkpoint
-from holdfast.models.files import read_config
+from holdfast.models.files import CONFIG, GENERATION_CONFIG, read_config
+from holdfast.models.library import library_errors
 
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "vocab.json", "spiece.model")
 TEKKEN = "tekken.json"
@@ -36,9 +34,12 @@ def read_tokenizer(checkpoint: Checkpoint, *, native_class: str | None = None) -
         The tokenizer.
 
     Raises:
-        InputError: If there is none, or it needs code that travels with it.
+        InputError: If there is none, or it needs code that travels with it, or the
+            settings of the model cannot be read.
         ModelError: If it cannot be read.
     """
+    # The reader of tokenizers reads the model's settings too, and blames itself.
+    _check_settings(checkpoint)
     directory = tokenizer_file(checkpoint).parent
     kind = _tokenizer_class(directory, checkpoint, native_class)
     # Auto classes ask on the terminal whether to run code if they are not told.
@@ -47,14 +48,12 @@ def read_tokenizer(checkpoint: Checkpoint, *, native_class: str | None = None) -
         if kind is transformers.AutoTokenizer
         else {}
     )
-    try:
+    with library_errors(
+        ModelError,
+        f"a tokenizer that can be read in {directory}",
+        "Restore the tokenizer's files.",
+    ):
         return kind.from_pretrained(directory, local_files_only=True, **told)
-    except Exception as error:  # Of a damaged file its parsers raise what they like.
-        raise ModelError(
-            f"a tokenizer that can be read in {directory}",
-            _first_line(error),
-            "Restore the tokenizer's files.",
-        ) from error
 
 
 def tokenizer_file(checkpoint: Checkpoint) -> Path:
@@ -107,7 +106,7 @@ def read_model(
     attention: str = "sdpa",
     settings: Mapping[str, Any] | None = None,
 ) -> Any:
-    """Read the weights of a checkpoint, and merge its adapter if it has one.
+    """Read the weights of a checkpoint, of the base alone if it is an adapter.
 
     Args:
         checkpoint: The model.
@@ -127,7 +126,14 @@ def read_model(
     # Names files that are cut short, which the loaders below would not.
     _ = checkpoint.weight_files
     kind = getattr(transformers, checkpoint.family.causal_class)
-    with _load_errors(checkpoint), quietly():
+    with (
+        library_errors(
+            ModelError,
+            f"weights of {checkpoint.model_id} that can be loaded as its {CONFIG} says",
+            "Restore the checkpoint's files.",
+        ),
+        quietly(),
+    ):
         model, info = kind.from_pretrained(
             checkpoint.directory,
             dtype=dtype,
@@ -135,78 +141,83 @@ def read_model(
             use_safetensors=True,
             output_loading_info=True,
             local_files_only=True,
+            ignore_mismatched_sizes=True,
             **(settings or {}),
         )
         _check_complete(checkpoint, info)
-        if checkpoint.adapter is not None:
-            model = _merged(checkpoint, model)
         return model.to(device)
 
 
-def _merged(checkpoint: Checkpoint, model: Any) -> Any:
-    from peft import PeftModel
+def _check_settings(checkpoint: Checkpoint) -> None:
+    """Refuse settings that transformers cannot read, before it meets them itself.
 
-    with warnings.catch_warnings(record=True) as caught:
-        warnings.simplefilter("always")
-        adapted = PeftModel.from_pretrained(model, checkpoint.adapter)
-    missing = [
-        str(w.message) for w in caught if "missing adapter keys" in str(w.message)
-    ]
-    if missing:
-        raise _incomplete(checkpoint, missing[0])
-    return adapted.merge_and_unload()
+    It falls back in silence on settings of its own where `generation_config.json` is
+    damaged, and the tokens that end an answer are lost.
+    """
+    directory = checkpoint.directory
+    kind = getattr(transformers, checkpoint.family.causal_class).config_class
+    # The settings of some families are translated first, and read then.
+    if kind.model_type == checkpoint.config.get("model_type"):
+        with reading(directory / CONFIG):
+            kind.from_pretrained(directory, local_files_only=True)
+    path = directory / GENERATION_CONFIG
+    if not path.is_file():
+        return
+    stops = read_config(path).get("eos_token_id")
+    tokens = stops if isinstance(stops, list) else [] if stops is None else [stops]
+    if any(type(token) is not int for token in tokens):
+        raise InputError(
+            f"token ids in `eos_token_id` of {path}", str(stops)[:80], "Restore it."
+        )
+    with reading(path):
+        transformers.GenerationConfig.from_pretrained(directory, local_files_only=True)
+
+
+def reading(path: Path) -> AbstractContextManager[None]:
+    """Turn what transformers says about a file of settings into one line about it.
+
+    Args:
+        path: The file.
+
+    Raises:
+        InputError: If it cannot be read.
+    """
+    expected = f"settings that transformers can read in {path}"
+    return library_errors(InputError, expected, "Restore that file.")
 
 
 def _check_complete(checkpoint: Checkpoint, info: dict[str, Any]) -> None:
-    for kind in ("missing_keys", "unexpected_keys", "mismatched_keys"):
-        keys = sorted(str(key) for key in info.get(kind) or ())
+    for kind in ("mismatched_keys", "missing_keys", "unexpected_keys"):
+        keys = sorted(_told(key) for key in info.get(kind) or ())
         keys = [key for key in keys if not key.endswith(HARMLESS)]
         if keys:
             shown = ", ".join(keys[:3]) + (", …" if len(keys) > 3 else "")
-            found = f"{len(keys)} {kind.replace('_', ' ')}: {shown}"
-            raise _incomplete(checkpoint, found)
+            raise ModelError(
+                f"weights that fit the configuration of {checkpoint.model_id}",
+                f"{len(keys)} {kind.replace('_', ' ')}: {shown}",
+                "Weights would be left at random or left out: restore the "
+                f"checkpoint, or its {CONFIG}.",
+            )
 
 
-def _incomplete(checkpoint: Checkpoint, found: str) -> ModelError:
-    return ModelError(
-        f"weights that fit the configuration of {checkpoint.model_id}",
-        found,
-        "Weights would be left at random or left out: restore the checkpoint, or "
-        "its config.json.",
-    )
-
-
-@contextmanager
-def _load_errors(checkpoint: Checkpoint) -> Iterator[None]:
-    try:
-        yield
-    except (OSError, ValueError, RuntimeError, KeyError, SafetensorError) as error:
-        if is_out_of_memory(error):
-            raise EnvironmentProblem(
-                f"memory for {checkpoint.model_id}",
-                "that memory ran out",
-                "Use a 16-bit --dtype, a smaller model or a larger machine.",
-            ) from error
-        raise ModelError(
-            f"weights of {checkpoint.model_id} that can be loaded",
-            _first_line(error),
-            "Restore the checkpoint's files.",
-        ) from error
+def _told(key: Any) -> str:
+    """Return the name of a weight, with both shapes where they differ."""
+    if isinstance(key, tuple):
+        name, stored, wanted = key
+        return f"{name} {list(stored)} where {CONFIG} wants {list(wanted)}"
+    return str(key)
 
 
 @contextmanager
 def quietly() -> Iterator[None]:
-    """Keep the progress bars of transformers off the terminal."""
+    """Keep the progress bars and the reports of transformers off the terminal."""
     logging = transformers.utils.logging
-    shown = logging.is_progress_bar_enabled()
+    shown, verbosity = logging.is_progress_bar_enabled(), logging.get_verbosity()
     logging.disable_progress_bar()
+    logging.set_verbosity_error()
     try:
         yield
     finally:
+        logging.set_verbosity(verbosity)
         if shown:
             logging.enable_progress_bar()
-
-
-def _first_line(error: BaseException) -> str:
-    said = str(error).strip().splitlines() or ["no word of it"]
-    return f"{type(error).__name__}: {said[0][:300]}"

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from holdfast.data.rendering import AS_IT_IS, Rendering, rendering_of
 from holdfast.data.thinking import ThinkingFormat, configure, thinking_format
-from holdfast.errors import InputError, ModelError
+from holdfast.errors import ModelError
 from holdfast.models.adapter import (
     DtypeName,
     _check_tokenizer,
@@ -27,9 +27,15 @@ from holdfast.models.adapter import (
     _part,
     templated_tokenizer,
 )
-from holdfast.models.checkpoints import Checkpoint, find_checkpoint
+from holdfast.models.checkpoints import (
+    Checkpoint,
+    find_checkpoint,
+    require_whole,
+)
+from holdfast.models.files import CONFIG
+from holdfast.models.finite import check_numbers
 from holdfast.models.identity import identify, identify_in_memory
-from holdfast.models.loading import read_model
+from holdfast.models.loading import read_model, reading
 from holdfast.models.masked_families import MaskedFamily, masked_family_of
 from holdfast.models.masked_proofs import prove_masked
 from holdfast.models.parts import ModelIdentity, Proof
@@ -136,12 +142,7 @@ def load_found_masked(
     rendering: Rendering = AS_IT_IS,
 ) -> MaskedModel:
     """Load a checkpoint that was found, as `load_masked` does."""
-    if checkpoint.adapter is not None:
-        raise InputError(
-            "a whole model",
-            f"a PEFT adapter in {checkpoint.adapter}",
-            "Merge the adapter into its base and give the merged model.",
-        )
+    require_whole(checkpoint)
     family = masked_family_of(checkpoint.config, checkpoint.model_id)
     arithmetic = _dtype(dtype, place, checkpoint.config)
     tokenizer = templated_tokenizer(
@@ -188,7 +189,8 @@ def _settings(family: MaskedFamily, checkpoint: Checkpoint) -> dict[str, Any]:
         return {}
     translated = family.translate(checkpoint.config, checkpoint.model_id)
     kind = getattr(transformers, family.parts.causal_class).config_class
-    config = kind(**translated, is_causal=False)
+    with reading(checkpoint.directory / CONFIG):
+        config = kind(**translated, is_causal=False)
     return {"config": config, "key_mapping": dict(family.keys) or None}
 
 
@@ -199,6 +201,7 @@ def _proved(
     identity: ModelIdentity,
     config: Mapping[str, Any],
 ) -> MaskedModel:
+    check_numbers(model, identity.model_id)
     model, parts = model.eval(), family.parts
     embedding = _part(model.base_model, parts.embedding)
     _check_tokenizer(tokenizer, embedding.num_embeddings, identity.model_id)

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from holdfast.data.conversation import ThinkingFormat
+from holdfast.models.checkpoints import Checkpoint
 
 
 class Proof(NamedTuple):
@@ -80,6 +81,7 @@ class Adapter:
         identity: What a study records about the model.
         thinking: Format of its thinking; None if its template has none.
         proofs: What was shown on loading.
+        source: Files it was read from; None for a model in memory.
     """
 
     model: Any
@@ -100,6 +102,7 @@ class Adapter:
     identity: ModelIdentity
     thinking: ThinkingFormat | None
     proofs: tuple[Proof, ...] = field(default=())
+    source: Checkpoint | None = None
 
     @property
     def device(self) -> torch.device:

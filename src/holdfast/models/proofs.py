@@ -46,7 +46,7 @@ def prove(adapter: Adapter) -> tuple[Proof, ...]:
     Returns:
         One proof for each part of the contract, passed or not.
     """
-    rows = _dummy_rows(adapter)
+    rows = dummy_rows(adapter.embedding.num_embeddings)
     with torch.no_grad():
         return (
             *_sums(adapter, rows),
@@ -85,9 +85,9 @@ def require(proofs: Sequence[Proof], model_id: str) -> None:
         )
 
 
-def _dummy_rows(adapter: Adapter) -> list[list[int]]:
+def dummy_rows(vocab: int) -> list[list[int]]:
+    """Return the two short rows of random tokens, below `vocab`."""
     generator = torch.Generator().manual_seed(DUMMY_SEED)
-    vocab = adapter.embedding.num_embeddings
     return [
         torch.randint(vocab, (length,), generator=generator).tolist()
         for length in DUMMY_LENGTHS
@@ -102,7 +102,8 @@ def _states(
     return [states[row][batch.mask[row]] for row in range(len(rows))]
 
 
-def _relative(found: Tensor, expected: Tensor) -> float:
+def relative(found: Tensor, expected: Tensor) -> float:
+    """Return the largest difference over the largest entry that was expected."""
     difference = (found.float() - expected.float()).abs().max()
     scale = expected.float().abs().max().clamp(min=torch.finfo(torch.float32).tiny)
     return float(difference / scale)
@@ -159,9 +160,9 @@ def _sums(adapter: Adapter, rows: Sequence[Sequence[int]]) -> tuple[Proof, Proof
         bias = adapter.output_projection(layer).bias
         if bias is not None:
             total = total + bias.float()
-        heads_off = _worst(heads_off, _relative(total, written))
+        heads_off = _worst(heads_off, relative(total, written))
         moved = entering.float() + written.float()
-        residual_off = _worst(residual_off, _relative(after, moved))
+        residual_off = _worst(residual_off, relative(after, moved))
     limit = LIMITS[adapter.dtype].one_step
     return (
         _proof(
@@ -284,7 +285,7 @@ def _logits(adapter: Adapter, rows: Sequence[Sequence[int]]) -> Proof:
     states = adapter.base(**batch.inputs(), use_cache=False).last_hidden_state
     return _proof(
         "logits are the head of the state after the final norm",
-        _relative(logits, adapter.lm_head(states[:, -1:])),
+        relative(logits, adapter.lm_head(states[:, -1:])),
         LIMITS[adapter.dtype].one_step,
         "last position, relative to the largest logit",
     )

@@ -7,10 +7,12 @@ change it. Token ids in, a frozen completion out.
 from collections import deque
 from dataclasses import dataclass, field, replace
 from functools import cached_property
+from math import isnan
 from typing import Any, Literal, NamedTuple
 
 from holdfast.data.conversation import Spans, ThinkingFormat, completion_spans
 from holdfast.errors import SettingsError
+from holdfast.models.finite import not_finite
 from holdfast.ranges import require_finite
 
 Finish = Literal["stop", "length"]
@@ -222,7 +224,12 @@ class Row:
 
         Returns:
             The token that was taken.
+
+        Raises:
+            ModelError: If the logits were not finite, so that nothing was chosen.
         """
+        if isnan(choice.gap):
+            raise not_finite(f"the row of prompt {self.index}, counted from 0")
         if self._queue:
             token = self._queue.popleft()
             self.token_ids.append(token)

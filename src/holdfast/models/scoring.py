@@ -4,7 +4,7 @@ A judge is only read, never measured head by head, so any causal language model 
 transformers knows will do, with or without a chat template.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,7 +16,7 @@ from torch import Tensor
 from transformers import DynamicCache
 from transformers.models.auto import modeling_auto
 
-from holdfast.errors import InputError, UnsupportedFamilyError
+from holdfast.errors import UnsupportedFamilyError
 from holdfast.models.adapter import DtypeName, _device, _dtype
 from holdfast.models.batching import (
     longest_first,
@@ -24,10 +24,9 @@ from holdfast.models.batching import (
     require_room,
     with_batch_halving,
 )
-from holdfast.models.checkpoints import HUB_ID, Checkpoint
-from holdfast.models.families import Family
-from holdfast.models.files import ADAPTER_CONFIG, CONFIG, read_config
-from holdfast.models.hub import fetch
+from holdfast.models.checkpoints import Checkpoint, find_whole
+from holdfast.models.families import Family, names_in
+from holdfast.models.finite import check_finite, check_numbers
 from holdfast.models.identity import identify
 from holdfast.models.loading import read_model, read_tokenizer
 from holdfast.models.parts import ModelIdentity
@@ -123,6 +122,7 @@ def load_scorer(
     # Models that cap their attention scores have no fused attention.
     attention = "sdpa" if kind._supports_sdpa else "eager"
     model = read_model(checkpoint, arithmetic, place, attention=attention).eval()
+    check_numbers(model, checkpoint.model_id)
     config = model.config.get_text_config()
     identity = identify(checkpoint, tokenizer, arithmetic)
     return Scorer(model, tokenizer, identity, int(config.max_position_embeddings))
@@ -150,6 +150,7 @@ def replies(
 
     Raises:
         InputError: If a prompt is empty or too long for the model.
+        ModelError: If a logit is not finite.
         EnvironmentProblem: If one prompt alone does not fit in memory.
     """
     for index, prompt in enumerate(prompts):
@@ -165,27 +166,14 @@ def replies(
 
 
 def _find(name: str, revision: str | None) -> Checkpoint:
-    directory, commit = Path(name).expanduser(), None
-    if not directory.is_dir():
-        if directory.exists() or not HUB_ID.fullmatch(name):
-            raise InputError(
-                "the directory of a model, or a Hub id such as `owner/name`",
-                f"{name}, which is {'a file' if directory.exists() else 'neither'}",
-                "Check the spelling of the path.",
-            )
-        directory, commit = fetch(name, revision, any_architecture=True)
-    if (directory / ADAPTER_CONFIG).is_file():
-        raise InputError(
-            "a whole model",
-            f"a PEFT adapter in {directory}",
-            "Merge the adapter into its base and give the merged model.",
-        )
-    config = read_config(directory / CONFIG)
-    family = Family(_class_name(config, name))
-    return Checkpoint(name, commit, directory, None, config, family)
+    return find_whole(name, revision, _family)
 
 
-def _class_name(config: dict[str, Any], source: str) -> str:
+def _family(config: Mapping[str, Any], source: str) -> Family:
+    return Family(_class_name(config, source))
+
+
+def _class_name(config: Mapping[str, Any], source: str) -> str:
     """Return the class of transformers for a configuration, never code beside it."""
     kind = str(config.get("model_type"))
     known = [
@@ -197,7 +185,7 @@ def _class_name(config: dict[str, Any], source: str) -> str:
     ]
     names = [name for name in known if name]
     # A checkpoint with eyes has weights that its text-only class would not expect.
-    named = [name for name in config.get("architectures") or () if name in names]
+    named = [n for n in names_in(config, "architectures", source) if n in names]
     if not names:
         raise UnsupportedFamilyError(
             "a causal language model that transformers knows by itself",
@@ -231,6 +219,7 @@ def _decode(
             use_cache=True,
             logits_to_keep=1,
         ).logits[:, -1]
+        check_finite(logits.float().sum(), "the logits of a judge")
         shares = logits.float().log_softmax(-1)
         kept.append(shares[:, list(watch)].to("cpu"))
         best = shares.argmax(-1)

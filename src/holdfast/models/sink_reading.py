@@ -11,6 +11,7 @@ from holdfast.errors import InputError
 from holdfast.models.attention import ARGUMENT, SinkProbe, tapped
 from holdfast.models.batching import Side, longest_first, pad, with_batch_halving
 from holdfast.models.capture import check_lengths
+from holdfast.models.finite import check_finite
 from holdfast.models.parts import Adapter
 
 
@@ -71,6 +72,7 @@ def read_sinks(
             probe = SinkProbe(batch.mask, counted=counted)
             adapter.base(**batch.inputs(), use_cache=False, **{ARGUMENT: probe})
             mass, seen = probe.mass().to("cpu"), probe.seen().to("cpu")
+        check_finite(mass, "the attention of a text")
         # Copied outside inference mode, so that what is returned is ordinary.
         return list(zip(mass.clone(), seen.clone(), strict=True))
 

@@ -8,6 +8,7 @@ from torch import Tensor
 
 from holdfast.models.batching import longest_first, pad, with_batch_halving
 from holdfast.models.capture import check_lengths
+from holdfast.models.finite import check_finite
 from holdfast.models.parts import Adapter
 
 
@@ -36,6 +37,7 @@ def target_losses(
     Raises:
         InputError: If a sequence is empty or longer than the model is sound for.
         SettingsError: If the batch size is not positive.
+        ModelError: If a logit is not finite.
         EnvironmentProblem: If one sequence alone does not fit in memory.
     """
     check_lengths(adapter, sequences)
@@ -66,5 +68,6 @@ def _loss(
     if start >= end:
         return float("nan")
     logits = adapter.lm_head(states[start - 1 : end - 1]).float()
+    check_finite(logits.sum(), "the logits of a sequence")
     expected = torch.tensor(list(sequence[start:end]), device=logits.device)
     return float(torch.nn.functional.cross_entropy(logits, expected))

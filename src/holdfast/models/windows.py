@@ -15,6 +15,7 @@ from torch import Tensor
 from holdfast.errors import InputError
 from holdfast.models.batching import longest_first, pad, with_batch_halving
 from holdfast.models.capture import Site, check_lengths, watched
+from holdfast.models.finite import check_finite
 from holdfast.models.parts import Adapter
 
 ReduceRow = Callable[[Float[Tensor, "position d_model"]], Tensor]
@@ -72,7 +73,10 @@ def read_windows(
         with torch.inference_mode(), watched(adapter, site, read):
             adapter.base(**batch.inputs(), use_cache=False)
         # Copied outside inference mode: the results are ordinary tensors.
-        return [each.to("cpu").clone() for each in found]
+        copies = [each.to("cpu").clone() for each in found]
+        for row, copy in zip(rows, copies, strict=True):
+            check_finite(copy, f"the states of sequence {row}")
+        return copies
 
     results, _ = with_batch_halving(read_batch, order, batch_size)
     by_sequence = dict(zip(order, results, strict=True))

@@ -5,7 +5,7 @@ from typing import Any
 
 from holdfast.report import text
 from holdfast.report.records import Figure
-from holdfast.report.text import clean, plain, score
+from holdfast.report.text import RARE, clean, outcome_columns, plain, score
 
 __all__ = ["calibrated", "facts", "headline", "name", "table", "told"]
 
@@ -24,8 +24,9 @@ def table(block: Mapping[str, Any]) -> list[list[str]]:
     """
     measured = [row["outcomes"] for row in block["rows"] if row["outcomes"]]
     unread = any(outcomes["unparsed"]["value"] for outcomes in measured)
-    columns = [*SHORT, *(["unparsed"] if unread else [])]
-    rows = [["%", "n", *columns]]
+    rare = [key for key in outcome_columns(measured) if key in RARE]
+    columns = [*SHORT, *(["unparsed"] if unread else []), *rare]
+    rows = [["%", "n", *(key.replace("_", " ") for key in columns)]]
     several = len({row["suite"] for row in block["rows"]}) > 1
     suite = ""
     for row in block["rows"]:

@@ -83,7 +83,7 @@ def render(
         "warnings": words.warnings(report),
         "sureness": words.sureness(report),
         "roles": text.ROLES,
-        "outcome_names": text.OUTCOMES,
+        "outcome_names": text.outcome_columns(_outcome_rows(report)),
         "limits": [*limits(report), *report.get("limits", [])],
         **_wrapper_context(report),
         **_trace_context(report, drawn, template_length(examples)),
@@ -104,6 +104,13 @@ def render(
     }
     page = "report.html.j2" if is_audited(report) else ONLY_EVALUATED
     return _environment().get_template(page).render(context)
+
+
+def _outcome_rows(report: Report) -> list[Mapping[str, Any]]:
+    """Return every row of outcomes that the page shows."""
+    asked = (report.get("evaluation") or {}).get("rows", [])
+    rows = [*report["outcomes"].values(), *(row["outcomes"] for row in asked)]
+    return [row for row in rows if row]
 
 
 def render_compare(a: Report, b: Report, paired: Sequence[PairedRow] = ()) -> str:

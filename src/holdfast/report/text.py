@@ -6,7 +6,7 @@ command line say the same thing in the same way.
 
 import re
 import unicodedata
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 from holdfast.report.records import Figure, is_figure
@@ -15,6 +15,7 @@ __all__ = [
     "GROUPS",
     "MEASURES",
     "OUTCOMES",
+    "RARE",
     "ROLES",
     "bounds",
     "clean",
@@ -22,6 +23,7 @@ __all__ = [
     "flatten",
     "interval",
     "missing",
+    "outcome_columns",
     "plain",
     "rate",
     "scalar",
@@ -47,8 +49,13 @@ OUTCOMES = {
     "complied": "Complied",
     "partial": "Complied in part",
     "degenerate": "Broken text",
+    "ended_inside": "Ended inside the thinking",
     "unparsed": "Could not be judged",
+    "flag_loop": "Of all, in circles",
+    "flag_ended_inside": "Of all, inside the thinking",
 }
+RARE = ("ended_inside", "flag_loop", "flag_ended_inside")
+"""Columns of a table of outcomes that are shown where any row has them."""
 GROUPS = {
     "harmful_complied": "harmful, complied",
     "harmful_refused": "harmful, refused",
@@ -284,3 +291,18 @@ def closed_by_force(forced: int, n: int) -> str:
         f"The thinking of {forced} of {n} answers ran out of its budget and was closed "
         "by force."
     )
+
+
+def outcome_columns(rows: Iterable[Mapping[str, Any]]) -> dict[str, str]:
+    """Return the columns of a table of outcomes, and their names.
+
+    Args:
+        rows: Shares of the outcomes, one mapping a row of the table.
+    """
+    given = list(rows)
+    shown = {
+        key for key in RARE if any(key in row and row[key]["value"] for row in given)
+    }
+    return {
+        key: name for key, name in OUTCOMES.items() if key not in RARE or key in shown
+    }

@@ -134,5 +134,6 @@ def _row(
         verdict=verdict.outcome,
         reason=verdict.reason,
         judge=verdict.judge,
+        flaw=verdict.flaw,
         earlier=answer.earlier,
     )

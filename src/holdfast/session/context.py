@@ -1,7 +1,9 @@
 """The model of a run, loaded once and only when a stage asks for it."""
 
 import os
+from collections.abc import Mapping
 from dataclasses import asdict, replace
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -46,6 +48,8 @@ class Session:
         settings: How it is loaded.
         progress: Where a stage says what it does.
         given: Prompts in memory, by role; None where they come from files.
+        directory: Absolute path of the model; None for an organism, a model of the
+            Hub or one in memory.
     """
 
     def __init__(
@@ -54,8 +58,9 @@ class Session:
         settings: ModelSettings | None = None,
         progress: Progress | None = None,
         given: Given | None = None,
+        directory: str | None = None,
     ) -> None:
-        """Remember the model; nothing is loaded yet.
+        """Remember the model and where it lies; nothing is loaded yet.
 
         Args:
             model: `organism:NAME`, a directory, a Hub id, or a model that
@@ -63,6 +68,7 @@ class Session:
             settings: How to load it.
             progress: Where a stage says what it does; silent by default.
             given: Prompts in memory, by role.
+            directory: Where a model lies that was named from another place.
         """
         self.settings = settings or ModelSettings()
         self.progress = progress or Silent()
@@ -78,6 +84,7 @@ class Session:
             )
         self._is_given = self._speaker is not None
         self.name = model if isinstance(model, str) else model.identity.model_id
+        self.directory = directory or (None if self._is_given else _lies(self.name))
 
     @classmethod
     def of(
@@ -86,7 +93,8 @@ class Session:
         """Return a session with the model that a study was made with.
 
         Raises:
-            InputError: If the study has no rollouts yet.
+            InputError: If the study has no rollouts yet, or its model lies no longer
+                where it lay.
             SettingsError: If the study's model was in memory, so that no name leads
                 back to it.
         """
@@ -103,8 +111,17 @@ class Session:
                 "a study of a model in memory",
                 "Run this stage from Python, with the model at hand.",
             )
+        loading = dict(study.manifest.get("loading", {}))
+        directory = loading.pop("directory", None)
+        if directory is not None and not Path(directory).is_dir():
+            raise InputError(
+                f"the model of {study.directory} in {directory}, where it lay",
+                "no such directory",
+                "Put it back; or name its new place in the command that made the "
+                "study, which goes on with it.",
+            )
         session = cls(
-            known["id"], settings.over(study.manifest.get("loading", {})), progress
+            known["id"], settings.over(loading), progress, directory=directory
         )
         session.remember(study)
         return session
@@ -135,7 +152,7 @@ class Session:
         if self._speaker is None:
             self.progress.say(f"Loading {self.name} and proving that it fits.")
             self._speaker = load_speaker(
-                _locate(self.name),
+                self.directory or _locate(self.name),
                 revision=self.settings.revision,
                 device=self.settings.device,
                 dtype=self.settings.dtype,
@@ -178,7 +195,9 @@ class Session:
             known = fingerprints(self._speaker.identity, self._speaker.tokenizer)
         else:
             known = fingerprint_source(
-                _locate(self.name), self.settings.revision, self.settings.rendering()
+                self.directory or _locate(self.name),
+                self.settings.revision,
+                self.settings.rendering(),
             )
         return known | {"dtype": self.settings.dtype}
 
@@ -213,23 +232,47 @@ class Session:
     def claim(self, study: Study) -> None:
         """Write the model into a study that has none, or check that it is the same.
 
+        A model that was moved, or is named from another place, keeps its name.
+
         Raises:
             InputError: If the study belongs to another model.
         """
         self.remember(study)
+        self.check_owner(study)
         record = self.model_record()
         known = study.manifest.get("model")
-        if known is not None and known["id"] != record["id"]:
-            raise InputError(
-                f"a study of {record['id']} at {study.directory}",
-                f"one of {known['id']}",
-                "Name another study with -o.",
-            )
+        if known is not None:
+            self.name = record["id"] = known["id"]
         if known is not None and known != record:
             self.progress.say("The model has changed since: everything is done anew.")
         study.manifest["model"] = record
-        study.manifest["loading"] = self.settings.kept()
+        study.manifest["loading"] = self.settings.kept() | {"directory": self.directory}
         study.save()
+
+    def check_owner(self, study: Study) -> None:
+        """Refuse a study of a model of another name or place, unless that was moved.
+
+        Moved is a model that lies no longer where it lay, and has the same weights.
+
+        Raises:
+            InputError: If it is one.
+        """
+        known = study.manifest.get("model")
+        if known is None:
+            return
+        place = study.manifest.get("loading", {}).get("directory")
+        apart = known["id"] != self.name
+        if place is not None and self.directory is not None:
+            apart = place != self.directory
+        gone = place is not None and not Path(place).is_dir()
+        moved = gone and _weights(known) == _weights(self.fingerprints())
+        if apart and not moved:
+            told = f" in {place}" if place else ""
+            raise InputError(
+                f"a study of {self.directory or self.name} at {study.directory}",
+                f"one of {known['id']}{told}",
+                "Name another study with -o.",
+            )
 
     def check_same(self, study: Study) -> None:
         """Refuse to go on with other weights than those that gave the answers.
@@ -276,6 +319,18 @@ def _choose_threads(speaker: Speaker) -> None:
     small = _n_parameters(speaker) < SMALL
     if speaker.device.type == "cpu" and small and not chosen:
         torch.set_num_threads(1)
+
+
+def _lies(name: str) -> str | None:
+    """Return the absolute path of a model that is named by a path."""
+    path = Path(name).expanduser()
+    # As it is written, links and all: where they lead may change with the model.
+    is_path = not name.startswith(ORGANISM) and path.is_dir()
+    return os.path.abspath(path) if is_path else None
+
+
+def _weights(record: Mapping[str, Any]) -> tuple[Any, ...]:
+    return tuple(record.get(key) for key in ("weights_sha256", "template_sha256"))
 
 
 def _locate(name: str) -> str:

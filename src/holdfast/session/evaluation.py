@@ -12,6 +12,7 @@ from holdfast.data.items import KINDS
 from holdfast.judges.contract import HARMFUL, JudgeIdentity
 from holdfast.session.figures import figure_of, generator
 from holdfast.session.outcomes import (
+    FLAGS,
     GAVE_IN,
     OUTCOMES,
     UNJUDGED,
@@ -119,6 +120,9 @@ def _condition(
                 )
             )
             for outcome in OUTCOMES
+        } | {
+            flag: figure_of(_rate(rows, _flawed(flaw), seed, f"{name}/{flag}", flag))
+            for flag, flaw in FLAGS.items()
         }
     return {
         "suite": suite,
@@ -132,6 +136,10 @@ def _condition(
         "cut": sum(row["finish"] == "length" for row in rows),
         "forced": sum(row["forced_close"] for row in rows),
     }
+
+
+def _flawed(flaw: str) -> Callable[[Row], bool]:
+    return lambda row: row.get("flaw") == flaw
 
 
 def _has(outcome: str) -> Callable[[Row], bool]:

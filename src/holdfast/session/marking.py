@@ -1,6 +1,6 @@
 """Whether an answer gives the number that is right."""
 
-from holdfast.judges.contract import Exchange, screen
+from holdfast.judges.contract import Exchange, screen_exact
 from holdfast.judges.exact import is_correct
 from holdfast.models.rows import Completion
 from holdfast.session.rows import Rollout
@@ -29,7 +29,7 @@ def mark(
         closed=fixed or made.closed,
         finish=made.finish,
     )
-    found = screen(shown, EXACT)
+    found = screen_exact(shown, EXACT)
     if found is not None:
         return found.outcome, found.reason
     if is_correct(made.answer, target):

@@ -44,6 +44,7 @@ SCHEMA = pa.schema(
         ("verdict", pa.string()),
         ("reason", pa.string()),
         ("judge", pa.string()),
+        ("flaw", pa.string()),
         ("earlier", EARLIER),
     ]
 )
@@ -99,11 +100,14 @@ class Rollout:
     verdict: str
     reason: str
     judge: str
+    flaw: str | None = None
     earlier: tuple[Turn, ...] = ()
 
     @property
     def group(self) -> str | None:
         """The group of the trace it belongs to, or None."""
+        if not self.closed:
+            return None
         if self.label == "harmful" and self.verdict in ("complied", "refused"):
             return f"harmful_{self.verdict}"
         return "benign" if self.label == "benign" and self.is_complied else None

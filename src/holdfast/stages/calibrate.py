@@ -18,7 +18,7 @@ from holdfast.session.figures import figure_of, generator
 from holdfast.session.progress import Progress, Silent
 from holdfast.study import atomic_write_json, require_place
 
-VERDICTS = (*OUTCOMES, "degenerate", "unparsed")
+VERDICTS = (*OUTCOMES, "degenerate", "ended_inside", "unparsed")
 _SHOWN = 300
 
 

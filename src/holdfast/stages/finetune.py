@@ -11,6 +11,7 @@ from typing import Any
 
 from holdfast.data.rendering import rendering_record
 from holdfast.models.card import finetune_card
+from holdfast.models.files import ADAPTER_CONFIG, FINETUNE_RECORD
 from holdfast.models.parts import Adapter
 from holdfast.models.staging import require_empty, staging, writing
 from holdfast.session.context import Session
@@ -26,7 +27,6 @@ from holdfast.study import (
 from holdfast.training.defenses.contract import Material
 from holdfast.training.trainer import Trained, require_trl, train
 
-RECORD = "holdfast_finetune.json"
 FORMAT = "holdfast-finetune/1"
 LISTED = 5
 
@@ -120,7 +120,7 @@ def _for_training(session: Session, settings: FinetuneSettings) -> Session:
         chosen = replace(chosen, device="cpu")
     if chosen == session.settings:
         return session
-    return Session(session.name, chosen, session.progress)
+    return Session(session.name, chosen, session.progress, directory=session.directory)
 
 
 def _total_steps(settings: FinetuneSettings, n: int) -> int:
@@ -179,7 +179,7 @@ def _tell(session: Session, gathered: Gathered) -> None:
 def _finished(output: Path, mark: str) -> dict[str, Any] | None:
     """Return the record of a run that is done, if it is this one."""
     try:
-        known = json.loads((output / RECORD).read_text(encoding="utf-8"))
+        known = json.loads((output / FINETUNE_RECORD).read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return None
     return dict(known) if known.get("fingerprint") == mark else None
@@ -196,7 +196,6 @@ def _write(
     if not trained.is_main:
         # The weights of a distributed model are gathered by all of its processes.
         return trained.save(output)
-    lora = settings.recipe.method == "lora"
     rows = [
         (name, f"{entry['used']} of {entry['rows']} rows of `{entry['source']}`{said}")
         for name, entry in record["data"].items()
@@ -205,19 +204,19 @@ def _write(
     used = settings.recipe.used(trained.steps)
     if settings.system_prompt is not None:
         used |= {"system_prompt": json.dumps(settings.system_prompt)}
-    card = finetune_card(
-        adapter.identity,
-        adapter=lora,
-        record=RECORD,
-        rows=rows,
-        settings=used,
-        thinks=adapter.thinking is not None,
-        defense=record["settings"].get("defense_options"),
-    )
     with staging(output) as staged:
         with writing(output):
             trained.save(staged)
-        atomic_write_json(staged / RECORD, record)
+        card = finetune_card(
+            adapter.identity,
+            adapter=(staged / ADAPTER_CONFIG).is_file(),
+            record=FINETUNE_RECORD,
+            rows=rows,
+            settings=used,
+            thinks=adapter.thinking is not None,
+            defense=record["settings"].get("defense_options"),
+        )
+        atomic_write_json(staged / FINETUNE_RECORD, record)
         atomic_write_text(staged / "README.md", card)
     return None
 

@@ -69,7 +69,8 @@ def run(
     material = gather_texts(settings)
     steps = series(models) if models else [Step(session.name, None)]
     sessions = [_session(step, session) for step in steps]
-    _check_owner(study, sessions[-1])
+    # A study of another model is refused before anything is loaded.
+    sessions[-1].check_owner(study)
     identities = [each.fingerprints() for each in sessions]
     key = settings.kept() | {"steps": [step.step for step in steps]}
     inputs = {name: record["sha256"] for name, record in material.records.items()}
@@ -113,17 +114,6 @@ def _session(step: Step, given: Session) -> Session:
     if step.name == given.name:
         return given
     return Session(step.name, given.settings, given.progress)
-
-
-def _check_owner(study: Study, session: Session) -> None:
-    """Refuse a study of another model before anything is loaded."""
-    known = study.manifest.get("model")
-    if known is not None and known["id"] != session.name:
-        raise InputError(
-            f"a study of {session.name}, the last model, at {study.directory}",
-            f"one of {known['id']}",
-            "Name another study with -o.",
-        )
 
 
 def _clear(study: Study) -> None:

@@ -12,10 +12,12 @@ from torch import Tensor
 from transformers import TrainerCallback
 
 from holdfast.errors import InputError
+from holdfast.models.checkpoints import name_base
+from holdfast.models.files import ADAPTER_CONFIG, STEP_RECORD
+from holdfast.models.parts import Adapter
 from holdfast.study import atomic_write_bytes, atomic_write_json
 
-MARKER: Final = "holdfast.json"
-"""Written into a checkpoint when all of it is on disk and every weight is finite."""
+MARKER: Final = STEP_RECORD
 
 STATE: Final = "holdfast_defense.safetensors"
 """What a defense carries from step to step."""
@@ -24,14 +26,17 @@ STATE: Final = "holdfast_defense.safetensors"
 class Keeper(TrainerCallback):  # type: ignore[misc]
     """Marks a checkpoint as good, or leaves it unmarked."""
 
-    def __init__(self, fingerprint: str, state: Mapping[str, Tensor]) -> None:
+    def __init__(
+        self, fingerprint: str, state: Mapping[str, Tensor], base: Adapter | None = None
+    ) -> None:
         """Remember what the run is keyed by.
 
         Args:
             fingerprint: Hash of everything that the result depends on.
             state: What the defense carries from step to step, as it is at any time.
+            base: The model that is trained.
         """
-        self._fingerprint, self._state = fingerprint, state
+        self._fingerprint, self._state, self._base = fingerprint, state, base
 
     def on_save(self, args: Any, state: Any, control: Any, **things: Any) -> None:
         """Mark the checkpoint that was just written."""
@@ -42,7 +47,13 @@ class Keeper(TrainerCallback):  # type: ignore[misc]
             if self._state:
                 kept = {name: each.cpu() for name, each in self._state.items()}
                 atomic_write_bytes(folder / STATE, save(kept))
-            mark = {"step": state.global_step, "fingerprint": self._fingerprint}
+            mark: dict[str, Any] = {
+                "step": state.global_step,
+                "fingerprint": self._fingerprint,
+            }
+            if self._base is not None and (folder / ADAPTER_CONFIG).is_file():
+                name_base(folder, self._base.source)
+                mark["base"] = {"weights_sha256": self._base.identity.weights_sha256}
             atomic_write_json(folder / MARKER, mark)
 
 

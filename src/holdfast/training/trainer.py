@@ -11,6 +11,9 @@ from peft import LoraConfig, TaskType
 from transformers import PrinterCallback, TrainerCallback
 
 from holdfast.errors import EnvironmentProblem, SettingsError
+from holdfast.models.checkpoints import name_base
+from holdfast.models.files import ADAPTER_CONFIG
+from holdfast.models.loading import quietly
 from holdfast.models.parts import Adapter
 from holdfast.training.checkpoints import Keeper, last_checkpoint, restore
 from holdfast.training.defenses.aligned import Aligned
@@ -107,7 +110,7 @@ def train(
         trainer.prepare(hooks, scene.parts, watch)
         # It would print to stdout, where results are.
         trainer.remove_callback(PrinterCallback)
-        trainer.add_callback(Keeper(fingerprint, hooks.state))
+        trainer.add_callback(Keeper(fingerprint, hooks.state, adapter))
         trainer.add_callback(_Teller(told))
         with hooks.around:
             trainer.train(resume_from_checkpoint=None if last is None else str(last))
@@ -120,7 +123,7 @@ def train(
         losses,
         int(trainer.state.global_step),
         None if last is None else int(last.name.rpartition("-")[2]),
-        lambda place: _save(trainer, place),
+        lambda place: _save(trainer, place, adapter, recipe),
         bool(trainer.is_world_process_zero()),
     )
 
@@ -192,8 +195,6 @@ def _trainer(
             lora_alpha=recipe.lora_alpha,
             lora_dropout=0.0,
             target_modules="all-linear",
-            base_model_name_or_path=adapter.identity.model_id,
-            revision=adapter.identity.revision,
         )
     adapter.model.train()
     config = _config(trl, adapter, recipe, folder, kept)
@@ -286,8 +287,24 @@ def _collate_on_device(adapter: Adapter) -> Callable[[Sequence[Example]], Batch]
     return collated
 
 
-def _save(trainer: Any, folder: Path) -> None:
+def _save(trainer: Any, folder: Path, base: Adapter, recipe: Recipe) -> None:
+    """Write what was trained: an adapter only over a base that can be found again."""
+    alone = base.source is None or base.source.adapter is not None
+    if recipe.method == "lora" and alone:
+        _save_merged(trainer, folder)
+        return
     trainer.save_model(str(folder))
     # A pickle of the arguments; everything in it is in the record.
     (folder / "training_args.bin").unlink(missing_ok=True)
     (folder / "README.md").unlink(missing_ok=True)
+    if (folder / ADAPTER_CONFIG).is_file():
+        name_base(folder, base.source)
+
+
+def _save_merged(trainer: Any, folder: Path) -> None:
+    # Its base is another adapter merged, or in memory, and lies nowhere by itself.
+    model = trainer.accelerator.unwrap_model(trainer.model)
+    if trainer.is_world_process_zero():
+        with quietly():
+            model.merge_and_unload().save_pretrained(folder)
+        trainer.processing_class.save_pretrained(folder)

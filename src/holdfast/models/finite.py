@@ -1,0 +1,64 @@
+"""Numbers only: weights that are none are refused, and logits that are none stop."""
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from holdfast.errors import ModelError
+
+
+def check_numbers(model: Any, model_id: str) -> None:
+    """Look through all weights once, and refuse those that are no numbers.
+
+    A token whose row of the embedding is damaged, or an expert that is seldom asked,
+    would show itself in some prompts alone.
+
+    Args:
+        model: The model, in the arithmetic that it runs in.
+        model_id: For the message.
+
+    Raises:
+        ModelError: Names the first such weight, and the row.
+    """
+    for name, weight in model.state_dict().items():
+        if not weight.is_floating_point():
+            continue
+        # A sum of numbers is one, and in this arithmetic none is too large.
+        wide = torch.float32 if weight.device.type == "mps" else torch.float64
+        if bool(torch.isfinite(weight.sum(dtype=wide))):
+            continue
+        odd = torch.argwhere(~torch.isfinite(weight.detach()))
+        if len(odd):
+            first = ", ".join(str(place) for place in odd[0].tolist())
+            dtype = str(weight.dtype).removeprefix("torch.")
+            raise ModelError(
+                f"weights of {model_id} that are finite in {dtype}",
+                f"{len(odd)} that are not in `{name}`, the first at [{first}]",
+                "Download or train it again; where the file is whole, its numbers are "
+                "too large for this --dtype.",
+            )
+
+
+def check_finite(values: Tensor, where: str) -> None:
+    """Refuse what a model computed if some of it is not finite.
+
+    Args:
+        values: States, logits or what was read from them.
+        where: Whose they are.
+
+    Raises:
+        ModelError: If one is no number, or infinite.
+    """
+    if not bool(torch.isfinite(values).all()):
+        raise not_finite(where)
+
+
+def not_finite(where: str) -> ModelError:
+    """Return the error for states or logits that are no numbers, or infinite."""
+    return ModelError(
+        "states and logits that are finite",
+        f"nan or inf in {where}",
+        "Nothing is read from them. Use float32 or bfloat16 (--dtype), or smaller "
+        "factors where heads are scaled; else the weights are damaged.",
+    )

@@ -1,0 +1,47 @@
+"""Errors of other libraries, turned into our own where they enter.
+
+What a library raises over a damaged file is whatever its reader stumbled on, so that
+no list of kinds would be complete.
+"""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from holdfast.errors import EnvironmentProblem, HoldfastError
+from holdfast.models.batching import is_out_of_memory
+
+LONGEST = 300
+
+
+@contextmanager
+def library_errors(
+    kind: type[HoldfastError], expected: str, next_step: str
+) -> Iterator[None]:
+    """Turn whatever a library raises into one error that says what to do.
+
+    Args:
+        kind: The error.
+        expected: What the library was asked for.
+        next_step: What the reader can do about it.
+
+    Raises:
+        HoldfastError: One of that kind; an own error passes as it is.
+        EnvironmentProblem: If memory ran out.
+    """
+    try:
+        yield
+    except HoldfastError:
+        raise
+    except Exception as error:
+        if is_out_of_memory(error):
+            raise EnvironmentProblem(
+                f"memory for {expected}",
+                "that memory ran out",
+                "Use a 16-bit --dtype, a smaller model or a larger machine.",
+            ) from error
+        raise kind(expected, in_one_line(error), next_step) from error
+
+
+def in_one_line(error: BaseException) -> str:
+    """Return the kind of an error and what it says, without line breaks."""
+    return f"{type(error).__name__}: {' '.join(str(error).split())[:LONGEST]}"
