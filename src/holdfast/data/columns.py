@@ -358,9 +358,10 @@ def _speaker(turn: Mapping[str, Any]) -> str:
 def _content(turn: Mapping[str, Any]) -> Any:
     """Return what a turn says; parts of text as the text that they make up."""
     value = turn.get("content", turn.get("value"))
-    parts = value if isinstance(value, list) and value else [None]
-    texts = [part.get("text") if isinstance(part, dict) else None for part in parts]
-    return "".join(texts) if all(isinstance(text, str) for text in texts) else value
+    parts = value if isinstance(value, list) else []
+    found = [part.get("text") for part in parts if isinstance(part, dict)]
+    texts = [text for text in found if isinstance(text, str)]
+    return "".join(texts) if texts and len(texts) == len(parts) else value
 
 
 def _swap_notes(
