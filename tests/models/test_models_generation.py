@@ -117,11 +117,11 @@ def test_the_batch_is_halved_when_memory_ends(qwen3, monkeypatch):
     expected = _complete(qwen3, prompts, DRAWN, 4)
     sizes = []
 
-    def narrow(adapter, rules, jobs, edit):
+    def narrow(adapter, rules, jobs, edit, told):
         sizes.append(len(jobs))
         if len(jobs) > 2:
             raise torch.OutOfMemoryError("out of memory")
-        return decode(adapter, rules, jobs, edit)
+        return decode(adapter, rules, jobs, edit, told)
 
     decode = generation._decode
     monkeypatch.setattr(generation, "_decode", narrow)

@@ -37,16 +37,14 @@ def test_the_bound_is_one_of_a_batch_whatever_the_number_of_answers():
     assert many.replace("64000", "64") == few
 
 
-def test_the_rest_takes_as_long_as_the_first_batch_did():
-    pace = Pace(32, 8.0, 248, NOTHING)
-    assert pace.rest == 62.0
-    said = pace_sentence(pace, 60.4)
-    for word in ("Estimate", "62 s", "other 248", "first 32", "60 tokens"):
+def test_the_estimate_says_what_it_rests_on():
+    said = pace_sentence(Pace(32, 8.0, 248, 62.0, NOTHING), 60.4)
+    for word in ("Estimate", "62 s", "other 248", "first 32", "8 s", "60 tokens"):
         assert word in said
 
 
 def test_nothing_is_estimated_where_nothing_is_left():
-    assert pace_sentence(Pace(32, 8.0, 0, NOTHING), 60.0) is None
+    assert pace_sentence(Pace(32, 8.0, 0, 0.0, NOTHING), 60.0) is None
 
 
 def test_the_pace_is_told_once_and_counts_only_what_is_left(tmp_path, monkeypatch):

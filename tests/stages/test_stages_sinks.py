@@ -324,7 +324,9 @@ def test_a_study_of_another_model_is_not_touched(paired, trained, made, capsys):
     before = (paired / "study.json").read_bytes()
     files = {"harmful": made.harmful, "reference": made.reference}
     assert sinks(trained, **files, study=paired) == 2
-    assert "the last model" in capsys.readouterr().err
+    said = " ".join(capsys.readouterr().err.split())
+    assert f"a study of {trained}" in said
+    assert "Name another study" in said
     assert (paired / "study.json").read_bytes() == before
 
 

@@ -2,7 +2,7 @@
 
 import json
 import sys
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
@@ -17,6 +17,9 @@ from rich.progress import (
     TimeRemainingColumn,
 )
 from rich.table import Table
+
+from holdfast.cli.logged import logged
+from holdfast.session.progress import Advance
 
 
 class Shown:
@@ -35,19 +38,31 @@ class Shown:
         self.console.print(f"[bold yellow]warning:[/] {escape(message)}")
 
     @contextmanager
-    def track(self, label: str, total: int) -> Iterator[Callable[[int], None]]:
-        """Show a bar with the time left."""
+    def track(self, label: str, total: int) -> Iterator[Advance]:
+        """Show a bar with the time left; a line a minute where there is no terminal."""
+        if not self.console.is_terminal:
+            with logged(self.say, label, total) as advance:
+                yield advance
+            return
         columns = (
             TextColumn("{task.description}"),
             BarColumn(),
             MofNCompleteColumn(),
+            TextColumn("{task.fields[written]}"),
             TimeElapsedColumn(),
             TextColumn("left:"),
             TimeRemainingColumn(),
         )
         with Progress(*columns, console=self.console) as bars:
-            task = bars.add_task(label, total=total)
-            yield lambda steps: bars.advance(task, steps)
+            task, written = bars.add_task(label, total=total, written=""), 0
+
+            def advance(steps: int, tokens: int = 0) -> None:
+                nonlocal written
+                written += tokens
+                said = f"{written} tokens" if written else ""
+                bars.update(task, advance=steps, written=said)
+
+            yield advance
 
 
 def print_json(value: Any) -> None:

@@ -40,6 +40,22 @@ class Job(NamedTuple):
         return (*self.prompt, *self.draft[:-1])
 
 
+class Tick(NamedTuple):
+    """What one forward pass of a batch did.
+
+    Attributes:
+        finished: Rows that it ended.
+        written: Tokens that it wrote, over all rows.
+        read: Tokens that it read, padding included.
+        is_prompt: Whether it read the prompts.
+    """
+
+    finished: int
+    written: int
+    read: int
+    is_prompt: bool
+
+
 class Drawn(NamedTuple):
     """What one step drew, and from what.
 

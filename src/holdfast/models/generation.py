@@ -8,13 +8,13 @@ Where it is known what a row will probably say, that draft is read in one pass a
 kept as far as the row would have drawn it itself: the same rows, in fewer passes.
 """
 
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 
 import torch
 
 from holdfast.errors import InputError, SettingsError
 from holdfast.models.batching import halving_batches, longest_first
-from holdfast.models.decoding import Decoder, Job
+from holdfast.models.decoding import Decoder, Job, Tick
 from holdfast.models.drafts import fits_drafts
 from holdfast.models.edits import HeadEdit, editing
 from holdfast.models.parts import Adapter
@@ -34,6 +34,7 @@ def generate(
     edit: HeadEdit | None = None,
     thinking_done: bool = False,
     drafts: Sequence[Sequence[int]] | None = None,
+    told: Callable[[Tick], None] | None = None,
 ) -> Iterator[list[Completion]]:
     """Complete prompts, batch by batch, the longest prompts first.
 
@@ -52,6 +53,7 @@ def generate(
         drafts: Tokens that probably follow each prompt, such as those that followed
             it without the edit. They make rows faster and change none; where
             they could not be kept from it they are not used (see `fits_drafts`).
+        told: Called after every pass; where memory runs out, passes are told again.
 
     Returns:
         An iterator over batches of completions; `index` gives the order of the
@@ -72,7 +74,7 @@ def generate(
     )
     ordered = [jobs[i] for i in longest_first([job.read for job in jobs])]
     batches = halving_batches(
-        lambda batch: _decode(adapter, rules, batch, edit), ordered, batch_size
+        lambda batch: _decode(adapter, rules, batch, edit, told), ordered, batch_size
     )
     return (completions for completions, _ in batches)
 
@@ -203,15 +205,25 @@ def _job(
 
 @torch.inference_mode()
 def _decode(
-    adapter: Adapter, rules: Rules, jobs: Sequence[Job], edit: HeadEdit | None
+    adapter: Adapter,
+    rules: Rules,
+    jobs: Sequence[Job],
+    edit: HeadEdit | None,
+    told: Callable[[Tick], None] | None,
 ) -> list[Completion]:
     finished: list[Row] = []
+    told = told or (lambda _: None)
     with editing(adapter, edit, [job.place for job in jobs]) as live:
         decoder = Decoder(adapter, rules, jobs, live)
         if any(job.draft for job in jobs):
             finished += decoder.check_drafts()
+            read = sum(len(job.read) for job in jobs)
+            told(Tick(len(finished), 0, read, is_prompt=True))
         while decoder.rows:
-            decoder.advance()
+            read, first = decoder.token_ids.numel(), not decoder.step
+            going = sum(decoder.advance().going)
+            left = sum(row.finish is None for row in decoder.rows)
+            told(Tick(going - left, going, read, is_prompt=first and read > going))
             finished += decoder.drop_finished()
     completions = {row.index: row.complete() for row in finished}
     return [completions[job.place] for job in jobs]

@@ -8,6 +8,7 @@ import pyarrow as pa
 import torch
 
 from holdfast.judges.rules import judge
+from holdfast.models.decoding import Tick
 from holdfast.models.edits import HeadEdit, Renormalise, head_factors, scope_ranges
 from holdfast.models.generation import generate
 from holdfast.models.parts import Adapter
@@ -61,6 +62,7 @@ def answer(
     batch_size: int,
     *,
     drawn_here: bool = True,
+    told: Callable[[Tick], None] | None = None,
 ) -> pa.Table:
     """Answer each prompt under its condition, and judge it.
 
@@ -77,6 +79,7 @@ def answer(
         drawn_here: Whether the rollouts were drawn with this sampling. Then they are
             themselves the answers without an edit and with the thinking drawn anew,
             and are not drawn a second time.
+        told: Called after every pass.
     """
     groups: dict[str, list[Item]] = {}
     records = []
@@ -94,6 +97,7 @@ def answer(
             batch_size,
             edit=edit,
             thinking_done=is_fixed(group[0].condition),
+            told=told,
         )
         records += [record(item, made) for item, made in zip(group, done, strict=True)]
     return pa.Table.from_pylist(records, schema=SCHEMA)
@@ -122,6 +126,7 @@ def answers(
     *,
     edit: HeadEdit | None = None,
     thinking_done: bool = False,
+    told: Callable[[Tick], None] | None = None,
 ) -> list[Completion]:
     """Draw the answers of rollouts again, with their own seeds, in their order.
 
@@ -148,6 +153,7 @@ def answers(
         edit=edit,
         thinking_done=thinking_done,
         drafts=drafts,
+        told=told,
     )
     found = {each.index: each for part in parts for each in part}
     return [found[place] for place in range(len(rows))]

@@ -6,6 +6,7 @@ from typing import NamedTuple, TypeVar
 
 import pyarrow as pa
 
+from holdfast.session.meter import Meter
 from holdfast.session.progress import Progress
 from holdfast.study import (
     DamagedTableError,
@@ -27,18 +28,15 @@ class Pace(NamedTuple):
         items: Items in it.
         seconds: What it took.
         left: Items that are still to do.
+        rest: Seconds that these take, by what each batch costs beside the first.
         table: What came of it.
     """
 
     items: int
     seconds: float
     left: int
+    rest: float
     table: pa.Table
-
-    @property
-    def rest(self) -> float:
-        """Seconds that the items left take at this pace."""
-        return self.seconds / self.items * self.left
 
 
 def in_batches(
@@ -53,6 +51,8 @@ def in_batches(
     progress: Progress,
     label: str,
     paced: Callable[[Pace], None] | None = None,
+    meter: Meter | None = None,
+    cost: Callable[[list[T], list[T]], float] | None = None,
 ) -> pa.Table:
     """Run `work` on batches, keep each result on disk, and return all of them.
 
@@ -72,6 +72,11 @@ def in_batches(
         progress: Told of every finished item.
         label: What the bar says.
         paced: Told once, after the first batch that this run works on.
+        meter: Told by `work` of every pass; the bar then moves within a batch. What is
+            done first is then a batch from the middle, which says more of the others
+            than the longest, and the longest second, which shows what does not fit.
+        cost: Of a batch, beside the first one that this run works on (the second
+            argument), asked when that is done; by default its items.
 
     Returns:
         The parts as one table, in the order of `items`; rows of one item stay in
@@ -80,23 +85,44 @@ def in_batches(
     tables = _whole_parts(study, stage, progress)
     done = {each for table in tables for each in table.column(ROW_ID).to_pylist()}
     ordered = sorted(items, key=lambda item: (-length(item), name(item)))
-    missing = sum(name(item) not in done for item in items)
+    whole = [
+        ordered[start : start + batch_size]
+        for start in range(0, len(ordered), batch_size)
+    ]
+    batches = [[item for item in each if name(item) not in done] for each in whole]
+    batches = [each for each in batches if each]
+    if meter is not None and batches:
+        batches.insert(0, batches.pop(len(batches) // 2))
+    meter = meter or Meter()
     with progress.track(label, len(items)) as advance:
-        for start in range(0, len(ordered), batch_size):
-            batch = ordered[start : start + batch_size]
-            left = [item for item in batch if name(item) not in done]
-            if left:
-                key = fingerprint([name(item) for item in left])[:24]
-                begun = time.perf_counter()
-                table = work(left)
-                took = time.perf_counter() - begun
-                atomic_write_table(study.part(stage, key, ".parquet"), table)
-                tables.append(table)
-                if paced is not None:
-                    paced(Pace(len(left), took, missing - len(left), table))
-                    paced = None
-            advance(len(batch))
+        advance(len(items) - sum(map(len, batches)))
+        for number, batch in enumerate(batches):
+            key = fingerprint([name(item) for item in batch])[:24]
+            meter.open(len(batch), advance)
+            begun = time.perf_counter()
+            table = work(batch)
+            took = time.perf_counter() - begun
+            atomic_write_table(study.part(stage, key, ".parquet"), table)
+            tables.append(table)
+            meter.close()
+            if paced is not None and not number:
+                paced(_pace(batches, took, table, cost))
     return _in_order(tables, [name(item) for item in items])
+
+
+def _pace(
+    batches: Sequence[list[T]],
+    seconds: float,
+    table: pa.Table,
+    cost: Callable[[list[T], list[T]], float] | None,
+) -> Pace:
+    """Estimate what the batches left take, now that the first is done."""
+    first, *left = batches
+    weigh = cost or (lambda batch, _: float(len(batch)))
+    whole = sum(weigh(batch, first) for batch in left)
+    share = weigh(first, first)
+    rest = seconds / share * whole if share else 0.0
+    return Pace(len(first), seconds, sum(map(len, left)), rest, table)
 
 
 def _whole_parts(study: Study, stage: str, progress: Progress) -> list[pa.Table]:

@@ -250,7 +250,9 @@ class Session:
         study.save()
 
     def check_owner(self, study: Study) -> None:
-        """Refuse a study of a model of another name or place, and of other weights.
+        """Refuse a study of a model of another name or place, unless that was moved.
+
+        Moved is a model that lies no longer where it lay, and has the same weights.
 
         Raises:
             InputError: If it is one.
@@ -262,7 +264,9 @@ class Session:
         apart = known["id"] != self.name
         if place is not None and self.directory is not None:
             apart = place != self.directory
-        if apart and _weights(known) != _weights(self.fingerprints()):
+        gone = place is not None and not Path(place).is_dir()
+        moved = gone and _weights(known) == _weights(self.fingerprints())
+        if apart and not moved:
             told = f" in {place}" if place else ""
             raise InputError(
                 f"a study of {self.directory or self.name} at {study.directory}",

@@ -6,6 +6,7 @@ from typing import Any, NamedTuple
 import pyarrow as pa
 
 from holdfast.errors import InputError
+from holdfast.models.decoding import Tick
 from holdfast.models.edits import HeadEdit
 from holdfast.models.generation import generate
 from holdfast.models.masked import MaskedModel
@@ -16,7 +17,8 @@ from holdfast.session.batches import Pace, in_batches
 from holdfast.session.context import Session
 from holdfast.session.conversing import Answered, converse, most_tokens
 from holdfast.session.denoised import answers, require_no_flags, sampler_for
-from holdfast.session.estimate import estimate, pace_sentence
+from holdfast.session.estimate import estimate, pace_sentence, step_work
+from holdfast.session.meter import Meter
 from holdfast.session.progress import Progress
 from holdfast.session.settings import RolloutSettings
 from holdfast.study import Study
@@ -112,10 +114,17 @@ def draw_answers(
     _announce(session, drawing.sampling, to_ask, room)
     fits = [batch_size]
     written: list[int] = []
+    meter = Meter()
+
+    def told(tick: Tick) -> None:
+        # What a turn ends of a conversation may go on.
+        meter.tick(tick._replace(finished=tick.finished if alone else 0))
+
+    alone = not any(each.prompt.earlier for each in to_ask)
 
     def drawn(batch: list[Question]) -> Answered:
         prompts = [(question.token_ids, question.seed) for question in batch]
-        parts = list(_answers(session, drawing, prompts, fits[-1]))
+        parts = list(_answers(session, drawing, prompts, fits[-1], told))
         if len(parts) > 1:
             # Memory ran out on the way, so later batches start at what fitted.
             fits.append(len(parts[0]))
@@ -144,6 +153,8 @@ def draw_answers(
         progress=session.progress,
         label="Drawing answers",
         paced=lambda pace: tell_pace(session, pace, written),
+        meter=meter,
+        cost=lambda batch, first: _cost(session, drawing, meter, batch, first),
     )
     study.manifest["stages"][stage]["batch_size"] = min(fits)
     if table.num_rows:
@@ -160,14 +171,35 @@ def _answers(
     drawing: Drawing,
     prompts: Sequence[tuple[Sequence[int], int]],
     batch_size: int,
+    told: Callable[[Tick], None],
 ) -> Iterator[list[Completion]]:
     speaker, how = session.speaker, drawing.sampling
     if isinstance(speaker, MaskedModel) and isinstance(how, Denoising):
         return answers(speaker, prompts, how, batch_size)
     assert isinstance(how, Sampling)
     return generate(
-        session.adapter, prompts, how, batch_size=batch_size, edit=drawing.edit
+        session.adapter,
+        prompts,
+        how,
+        batch_size=batch_size,
+        edit=drawing.edit,
+        told=told,
     )
+
+
+def _cost(
+    session: Session,
+    drawing: Drawing,
+    meter: Meter,
+    batch: Sequence[Question],
+    first: Sequence[Question],
+) -> float:
+    """Return what a batch costs beside the first, which the meter has measured."""
+    lengths, measured = ([each.n_tokens for each in b] for b in (batch, first))
+    if isinstance(drawing.sampling, Denoising):
+        # Every pass reads all of a row.
+        return float(len(batch) * (max(lengths) + drawing.sampling.gen_length))
+    return meter.cost(lengths, measured, step_work(session.adapter))
 
 
 def _announce(

@@ -7,6 +7,7 @@ import torch
 
 from holdfast.models.parts import Adapter
 from holdfast.session.batches import Pace
+from holdfast.session.meter import Work
 
 BYTES_PER_TRACED_TOKEN = 40
 BYTES_PER_TOKEN = 12
@@ -57,8 +58,8 @@ def pace_sentence(pace: Pace, tokens: float) -> str | None:
         return None
     return (
         f"Estimate: about {duration(pace.rest)} for the other {pace.left} answers, if "
-        f"they take as long as the first {pace.items} ({duration(pace.seconds)}, "
-        f"{tokens:.0f} tokens each on average)."
+        f"they are as long as the first {pace.items}, which took "
+        f"{duration(pace.seconds)} ({tokens:.0f} tokens each on average)."
     )
 
 
@@ -88,6 +89,17 @@ def estimate(
         memory=weights + cache,
         disk=rows * length * (BYTES_PER_TOKEN + BYTES_PER_TRACED_TOKEN),
     )
+
+
+def step_work(adapter: Adapter) -> Work:
+    """Return what a step of decoding costs, in multiplications.
+
+    Every weight is used once for a row, and every token of the context once for each
+    head, for its key and for its value.
+    """
+    weights = sum(p.numel() for p in adapter.model.parameters())
+    attended = 2 * adapter.n_layers * adapter.n_heads * adapter.head_width
+    return Work(float(weights), float(attended))
 
 
 def cache_bytes(adapter: Adapter) -> int:

@@ -1,10 +1,16 @@
 """How a stage tells what it is doing; silent unless somebody listens."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager
 from typing import Protocol, runtime_checkable
 
-Advance = Callable[[int], None]
+
+@runtime_checkable
+class Advance(Protocol):
+    """Moves a bar on."""
+
+    def __call__(self, steps: int, tokens: int = 0) -> None:
+        """Move it on by so many steps; so many tokens were written meanwhile."""
 
 
 @runtime_checkable
@@ -33,4 +39,4 @@ class Silent:
     @contextmanager
     def track(self, label: str, total: int) -> Iterator[Advance]:
         """Show nothing."""
-        yield lambda steps: None
+        yield lambda steps, tokens=0: None

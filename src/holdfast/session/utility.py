@@ -16,6 +16,7 @@ from holdfast.session.asking import Question, fit_context
 from holdfast.session.batches import in_batches
 from holdfast.session.context import Session
 from holdfast.session.figures import study_seed
+from holdfast.session.meter import Meter
 from holdfast.session.prompts import row_seed
 from holdfast.session.rows import Rollout, from_table, to_table
 from holdfast.study import Study
@@ -99,9 +100,17 @@ def draw_utility(
     for note in fitting.notes:
         session.progress.warn(note)
 
+    meter = Meter()
+
     def work(batch: list[Question]) -> pa.Table:
         prompts = [(question.token_ids, question.seed) for question in batch]
-        parts = generate(adapter, prompts, sampling, batch_size=session.batch_size)
+        parts = generate(
+            adapter,
+            prompts,
+            sampling,
+            batch_size=session.batch_size,
+            told=meter.tick,
+        )
         return to_table(
             drawn(batch[each.index], each, system_prompt)
             for part in parts
@@ -118,6 +127,7 @@ def draw_utility(
         work=work,
         progress=session.progress,
         label="Answering questions",
+        meter=meter,
     )
     return [row for row in from_table(table) if row.closed], fitting.notes
 

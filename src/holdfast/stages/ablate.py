@@ -12,7 +12,13 @@ from holdfast.models.edits import check_heads
 from holdfast.models.parts import Adapter
 from holdfast.models.rows import Sampling
 from holdfast.report.text import closed_by_force
-from holdfast.session.ablating import alike, answer, by_condition, sampling_of
+from holdfast.session.ablating import (
+    AS_IT_WAS,
+    alike,
+    answer,
+    by_condition,
+    sampling_of,
+)
 from holdfast.session.ablation_records import conditions_of, sparse_of
 from holdfast.session.batches import ROW_ID, in_batches
 from holdfast.session.choosing import Prompts, choose_prompts, select
@@ -22,6 +28,7 @@ from holdfast.session.drawing import announce, tell_pace
 from holdfast.session.figures import study_seed
 from holdfast.session.head_records import ranking_of
 from holdfast.session.head_settings import AblateSettings
+from holdfast.session.meter import Meter
 from holdfast.session.probes import names, read_own_probe
 from holdfast.session.repair import (
     comes_back,
@@ -157,7 +164,7 @@ def _draw(
     _tell(session, work, rows, sampling, len(items))
     groups = [_group(each, settings) for each in work.conditions]
     # What is not edited is mostly taken over and costs nothing: last, as the time that
-    # all takes is judged by the first batch.
+    # all takes is judged by a batch before.
     groups.sort(key=lambda group: group[1] < 0)
     place = {group: i for i, group in enumerate(dict.fromkeys(groups))}
     longest = max(len(row.token_ids) for row in rows) + 1
@@ -167,6 +174,15 @@ def _draw(
         # are the same prompts under one condition after the other.
         first = len(place) - place[_group(item.condition, settings)]
         return first * longest + len(item.row.token_ids)
+
+    drawn_here, meter = "sampling" in study.record("rollout")["settings"], Meter()
+
+    def cost(batch: list[Item], _: list[Item]) -> float:
+        # What is taken over costs nothing.
+        taken = [drawn_here and each.condition.key == AS_IT_WAS for each in batch]
+        sizes = [len(each.row.token_ids) for each in batch]
+        drawn = zip(sizes, taken, strict=True)
+        return float(sum(size for size, is_taken in drawn if not is_taken))
 
     return in_batches(
         study,
@@ -181,11 +197,14 @@ def _draw(
             sampling,
             settings,
             batch_size,
-            drawn_here="sampling" in study.record("rollout")["settings"],
+            drawn_here=drawn_here,
+            told=meter.tick,
         ),
         progress=session.progress,
         label="Switching heads off",
         paced=lambda pace: tell_pace(session, pace, _written(pace.table, items)),
+        meter=meter,
+        cost=cost,
     )
 
 
