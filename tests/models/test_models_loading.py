@@ -200,13 +200,13 @@ def test_the_fingerprint_sees_one_row_in_the_middle_of_a_large_tensor(tmp_path):
     for name in ("before", "after"):
         tiny_tokenizer(PLAIN_TEMPLATE).save_pretrained(tmp_path / name)
     model.save_pretrained(tmp_path / "before")
-    before = fingerprint_source(tmp_path / "before").weights_sha256
+    before = fingerprint_source(tmp_path / "before")["weights_sha256"]
     in_memory = fingerprint_model(model, {})
     row = embedding[20_000].detach().clone()
     with torch.no_grad():
         embedding[20_000] += 0.5
     model.save_pretrained(tmp_path / "after")
-    assert fingerprint_source(tmp_path / "after").weights_sha256 != before
+    assert fingerprint_source(tmp_path / "after")["weights_sha256"] != before
     assert fingerprint_model(model, {}) != in_memory
     with torch.no_grad():
         embedding[20_000] = row
