@@ -9,7 +9,7 @@ from typing import Any, Literal, NamedTuple
 from holdfast.data.columns import choose_column
 from holdfast.data.conversation import ThinkingFormat, split_completion
 from holdfast.data.harm_labels import label_columns
-from holdfast.data.prompts import Prompt, normalise, placed_prompts
+from holdfast.data.prompts import Prompt, is_bare, placed_prompts
 from holdfast.data.readers import Row, Table
 from holdfast.data.served import Served, served
 from holdfast.data.sources import Content, load
@@ -270,8 +270,8 @@ def _named(prompt: Prompt) -> Prompt:
     behind = prompt.request
     if prompt.wrapper is not None or not behind:
         return prompt
-    is_plain = normalise(behind) == normalise(prompt.said)
-    return prompt if is_plain else replace(prompt, wrapper=UNNAMED_WRAPPER)
+    bare = is_bare(prompt.said, behind)
+    return prompt if bare else replace(prompt, wrapper=UNNAMED_WRAPPER)
 
 
 def _earlier(
