@@ -6,8 +6,9 @@ the content; the answer lies in a column, in a message, in a list of choices, or
 body of a batch line, whose failure may stand in any of four places.
 """
 
+import re
 from collections.abc import Mapping
-from typing import Any, Final, NamedTuple
+from typing import Any, Final, Literal, NamedTuple
 
 from holdfast.data.readers import Row
 from holdfast.errors import PromptFileError
@@ -15,8 +16,11 @@ from holdfast.errors import PromptFileError
 COMPLETIONS: Final = ("completion", "response", "answer", "output", "content", "text")
 REASONING: Final = ("reasoning_content", "reasoning", "thinking")
 _FINISH: Final = ("finish_reason", "finish", "done_reason", "stop_reason")
-_CUT: Final = {"length", "max_tokens", "model_length"}
-_WITHHELD: Final = {"content_filter", "safety", "abort", "error"}
+_CUT: Final = re.compile(r"length|max|limit|exceed|incomplete", re.IGNORECASE)
+_WITHHELD: Final = re.compile(
+    r"filter|safety|recitation|prohibited|blocklist|spii|malformed|error|abort|cancel",
+    re.IGNORECASE,
+)
 _OK: Final = 200
 _SHOWN: Final = 60
 
@@ -41,37 +45,51 @@ class Served(NamedTuple):
     failure: str | None = None
 
 
-def served(row: Row, name: str) -> Served:
-    """Read what was sent for one prompt.
+def ending(finish: str) -> Literal["stop", "length", "withheld"]:
+    """Return how an answer ended, whatever word an engine has for it.
+
+    Args:
+        finish: Its reason, such as "stop", "MAX_TOKENS" or "content_filter".
+    """
+    if _WITHHELD.search(finish):
+        return "withheld"
+    return "length" if _CUT.search(finish) else "stop"
+
+
+def served(row: Row, name: str) -> tuple[Served, ...]:
+    """Read what was sent for one prompt: one answer for each choice.
 
     Args:
         row: A row of a file: flat columns, a message, choices, or a batch line.
         name: File name, for messages.
 
     Returns:
-        Answer and thinking, or why the line failed.
+        Answers and their thinking, or why the line failed.
 
     Raises:
         PromptFileError: If the row has nothing that could be an answer.
     """
     cells = row.cells
     if cells.get("error"):
-        return Served(failure=_brief(cells["error"]))
+        return (Served(failure=_brief(cells["error"])),)
     body: Any = cells
     sent = cells.get("response")
     if isinstance(sent, dict) or ("custom_id" in cells and "response" in cells):
         failure = _failed_response(sent)
         if failure is not None or not isinstance(sent, dict):
-            return Served(failure=failure)
+            return (Served(failure=failure),)
         body = sent.get("body", sent)
     if isinstance(body.get("completion"), dict):
         body = body["completion"]
     if "choices" in body:
         choices = body["choices"]
         if not isinstance(choices, list) or not choices:
-            return Served(failure="no choice in the answer")
-        body = choices[0] if isinstance(choices[0], dict) else {}
-    return _answer(body, row, name)
+            return (Served(failure="no choice in the answer"),)
+        return tuple(
+            _answer(choice if isinstance(choice, dict) else {}, row, name)
+            for choice in choices
+        )
+    return (_answer(body, row, name),)
 
 
 def _failed_response(sent: Any) -> str | None:
@@ -97,6 +115,9 @@ def _answer(body: Cells, row: Row, name: str) -> Served:
     reasoning = None if field is None else str(said[field])
     if isinstance(content, list):
         content, reasoning, field = _parts(content, reasoning, field)
+    if not content and _is_text(said.get("refusal")):
+        # Where a server keeps a refusal apart, that is what the model answered.
+        content = said["refusal"]
     if not named or not (content is None or isinstance(content, str)):
         raise PromptFileError(
             f"a text `completion` in every row of `{name}`",
@@ -104,15 +125,25 @@ def _answer(body: Cells, row: Row, name: str) -> Served:
             f"{', '.join(map(str, row.cells))})",
             'Write one object a line: {"prompt": "...", "completion": "..."}.',
         )
-    ended = next((value for key in _FINISH if (value := body.get(key))), None)
-    finish = None if ended is None else str(ended).casefold()
-    if finish in _WITHHELD:
-        return Served(failure=f"withheld by the server ({finish})")
+    ended = _finish(body)
+    finish = None if ended is None else ending(ended)
+    if finish == "withheld":
+        return Served(failure=f"withheld by the server ({ended})")
     if content is None and not reasoning:
         return Served(failure="no text")
-    if finish is not None:
-        finish = "length" if finish in _CUT else "stop"
     return Served(content, reasoning, field, finish)
+
+
+def _finish(body: Cells) -> str | None:
+    """Return how an answer ended, in the words of the server."""
+    meta = body.get("meta_info")
+    for cells in (body, meta if isinstance(meta, dict) else {}):
+        for key in _FINISH:
+            value = cells.get(key)
+            value = value.get("type") if isinstance(value, dict) else value
+            if value:
+                return str(value).casefold()
+    return None
 
 
 def _parts(
