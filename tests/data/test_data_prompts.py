@@ -269,6 +269,41 @@ def test_attacks_under_other_names_are_attacks_too(tmp_path):
     assert (texts(alone), alone.prompts[0].request) == (["Pick a lock."], None)
 
 
+def test_a_column_that_names_attacks_is_read_for_no_prompt(tmp_path):
+    head = "forbidden_prompt,jailbroken_prompt,jailbreak,category\n"
+    rows = "Wave.,Kindly wave.,AIM,x\nSing.,Kindly sing.,AIM,x\n"
+    file = read(write(tmp_path, "a.csv", head + rows), attacked=True)
+    assert (file.column, texts(file)) == (
+        "jailbroken_prompt",
+        ["Kindly wave.", "Kindly sing."],
+    )
+    assert [prompt.request for prompt in file.prompts] == ["Wave.", "Sing."]
+    names = "goal,attack\nWave.,GCG\nSing.,GCG\nSing.,PAIR\n"
+    path = write(tmp_path, "b.csv", names)
+    fails(path, "`GCG` beside 2 requests of `goal`", "--column", attacked=True)
+    # An attack may ask for all of a list, and then holds its requests.
+    many = "goal,attack\nWave.,Do all: Wave. Sing.\nSing.,Do all: Wave. Sing.\n"
+    many += "Hum.,Hum.\n"
+    assert len(read(write(tmp_path, "c.csv", many), attacked=True).prompts) == 2
+
+
+def test_a_question_beside_an_attack_is_the_request_behind_it(tmp_path):
+    head = "q_id,question,prompt\n"
+    rows = "1,Wave.,As a pirate wave.\n1,Wave.,As a poet wave.\n2,Sing.,Kindly sing.\n"
+    path = write(tmp_path, "a.csv", head + rows)
+    first, second, third = read(path, attacked=True).prompts
+    assert first.request_id == second.request_id == prompt_id("Wave.")
+    assert third.request_id == prompt_id("Sing.")
+
+
+@pytest.mark.parametrize("column", ["conversation", "conversations"])
+def test_saved_chats_are_conversations_without_their_answers(tmp_path, column):
+    said = [("human", "Wave."), ("gpt", "Hi."), ("human", "Again."), ("gpt", "Hi.")]
+    row = {"id": "1", column: [{"from": who, "value": text} for who, text in said]}
+    [prompt] = read(write(tmp_path, "a.json", json.dumps([row]))).prompts
+    assert (prompt.earlier, prompt.text) == (("Wave.",), "Again.")
+
+
 def test_one_prompt_under_two_requests_is_one_cluster(tmp_path):
     head = "prompt,request_id,wrapper\n"
     rows = "Wave.,r1,\nwave.,r2,\nKindly wave.,r2,polite\nSing.,r3,\n"

@@ -10,6 +10,7 @@ from thinking_templates import (
     CLOSED,
     DATED,
     HYBRID,
+    NEXT_ENDS,
     PHI,
     PLAIN,
     STRIPS,
@@ -183,7 +184,14 @@ def test_the_end_of_a_turn_is_what_the_template_writes_behind_a_reply(speller):
     # Between channels the same mark ends a thought, which must not stop a row.
     channels = speller(CHANNELS.replace("<|return|>", "<|end|>"))
     assert turn_end(channels, thinking_format(channels)) is None
-    assert turn_end(speller(PLAIN.replace("<|end|>", "\n\n")), None) is None
+    plain = "{% for m in messages %}{{ m.role }}: {{ m.content }}\n\n{% endfor %}"
+    assert turn_end(speller(plain), None) is None
+
+
+@pytest.mark.parametrize("template", [NEXT_ENDS, PLAIN.replace("<|end|>", "\n\n")])
+def test_where_nothing_is_behind_a_reply_the_next_turn_ends_it(speller, template):
+    made = speller(template)
+    assert turn_end(made, None) == made.convert_tokens_to_ids("<|user|>")
 
 
 def test_answers_that_begin_with_strange_tags_are_counted():

@@ -84,6 +84,18 @@ TOLD = (
     "<|system|>Reply in two parts: <think> {your notes} </think> {your answer}<|end|>"
     + PLAIN
 )
+# The tags are named first, and shown with something between them only after that.
+NAMED_FIRST = TOLD.replace("parts: ", "parts, with <think> </think> tags, that is, ")
+# A turn is ended by nothing but the mark of the next one, and a line before the tag
+# is the model's own.
+NEXT_ENDS = (
+    "{% for m in messages %}<|{{ m.role }}|>{% if m.role == 'assistant' %}"
+    "{% if m.reasoning_content %}{{ '\\n<think>' + m.reasoning_content }}</think>"
+    "{% endif %}{% endif %}{{ '\\n' + m.content }}{% endfor %}"
+    "{% if add_generation_prompt %}<|assistant|>"
+    "{% if enable_thinking is defined and not enable_thinking %}"
+    "{{ '\\n<think></think>' }}{% endif %}{% endif %}"
+)
 CHANNELS = (
     "{% for m in messages %}<|start|>{{ m.role }}{% if m.role == 'assistant' %}"
     "{% if m.reasoning_content %}<|channel|>analysis<|message|>"
@@ -147,6 +159,8 @@ CASES = {
     "a comment": Case(COMMENT, None),
     "a sentence that forbids": Case(SENTENCE, None),
     "a prompt that tells": Case(TOLD, _think(LINES)),
+    "a prompt that names, then tells": Case(NAMED_FIRST, _think(LINES)),
+    "a line before the tag": Case(NEXT_ENDS, _think("</think>\n", before="\n<think>")),
     "channels": Case(
         CHANNELS,
         ThinkingFormat(

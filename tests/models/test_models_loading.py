@@ -25,6 +25,7 @@ from holdfast.models.adapter import adapt, load
 from holdfast.models.capture import final_states
 from holdfast.models.files import weight_files
 from holdfast.models.generation import Sampling, generate
+from holdfast.models.identity import fingerprint_model
 from holdfast.models.speaking import fingerprint_source
 from holdfast.models.target_loss import target_losses
 
@@ -190,6 +191,26 @@ def test_the_fingerprint_follows_the_weights(copy, saved):
         model.model.layers[2].self_attn.o_proj.weight[3, 5] += 0.5
     model.save_pretrained(copy)
     assert load(copy).identity.weights_sha256 != before
+
+
+def test_the_fingerprint_sees_one_row_in_the_middle_of_a_large_tensor(tmp_path):
+    model = tiny_model(vocab_size=40_000)
+    embedding = model.model.embed_tokens.weight
+    assert embedding.nbytes > 3 << 20
+    for name in ("before", "after"):
+        tiny_tokenizer(PLAIN_TEMPLATE).save_pretrained(tmp_path / name)
+    model.save_pretrained(tmp_path / "before")
+    before = fingerprint_source(tmp_path / "before")["weights_sha256"]
+    in_memory = fingerprint_model(model, {})
+    row = embedding[20_000].detach().clone()
+    with torch.no_grad():
+        embedding[20_000] += 0.5
+    model.save_pretrained(tmp_path / "after")
+    assert fingerprint_source(tmp_path / "after")["weights_sha256"] != before
+    assert fingerprint_model(model, {}) != in_memory
+    with torch.no_grad():
+        embedding[20_000] = row
+    assert fingerprint_model(model, {}) == in_memory
 
 
 def test_memory_that_ends_while_loading_is_the_machines_fault(saved, monkeypatch):

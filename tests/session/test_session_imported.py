@@ -110,6 +110,79 @@ def test_thinking_that_the_model_or_the_field_cannot_have_is_refused(tmp_path):
         understood(tmp_path, [row | {"reasoning": "<think>\nT\n</think>\n"}])
 
 
+def test_every_choice_of_a_line_is_a_sample(tmp_path):
+    choices = [
+        {"message": {"content": text, "reasoning": "T"}, "finish_reason": finish}
+        for text, finish in (("A", "stop"), ("B", "length"), ("C", "content_filter"))
+    ]
+    file = read(tmp_path, [{"prompt": "a", "choices": choices}])
+    assert [(row.sample, row.served.content) for row in file.rows] == [
+        (0, "A"),
+        (1, "B"),
+    ]
+    made, _ = understand(file, FMT, "ask")
+    assert [each.finish for each in made] == ["stop", "length"]
+    assert "1 of 3 answers failed" in " ".join(file.notes)
+
+
+@pytest.mark.parametrize("content", [None, ""])
+def test_a_refusal_that_is_sent_apart_is_the_answer(tmp_path, content):
+    message = {"content": content, "refusal": "I can't help with that."}
+    rows = [{"prompt": "a", "choices": [{"message": message}]}]
+    made, _ = understood(tmp_path, rows, fmt=None)
+    assert made == [("", "I can't help with that.", True, "stop")]
+    kept = {"content": "Sure.", "refusal": None}
+    made, _ = understood(tmp_path, [{"prompt": "a", "message": kept}], fmt=None)
+    assert made[0].answer == "Sure."
+
+
+@pytest.mark.parametrize(
+    "ended",
+    [
+        {"meta_info": {"finish_reason": {"type": "length", "length": 8}}},
+        {"finish_reason": {"type": "length"}},
+    ],
+)
+def test_a_finish_that_is_an_object_is_kept(tmp_path, ended):
+    rows = [{"prompt": "a", "text": "Fou", "reasoning_content": "two", **ended}]
+    made, _ = understood(tmp_path, rows)
+    assert made == [("two", "Fou", True, "length")]
+
+
+def test_thinking_that_was_sent_twice_is_no_part_of_the_answer(tmp_path):
+    row = {"prompt": "a", "completion": "<think>\nT\n</think>\n\nA", "reasoning": "T"}
+    with pytest.raises(PromptFileError, match="begins with `<think>`, at line 1"):
+        understood(tmp_path, [row])
+
+
+def test_messages_in_parts_are_texts_and_requests_without_any_are_named(tmp_path):
+    said = [{"type": "text", "text": "Pick "}, {"type": "text", "text": "a lock."}]
+    turns = [
+        {"role": "user", "content": "Hi."},
+        {"role": "assistant", "content": [{"type": "text", "text": "Hello."}]},
+        {"role": "user", "content": said},
+    ]
+    answered = [{"custom_id": "1", "response": {"body": {"choices": [
+        {"message": MESSAGE}]}}}]  # fmt: skip
+    asked = [{"custom_id": "1", "body": {"messages": turns}}]
+    [row] = read(tmp_path, answered, asked).rows
+    assert row.prompt.text == "Pick a lock."
+    assert row.earlier[0].answer == "Hello."
+    with pytest.raises(PromptFileError, match="`messages` or `prompt` in the `body`"):
+        read(tmp_path, answered, [{"custom_id": "1", "body": {"input": "Hi."}}])
+    picture = [{"type": "image_url", "image_url": {"url": "x"}}]
+    asked[0]["body"]["messages"] = [{"role": "user", "content": picture}]
+    with pytest.raises(PromptFileError, match="turns of the user as texts"):
+        read(tmp_path, answered, asked)
+
+
+def test_it_is_said_where_no_column_says_what_is_harmful(tmp_path):
+    row = {"prompt": "a", "completion": "A"}
+    said = "No column is a label of harm: all 1 rows are harmful."
+    assert said in read(tmp_path, [row]).notes
+    assert said not in read(tmp_path, [row | {"label": "benign"}]).notes
+
+
 FAILED = [
     {"response": None, "error": {"code": "x", "message": "batch expired"}},
     {"response": None, "error": None},
@@ -134,7 +207,7 @@ def test_a_line_that_failed_is_no_answer_and_is_counted(tmp_path, line):
     file = read(tmp_path, [good, bad])
     assert [row.prompt.text for row in file.rows] == ["a"]
     [note] = [note for note in file.notes if "failed" in note]
-    assert note.startswith("warning: 1 of 2 lines failed and were left out: line 2 (")
+    assert note.startswith("warning: 1 of 2 answers failed and were left out: line 2 (")
     with pytest.raises(PromptFileError, match="every line failed"):
         read(tmp_path, [bad])
 

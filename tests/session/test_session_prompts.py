@@ -133,3 +133,28 @@ def test_two_files_that_disagree_on_the_harm_of_a_prompt_are_refused(tmp_path):
     )
     with pytest.raises(PromptFileError, match=r"harmful in `a.txt`.*benign in `b.txt`"):
         gather(settings)
+
+
+@pytest.mark.parametrize(
+    "bare",
+    [
+        {"goal": "Wave.", "prompt": "wave."},
+        {"goal": "Wave.", "prompt": "Wave.", "wrapper": "DirectRequest"},
+        {"prompt": "Wave.", "wrapper": "none", "request_id": "r"},
+    ],
+)
+def test_a_bare_request_among_wrapped_ones_is_no_attack(tmp_path, bare):
+    path = tmp_path / "a.jsonl"
+    attack = {**bare, "prompt": "Kindly wave.", "wrapper": "polite"}
+    path.write_text("\n".join(json.dumps(row) for row in (bare, attack)))
+    given = {"harmful": ["Sing."]}
+    asked = gather(RolloutSettings(wrapped=str(path), limit=9), given)
+    said = {role: [row.text for row in rows] for role, rows in asked.prompts.items()}
+    assert said["wrapped"] == ["Kindly wave."]
+    assert sorted(said["harmful"]) == sorted(["Sing.", bare["prompt"]])
+    [source] = [each for each in asked.sources if each["role"] == "wrapped"]
+    assert any("1 prompts are the bare requests" in note for note in source["notes"])
+    made = [row | {"completion": "No."} for row in (bare, attack)]
+    path.write_text("\n".join(map(json.dumps, made)))
+    roles = [row.role for row in read_completions(str(path)).rows]
+    assert roles == ["harmful", "wrapped"]

@@ -17,21 +17,31 @@ KNOWN_COLUMNS: Final = (
     "forbidden_prompt",
     "turns",
     "messages",
+    "conversation",
+    "conversations",
 )
 """Names of a prompt column, case folded, the first that exists being read."""
 
 ATTACK_COLUMNS: Final = (
     "prompt",
     "jailbreak_prompt",
+    "jailbroken_prompt",
     "adversarial_prompt",
+    "test_case",
     "adversarial",
     "jailbreak",
     "attack",
-    "test_case",
 )
 """Names of a column of jailbreak prompts; what they stand around is in another one."""
 
-REQUEST_COLUMNS: Final = ("goal", "behavior", "forbidden_prompt", "vanilla", "request")
+REQUEST_COLUMNS: Final = (
+    "goal",
+    "behavior",
+    "forbidden_prompt",
+    "vanilla",
+    "request",
+    "question",
+)
 """Names of a column that says what a jailbreak prompt is about."""
 
 CONTEXTS: Final[Mapping[str, tuple[str, ...]]] = {
@@ -172,15 +182,17 @@ def choose_column(
                 "Leave out `--column`.",
             )
         return Choice(None, ())
+    request = _match(table.columns, REQUEST_COLUMNS) if attacked else None
     known = (*ATTACK_COLUMNS, *KNOWN_COLUMNS) if attacked else KNOWN_COLUMNS
     chosen = _match(table.columns, known if column is None else (column,))
     if chosen is None:
         raise _no_column(table, column, name)
+    if column is None and request not in (None, chosen) and _folded(chosen) != "prompt":
+        _require_attacks(table, chosen, str(request), name)
     if column is None:
         note = f"column `{chosen}` was chosen out of {_listed(table.columns)}."
     else:
         note = f"column `{chosen}` was read, as asked."
-    request = _match(table.columns, REQUEST_COLUMNS) if attacked else None
     context = context_choice(table.columns, chosen).context
     made = Choice(chosen, (), None if request == chosen else request, context)
     sure = accept or (column is not None and asked)
@@ -200,6 +212,23 @@ def context_choice(columns: tuple[str, ...], column: str) -> Choice:
         if found not in (None, column) and (not beside or _folded(column) in beside):
             return Choice(column, (), context=found)
     return Choice(column, ())
+
+
+def _require_attacks(table: Table, column: str, request: str, name: str) -> None:
+    """Refuse a column that names attacks, as `jailbreak` does in some benchmarks."""
+    about: dict[str, set[str]] = {}
+    for row in table.rows:
+        text, asked = row.cells.get(column), row.cells.get(request)
+        if isinstance(text, str) and text.strip() and isinstance(asked, str):
+            about.setdefault(text, set()).add(asked)
+    for text, requests in about.items():
+        if len(requests) > 1 and not any(asked in text for asked in requests):
+            raise PromptFileError(
+                f"jailbreak prompts in column `{column}` of `{name}`",
+                f"`{text[:_LISTED_LENGTH]}` beside {len(requests)} requests of"
+                f" `{request}`, none of which it holds: a name of an attack",
+                "Name the column of the prompts with `--column`, or call it `prompt`.",
+            )
 
 
 def _no_column(table: Table, column: str | None, name: str) -> PromptFileError:
@@ -327,7 +356,12 @@ def _speaker(turn: Mapping[str, Any]) -> str:
 
 
 def _content(turn: Mapping[str, Any]) -> Any:
-    return turn.get("content", turn.get("value"))
+    """Return what a turn says; parts of text as the text that they make up."""
+    value = turn.get("content", turn.get("value"))
+    parts = value if isinstance(value, list) else []
+    found = [part.get("text") for part in parts if isinstance(part, dict)]
+    texts = [text for text in found if isinstance(text, str)]
+    return "".join(texts) if texts and len(texts) == len(parts) else value
 
 
 def _swap_notes(

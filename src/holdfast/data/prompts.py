@@ -21,6 +21,7 @@ __all__ = [
     "content_hash",
     "conversation_id",
     "distinct_prompts",
+    "is_bare",
     "normalise",
     "placed_prompts",
     "prompt_id",
@@ -48,7 +49,8 @@ class Prompt:
         topic: What the request is about, where the source says so.
         earlier: What the user says in the turns before, each of which the model that
             is asked answers itself.
-        request: The request behind an attack, where the source says so.
+        request: The request behind an attack, where the source says so; the prompt
+            itself where the source says that nothing is around it.
     """
 
     prompt_id: str
@@ -287,18 +289,26 @@ def _prompt(
     key = conversation_id(turns)
     behind = choice.request and _cell(row, choice.request)
     own = _cell(row, "request_id") or (prompt_id(behind) if behind else key)
+    wrapper, said = _wrapper(row), "\n\n".join(turns)
+    if wrapper is None and not behind and _cell(row, "wrapper"):
+        behind = said
     prompt = Prompt(
         prompt_id=key,
         request_id=own,
         text=turns[-1],
         label=label,
         source=name,
-        wrapper=_wrapper(row),
+        wrapper=None if is_bare(said, behind or None) else wrapper,
         topic=_cell(row, "topic", "category"),
         earlier=turns[:-1],
         request=behind or None,
     )
     return Placed(prompt, row)
+
+
+def is_bare(said: str, request: str | None) -> bool:
+    """Tell whether what is said is the request behind it, with nothing around it."""
+    return request is not None and normalise(said) == normalise(request)
 
 
 def _wrapper(row: Row) -> str | None:

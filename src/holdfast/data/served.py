@@ -41,37 +41,40 @@ class Served(NamedTuple):
     failure: str | None = None
 
 
-def served(row: Row, name: str) -> Served:
-    """Read what was sent for one prompt.
+def served(row: Row, name: str) -> tuple[Served, ...]:
+    """Read what was sent for one prompt: one answer for each choice.
 
     Args:
         row: A row of a file: flat columns, a message, choices, or a batch line.
         name: File name, for messages.
 
     Returns:
-        Answer and thinking, or why the line failed.
+        Answers and their thinking, or why the line failed.
 
     Raises:
         PromptFileError: If the row has nothing that could be an answer.
     """
     cells = row.cells
     if cells.get("error"):
-        return Served(failure=_brief(cells["error"]))
+        return (Served(failure=_brief(cells["error"])),)
     body: Any = cells
     sent = cells.get("response")
     if isinstance(sent, dict) or ("custom_id" in cells and "response" in cells):
         failure = _failed_response(sent)
         if failure is not None or not isinstance(sent, dict):
-            return Served(failure=failure)
+            return (Served(failure=failure),)
         body = sent.get("body", sent)
     if isinstance(body.get("completion"), dict):
         body = body["completion"]
     if "choices" in body:
         choices = body["choices"]
         if not isinstance(choices, list) or not choices:
-            return Served(failure="no choice in the answer")
-        body = choices[0] if isinstance(choices[0], dict) else {}
-    return _answer(body, row, name)
+            return (Served(failure="no choice in the answer"),)
+        return tuple(
+            _answer(choice if isinstance(choice, dict) else {}, row, name)
+            for choice in choices
+        )
+    return (_answer(body, row, name),)
 
 
 def _failed_response(sent: Any) -> str | None:
@@ -97,6 +100,9 @@ def _answer(body: Cells, row: Row, name: str) -> Served:
     reasoning = None if field is None else str(said[field])
     if isinstance(content, list):
         content, reasoning, field = _parts(content, reasoning, field)
+    if not content and _is_text(said.get("refusal")):
+        # Where a server keeps a refusal apart, that is what the model answered.
+        content = said["refusal"]
     if not named or not (content is None or isinstance(content, str)):
         raise PromptFileError(
             f"a text `completion` in every row of `{name}`",
@@ -104,8 +110,7 @@ def _answer(body: Cells, row: Row, name: str) -> Served:
             f"{', '.join(map(str, row.cells))})",
             'Write one object a line: {"prompt": "...", "completion": "..."}.',
         )
-    ended = next((value for key in _FINISH if (value := body.get(key))), None)
-    finish = None if ended is None else str(ended).casefold()
+    finish = _ending(body)
     if finish in _WITHHELD:
         return Served(failure=f"withheld by the server ({finish})")
     if content is None and not reasoning:
@@ -113,6 +118,18 @@ def _answer(body: Cells, row: Row, name: str) -> Served:
     if finish is not None:
         finish = "length" if finish in _CUT else "stop"
     return Served(content, reasoning, field, finish)
+
+
+def _ending(body: Cells) -> str | None:
+    """Return how an answer ended, in the words of the server."""
+    meta = body.get("meta_info")
+    for cells in (body, meta if isinstance(meta, dict) else {}):
+        for key in _FINISH:
+            value = cells.get(key)
+            value = value.get("type") if isinstance(value, dict) else value
+            if value:
+                return str(value).casefold()
+    return None
 
 
 def _parts(

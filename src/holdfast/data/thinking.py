@@ -187,6 +187,8 @@ def thinking_format(tokenizer: ChatTokenizer) -> ThinkingFormat | None:
 def turn_end(tokenizer: ChatTokenizer, fmt: ThinkingFormat | None) -> int | None:
     """Return the token that the template writes behind a reply to end the turn.
 
+    Where it writes nothing there, it is the token that begins the user's next turn.
+
     Args:
         tokenizer: Tokenizer with a chat template.
         fmt: Its thinking format; a token of its end template ends no turn.
@@ -196,15 +198,17 @@ def turn_end(tokenizer: ChatTokenizer, fmt: ThinkingFormat | None) -> int | None
     """
     if not tokenizer.chat_template:
         return None
-    rendered = _tried(
-        tokenizer,
-        [_said("user", _USER), _said("assistant", _REPLY)],
-        add_generation_prompt=False,
-    )
-    _, found, after = (rendered or "").rpartition(_REPLY)
-    added = getattr(tokenizer, "added_tokens_decoder", {})
-    if not found or not after.strip():
+    said = [_said("user", _USER), _said("assistant", _REPLY)]
+    # Some templates end a turn by nothing but the mark of the one that follows.
+    for messages in (said, [*said, _said("user", _USER)]):
+        rendered = _tried(tokenizer, messages, add_generation_prompt=False)
+        _, found, after = (rendered or "").rpartition(_REPLY)
+        after = after.partition(_USER)[0]
+        if found and after.strip():
+            break
+    else:
         return None
+    added = getattr(tokenizer, "added_tokens_decoder", {})
 
     def ids(text: str) -> list[int]:
         return list(tokenizer(text, add_special_tokens=False)["input_ids"])
@@ -292,12 +296,12 @@ def _tells(rendered: str, tags: Tags) -> bool:
 
     That is both tags with something between them, in a sentence that forbids nothing.
     """
-    start = rendered.find(tags.open)
-    end = rendered.find(tags.close, start + len(tags.open))
-    if start < 0 or end < 0 or not rendered[start + len(tags.open) : end].strip():
-        return False
-    sentence = re.split(r"[.!?\n]\s", rendered[:start])[-1]
-    return not _NEGATED.search(sentence)
+    shown = re.escape(tags.open) + r"(.*?)" + re.escape(tags.close)
+    return any(
+        found[1].strip()
+        and not _NEGATED.search(re.split(r"[.!?\n]\s", rendered[: found.start()])[-1])
+        for found in re.finditer(shown, rendered, re.DOTALL)
+    )
 
 
 def _shown(tokenizer: ChatTokenizer, tags: Tags) -> Tags:
@@ -335,8 +339,16 @@ def _around(tokenizer: ChatTokenizer, tags: Tags) -> tuple[str, str] | None:
         before = before.rpartition(_USER)[2]
         end, reply, _ = after.partition(_REPLY)
         if thought and reply and tags.close in end and tags.open in before:
-            return before[before.rindex(tags.open) :], end
+            return _opening(before, tags.open, _fresh(tokenizer).tail), end
     return None
+
+
+def _opening(before: str, tag: str, prompt_end: str) -> str:
+    """Return what opens a thought, with white space that no fresh prompt ends with."""
+    start = before.rindex(tag)
+    behind = before[len(prompt_end) : start]
+    whole = before.startswith(prompt_end) and not behind.strip()
+    return before[len(prompt_end) if whole and len(prompt_end) < start else start :]
 
 
 def _closed(tokenizer: ChatTokenizer, tags: Tags) -> tuple[str, str] | None:

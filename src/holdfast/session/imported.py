@@ -8,7 +8,8 @@ from typing import Any, Literal, NamedTuple
 
 from holdfast.data.columns import choose_column
 from holdfast.data.conversation import ThinkingFormat, split_completion
-from holdfast.data.prompts import Prompt, normalise, placed_prompts
+from holdfast.data.harm_labels import label_columns
+from holdfast.data.prompts import Prompt, is_bare, placed_prompts
 from holdfast.data.readers import Row, Table
 from holdfast.data.served import Served, served
 from holdfast.data.sources import Content, load
@@ -101,23 +102,23 @@ def read_completions(
         asked = load(requests, None)
         content = _joined(content, asked)
         sha256 = hashlib.sha256(f"{sha256}{asked.sha256}".encode()).hexdigest()
-    _require_prompts(content)
+    _require_prompts(content, requests)
     content = _without_system(content, system_prompt)
     choice = choose_column(content.table, None, name, attacked=True, accept=accept)
     found = placed_prompts(content, choice, "harmful")
     rows, failed = [], []
     seen: Counter[str] = Counter()
     for prompt, row in found.rows:
-        sent = served(row, name)
-        if sent.failure is not None:
-            failed.append(f"{row.place} ({sent.failure})")
-            continue
         prompt = _named(prompt)
         role = place_of("harmful", prompt)
-        earlier = _earlier(prompt, choice.replies(row), row, name)
         key = f"{role}/{prompt.prompt_id}"
-        rows.append(Imported(prompt, role, seen[key], sent, row.place, earlier))
-        seen[key] += 1
+        for sent in served(row, name):
+            if sent.failure is not None:
+                failed.append(f"{row.place} ({sent.failure})")
+                continue
+            earlier = _earlier(prompt, choice.replies(row), row, name)
+            rows.append(Imported(prompt, role, seen[key], sent, row.place, earlier))
+            seen[key] += 1
     if not rows:
         raise PromptFileError(
             f"completions in `{name}`",
@@ -125,10 +126,12 @@ def read_completions(
             "Ask these prompts again.",
         )
     notes = [*content.notes, *found.notes]
+    if not label_columns(content.table, name):
+        notes.append(f"No column is a label of harm: all {len(rows)} rows are harmful.")
     if failed:
         notes.append(
-            f"{WARNING}{len(failed)} of {len(found.rows)} lines failed and were left "
-            f"out: {_few(failed)}."
+            f"{WARNING}{len(failed)} of {len(rows) + len(failed)} answers failed and "
+            f"were left out: {_few(failed)}."
         )
     return ImportedFile(tuple(rows), name, choice.column, sha256, tuple(notes))
 
@@ -241,6 +244,7 @@ def _of_field(row: Imported, thinking: ThinkingFormat) -> Understood:
     sent = row.served
     thought = (sent.reasoning or "").strip("\n")
     thought = thought.removeprefix(thinking.open).strip("\n")
+    answer = (sent.content or "").lstrip("\n")
     if thinking.close in thought or thinking.open in thought:
         raise PromptFileError(
             "thinking without tags, since it stands in a field of its own",
@@ -248,7 +252,13 @@ def _of_field(row: Imported, thinking: ThinkingFormat) -> Understood:
             f"{row.place}",
             "Take the tags out of the field.",
         )
-    answer = (sent.content or "").lstrip("\n")
+    if answer.lstrip().startswith(thinking.open):
+        raise PromptFileError(
+            "thinking in a field of its own or in tags",
+            f"`{sent.field}`, and an answer that begins with `{thinking.open}`, at "
+            f"{row.place}",
+            "Leave one of the two out.",
+        )
     closed = bool(answer.strip())
     return Understood(
         thought, answer, closed, sent.finish or ("stop" if closed else "length")
@@ -260,8 +270,8 @@ def _named(prompt: Prompt) -> Prompt:
     behind = prompt.request
     if prompt.wrapper is not None or not behind:
         return prompt
-    is_plain = normalise(behind) == normalise(prompt.said)
-    return prompt if is_plain else replace(prompt, wrapper=UNNAMED_WRAPPER)
+    bare = is_bare(prompt.said, behind)
+    return prompt if bare else replace(prompt, wrapper=UNNAMED_WRAPPER)
 
 
 def _earlier(
@@ -334,9 +344,16 @@ def _joined(content: Content, asked: Content) -> Content:
     return content._replace(table=Table(tuple(columns), tuple(rows)))
 
 
-def _require_prompts(content: Content) -> None:
+def _require_prompts(content: Content, requests: str | None) -> None:
     table = content.table
     if "custom_id" in table.columns and not {"prompt", "messages"} & set(table.columns):
+        if requests is not None:
+            raise PromptFileError(
+                f"`messages` or `prompt` in the `body` of every line of `{requests}`",
+                "neither",
+                "Give requests for chat completions, or write the prompts beside the "
+                "answers.",
+            )
         raise PromptFileError(
             f"prompts beside the answers of the batch `{content.name}`",
             "`custom_id` alone",

@@ -7,7 +7,7 @@ from typing import Any
 
 from holdfast.data.lookalikes import lookalike_prompts
 from holdfast.data.overlap import overlap
-from holdfast.data.prompts import Label, Prompt, prompt_id, read_prompts
+from holdfast.data.prompts import Label, Prompt, is_bare, prompt_id, read_prompts
 from holdfast.data.requests import authored_prompts
 from holdfast.data.wrappers import authored_wrappers, wrap
 from holdfast.errors import PromptFileError
@@ -69,9 +69,10 @@ class Collector:
             source: What is known of the source; counts are added here.
         """
         rows = list(prompts)
-        repeated = 0
+        repeated = bare = 0
         for row in rows:
             place = place_of(role, row)
+            bare += role.endswith("wrapped") and not place.endswith("wrapped")
             known = self._known.setdefault(row.prompt_id, (row, role))
             if known[0] is not row:
                 if not str(source["source"]).startswith(AUTHORED):
@@ -86,6 +87,11 @@ class Collector:
             notes.append(
                 f"{repeated} prompts are in an earlier source as well and were left "
                 "out here."
+            )
+        if bare:
+            notes.append(
+                f"{bare} prompts are the bare requests, as the source says, and count "
+                "as plain."
             )
         self.sources.append(
             {"column": None, "rows": len(rows), "duplicates": 0, "sha256": _hash(rows)}
@@ -209,7 +215,8 @@ def place_of(role: str, row: Prompt) -> str:
     """Return the role that a row belongs to, by its own label and wrapper."""
     if role == "second" or (role == "safe_lookalike" and row.label == "benign"):
         return role
-    is_wrapped = role.endswith("wrapped") or row.wrapper is not None
+    named = role.endswith("wrapped") or row.wrapper is not None
+    is_wrapped = named and not is_bare(row.said, row.request)
     if row.label == "benign":
         return "benign_wrapped" if is_wrapped else "benign"
     return "wrapped" if is_wrapped else "harmful"
