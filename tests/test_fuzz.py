@@ -89,6 +89,6 @@ def test_an_exception_of_a_command_is_a_fault_at_its_place(monkeypatch):
     monkeypatch.setattr(fuzz_surfaces, "run", lambda _: 130)
     with pytest.raises(fuzz_surfaces.Fault):
         fuzz_surfaces.command("doctor")
-    monkeypatch.setattr(fuzz_surfaces, "run", lambda _: print("two\nlines") or 2)
+    monkeypatch.setattr(fuzz_surfaces, "run", lambda _: sys.stderr.write("a\nb") and 2)
     with pytest.raises(fuzz_surfaces.Fault):
         fuzz_surfaces.command("doctor")

@@ -182,7 +182,7 @@ def test_what_cannot_be_read_is_named(tmp_path):
 def test_a_header_that_is_no_utf8_is_named(kind, tmp_path):
     path = tmp_path / f"pool.{kind}"
     path.write_bytes(b"\xffprompt,response\nHow?,No.\n")
-    with pytest.raises(PromptFileError, match="0xff in position 0.* near line 1"):
+    with pytest.raises(PromptFileError, match=r"0xff in position 0.* near line 1"):
         _ = Pool(str(path)).survey
 
 

@@ -115,6 +115,13 @@ def test_a_tokenizer_that_cannot_be_read_is_refused(copy):
         load(copy)
 
 
+@pytest.mark.parametrize("length", [[], "x", {}])
+def test_a_tokenizer_that_fails_on_the_first_text_is_refused(copy, length):
+    edit_json(copy / "tokenizer_config.json", model_max_length=length)
+    with pytest.raises(ModelError, match=r"tokenizer that can be read in .*TypeError"):
+        load(copy)
+
+
 def test_a_tokenizers_own_code_is_not_run(copy):
     code = "raise SystemExit('this ran')"
     (copy / "own.py").write_text(code)

@@ -53,7 +53,10 @@ def read_tokenizer(checkpoint: Checkpoint, *, native_class: str | None = None) -
         f"a tokenizer that can be read in {directory}",
         "Restore the tokenizer's files.",
     ):
-        return kind.from_pretrained(directory, local_files_only=True, **told)
+        tokenizer = kind.from_pretrained(directory, local_files_only=True, **told)
+        # Settings of a wrong kind are kept as they are, and fail on the first text.
+        tokenizer.decode(tokenizer("A word.", verbose=False)["input_ids"])
+    return tokenizer
 
 
 def tokenizer_file(checkpoint: Checkpoint) -> Path:
