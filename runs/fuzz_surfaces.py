@@ -136,8 +136,9 @@ class World(NamedTuple):
     def write(cls, folder: Path, thinker: Path | None = None) -> "World":
         """Write models, adapters and a study; a model that was taught may be given."""
         shards, adapter = folder / "shards", folder / "adapter"
-        model = tiny_models.tiny_model(num_hidden_layers=2)
-        for place in (folder / "model", shards):
+        # The two say in different ways how many layers there are.
+        for kind, place in (("qwen3", shards), ("llama", folder / "model")):
+            model = tiny_models.tiny_model(kind, num_hidden_layers=2)
             size = {"max_shard_size": "40KB"} if place is shards else {}
             model.save_pretrained(place, **size)
             tiny_models.tiny_tokenizer().save_pretrained(place)

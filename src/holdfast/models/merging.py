@@ -125,7 +125,7 @@ def _check_weights(checkpoint: Checkpoint, adapted: Any, config: Any) -> None:
         (missing, "missing adapter keys"),
         (
             other,
-            f"adapter keys of another shape, {_cause(found, known, other, config)}",
+            f"adapter keys of another shape, {_cause(found, known, other)}",
         ),
     ):
         if names:
@@ -144,7 +144,7 @@ def _shapes(adapted: Any, *, embeddings: bool) -> dict[str, tuple[int, ...]]:
     return {name: tuple(weight.shape) for name, weight in state.items()}
 
 
-def _cause(found: Shapes, known: Shapes, other: Sequence[str], config: Any) -> str:
+def _cause(found: Shapes, known: Shapes, other: Sequence[str]) -> str:
     """Say why shapes differ: by the rank alone, or by the base."""
     if not other:
         return ""
@@ -158,7 +158,7 @@ def _cause(found: Shapes, known: Shapes, other: Sequence[str], config: Any) -> s
     )
     if by_rank:
         rank = found[first][ranks[0]]
-        return f"of rank {rank} where {ADAPTER_CONFIG} says {config.r}"
+        return f"of rank {rank} where {ADAPTER_CONFIG} says {known[first][ranks[0]]}"
     return f"{list(found[first])} where the base takes {list(known[first])}"
 
 
