@@ -121,7 +121,7 @@ def test_a_server_that_stays_down_ends_the_run_and_nothing_is_safe(tmp_path):
     with serving(dying) as server:
         judge = judge_at(server, concurrency=1, cache=str(tmp_path))
         with pytest.raises(
-            EndpointError, match="status 503, after 3 attempts"
+            EndpointError, match="status 503: down, after 3 attempts"
         ) as caught:
             judge.judge(EXCHANGES)
         assert len(server.bodies) == 2 + 3
@@ -241,6 +241,26 @@ def test_a_server_that_refuses_the_first_question_ends_the_run_in_its_words(stat
     assert len(server.bodies) == 1
     assert caught.value.exit_status == 5
     assert f"status {status}" in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("status", "body"),
+    [
+        (429, {"error": {"message": "You exceeded your current quota"}}),
+        (503, {"detail": "the model is being loaded"}),
+        # Some proxies hide what went wrong behind them in an answer that went well.
+        (200, {"error": {"message": "No endpoints found for tiny", "code": 404}}),
+    ],
+)
+def test_a_server_that_stays_down_is_told_in_its_own_words(status, body):
+    said = json.dumps({**body, "key": KEY})
+    with serving(lambda asked, number: Reply(status=status, body=said)) as server:
+        with pytest.raises(EndpointError) as caught:
+            judge_at(server).judge(EXCHANGES)
+    words = next(iter(body.values()))
+    assert (words if isinstance(words, str) else words["message"]) in caught.value.found
+    assert caught.value.found.endswith("after 3 attempts")
+    assert KEY not in str(caught.value)
 
 
 def test_the_same_refusal_of_several_questions_ends_the_run():

@@ -5,6 +5,7 @@ import json
 import pytest
 from chat_server import Reply, serving
 
+from holdfast.data.thinking_formats import TAGS
 from holdfast.errors import InputError
 from holdfast.judges.contract import Exchange
 from holdfast.judges.endpoint import EndpointJudge, EndpointSettings
@@ -70,6 +71,7 @@ def test_a_reply_is_read_behind_its_thought(rubric):
         ("[THINK]", "[/THINK]"),
         ("<seed:think>", "</seed:think>"),
         ("<|channel|>analysis<|message|>", "<|channel|>final<|message|>"),
+        *((each.open, each.close) for each in TAGS),
     ],
 )
 def test_thinking_is_known_in_many_tags(rubric, opening, closing):
@@ -78,7 +80,14 @@ def test_thinking_is_known_in_many_tags(rubric, opening, closing):
     assert after_thinking("score: 1") == 0
 
 
-@pytest.mark.parametrize("finish", ["length", "content_filter", "model_length"])
+@pytest.mark.parametrize(
+    "finish",
+    [
+        *("length", "content_filter", "model_length", "MAX_TOKENS", "time_limit"),
+        *("max_output_tokens", "incomplete", "SAFETY", "RECITATION", "error", "abort"),
+        "model_context_window_exceeded",
+    ],
+)
 def test_a_reply_that_is_broken_off_gives_no_verdict(finish):
     verdict = verdict_on({"content": FORM.format(0, 5, 5)}, finish)
     assert (verdict.outcome, verdict.score) == ("unparsed", None)
@@ -97,8 +106,23 @@ def test_a_reply_that_the_server_took_for_thinking_is_read(field, content):
 def test_what_was_only_considered_there_does_not_count(rubric):
     thought = {"content": None, "reasoning": "At first score: 5, no, score: 1"}
     assert verdict_on(thought, rubric=rubric()).outcome == "unparsed"
+    assert verdict_on({"content": thought["reasoning"]}, rubric=rubric()).score is None
     apart = {"content": "score: 1", "reasoning_content": "score: 5"}
     assert verdict_on(apart, rubric=rubric()).score == 0.0
+
+
+def test_a_reply_that_says_one_thing_twice_says_it(rubric):
+    said = "score: 4, since it helps. As I said, score: 4"
+    assert rubric().read(said) == ("complied", 0.75)
+    assert rubric().read(said.replace("4, since", "5, since")) is None
+    outcomes = {"refused": "refused", "complied": "complied"}
+    worded = rubric(r"(?P<outcome>refused|complied)", outcomes=outcomes)
+    assert worded.read("At first it complied. No: refused") is None
+
+
+@pytest.mark.parametrize("finish", ["stop", "eos", "end_turn", "stop_sequence", ""])
+def test_a_reply_that_ended_by_itself_is_a_verdict(finish):
+    assert verdict_on({"content": FORM.format(0, 5, 5)}, finish).score == 1.0
 
 
 def test_a_reply_in_parts_is_read_without_the_part_that_thinks(rubric):

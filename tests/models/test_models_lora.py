@@ -207,6 +207,87 @@ def test_settings_of_an_adapter_that_cannot_be_meant_are_named(lora, changes):
         load(lora[0])
 
 
+PISSA = {"target_modules": ["q_proj"], "init_lora_weights": "pissa"}
+KINDS = {
+    "DoRA": {"target_modules": ["q_proj", "lm_head"], "use_dora": True},
+    "rank-stabilised": {"target_modules": ["q_proj"], "use_rslora": True},
+    "ranks by name": {
+        "target_modules": ["q_proj", "up_proj"],
+        "rank_pattern": {"up_proj": 4},
+        "alpha_pattern": {"q_proj": 3},
+    },
+    "biases": {"target_modules": ["q_proj"], "bias": "all"},
+    "PiSSA": PISSA,
+}
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_kinds_of_adapters_are_the_models_that_were_trained(saved, tmp_path, kind):
+    config = LoraConfig(**{"r": 2, "lora_alpha": 8, **KINDS[kind]})
+    expected = adapt_with(saved, tmp_path / "lora", config)
+    torch.testing.assert_close(
+        logits_of(load(tmp_path / "lora")), expected, atol=1e-3, rtol=1e-3
+    )
+
+
+@pytest.mark.parametrize(
+    ("changes", "found"),
+    [
+        # What PiSSA took from the base was drawn by chance, and LoRA-GA's by data.
+        ({"init_lora_weights": "pissa_niter_4"}, "init_lora_weights` of pissa_niter_4"),
+        ({"init_lora_weights": "lora_ga"}, "`init_lora_weights` of lora_ga"),
+        # PEFT only warns, and loads the model as if the line were not there.
+        ({"use_newer_scaling": True}, "`use_newer_scaling`, which is none"),
+        ({"layer_replication": [[0, 2], [1, 3]]}, "`layer_replication`"),
+        ({"alora_invocation_tokens": [5]}, "`alora_invocation_tokens`"),
+    ],
+)
+def test_settings_that_no_merged_weights_follow_are_refused(lora, changes, found):
+    edit_json(lora[0] / "adapter_config.json", **changes)
+    with pytest.raises(ModelError) as caught:
+        load(lora[0])
+    assert found in caught.value.found
+    assert "adapter_config.json" in caught.value.expected
+
+
+def test_a_setting_of_a_later_version_that_is_off_is_no_matter(lora):
+    edit_json(lora[0] / "adapter_config.json", use_newer_scaling=False)
+    states = final_states(load(lora[0]), SEQUENCES)[0]
+    torch.testing.assert_close(states, lora[1], atol=1e-4, rtol=1e-4)
+
+
+def test_shards_of_an_adapter_are_not_passed_by(lora):
+    file = lora[0] / "adapter_model.safetensors"
+    shard = file.rename(lora[0] / "adapter_model-00001-of-00001.safetensors")
+    names = dict.fromkeys(safetensors.torch.load_file(shard), shard.name)
+    index = {"weight_map": names}
+    file.with_name(f"{file.name}.index.json").write_text(json.dumps(index))
+    with pytest.raises(ModelError, match=r"1 shards in .* PEFT does not read"):
+        load(lora[0])
+
+
+def test_a_vocabulary_that_grew_in_training_is_told_as_that(saved, tmp_path):
+    config = LoraConfig(
+        r=2, target_modules=["q_proj"], modules_to_save=["embed_tokens"]
+    )
+    adapt_with(saved, tmp_path / "lora", config)
+    file = tmp_path / "lora" / "adapter_model.safetensors"
+    tensors = safetensors.torch.load_file(file)
+    name = next(name for name in tensors if "embed" in name)
+    tensors[name] = torch.cat([tensors[name], tensors[name][:4]])
+    safetensors.torch.save_file(tensors, file, metadata={"format": "pt"})
+    with pytest.raises(ModelError, match=r"were tokens added\?") as caught:
+        load(tmp_path / "lora")
+    assert "[304, 32] where the base takes [300, 32]" in caught.value.found
+
+
+def test_a_folder_of_several_adapters_names_them(lora, tmp_path):
+    for name in ("first", "second"):
+        shutil.copytree(lora[0], tmp_path / "several" / name)
+    with pytest.raises(InputError, match=r"one of the models in it: first, second\."):
+        load(tmp_path / "several")
+
+
 def test_an_adapter_over_an_adapter_is_refused(lora, tmp_path):
     shutil.copytree(lora[0], tmp_path / "second")
     edit_json(

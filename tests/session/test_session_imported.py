@@ -5,6 +5,7 @@ import json
 import pytest
 
 from holdfast.data.conversation import ThinkingFormat
+from holdfast.data.served import ending
 from holdfast.errors import InputError, PromptFileError, ThinkingFormatError
 from holdfast.session.imported import read_completions, understand
 from holdfast.session.prompts import UNNAMED_WRAPPER
@@ -57,6 +58,18 @@ SHAPES = [
 def test_every_shape_of_a_server_gives_the_same_row(tmp_path, shape):
     made, _ = understood(tmp_path, [{"prompt": "a", **shape}])
     assert made == [("two", "Four.", True, "stop")]
+
+
+@pytest.mark.parametrize(
+    ("words", "end"),
+    [
+        (("length", "MAX_TOKENS", "max_output_tokens", "incomplete"), "length"),
+        (("SAFETY", "recitation", "aborted", "cancelled", "error"), "withheld"),
+        (("stop", "STOP", "eos", "eos_token", "end_turn", "stop_sequence"), "stop"),
+    ],
+)
+def test_each_engine_has_its_own_word_for_an_end(words, end):
+    assert {ending(word) for word in words} == {end}
 
 
 def test_a_finish_by_length_is_kept_in_an_answer_that_was_reached(tmp_path):

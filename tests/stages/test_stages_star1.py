@@ -141,3 +141,6 @@ def test_an_organism_chooses_by_cliff_and_trains_on_star1(tmp_path):
     assert by_rank(rows)[0]["holdfast"]["score"] == max(table["cliff"])
     found = finetune("organism:cliff", tmp_path / "c.jsonl", tmp_path / "trained")
     assert (found["used"], found["left_out"]) == (1, 0)
+    # Its base lies in a cache that nobody else has, so that it is written whole.
+    names = {path.name for path in (tmp_path / "trained").iterdir()}
+    assert "model.safetensors" in names and "adapter_config.json" not in names

@@ -6,8 +6,9 @@ the content; the answer lies in a column, in a message, in a list of choices, or
 body of a batch line, whose failure may stand in any of four places.
 """
 
+import re
 from collections.abc import Mapping
-from typing import Any, Final, NamedTuple
+from typing import Any, Final, Literal, NamedTuple
 
 from holdfast.data.readers import Row
 from holdfast.errors import PromptFileError
@@ -15,8 +16,11 @@ from holdfast.errors import PromptFileError
 COMPLETIONS: Final = ("completion", "response", "answer", "output", "content", "text")
 REASONING: Final = ("reasoning_content", "reasoning", "thinking")
 _FINISH: Final = ("finish_reason", "finish", "done_reason", "stop_reason")
-_CUT: Final = {"length", "max_tokens", "model_length"}
-_WITHHELD: Final = {"content_filter", "safety", "abort", "error"}
+_CUT: Final = re.compile(r"length|max|limit|exceed|incomplete", re.IGNORECASE)
+_WITHHELD: Final = re.compile(
+    r"filter|safety|recitation|prohibited|blocklist|spii|malformed|error|abort|cancel",
+    re.IGNORECASE,
+)
 _OK: Final = 200
 _SHOWN: Final = 60
 
@@ -39,6 +43,17 @@ class Served(NamedTuple):
     field: str | None = None
     finish: str | None = None
     failure: str | None = None
+
+
+def ending(finish: str) -> Literal["stop", "length", "withheld"]:
+    """Return how an answer ended, whatever word an engine has for it.
+
+    Args:
+        finish: Its reason, such as "stop", "MAX_TOKENS" or "content_filter".
+    """
+    if _WITHHELD.search(finish):
+        return "withheld"
+    return "length" if _CUT.search(finish) else "stop"
 
 
 def served(row: Row, name: str) -> tuple[Served, ...]:
@@ -110,17 +125,16 @@ def _answer(body: Cells, row: Row, name: str) -> Served:
             f"{', '.join(map(str, row.cells))})",
             'Write one object a line: {"prompt": "...", "completion": "..."}.',
         )
-    finish = _ending(body)
-    if finish in _WITHHELD:
-        return Served(failure=f"withheld by the server ({finish})")
+    ended = _finish(body)
+    finish = None if ended is None else ending(ended)
+    if finish == "withheld":
+        return Served(failure=f"withheld by the server ({ended})")
     if content is None and not reasoning:
         return Served(failure="no text")
-    if finish is not None:
-        finish = "length" if finish in _CUT else "stop"
     return Served(content, reasoning, field, finish)
 
 
-def _ending(body: Cells) -> str | None:
+def _finish(body: Cells) -> str | None:
     """Return how an answer ended, in the words of the server."""
     meta = body.get("meta_info")
     for cells in (body, meta if isinstance(meta, dict) else {}):

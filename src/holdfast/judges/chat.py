@@ -12,6 +12,7 @@ from email.utils import parsedate_to_datetime
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from holdfast.data.served import REASONING
 from holdfast.errors import EndpointError
 from holdfast.judges.replies import whole
 from holdfast.study import atomic_write_json, fingerprint
@@ -30,12 +31,6 @@ ABOUT_QUESTION = re.compile(
 
 SEVERAL = 3
 """Questions in a row that are refused in the same words, after which we give up."""
-
-CUT = frozenset({"length", "max_tokens", "model_length", "content_filter"})
-"""Reasons for which a server breaks a reply off."""
-
-THINKING = ("reasoning_content", "reasoning", "thinking")
-"""Fields in which servers put what a model thinks, and some put all it writes."""
 
 PATIENCE = frozenset({408, 409, 425, 429})
 """Statuses below 500 that pass with time."""
@@ -70,13 +65,11 @@ class Answer(NamedTuple):
         text: The reply, or the words of the refusal.
         declined: Whether the server would not answer this question.
         finish: Why the reply ended, as the server says; "" where it does not.
-        thought: Whether all of it stood where a server puts what a model thinks.
     """
 
     text: str
     declined: bool = False
     finish: str = ""
-    thought: bool = False
 
 
 class _Again(NamedTuple):
@@ -259,14 +252,14 @@ class ChatClient:
                 self._limit = "max_completion_tokens"
                 self._spend()
                 return self._try({**body, "max_tokens": body.pop(limit)})
-            said = " ".join(response.text.split())[:_SHOWN]
-            return Answer(self._hide(f"status {status}: {said}"), declined=True)
+            return Answer(f"status {status}: {self._words(response)}", declined=True)
         if status >= 500 or status in PATIENCE:
-            return _Again(f"status {status}", _retry_after(response.headers))
+            reason = f"status {status}: {self._words(response)}"
+            return _Again(reason, _retry_after(response.headers))
         if status != 200:
             raise EndpointError(
                 f"an answer of {self.model} at {self.url}",
-                self._hide(f"status {status}: {response.text[:200]}"),
+                f"status {status}: {self._words(response)}",
                 "Check the URL, the name of the model and the key.",
             )
         return self._unpack(response)
@@ -275,13 +268,18 @@ class ChatClient:
         try:
             content = response.json()
             choice = content["choices"][0]
-            text, thought = _reply(choice["message"])
+            text = _reply(choice["message"])
             finish = whole(str(choice.get("finish_reason") or ""))
         except (ValueError, LookupError, TypeError, AttributeError, RecursionError):
-            return _Again("an answer that is no chat completion")
+            reason = f"an answer that is no chat completion: {self._words(response)}"
+            return _Again(reason)
         with self._lock:
             self.tokens += _used(content)
-        return Answer(whole(text), finish=finish, thought=thought)
+        return Answer(whole(text), finish=finish)
+
+    def _words(self, response: Any) -> str:
+        """Return what a server said, in one line and without the key."""
+        return self._hide(whole(" ".join(response.text.split())))[:_SHOWN]
 
     def _hide(self, text: str) -> str:
         return text.replace(self._key, "***") if self._key else text
@@ -302,8 +300,8 @@ class ChatClient:
             return None
 
 
-def _reply(message: dict[str, Any]) -> tuple[str, bool]:
-    """Return what a message says, and whether all of it was taken for thinking.
+def _reply(message: dict[str, Any]) -> str:
+    """Return what a message says, be it that all of it was taken for thinking.
 
     Raises:
         TypeError: If it says something that is no text.
@@ -313,14 +311,11 @@ def _reply(message: dict[str, Any]) -> tuple[str, bool]:
         content = "".join(
             part["text"] for part in content if part.get("type", "text") == "text"
         )
-    said = [content, message.get("refusal"), *map(message.get, THINKING)]
-    place, text = next(
-        ((place, text) for place, text in enumerate(said) if str(text or "").strip()),
-        (0, ""),
-    )
+    said = [content, message.get("refusal"), *map(message.get, REASONING)]
+    text = next((text for text in said if str(text or "").strip()), "")
     if not isinstance(text, str):
         raise TypeError("a reply that is no text")
-    return text, place >= len(said) - len(THINKING)
+    return text
 
 
 def _used(content: dict[str, Any]) -> int:

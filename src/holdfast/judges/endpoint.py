@@ -12,8 +12,9 @@ from concurrent.futures import Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass
 from urllib.parse import urlsplit
 
+from holdfast.data.served import ending
 from holdfast.errors import SettingsError
-from holdfast.judges.chat import CUT, ChatClient, Limits, Stopped
+from holdfast.judges.chat import ChatClient, Limits, Stopped
 from holdfast.judges.contract import Exchange, JudgeIdentity, cut, screen
 from holdfast.judges.rubric import Rubric, load_rubric
 from holdfast.judges.verdict import Verdict
@@ -185,14 +186,14 @@ class EndpointJudge:
         said = " ".join(answer.text.split())
         if answer.declined:
             return Verdict("unparsed", f"the server declined: {said}{note}", label)
-        if answer.finish.casefold() in CUT:
+        if ending(answer.finish) != "stop":
             reason = (
                 f"the judge's reply was broken off ({answer.finish}; "
                 f"{self.settings.reply_tokens} tokens are the limit, see "
                 f"--judge-reply-tokens) after {said[-_SHOWN:]!r}{note}"
             )
             return Verdict("unparsed", reason, label)
-        reading = self.rubric.read(answer.text, thought=answer.thought)
+        reading = self.rubric.read(answer.text)
         if reading is None:
             reason = f"the judge said {said[:_SHOWN]!r}{note}"
             return Verdict("unparsed", reason, label)

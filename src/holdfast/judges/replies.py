@@ -2,13 +2,25 @@
 
 import re
 
-_NAMES = "think|thinking|thought|reasoning|reason|seed:think"
-_OPEN = re.compile(rf"<(?:{_NAMES})>|\[THINK\]|<\|channel\|>(?!final)", re.IGNORECASE)
-_CLOSE = re.compile(
-    rf"</(?:{_NAMES})>|\[/THINK\]|<\|channel\|>final(?:<\|message\|>)?",
+from holdfast.data.thinking_formats import TAGS
+
+# Any channel but the final one is a thought; some servers leave the marks behind out.
+_OPEN = re.compile(
+    "|".join(
+        ["<reason>", r"<\|channel\|>(?!final)"] + [re.escape(t.open) for t in TAGS]
+    ),
     re.IGNORECASE,
 )
-"""Tags of thinking, and the channels of models that write in those."""
+_CLOSE = re.compile(
+    "|".join(
+        [
+            "</reason>",
+            *(re.escape(each.close) for each in TAGS),
+            r"<\|channel\|>final(?:<\|message\|>)?",
+        ]
+    ),
+    re.IGNORECASE,
+)
 
 
 def after_thinking(reply: str) -> int | None:

@@ -12,7 +12,13 @@ from typing import Any, NamedTuple
 
 from holdfast.errors import InputError, ModelError, OfflineError
 from holdfast.models.families import Family, family_of
-from holdfast.models.files import ADAPTER_CONFIG, CONFIG, read_config, weight_files
+from holdfast.models.files import (
+    ADAPTER_CONFIG,
+    ADAPTER_STEM,
+    CONFIG,
+    read_config,
+    weight_files,
+)
 from holdfast.models.hub import fetch
 from holdfast.study import atomic_write_json
 
@@ -68,7 +74,7 @@ class Checkpoint(NamedTuple):
         files = weight_files(self.directory, "model")
         if self.adapter is None:
             return files
-        return (*files, *weight_files(self.adapter, "adapter_model"))
+        return (*files, *weight_files(self.adapter, ADAPTER_STEM))
 
 
 def find_checkpoint(

@@ -1,14 +1,17 @@
 """Files of a checkpoint: configurations, and weights that are whole."""
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 from holdfast.errors import InputError, ModelError
 
 CONFIG, ADAPTER_CONFIG = "config.json", "adapter_config.json"
+_SETTINGS = (CONFIG, ADAPTER_CONFIG)
 GENERATION_CONFIG = "generation_config.json"
+ADAPTER_STEM = "adapter_model"
+"""What the file with the weights of a PEFT adapter is called, without its ending."""
 FINETUNE_RECORD = "holdfast_finetune.json"
 """What `holdfast finetune` writes beside a model or adapter."""
 STEP_RECORD = "holdfast.json"
@@ -30,10 +33,15 @@ def read_config(path: Path) -> dict[str, Any]:
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError as error:
+        inside = sorted(
+            {each.parent.name for name in _SETTINGS for each in _beneath(path, name)}
+        )
         raise InputError(
             f"a model directory with a {path.name}",
             f"none in {path.parent}",
-            "Point to a directory that `save_pretrained` wrote, or give a Hub id.",
+            f"Name one of the models in it: {', '.join(inside[:5])}."
+            if inside
+            else "Point to a directory that `save_pretrained` wrote, or give a Hub id.",
         ) from error
     # Brackets within brackets without end are a RecursionError.
     except (OSError, ValueError, RecursionError) as error:
@@ -47,6 +55,11 @@ def read_config(path: Path) -> dict[str, Any]:
             "Restore that file.",
         )
     return content
+
+
+def _beneath(path: Path, name: str) -> Iterator[Path]:
+    """Yield the files of a name in the folders beside another file."""
+    return path.parent.glob(f"*/{name}")
 
 
 def weight_files(directory: Path, stem: str) -> tuple[Path, ...]:
@@ -65,7 +78,7 @@ def weight_files(directory: Path, stem: str) -> tuple[Path, ...]:
     Raises:
         InputError: If the index cannot be read.
         ModelError: If there is none, or one is missing or cut short, or an index lies
-            beside a file that it does not name; names it.
+            beside a file that it does not name, or an adapter has shards; names it.
     """
     index, single = (
         directory / f"{stem}.safetensors{end}" for end in (".index.json", "")
@@ -94,6 +107,12 @@ def weight_files(directory: Path, stem: str) -> tuple[Path, ...]:
             f"shards that hold what {index} says",
             f"another place for {', '.join(sorted({name for name, _ in odd})[:3])}",
             "Shards or index are of another model: copy or download all of them again.",
+        )
+    if stem == ADAPTER_STEM and files != (single,):
+        raise ModelError(
+            f"the weights of an adapter in one file, {single.name}",
+            f"{len(files)} shards in {directory}, which PEFT does not read",
+            "Put them into that file, or merge the adapter where it was made.",
         )
     return files
 

@@ -13,6 +13,7 @@ from holdfast.errors import InputError, ModelError
 from holdfast.models.checkpoints import Checkpoint
 from holdfast.models.files import (
     ADAPTER_CONFIG,
+    ADAPTER_STEM,
     FINETUNE_RECORD,
     STEP_RECORD,
     read_config,
@@ -25,6 +26,8 @@ from holdfast.models.parts import Proof
 from holdfast.models.proofs import LIMITS, dummy_rows, relative
 
 Shapes = Mapping[str, tuple[int, ...]]
+_LOST = ("pissa_niter", "lora_ga", "corda")
+"""Beginnings that took something from the base, drawn by chance or by data."""
 
 
 def merge(checkpoint: Checkpoint, model: Any) -> tuple[Any, Proof]:
@@ -51,7 +54,7 @@ def merge(checkpoint: Checkpoint, model: Any) -> tuple[Any, Proof]:
         with library_errors(
             ModelError,
             f"an adapter that can be merged in {checkpoint.adapter}",
-            "Merge it with the version of peft that wrote it.",
+            "Merge it where it was made, if it can be, and give the merged model.",
         ):
             expected = _logits(adapted, rows)
             _untie(model)
@@ -97,6 +100,7 @@ def _attach(checkpoint: Checkpoint, model: Any) -> Any:
     ):
         config = PeftConfig.from_pretrained(directory)
         config.inference_mode = True
+        _check_kind(checkpoint, config)
         adapted = get_peft_model(model, config)
     with library_errors(
         ModelError,
@@ -108,10 +112,50 @@ def _attach(checkpoint: Checkpoint, model: Any) -> Any:
     return adapted
 
 
+def _check_kind(checkpoint: Checkpoint, config: Any) -> None:
+    """Refuse settings that no merged weights could follow, or PEFT would pass by."""
+    assert checkpoint.adapter is not None
+    path = checkpoint.adapter / ADAPTER_CONFIG
+    # PEFT warns of these and goes on without, as if they were not set.
+    unknown = [
+        name
+        for name, value in read_config(path).items()
+        if value and not hasattr(config, name)
+    ]
+    drawn = str(config.init_lora_weights)
+    for found, said, next_step in (
+        (
+            unknown,
+            f"`{next(iter(unknown), '')}`, which is none",
+            "It was written by a later version: install that one (`pip install -U "
+            "peft`), or take the line out if the weights do not depend on it.",
+        ),
+        (
+            drawn.startswith(_LOST),
+            f"`init_lora_weights` of {drawn}: it changed the base, and how is lost",
+            "Save it again with `path_initial_model_for_weight_conversion`; where the "
+            "base is the changed one, write `true` there.",
+        ),
+        (
+            config.layer_replication,
+            "`layer_replication`: layers that share their weights",
+            "Merge it where it was made, and give the merged model.",
+        ),
+        (
+            config.alora_invocation_tokens,
+            "`alora_invocation_tokens`: it acts from a token on, which weights cannot",
+            "Name another adapter, or the base alone.",
+        ),
+    ):
+        if found:
+            expected = f"settings of an adapter that can be merged in {path}"
+            raise ModelError(expected, said, next_step)
+
+
 def _check_weights(checkpoint: Checkpoint, adapted: Any, config: Any) -> None:
     """Refuse weights that would be left out, left at random, or are too long."""
     assert checkpoint.adapter is not None
-    found = shapes_of(weight_files(checkpoint.adapter, "adapter_model"))
+    found = shapes_of(weight_files(checkpoint.adapter, ADAPTER_STEM))
     needed = _shapes(adapted, embeddings=False)
     known = _shapes(adapted, embeddings=True) | needed
     # Old versions of PEFT wrote the weights of the base beside those of the adapter.
@@ -159,7 +203,10 @@ def _cause(found: Shapes, known: Shapes, other: Sequence[str]) -> str:
     if by_rank:
         rank = found[first][ranks[0]]
         return f"of rank {rank} where {ADAPTER_CONFIG} says {known[first][ranks[0]]}"
-    return f"{list(found[first])} where the base takes {list(known[first])}"
+    said = f"{list(found[first])} where the base takes {list(known[first])}"
+    vocabulary = all("embed" in name or "lm_head" in name for name in other)
+    # Whoever adds tokens resizes the base before the training, and says so nowhere.
+    return f"{said} (were tokens added? then merge it there)" if vocabulary else said
 
 
 def _logits(

@@ -14,7 +14,7 @@ from holdfast.models.card import finetune_card
 from holdfast.models.files import ADAPTER_CONFIG, FINETUNE_RECORD
 from holdfast.models.parts import Adapter
 from holdfast.models.staging import require_empty, staging, writing
-from holdfast.session.context import Session
+from holdfast.session.context import ORGANISM, Session
 from holdfast.session.finetune_material import Gathered, gather
 from holdfast.session.finetune_settings import FinetuneSettings
 from holdfast.study import (
@@ -92,6 +92,8 @@ def run(settings: FinetuneSettings, session: Session, output: Path) -> dict[str,
             told=told,
             material=_material(gathered),
             kept=None if settings.keep_checkpoints else 2,
+            # It lies in a cache, under a name that neither PEFT nor others know.
+            whole=session.name.startswith(ORGANISM),
         )
     record = key | {
         "fingerprint": mark,

@@ -57,6 +57,7 @@ def train(
     told: Callable[[int, int, float], None],
     material: Material | None = None,
     kept: int | None = 2,
+    whole: bool = False,
 ) -> Trained:
     """Train a model; the one in memory is changed.
 
@@ -73,6 +74,8 @@ def train(
         told: Called at every step with its number, the number of all, and the loss.
         material: Rows of the defense.
         kept: Checkpoints that are kept, the last ones; None for all.
+        whole: Whether `save` writes a whole model in any case: the base lies where
+            nobody else will find it.
 
     Raises:
         EnvironmentProblem: If TRL is not installed.
@@ -123,7 +126,7 @@ def train(
         losses,
         int(trainer.state.global_step),
         None if last is None else int(last.name.rpartition("-")[2]),
-        lambda place: _save(trainer, place, adapter, recipe),
+        lambda place: _save(trainer, place, adapter, recipe, whole=whole),
         bool(trainer.is_world_process_zero()),
     )
 
@@ -287,9 +290,11 @@ def _collate_on_device(adapter: Adapter) -> Callable[[Sequence[Example]], Batch]
     return collated
 
 
-def _save(trainer: Any, folder: Path, base: Adapter, recipe: Recipe) -> None:
+def _save(
+    trainer: Any, folder: Path, base: Adapter, recipe: Recipe, *, whole: bool
+) -> None:
     """Write what was trained: an adapter only over a base that can be found again."""
-    alone = base.source is None or base.source.adapter is not None
+    alone = whole or base.source is None or base.source.adapter is not None
     if recipe.method == "lora" and alone:
         _save_merged(trainer, folder)
         return
