@@ -23,7 +23,7 @@ from holdfast.models.speaking import (
     fingerprints,
     load_speaker,
 )
-from holdfast.session.estimate import cache_bytes
+from holdfast.session.memory import cache_bytes
 from holdfast.session.progress import Progress, Silent
 from holdfast.session.prompts import Given
 from holdfast.session.settings import ModelSettings

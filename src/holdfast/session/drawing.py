@@ -217,25 +217,34 @@ def _announce(
         session,
         rows=sum(1 + len(each.prompt.earlier) for each in to_ask),
         prompt=max(most_tokens(each, how.max_answer, room) for each in to_ask),
-        budget=how.max_thinking + how.max_answer,
+        sampling=how,
     )
 
 
-def announce(session: Session, *, rows: int, prompt: int, budget: int) -> None:
+def announce(
+    session: Session,
+    *,
+    rows: int,
+    prompt: int,
+    sampling: Sampling,
+    drafted: bool = False,
+) -> None:
     """Say what drawing answers can cost at most, before it begins.
 
     Args:
         session: The model, and where progress is told.
         rows: Answers to draw.
         prompt: Tokens of the longest prompt.
-        budget: Tokens that one answer may have, thinking included.
+        sampling: How they are drawn.
+        drafted: Whether drafts of them are read together with the prompts.
     """
     cost = estimate(
         session.adapter,
+        sampling,
         rows=rows,
         prompt=prompt,
-        budget=budget,
         batch_size=session.batch_size,
+        drafted=drafted,
     )
     session.progress.say(cost.sentence(rows))
 

@@ -1,12 +1,11 @@
 """What a run will cost, said before it starts."""
 
-import time
 from typing import NamedTuple
 
-import torch
-
 from holdfast.models.parts import Adapter
+from holdfast.models.rows import Sampling
 from holdfast.session.batches import Pace
+from holdfast.session.memory import peak_bytes
 from holdfast.session.meter import Work
 
 BYTES_PER_TRACED_TOKEN = 40
@@ -20,14 +19,12 @@ class Cost(NamedTuple):
     the first batch does (`pace_sentence`).
 
     Attributes:
-        batch_seconds: Time of one batch, by one bare step: real ones take longer.
-        batch_size: Answers in it.
+        batch_size: Answers that are drawn side by side.
         budget: Tokens that one answer may have, thinking included.
-        memory: Bytes of weights and of the cache of one batch.
+        memory: Bytes at the highest point: what is held, and the largest batch.
         disk: Bytes of the study.
     """
 
-    batch_seconds: float
     batch_size: int
     budget: int
     memory: int
@@ -36,11 +33,10 @@ class Cost(NamedTuple):
     def sentence(self, rows: int) -> str:
         """Return the bounds as the user reads them, before anything is drawn."""
         return (
-            f"{rows} answers to draw, of at most {self.budget} tokens each, with at "
-            f"most {_size(self.memory)} of memory and {_size(self.disk)} of disk. By "
-            f"one timed step, a batch of {self.batch_size} takes "
-            f"{duration(self.batch_seconds)} or more where an answer uses all of its "
-            "tokens; how long all of them take is said after the first batch."
+            f"{rows} answers to draw, {self.batch_size} at once, of at most "
+            f"{self.budget} tokens each, with at most {_size(self.memory)} of memory "
+            f"and {_size(self.disk)} of disk. How long all of them take is said after "
+            "the first batch."
         )
 
 
@@ -64,31 +60,35 @@ def pace_sentence(pace: Pace, tokens: float) -> str | None:
 
 
 def estimate(
-    adapter: Adapter, *, rows: int, prompt: int, budget: int, batch_size: int
+    adapter: Adapter,
+    sampling: Sampling,
+    *,
+    rows: int,
+    prompt: int,
+    batch_size: int,
+    drafted: bool = False,
 ) -> Cost:
-    """Bound the cost of drawing answers; the time is that of one timed step.
+    """Bound the cost of drawing answers; nothing is run for it.
 
     Args:
         adapter: The model.
+        sampling: How answers are drawn.
         rows: Answers to draw.
         prompt: Tokens of the longest prompt.
-        budget: Tokens that one answer may have, thinking included.
         batch_size: Rows at once.
+        drafted: Whether drafts of the answers are read together with the prompts.
 
     Returns:
-        Time of a batch, memory and disk.
+        Memory and disk.
     """
     width = min(batch_size, rows) or 1
-    length = prompt + budget
-    weights = sum(p.numel() * p.element_size() for p in adapter.model.parameters())
-    cache = width * length * cache_bytes(adapter)
-    return Cost(
-        batch_seconds=budget * _seconds_per_step(adapter, width),
-        batch_size=width,
-        budget=budget,
-        memory=weights + cache,
-        disk=rows * length * (BYTES_PER_TOKEN + BYTES_PER_TRACED_TOKEN),
+    budget = sampling.max_thinking + sampling.max_answer
+    length = min(prompt + budget, adapter.max_positions)
+    memory = peak_bytes(
+        adapter, sampling, width=width, prompt=prompt, budget=budget, drafted=drafted
     )
+    disk = rows * length * (BYTES_PER_TOKEN + BYTES_PER_TRACED_TOKEN)
+    return Cost(width, budget, memory, disk)
 
 
 def step_work(adapter: Adapter) -> Work:
@@ -100,28 +100,6 @@ def step_work(adapter: Adapter) -> Work:
     weights = sum(p.numel() for p in adapter.model.parameters())
     attended = 2 * adapter.n_layers * adapter.n_heads * adapter.head_width
     return Work(float(weights), float(attended))
-
-
-def cache_bytes(adapter: Adapter) -> int:
-    """Return the bytes that keys and values of one token take, over all layers."""
-    config = adapter.model.config.get_text_config()
-    kv_heads = getattr(config, "num_key_value_heads", None) or adapter.n_heads
-    per_token = 2 * adapter.n_layers * kv_heads * adapter.head_width
-    return int(per_token * adapter.embedding.weight.element_size())
-
-
-def _seconds_per_step(adapter: Adapter, width: int) -> float:
-    """Time one token of each row of a batch; the first pass only warms up."""
-    tokens = torch.zeros((width, 1), dtype=torch.long, device=adapter.device)
-    seconds = 0.0
-    with torch.inference_mode():
-        for _ in range(2):
-            start = time.perf_counter()
-            states = adapter.base(input_ids=tokens, use_cache=False).last_hidden_state
-            # Reading a number waits for the device.
-            float(adapter.lm_head(states[:, -1]).sum())
-            seconds = time.perf_counter() - start
-    return seconds
 
 
 def duration(seconds: float) -> str:

@@ -236,7 +236,8 @@ def _tell(
         session,
         rows=n_items,
         prompt=max(row.spans.prompt[1] for row in rows),
-        budget=sampling.max_thinking + sampling.max_answer,
+        sampling=sampling,
+        drafted=True,
     )
 
 
