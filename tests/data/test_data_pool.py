@@ -176,3 +176,37 @@ def test_what_cannot_be_read_is_named(tmp_path):
         _ = Pool(str(path)).survey
     with pytest.raises(SettingsError, match="field of prompt"):
         Pool(str(path), {"nonsense": "x"})
+
+
+@pytest.mark.parametrize("kind", ["csv", "tsv"])
+def test_a_header_that_is_no_utf8_is_named(kind, tmp_path):
+    path = tmp_path / f"pool.{kind}"
+    path.write_bytes(b"\xffprompt,response\nHow?,No.\n")
+    with pytest.raises(PromptFileError, match=r"0xff in position 0.* near line 1"):
+        _ = Pool(str(path)).survey
+
+
+@pytest.mark.parametrize("kind", ["csv", "parquet"])
+def test_two_columns_of_one_name_are_refused(kind, tmp_path):
+    path = tmp_path / f"pool.{kind}"
+    if kind == "csv":
+        path.write_text("prompt,response,prompt\nHow?,No.,Another?\n")
+    else:
+        cells = [pa.array([text]) for text in ("How?", "No.", "Another?")]
+        names = ["prompt", "response", "prompt"]
+        pq.write_table(pa.Table.from_arrays(cells, names), path)
+    with pytest.raises(PromptFileError, match="two columns called `prompt`"):
+        _ = Pool(str(path)).survey
+
+
+@pytest.mark.parametrize("column", ["prompt", "notes"])
+def test_parquet_whose_text_is_no_utf8_is_named(column, tmp_path):
+    path = tmp_path / "pool.parquet"
+    damaged = pa.array([b"\xff"] * 2, pa.binary()).view(pa.string())
+    table = pa.Table.from_pylist([{**row, "notes": ""} for row in ROWS[:2]])
+    place = table.column_names.index(column)
+    pq.write_table(table.set_column(place, column, damaged), path)
+    pool = Pool(str(path))
+    assert pool.survey.n_rows == 2
+    with pytest.raises(PromptFileError, match=r"text in UTF-8; .* in rows 1 to 2"):
+        list(pool.rows(lambda _: True))

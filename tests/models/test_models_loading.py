@@ -105,6 +105,28 @@ def test_weights_of_another_width_do_not_load(copy):
         load(copy)
 
 
+@pytest.mark.parametrize(
+    ("kind", "setting", "said"),
+    [
+        ("llama", {"num_hidden_layers": 10**9}, "1000000000 layers .* found 3 in its"),
+        ("llama", {"num_hidden_layers": 4}, "4 layers .* found 3 in its files"),
+        ("qwen3", {"vocab_size": 10**9}, "64,000,.* weights .* found [0-9,]+ in its"),
+        ("mixtral", {"num_local_experts": 10**6}, "weights .* found [0-9,]+ in its files"),
+    ],
+)
+def test_settings_of_another_size_are_refused_before_anything_is_made(
+    kind, setting, said, tmp_path, monkeypatch
+):
+    model = tiny_model(kind)
+    model.save_pretrained(tmp_path)
+    tiny_tokenizer().save_pretrained(tmp_path)
+    assert load(tmp_path).n_layers == 3
+    edit_json(tmp_path / "config.json", **setting)
+    monkeypatch.setattr(type(model), "from_pretrained", lambda *_, **__: 1 / 0)
+    with pytest.raises(ModelError, match=said):
+        load(tmp_path)
+
+
 def test_a_model_without_a_tokenizer_is_refused(copy):
     for file in copy.glob("*token*"):
         file.unlink()
@@ -115,6 +137,13 @@ def test_a_model_without_a_tokenizer_is_refused(copy):
 def test_a_tokenizer_that_cannot_be_read_is_refused(copy):
     (copy / "tokenizer.json").write_text('{"model": 3}')
     with pytest.raises(ModelError, match="tokenizer that can be read"):
+        load(copy)
+
+
+@pytest.mark.parametrize("length", [[], "x", {}])
+def test_a_tokenizer_that_fails_on_the_first_text_is_refused(copy, length):
+    edit_json(copy / "tokenizer_config.json", model_max_length=length)
+    with pytest.raises(ModelError, match=r"tokenizer that can be read in .*TypeError"):
         load(copy)
 
 

@@ -363,3 +363,11 @@ def test_a_base_in_the_hubs_cache_is_named_as_the_hub_does(lora, saved, tmp_path
     found = json.loads((lora[0] / "adapter_config.json").read_text())
     assert found["base_model_name_or_path"] == "owner/some-model"
     assert found["revision"] == commit
+
+
+def test_a_rank_of_one_module_alone_is_told_as_such(lora):
+    edit_json(lora[0] / "adapter_config.json", rank_pattern={"q_proj": 7})
+    with pytest.raises(
+        ModelError, match=r"of rank 2 where adapter_config\.json says 7"
+    ):
+        load(lora[0])

@@ -7,7 +7,13 @@ from functools import partial
 from pathlib import Path
 from typing import Any, Final, NamedTuple
 
-from holdfast.data.readers import decode, read_table, require_unicode, suffix
+from holdfast.data.readers import (
+    decode,
+    read_table,
+    require_own_names,
+    require_unicode,
+    suffix,
+)
 from holdfast.errors import PromptFileError
 
 _BATCH: Final = 256
@@ -69,10 +75,12 @@ def _object(name: str, place: str, line: bytes) -> dict[str, Any]:
 def _delimited(delimiter: str) -> Callable[[Path], Iterator[Raw]]:
     def read(path: Path) -> Iterator[Raw]:
         csv.field_size_limit(_FIELD_LIMIT)
+        start = 1
         with path.open(encoding="utf-8-sig", newline="") as handle:
             reader = csv.reader(handle, delimiter=delimiter, strict=True)
             try:
                 header = [cell.strip() for cell in next(reader, [])]
+                require_own_names(path.name, header)
                 start = reader.line_num + 1
                 for cells in reader:
                     place, start = f"line {start}", reader.line_num + 1
@@ -104,8 +112,9 @@ def _parquet(path: Path) -> Iterator[Raw]:
     try:
         with pyarrow.parquet.ParquetFile(path) as file:
             number = 0
+            require_own_names(path.name, file.schema_arrow.names)
             for batch in file.iter_batches(_BATCH, use_threads=False):
-                lazy = _Lazy(batch)
+                lazy = _Lazy(batch, path.name, number)
                 for place in range(batch.num_rows):
                     number += 1
                     yield Raw(f"row {number}", partial(lazy.row, place))
@@ -117,14 +126,22 @@ def _parquet(path: Path) -> Iterator[Raw]:
 class _Lazy:
     """A batch that is turned into rows when the first of them is asked for."""
 
-    def __init__(self, batch: Any) -> None:
-        self._batch = batch
+    def __init__(self, batch: Any, name: str, before: int) -> None:
+        self._batch, self._name, self._before = batch, name, before
         self._rows: list[dict[str, Any]] | None = None
 
     def row(self, place: int) -> dict[str, Any]:
         """Return one row."""
         if self._rows is None:
-            self._rows = self._batch.to_pylist()
+            try:
+                self._rows = self._batch.to_pylist()
+            except ValueError as error:
+                last = self._before + self._batch.num_rows
+                raise _malformed(
+                    self._name,
+                    "Parquet with text in UTF-8",
+                    f"{error} in rows {self._before + 1} to {last}",
+                ) from error
         return self._rows[place]
 
 

@@ -7,7 +7,7 @@ with too many cells, an unfinished quote or a stray byte stops the reading.
 import csv
 import io
 import json
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Final, NamedTuple
 
@@ -119,6 +119,26 @@ def require_unicode(value: Any, name: str, place: str) -> None:
         ) from error
 
 
+def require_own_names(name: str, columns: Sequence[str]) -> None:
+    """Refuse a table with two columns of one name; nobody can tell which one is meant.
+
+    Args:
+        name: File name, for messages.
+        columns: The names; several columns may have none.
+
+    Raises:
+        PromptFileError: If a name is there twice.
+    """
+    named = [column for column in columns if column]
+    for column in named:
+        if named.count(column) > 1:
+            raise PromptFileError(
+                f"each column of `{name}` to have its own name",
+                f"two columns called `{column}`",
+                "Rename one of them.",
+            )
+
+
 def _empty(name: str, found: str = "an empty file") -> PromptFileError:
     return PromptFileError(
         f"prompts in `{name}`", found, "Give a file with at least one prompt."
@@ -173,14 +193,7 @@ def _with_header(name: str, lines: list[tuple[int, list[str]]]) -> Table:
     if not lines:
         return Table((), ())
     columns = tuple(cell.strip() for cell in lines[0][1])
-    named = [column for column in columns if column]
-    for column in named:
-        if named.count(column) > 1:
-            raise PromptFileError(
-                f"each column of `{name}` to have its own name",
-                f"two columns called `{column}`",
-                "Rename one of them.",
-            )
+    require_own_names(name, columns)
     rows = []
     for number, cells in lines[1:]:
         if len(cells) > len(columns):

@@ -1,6 +1,7 @@
 """Read tokenizer and weights of a checkpoint, and miss nothing on the way."""
 
 import math
+import re
 from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
@@ -11,13 +12,22 @@ import transformers
 
 from holdfast.errors import InputError, ModelError
 from holdfast.models.checkpoints import Checkpoint
-from holdfast.models.files import CONFIG, GENERATION_CONFIG, read_config
+from holdfast.models.files import (
+    CONFIG,
+    GENERATION_CONFIG,
+    read_config,
+    shapes_of,
+    weight_files,
+)
 from holdfast.models.library import library_errors
 
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "vocab.json", "spiece.model")
 TEKKEN = "tekken.json"
 # Buffers that old checkpoints carry and every model computes for itself.
 HARMLESS = "rotary_emb.inv_freq"
+OTHER_SIZE = 16
+"""How many times the weights of the files are those of another model."""
+_LAYER = re.compile(r"\.(\d+)\.")
 
 
 def read_tokenizer(checkpoint: Checkpoint, *, native_class: str | None = None) -> Any:
@@ -54,7 +64,10 @@ def read_tokenizer(checkpoint: Checkpoint, *, native_class: str | None = None) -
         f"a tokenizer that can be read in {directory}",
         "Restore the tokenizer's files.",
     ):
-        return kind.from_pretrained(directory, local_files_only=True, **told)
+        tokenizer = kind.from_pretrained(directory, local_files_only=True, **told)
+        # Settings of a wrong kind are kept as they are, and fail on the first text.
+        tokenizer.decode(tokenizer("A word.", verbose=False)["input_ids"])
+    return tokenizer
 
 
 def tokenizer_file(checkpoint: Checkpoint) -> Path:
@@ -135,6 +148,7 @@ def read_model(
         ),
         quietly(),
     ):
+        _check_sizes(checkpoint, kind, settings or {})
         model, info = kind.from_pretrained(
             checkpoint.directory,
             dtype=dtype,
@@ -202,6 +216,38 @@ def reading(path: Path) -> AbstractContextManager[None]:
     """
     expected = f"settings that transformers can read in {path}"
     return library_errors(InputError, expected, "Restore that file.")
+
+
+def _check_sizes(
+    checkpoint: Checkpoint, kind: Any, settings: Mapping[str, Any]
+) -> None:
+    """Refuse settings of another size of model before any of it is made.
+
+    What the files lack would be made first, however much that is, and missed then.
+    """
+    config = settings.get("config") or kind.config_class.from_pretrained(
+        checkpoint.directory, local_files_only=True
+    )
+    shapes = shapes_of(weight_files(checkpoint.directory, "model"))
+    numbers = [found[1] for found in map(_LAYER.search, shapes) if found]
+    held = max(map(int, numbers), default=-1) + 1
+    wanted = config.get_text_config().num_hidden_layers
+    if wanted > held:
+        raise _other_size(checkpoint, f"{wanted} layers", f"{held}")
+    with torch.device("meta"):
+        n_wanted = sum(weight.numel() for weight in kind(config).parameters())
+    n_held = sum(map(math.prod, shapes.values()))
+    # Ties, buffers and names that are translated do not make up an order of size.
+    if n_wanted > OTHER_SIZE * n_held:
+        raise _other_size(checkpoint, f"{n_wanted:,} weights", f"{n_held:,}")
+
+
+def _other_size(checkpoint: Checkpoint, wanted: str, held: str) -> ModelError:
+    return ModelError(
+        f"{wanted} of {checkpoint.model_id}, as its {CONFIG} says",
+        f"{held} in its files",
+        f"Restore the checkpoint, or its {CONFIG}.",
+    )
 
 
 def _check_complete(checkpoint: Checkpoint, info: dict[str, Any]) -> None:

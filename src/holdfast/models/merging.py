@@ -169,7 +169,7 @@ def _check_weights(checkpoint: Checkpoint, adapted: Any, config: Any) -> None:
         (missing, "missing adapter keys"),
         (
             other,
-            f"adapter keys of another shape, {_cause(found, known, other, config)}",
+            f"adapter keys of another shape, {_cause(found, known, other)}",
         ),
     ):
         if names:
@@ -188,7 +188,7 @@ def _shapes(adapted: Any, *, embeddings: bool) -> dict[str, tuple[int, ...]]:
     return {name: tuple(weight.shape) for name, weight in state.items()}
 
 
-def _cause(found: Shapes, known: Shapes, other: Sequence[str], config: Any) -> str:
+def _cause(found: Shapes, known: Shapes, other: Sequence[str]) -> str:
     """Say why shapes differ: by the rank alone, or by the base."""
     if not other:
         return ""
@@ -202,7 +202,7 @@ def _cause(found: Shapes, known: Shapes, other: Sequence[str], config: Any) -> s
     )
     if by_rank:
         rank = found[first][ranks[0]]
-        return f"of rank {rank} where {ADAPTER_CONFIG} says {config.r}"
+        return f"of rank {rank} where {ADAPTER_CONFIG} says {known[first][ranks[0]]}"
     said = f"{list(found[first])} where the base takes {list(known[first])}"
     vocabulary = all("embed" in name or "lm_head" in name for name in other)
     # Whoever adds tokens resizes the base before the training, and says so nowhere.
