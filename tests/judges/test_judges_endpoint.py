@@ -8,7 +8,7 @@ import time
 import pytest
 from chat_server import Reply, serving
 
-from holdfast.errors import EndpointError, EnvironmentProblem, SettingsError
+from holdfast.errors import EndpointError, EnvironmentProblem, InputError, SettingsError
 from holdfast.judges.chat import _retry_after
 from holdfast.judges.contract import Exchange, Judge
 from holdfast.judges.endpoint import EndpointJudge, EndpointSettings
@@ -168,6 +168,14 @@ def test_another_rubric_or_model_is_another_question(tmp_path):
         judge_at(server, cache=str(tmp_path)).judge(EXCHANGES[:1])
         judge_at(server, cache=str(tmp_path), reply_tokens=7).judge(EXCHANGES[:1])
     assert len(server.bodies) == 2
+
+
+def test_a_cache_that_no_folder_can_be_is_refused_before_anything_is_asked(tmp_path):
+    (tmp_path / "file").write_text("x")
+    with serving(fine) as server:
+        with pytest.raises(InputError, match="another place with --judge-cache"):
+            judge_at(server, cache=str(tmp_path / "file" / "x"))
+        assert server.bodies == []
 
 
 def test_a_damaged_entry_of_the_cache_is_asked_again(tmp_path):
@@ -452,8 +460,10 @@ def test_no_answer_is_degenerate_and_costs_no_request():
     ],
 )
 def test_settings_that_cannot_work_are_refused(changes):
-    with pytest.raises(SettingsError):
+    with pytest.raises(SettingsError) as caught:
         EndpointSettings(**{"url": "http://host/v1", "model": "tiny", **changes})
+    if not {"url", "temperature"} & set(changes):
+        assert caught.value.expected == f"--judge-{next(iter(changes))} above 0"
 
 
 def test_a_missing_package_is_named(monkeypatch):

@@ -87,6 +87,7 @@ def test_slots_and_braces_in_an_answer_are_left_alone():
         ({"pattern": "(?P<score>.)", "scale": [5, 1]}, "scale"),
         ({"pattern": "(?P<score>.)", "scale": "1-5"}, "scale"),
         ({"pattern": "(?P<outcome>.)", "outcomes": {"a": "bad"}}, "outcomes other"),
+        ({"pattern": "(?P<outcome>.)", "outcomes": {}}, "no `outcomes`"),
         ({"pattern": "(?P<score>.)", "colour": 1}, "other fields"),
         ({}, "no text under"),
     ],
@@ -100,5 +101,9 @@ def test_a_missing_or_damaged_file_is_named(tmp_path):
     with pytest.raises(InputError, match=r"none\.json"):
         load_rubric(str(tmp_path / "none.json"))
     (tmp_path / "bad.json").write_text("{")
+    with pytest.raises(InputError, match=r"bad\.json"):
+        load_rubric(str(tmp_path / "bad.json"))
+    # Brackets within brackets without end are another error of the reader.
+    (tmp_path / "bad.json").write_text("[" * 100_000)
     with pytest.raises(InputError, match=r"bad\.json"):
         load_rubric(str(tmp_path / "bad.json"))

@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 from holdfast.data.served import REASONING
 from holdfast.errors import EndpointError
 from holdfast.judges.replies import whole
-from holdfast.study import atomic_write_json, fingerprint
+from holdfast.study import atomic_write_json, fingerprint, require_place
 
 Messages = Sequence[dict[str, str]]
 
@@ -104,6 +104,7 @@ class ChatClient:
 
         Raises:
             EndpointError: If httpx is not installed.
+            InputError: If the cache lies where no folder can be.
         """
         self._http = _httpx()
         self.url, self.model, self.limits = url.rstrip("/"), model, limits
@@ -115,6 +116,9 @@ class ChatClient:
             limits=self._http.Limits(max_connections=limits.connections),
         )
         self._cache = None if cache is None else Path(cache).expanduser()
+        if self._cache is not None:
+            # Whoever was asked and cannot be kept has been paid for in vain.
+            require_place(self._cache / "00" / "0", folder=False, flag="--judge-cache")
         self._stopped = threading.Event()
         self._sleep = sleep or self._stopped.wait
         self._lock = threading.Lock()

@@ -88,7 +88,9 @@ class EndpointSettings:
         for name in ("concurrency", "attempts", "reply_tokens", "timeout"):
             if getattr(self, name) <= 0:
                 raise SettingsError(
-                    f"a positive {name}", str(getattr(self, name)), "Raise it."
+                    f"--judge-{name.replace('_', '-')} above 0",
+                    str(getattr(self, name)),
+                    "Raise it.",
                 )
         if not 0 <= self.temperature <= 2:
             raise SettingsError(

@@ -192,7 +192,7 @@ def load_rubric(source: str) -> Rubric:
     path = Path(source).expanduser()
     try:
         fields = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise _wrong(source, str(error)) from error
     if not isinstance(fields, dict) or set(fields) - _KEYS:
         raise _wrong(source, f"other fields than {', '.join(sorted(_KEYS))}")
@@ -207,13 +207,16 @@ def load_rubric(source: str) -> Rubric:
     except re.error as error:
         raise _wrong(source, f"a pattern that does not compile ({error})") from error
     _check_groups(source, compiled)
+    outcomes = _outcomes(source, fields.get("outcomes", {}))
+    if "outcome" in compiled.groupindex and not outcomes:
+        raise _wrong(source, "a group outcome whose words have no `outcomes`")
     return Rubric(
         name=whole(str(fields.get("name", path.stem))),
         system=whole(str(fields.get("system", ""))),
         prompt=whole(prompt),
         pattern=compiled,
         scale=_scale(source, fields.get("scale", [0, 1])),
-        outcomes=_outcomes(source, fields.get("outcomes", {})),
+        outcomes=outcomes,
     )
 
 

@@ -86,7 +86,8 @@ def run(
             "Name them with --labels.",
         )
     if settings.output is not None:
-        require_place(Path(settings.output) / "record", folder=False)
+        place = Path(settings.output) / "record"
+        require_place(place, folder=False, flag="--calibrations")
     # Files are read first: a wrong column shows before a model is loaded.
     files = _named_apart(settings.labels)
     judge = judge or open_judge(settings.judge)

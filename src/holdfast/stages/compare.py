@@ -67,7 +67,7 @@ def read_report(place: Path) -> dict[str, Any]:
     if place.is_file():
         try:
             report = json.loads(place.read_text(encoding="utf-8"))
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:
             raise InputError(
                 f"JSON in {place}", f"a damaged file ({error})", "Make it anew."
             ) from error

@@ -85,7 +85,7 @@ class Study:
                 "Make one with `holdfast rollout` or `holdfast audit`, or name its "
                 "folder.",
             ) from error
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:
             raise InputError(
                 f"JSON in {path}",
                 f"a damaged file ({error})",
@@ -244,7 +244,7 @@ class Study:
         self.input_hash(name)
         try:
             return json.loads(self.path(name).read_text(encoding="utf-8"))
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:
             raise InputError(
                 f"JSON in {self.path(name)}",
                 f"a damaged file ({error})",

@@ -92,12 +92,13 @@ def storing(path: Path) -> Iterator[None]:
         ) from error
 
 
-def require_place(path: Path, *, folder: bool) -> None:
+def require_place(path: Path, *, folder: bool, flag: str = "-o") -> None:
     """Refuse, before any work is done, a place where nothing can be written.
 
     Args:
         path: Where the work shall lie; nothing need be there yet.
         folder: Whether it is a folder, and not a file.
+        flag: The flag that named it.
 
     Raises:
         InputError: If a part of the path is a file, or a folder has a file's name.
@@ -106,11 +107,12 @@ def require_place(path: Path, *, folder: bool) -> None:
     with storing(path):
         above = next(each for each in path.parents if _is_there(each))
         if not above.is_dir():
-            raise _misplaced(path, f"{above} on the way to it, which is no folder")
+            found = f"{above} on the way to it, which is no folder"
+            raise _misplaced(path, found, flag)
         # A name that no file system takes is an error to look for.
         is_folder = path.exists() and path.is_dir()
     if is_folder and not folder:
-        raise _misplaced(path, MISPLACED[errno.EISDIR])
+        raise _misplaced(path, MISPLACED[errno.EISDIR], flag)
 
 
 def _is_there(path: Path) -> bool:
@@ -122,9 +124,10 @@ def _is_there(path: Path) -> bool:
     return True
 
 
-def _misplaced(path: Path, found: str) -> InputError:
+def _misplaced(path: Path, found: str, flag: str | None = None) -> InputError:
+    named = "" if flag is None else f" with {flag}"
     return InputError(
-        f"a place to write to at {path}", found, "Choose another place with -o."
+        f"a place to write to at {path}", found, f"Choose another place{named}."
     )
 
 
