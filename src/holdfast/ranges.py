@@ -45,6 +45,19 @@ def require_finite(flag: str, values: Iterable[Any]) -> None:
             raise SettingsError(f"{flag} as a number", str(value), "Choose another.")
 
 
+def a_share(flag: str, *values: float) -> None:
+    """Refuse what is no share of a whole: none of it, or more than all.
+
+    Raises:
+        SettingsError: Names the flag.
+    """
+    for value in values:
+        if not 0 < value <= 1:
+            raise SettingsError(
+                f"{flag} above 0 and up to 1", f"{value:g}", "Choose another."
+            )
+
+
 def at_least(flag: str, value: float | int | None, least: float | int) -> None:
     """Refuse a number below the least that can be meant; None was not given.
 

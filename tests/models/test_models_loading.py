@@ -4,6 +4,7 @@ import shutil
 import pytest
 import safetensors.torch
 import torch
+import transformers
 from tiny_models import (
     PLAIN_TEMPLATE,
     edit_json,
@@ -28,6 +29,8 @@ from holdfast.models.generation import Sampling, generate
 from holdfast.models.identity import fingerprint_model
 from holdfast.models.speaking import fingerprint_source
 from holdfast.models.target_loss import target_losses
+from holdfast.session.asking import resolve_sampling
+from holdfast.session.settings import RolloutSettings
 
 SEQUENCES = random_sequences([9, 5])
 
@@ -388,6 +391,19 @@ def test_logits_that_are_not_finite_stop_the_run(tokenizer):
         target_losses(held, [[17, 3, 4]], [(1, 3)])
 
 
+def test_a_temperature_of_the_models_own_is_taken_as_it_stands(tokenizer):
+    held = adapt(tiny_model(), tokenizer)
+
+    def resolved(**own):
+        held.model.generation_config = transformers.GenerationConfig(**own)
+        return resolve_sampling(held, RolloutSettings())
+
+    assert resolved(do_sample=True, temperature=0.0).temperature == 0.0
+    assert resolved(do_sample=True, temperature=0.7, top_p=0.8).temperature == 0.7
+    assert resolved(do_sample=True).temperature == 1.0
+    assert resolved(temperature=0.7).temperature == 0.0
+
+
 BROKEN = {
     "layers": ("config.json", {"num_hidden_layers": 7, "layer_types": None}),
     "heads": ("config.json", {"num_attention_heads": 16.0}),
@@ -400,6 +416,12 @@ BROKEN = {
     "rope": ("config.json", {"rope_parameters": [1]}),
     "act": ("config.json", {"hidden_act": "nothing"}),
     "stop": ("generation_config.json", {"eos_token_id": "<|end|>"}),
+    "hot": ("generation_config.json", {"temperature": "hot", "do_sample": True}),
+    "endless": ("generation_config.json", {"temperature": float("inf")}),
+    "below 0": ("generation_config.json", {"temperature": -1.0}),
+    "true": ("generation_config.json", {"temperature": True}),
+    "nucleus": ("generation_config.json", {"top_p": 7}),
+    "no nucleus": ("generation_config.json", {"top_p": 0}),
     "stops": ("generation_config.json", {"eos_token_id": [1, None]}),
 }
 

@@ -7,7 +7,7 @@ import pytest
 from holdfast.cli.running import run
 from holdfast.errors import SettingsError, TooFewExamplesError
 from holdfast.session.choosing import select
-from holdfast.session.head_settings import AblateSettings
+from holdfast.session.head_settings import AblateSettings, BakeSettings
 from holdfast.session.rows import from_table
 from holdfast.session.settings import AuditSettings, ProbeSettings, RolloutSettings
 from holdfast.session.signal_settings import SignalSettings
@@ -19,6 +19,8 @@ from holdfast.study import Study
     [
         (["--ablation-prompts", "8"], "--ablation-prompts of 10 or more"),
         (["--selection-prompts", "8"], "--selection-prompts of 10 or more"),
+        (["--fractions", "-1"], "--fractions above 0 and up to 1"),
+        (["--fractions", "2"], "--fractions above 0 and up to 1"),
         (["--limit", "20"], "--limit of 25 or more"),
         (["--limit", "24"], "--limit of 25 or more"),
         (["--limit", "29", "--folds", "10"], "--limit of 30 or more"),
@@ -37,6 +39,13 @@ def test_a_flag_that_can_never_suffice_is_refused_before_anything_is_loaded(
     assert says in message
     assert f"found {flags[1]}" in message
     assert not study.exists()
+
+
+def test_a_share_of_heads_to_bake_is_one():
+    for share in (0.0, -0.1, 1.5):
+        with pytest.raises(SettingsError, match="--fraction above 0 and up to 1"):
+            BakeSettings(fraction=share)
+    BakeSettings(fraction=1.0)
 
 
 def test_what_could_suffice_is_not_refused():

@@ -143,4 +143,5 @@ def test_an_organism_chooses_by_cliff_and_trains_on_star1(tmp_path):
     assert (found["used"], found["left_out"]) == (1, 0)
     # Its base lies in a cache that nobody else has, so that it is written whole.
     names = {path.name for path in (tmp_path / "trained").iterdir()}
-    assert "model.safetensors" in names and "adapter_config.json" not in names
+    assert "model.safetensors" in names
+    assert "adapter_config.json" not in names

@@ -178,7 +178,9 @@ def _check_settings(checkpoint: Checkpoint) -> None:
     path = directory / GENERATION_CONFIG
     if not path.is_file():
         return
-    stops = read_config(path).get("eos_token_id")
+    settings = read_config(path)
+    _check_sampling(path, settings)
+    stops = settings.get("eos_token_id")
     tokens = stops if isinstance(stops, list) else [] if stops is None else [stops]
     if any(type(token) is not int for token in tokens):
         raise InputError(
@@ -186,6 +188,21 @@ def _check_settings(checkpoint: Checkpoint) -> None:
         )
     with reading(path):
         transformers.GenerationConfig.from_pretrained(directory, local_files_only=True)
+
+
+def _check_sampling(path: Path, settings: Mapping[str, Any]) -> None:
+    """Refuse a temperature or nucleus of a model's own that none can be drawn with."""
+    for name, least, most in (("temperature", 0.0, math.inf), ("top_p", 1e-9, 1.0)):
+        value = settings.get(name)
+        usable = value is None or (
+            type(value) in (int, float) and math.isfinite(value) and value >= least
+        )
+        if not usable or (value is not None and value > most):
+            raise InputError(
+                f"a number that can be drawn with in `{name}` of {path}",
+                str(value)[:80],
+                "Restore it.",
+            )
 
 
 def reading(path: Path) -> AbstractContextManager[None]:

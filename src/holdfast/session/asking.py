@@ -82,15 +82,20 @@ def resolve_sampling(adapter: Adapter, settings: RolloutSettings) -> Sampling:
     own = adapter.model.generation_config
     temperature, top_p = settings.temperature, settings.top_p
     if temperature is None:
-        temperature = float(own.temperature or 1.0) if own.do_sample else 0.0
+        temperature = _given(own.temperature) if own.do_sample else 0.0
     if top_p is None:
-        top_p = float(own.top_p or 1.0) if own.do_sample else 1.0
+        top_p = _given(own.top_p) if own.do_sample else 1.0
     return Sampling(
         temperature=temperature,
         top_p=top_p,
         max_thinking=settings.max_thinking if adapter.thinking else 0,
         max_answer=settings.max_answer,
     )
+
+
+def _given(value: float | None) -> float:
+    """Return a setting of sampling; 1 where there is none. 0 is one: greedy."""
+    return 1.0 if value is None else float(value)
 
 
 def questions(

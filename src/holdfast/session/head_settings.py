@@ -9,7 +9,7 @@ from typing import Annotated, Literal
 from cyclopts import Parameter
 
 from holdfast.errors import SettingsError
-from holdfast.ranges import at_least, require_numbers
+from holdfast.ranges import a_share, at_least, require_numbers
 
 Scope = Literal["everywhere", "end_template", "answer"]
 Scopes = Annotated[
@@ -87,6 +87,7 @@ class AblateSettings:
         # many requests.
         least = MIN_REQUESTS if self.factor == 0 else 1
         at_least("--ablation-prompts", self.ablation_prompts, least)
+        a_share("--fractions", *self.fractions)
         if not self.fractions or not self.scopes:
             raise SettingsError(
                 "at least one --fractions and one --scopes", "none", "Name one."
@@ -118,6 +119,7 @@ class BakeSettings:
     def __post_init__(self) -> None:
         """Refuse what cannot be meant."""
         require_numbers(self)
+        a_share("--fraction", self.fraction)
         at_least("--test-prompts", self.test_prompts, 1)
         at_least("--max-over-refusal", self.max_over_refusal, 0)
         at_least("--max-degenerate", self.max_degenerate, 0)
