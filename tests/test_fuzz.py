@@ -11,7 +11,7 @@ sys.path.append(str(Path(__file__).parents[1] / "runs"))
 import fuzz
 import fuzz_surfaces
 
-CASES = 20
+CASES = 14
 
 
 @pytest.fixture(scope="module")

@@ -260,6 +260,7 @@ def test_a_family_whose_heads_do_not_add_up_is_refused_with_what_fits(
     (model / "config.json").write_text(json.dumps(config))
     manifest = json.loads((copy / "study.json").read_text())
     manifest["model"]["id"] = str(model)
+    manifest["loading"]["directory"] = str(model)
     (copy / "study.json").write_text(json.dumps(manifest))
     says = ["gemma2", "norm after the attention", "llama", "qwen3"]
     fails(capsys, 3, words[0], copy, *words[1:], says=says)

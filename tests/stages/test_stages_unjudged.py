@@ -237,10 +237,10 @@ def test_an_audit_that_nobody_judged_says_nothing_of_attacks(
 
     monkeypatch.setattr("holdfast.session.answers.judge", cannot_tell)
     study = tmp_path / "study"
-    assert run(["audit", str(thinker), *world, "--limit", "8", "-o", str(study)]) == 4
+    assert run(["audit", str(thinker), *world, "--limit", "26", "-o", str(study)]) == 4
     assert run(["report", str(study)]) == 0
     printed = capsys.readouterr().out
-    assert "none of 8 answers could be judged" in printed
+    assert "none of 26 answers could be judged" in printed
     assert set(re.findall(r"(\d+)% \(", printed)) <= {"100"}
     report = json.loads((study / "report.json").read_text())
     assert report["verdict"]["attack_succeeds"] is None
