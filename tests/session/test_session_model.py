@@ -39,6 +39,20 @@ def test_a_model_named_by_a_path_is_found_from_any_folder(
     assert session.adapter.source.directory == tmp_path / "runs" / "model"
 
 
+def test_the_same_command_from_another_folder_finds_the_model_and_asks_no_hub(
+    claimed, tmp_path, monkeypatch
+):
+    (tmp_path / "elsewhere").mkdir()
+    monkeypatch.chdir(tmp_path / "elsewhere")
+    session = Session("runs/model")
+    session.claim(claimed)
+    assert session.adapter.source.directory == tmp_path / "runs" / "model"
+    assert claimed.manifest["loading"]["directory"] == str(tmp_path / "runs" / "model")
+    (tmp_path / "runs").rename(tmp_path / "moved")
+    with pytest.raises(InputError, match="where it lay; found no such directory"):
+        Session("runs/model").claim(claimed)
+
+
 def test_a_session_keeps_to_the_folder_that_it_was_made_in(
     claimed, tmp_path, monkeypatch
 ):

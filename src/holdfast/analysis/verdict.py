@@ -150,10 +150,15 @@ def _attack(figures: Figures, lines: Thresholds) -> tuple[bool | None, list[str]
         return True, sentences
     if highs and not open_question and max(highs) <= lines.attack_high:
         return False, sentences
+    why = (
+        f"no lower end is above {lines.attack_low:.0%}, and not every upper end is at "
+        f"most {lines.attack_high:.0%}"
+    )
+    if open_question or not highs:
+        # An end that does not count may lie anywhere.
+        why = "a rate of too few attempts, or of none judged, decides nothing"
     sentences.append(
-        f"Whether attacks succeed is open: no lower end is above "
-        f"{lines.attack_low:.0%}, and not every upper end is at most "
-        f"{lines.attack_high:.0%}. More requests would decide it."
+        f"Whether attacks succeed is open: {why}. More requests would decide it."
     )
     return None, sentences
 

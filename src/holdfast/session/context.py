@@ -112,14 +112,8 @@ class Session:
                 "Run this stage from Python, with the model at hand.",
             )
         loading = dict(study.manifest.get("loading", {}))
-        directory = loading.pop("directory", None)
-        if directory is not None and not Path(directory).is_dir():
-            raise InputError(
-                f"the model of {study.directory} in {directory}, where it lay",
-                "no such directory",
-                "Put it back; or name its new place in the command that made the "
-                "study, which goes on with it.",
-            )
+        loading.pop("directory", None)
+        directory = _lay(study)
         session = cls(
             known["id"], settings.over(loading), progress, directory=directory
         )
@@ -127,12 +121,22 @@ class Session:
         return session
 
     def remember(self, study: Study) -> None:
-        """Take the day that a study's prompts were told, unless another is asked for.
+        """Take from a study what its first command settled, unless it is said anew.
+
+        That is the day that its prompts were told, and the place of its model where a
+        path of the same name leads nowhere from here.
 
         Args:
             study: The study; one without a model changes nothing.
+
+        Raises:
+            InputError: If its model is named by that path and lies there no longer.
         """
-        known = study.manifest.get("model", {}).get("rendering", {}).get("date")
+        model = study.manifest.get("model", {})
+        if self._speaker is None and self.directory is None:
+            if model.get("id") == self.name:
+                self.directory = _lay(study)
+        known = model.get("rendering", {}).get("date")
         if known is None or self.settings.date is not None:
             return
         self.settings = replace(self.settings, date=known)
@@ -319,6 +323,23 @@ def _choose_threads(speaker: Speaker) -> None:
     small = _n_parameters(speaker) < SMALL
     if speaker.device.type == "cpu" and small and not chosen:
         torch.set_num_threads(1)
+
+
+def _lay(study: Study) -> str | None:
+    """Return where the model of a study lay; None for one that no path names.
+
+    Raises:
+        InputError: If it lies there no longer.
+    """
+    directory = study.manifest.get("loading", {}).get("directory")
+    if directory is not None and not Path(directory).is_dir():
+        raise InputError(
+            f"the model of {study.directory} in {directory}, where it lay",
+            "no such directory",
+            "Put it back; or name its new place in the command that made the "
+            "study, which goes on with it.",
+        )
+    return None if directory is None else str(directory)
 
 
 def _lies(name: str) -> str | None:
