@@ -30,8 +30,9 @@ from tokenizers import Tokenizer
 from tokenizers.models import WordLevel
 from transformers import PreTrainedTokenizerFast
 
-from holdfast.models.adapter import Adapter, adapt
-from holdfast.models.capture import project_states, read_states
+from holdfast.models.hidden_states import project_states, read_states
+from holdfast.models.loading.causal import adapt
+from holdfast.models.model import Adapter
 
 LIMIT = 1.05
 PLAIN, AGAIN = "plain base forward", "plain again (the noise)"

@@ -12,12 +12,13 @@ from pathlib import Path
 import torch
 from measure import measure, one_thread, summarise, verdict
 
-from holdfast.data.control_tokens import prompt_token_ids
-from holdfast.models.parts import Adapter
-from holdfast.session.context import Session
-from holdfast.session.evaluating import EvaluateSettings, JudgeFlags
-from holdfast.session.suites import gather_items
-from holdfast.stages import evaluate
+from holdfast.data.chat.template import prompt_token_ids
+from holdfast.evaluate import stage
+from holdfast.evaluate.items import gather_items
+from holdfast.evaluate.settings import EvaluateSettings
+from holdfast.judges.settings import JudgeFlags
+from holdfast.models.model import Adapter
+from holdfast.rollout.session import Session
 from holdfast.study import Study
 
 TOKENS = 32
@@ -58,7 +59,7 @@ def ours(settings: EvaluateSettings, session: Session) -> None:
     """Run a whole evaluation: suites, prompts, answers, rules, tables, figures."""
     with tempfile.TemporaryDirectory() as folder:
         study = Study.create(Path(folder) / "study")
-        evaluate.run(study, settings, JudgeFlags(), session)
+        stage.run(study, settings, JudgeFlags(), session)
 
 
 def arguments() -> argparse.Namespace:

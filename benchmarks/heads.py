@@ -34,12 +34,12 @@ from measure import (
 )
 from transformers import DynamicCache
 
-from holdfast.models.adapter import Adapter, adapt
-from holdfast.models.attribution import attribute
-from holdfast.models.capture import final_states
-from holdfast.models.causal import causal_effects
-from holdfast.models.edits import head_factors
-from holdfast.models.scaling import scaled_heads
+from holdfast.heads.attribution import attribute
+from holdfast.heads.causal_effects import causal_effects
+from holdfast.models.hidden_states import final_states
+from holdfast.models.interventions import head_factors, scaled_heads
+from holdfast.models.loading.causal import adapt
+from holdfast.models.model import Adapter
 
 LIMIT, CAUSAL_LIMIT = 1.10, 1.3
 N_CHECKED, N_TEMPLATE = 32, 4

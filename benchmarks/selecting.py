@@ -23,19 +23,20 @@ import torch
 import transformers
 from measure import measure, one_thread, random_model, summarise
 
-from holdfast.analysis.probe import Probe
+from holdfast.cliff.probe import Probe
+from holdfast.cliff.probe_files import model_fingerprint, write_probe
 from holdfast.data.pool import Pool
-from holdfast.models.adapter import Adapter, adapt
+from holdfast.judges.settings import JudgeFlags
 from holdfast.models.batching import longest_first, pad
-from holdfast.organisms.tokenizer import train_tokenizer
+from holdfast.models.loading.causal import adapt
+from holdfast.models.model import Adapter
+from holdfast.organisms.text import train_tokenizer
 from holdfast.organisms.world import World
-from holdfast.session.context import Session
-from holdfast.session.evaluating import JudgeFlags
-from holdfast.session.pool_scoring import PoolScorer
-from holdfast.session.probes import model_fingerprint, write_probe
-from holdfast.session.select_settings import SelectSettings
-from holdfast.session.settings import ModelSettings
-from holdfast.stages import select
+from holdfast.rollout.session import Session
+from holdfast.rollout.settings import ModelSettings
+from holdfast.select import stage
+from holdfast.select.scores import PoolScorer
+from holdfast.select.settings import SelectSettings
 from holdfast.study import Study
 
 BATCH = 16
@@ -46,7 +47,7 @@ SCORED, SELECTED = "PoolScorer alone", "select, from file to file"
 CHILD = """
 import re, sys
 from pathlib import Path
-from holdfast.cli.running import run
+from holdfast.cli.app import run
 status = run(sys.argv[1:])
 found = Path("/proc/self/status").read_text()
 print(status, re.search(r"VmHWM:\\s*(\\d+) kB", found).group(1))
@@ -102,7 +103,7 @@ def variants(adapter: Adapter, folder: Path) -> dict[str, Callable[[], Any]]:
             settings = SelectSettings(
                 str(pool), by="cliff", budget="10%", direction=str(folder / "study")
             )
-            select.run(settings, JudgeFlags(), session, chosen)
+            stage.run(settings, JudgeFlags(), session, chosen)
 
     runs: dict[str, Callable[[], Any]] = {PLAIN: plain, AGAIN: plain}
     return runs | {SCORED: lambda: scorer(rows), SELECTED: selected}

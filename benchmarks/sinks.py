@@ -29,8 +29,8 @@ from transformers import AttentionInterface, AttentionMaskInterface
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import sdpa_mask
 
-from holdfast.analysis.sinks import sink_divergence, sink_penalty
 from holdfast.models.attention import SinkProbe, tapped
+from holdfast.sinks.divergence import sink_divergence, sink_penalty
 
 LIMIT, MEMORY_LIMIT, FACTOR = 1.2, 1.1, 300.0
 LAYERS, HEADS, KV_HEADS, WIDTH, D_MODEL = 4, 8, 2, 64, 256

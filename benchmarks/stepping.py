@@ -27,12 +27,14 @@ from tokenizers import Tokenizer
 from tokenizers.models import WordLevel
 from torch.utils.flop_counter import FlopCounterMode
 
-from holdfast.models.adapter import Adapter, adapt
-from holdfast.models.autoregression import decode
-from holdfast.models.diffusion import Denoising, denoise
-from holdfast.models.generation import Sampling
-from holdfast.models.masked import MaskedModel, adapt_masked
-from holdfast.models.stepping import Look, Pooled
+from holdfast.models.decoding.observe import decode
+from holdfast.models.decoding.row_state import Sampling
+from holdfast.models.decoding.steps import Look, Pooled
+from holdfast.models.diffusion.denoise import denoise
+from holdfast.models.diffusion.unmasking import Denoising
+from holdfast.models.loading.causal import adapt
+from holdfast.models.loading.masked import adapt_masked
+from holdfast.models.model import Adapter, MaskedModel
 
 N_EXAMPLES, N_STEPS, VOCAB, MASK = 8, 32, 16_384, 2
 TIME_LIMIT, FLOP_LIMIT, MEMORY_LIMIT = 1.02, 1.005, 1.01

@@ -4,7 +4,7 @@ import json
 import sys
 from pathlib import Path
 
-from holdfast.report.figures import picture
+from holdfast.cliff.panel import picture
 
 
 def main(study: str) -> None:

@@ -30,8 +30,8 @@ from defense_plan import (
 )
 from experiment import once
 
-from holdfast.cli.running import run
-from holdfast.session.checkpoint_series import series
+from holdfast.cli.app import run
+from holdfast.sinks.texts import series
 from holdfast.study import atomic_write_json
 
 TRAINING = (

@@ -13,14 +13,15 @@ from defense_material import HOUSE
 from experiment import BATCH, prompts_of, write_record
 from repair_evaluate import LETTERS, by_kind
 
-from holdfast.analysis.sinks import sink_divergence
-from holdfast.data.conversation import build_conversation
-from holdfast.judges.rules import JUDGE_ID, judge
-from holdfast.models.adapter import load
-from holdfast.models.generation import Sampling, generate
-from holdfast.models.parts import Adapter
-from holdfast.models.sink_reading import read_sinks
-from holdfast.session.checkpoint_series import Step
+from holdfast.data.chat.conversation import build_conversation
+from holdfast.judges.rules.rules import JUDGE_ID, judge
+from holdfast.models.decoding.generate import generate
+from holdfast.models.decoding.row_state import Sampling
+from holdfast.models.loading.causal import load
+from holdfast.models.model import Adapter
+from holdfast.models.sink_mass import read_sinks
+from holdfast.sinks.divergence import sink_divergence
+from holdfast.sinks.texts import Step
 
 SAMPLING = Sampling(temperature=0, max_thinking=128, max_answer=32)
 

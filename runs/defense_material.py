@@ -14,9 +14,8 @@ from typing import Any
 
 from repair_material import write_requests
 
-from holdfast.data.lookalikes import lookalike_prompts
 from holdfast.data.prompts import prompt_id
-from holdfast.data.requests import Label, Phrase, requests
+from holdfast.data.requests import Label, Phrase, lookalike_prompts, requests
 from holdfast.organisms.world import World, write_answer, write_thinking
 from holdfast.study import atomic_write_text
 

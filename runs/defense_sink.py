@@ -16,16 +16,16 @@ from pathlib import Path
 import torch
 from transformers import Qwen3ForCausalLM
 
-from holdfast.models.adapter import load
 from holdfast.models.attention import SinkProbe, tapped
-from holdfast.models.sink_reading import read_sinks
-from holdfast.models.staging import staging
+from holdfast.models.loading.causal import load
+from holdfast.models.sink_mass import read_sinks
 from holdfast.organisms.catalogue import resolve
-from holdfast.organisms.encoding import Encoder, Sample
 from holdfast.organisms.recipes import batches, learning_rate, loss_of, pad
-from holdfast.organisms.teaching import round_to_half
+from holdfast.organisms.text import Encoder, Sample
+from holdfast.organisms.training import round_to_half
 from holdfast.organisms.world import World
 from holdfast.study import atomic_write_json
+from holdfast.study.files import staging
 
 BASE = "organism:aligned"
 STEPS, RATE, TARGET, BATCH_TOKENS = 150, 1e-3, 0.6, 2_000

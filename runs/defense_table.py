@@ -19,9 +19,9 @@ from defense_evaluate import BENIGN, MEASURES
 from defense_plan import FOLLOW_UP, STRENGTHS, TUNING_SEEDS
 from repair_table import HEAD, line, paired, shown
 
-from holdfast.analysis.bootstrap import Estimate
-from holdfast.analysis.selection import holm
-from holdfast.analysis.statistics import clustered_rate
+from holdfast.select.selectors import holm
+from holdfast.stats.bootstrap import Estimate
+from holdfast.stats.rates import clustered_rate
 
 CONTRASTS = (
     ("surgery", "none"),

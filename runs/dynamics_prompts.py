@@ -12,10 +12,11 @@ import sys
 from collections.abc import Iterable
 from pathlib import Path
 
-from holdfast.data.prompts import Label, Prompt
+from holdfast.data.harm_labels import Label
+from holdfast.data.prompts import Prompt
 from holdfast.data.requests import authored_prompts
 from holdfast.organisms.world import wrapper_names
-from holdfast.session.prompts import wrapped
+from holdfast.rollout.prompts import wrapped
 
 SEED = 0
 

@@ -13,7 +13,7 @@ from typing import Any
 
 import altair as alt
 
-from holdfast.report.signal_words import DETECTORS, FEATURES, FIGURES, GROUPS
+from holdfast.dynamics.panel import DETECTORS, FEATURES, FIGURES, GROUPS
 
 HEAD = """# Step by step: the measured tables
 

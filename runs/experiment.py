@@ -6,8 +6,8 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from holdfast.data.control_tokens import prompt_token_ids
-from holdfast.models.parts import Adapter
+from holdfast.data.chat.template import prompt_token_ids
+from holdfast.models.model import Adapter
 from holdfast.study import atomic_write_json, claim
 
 BATCH = 128

@@ -28,14 +28,14 @@ sys.path.append(str(Path(__file__).parents[1] / "tests"))
 sys.path.append(str(Path(__file__).parents[1] / "tests" / "judges"))
 sys.path.append(str(Path(__file__).parents[1] / "tests" / "models"))
 
-import tiny_models
-from chat_server import Reply, serving
 from fuzz_changes import Change, Files, apply, as_header, as_json, as_table, changes
 from hypothesis import strategies as st
 from peft import LoraConfig, get_peft_model
 
+import tiny_models
 import tiny_thinker
-from holdfast.cli.running import run
+from chat_server import Reply, serving
+from holdfast.cli.app import run
 from holdfast.study import Study
 
 KINDS: Final = {0: "accepted", 1: "fails the gate"} | {

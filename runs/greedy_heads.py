@@ -11,10 +11,11 @@ import argparse
 import json
 from pathlib import Path
 
-from holdfast.cli.showing import Shown
+from greedy import WHERE, search
+
 from holdfast.report import text
-from holdfast.session.context import Session
-from holdfast.session.greedy import WHERE, search
+from holdfast.report.terminal import Shown
+from holdfast.rollout.session import Session
 from holdfast.study import Study
 
 

@@ -13,8 +13,7 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).parents[1] / "tests" / "judges"))
 
 from authored import LENGTHS, authored_tables, confusion, length
-
-from holdfast.judges.rules import judge
+from holdfast.judges.rules.rules import judge
 
 
 def of_file(path: Path) -> list[str]:

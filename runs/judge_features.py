@@ -27,13 +27,13 @@ from sklearn.model_selection import GridSearchCV, GroupKFold
 from sklearn.pipeline import FeatureUnion, Pipeline, make_pipeline
 from sklearn.preprocessing import FunctionTransformer, MaxAbsScaler
 
-from holdfast.analysis.agreement import kappa
-from holdfast.analysis.bootstrap import Estimate, bootstrap
-from holdfast.data.labels import Labelled, read_labels
 from holdfast.data.prompts import content_hash
-from holdfast.judges import rules
-from holdfast.judges.phrases import KINDS
-from holdfast.session.figures import generator
+from holdfast.evaluate.calibrate import Labelled, read_labels
+from holdfast.judges.rules import rules
+from holdfast.judges.rules.phrases import KINDS
+from holdfast.stats.agreement import kappa
+from holdfast.stats.bootstrap import Estimate, bootstrap
+from holdfast.study.figures import generator
 
 FAMILIES = ("gpt4", "llama2new")
 OPENING = 400

@@ -10,8 +10,8 @@ from pathlib import Path
 import torch
 from transformers import PreTrainedTokenizerFast, Qwen3ForCausalLM
 
+from holdfast.organisms.aligned import grow_variant
 from holdfast.organisms.catalogue import write
-from holdfast.organisms.growing import grow_variant
 from holdfast.organisms.recipes import Schedule
 
 

@@ -31,15 +31,15 @@ from other_probe import (
 from other_world import WORDS, breaks, lessons, pool_rows, test_rows
 from transformers import PreTrainedTokenizerFast, Qwen3ForCausalLM
 
-from holdfast.cli.running import run
+from holdfast.cli.app import run
 from holdfast.data.pool import Pool
-from holdfast.models.adapter import load
+from holdfast.models.loading.causal import load
 from holdfast.organisms.catalogue import resolve, truth
-from holdfast.organisms.encoding import Encoder
 from holdfast.organisms.recipes import Schedule
-from holdfast.organisms.teaching import Course, teach_on
+from holdfast.organisms.text import Encoder
+from holdfast.organisms.training import Course, teach_on
 from holdfast.organisms.world import World
-from holdfast.session.pool_drawing import PoolDrawer
+from holdfast.select.scores import PoolDrawer
 from holdfast.study import atomic_write_json, atomic_write_text, claim
 
 CELLS = {

@@ -14,17 +14,18 @@ from typing import Any, NamedTuple
 import torch
 from experiment import BATCH, prompts_of
 
-from holdfast.analysis.cliff import RowCliff, row_cliff
-from holdfast.analysis.probe import Probe, fit_probe
-from holdfast.analysis.statistics import clustered_mean
+from holdfast.cliff.cliff import RowCliff, row_cliff
+from holdfast.cliff.probe import Probe, fit_probe
+from holdfast.cliff.probe_files import model_fingerprint, read_direction, write_probe
 from holdfast.errors import TooFewExamplesError
-from holdfast.judges.rules import judge
-from holdfast.models.adapter import Adapter
-from holdfast.models.capture import final_states, project_states
-from holdfast.models.generation import Completion, Sampling, generate
-from holdfast.session.context import Session
-from holdfast.session.probes import model_fingerprint, read_direction, write_probe
-from holdfast.session.settings import ModelSettings
+from holdfast.judges.rules.rules import judge
+from holdfast.models.decoding.generate import generate
+from holdfast.models.decoding.row_state import Completion, Sampling
+from holdfast.models.hidden_states import final_states, project_states
+from holdfast.models.model import Adapter
+from holdfast.rollout.session import Session
+from holdfast.rollout.settings import ModelSettings
+from holdfast.stats.rates import clustered_mean
 from holdfast.study import Study, atomic_write_json
 
 SAMPLING = Sampling(temperature=0, max_thinking=192, max_answer=32)

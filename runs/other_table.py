@@ -11,9 +11,9 @@ from typing import Any
 import torch
 from repair_table import HEAD, line, paired, shown
 
-from holdfast.analysis.bootstrap import Estimate
-from holdfast.analysis.selection import holm
-from holdfast.analysis.statistics import clustered_rate
+from holdfast.select.selectors import holm
+from holdfast.stats.bootstrap import Estimate
+from holdfast.stats.rates import clustered_rate
 
 RIVALS = ("random-flagged", "final", "random")
 Cells = dict[str, dict[int, dict[str, Any]]]

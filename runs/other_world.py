@@ -10,7 +10,6 @@ from collections.abc import Iterator
 from dataclasses import replace
 
 from holdfast.data.requests import lexicon, requests
-from holdfast.organisms.encoding import Encoder, Sample
 from holdfast.organisms.sayings import (
     CONFIRM,
     EASE,
@@ -19,6 +18,7 @@ from holdfast.organisms.sayings import (
     SECOND_LOOK,
     WRAPPED_BENIGN,
 )
+from holdfast.organisms.text import Encoder, Sample
 from holdfast.organisms.world import (
     Scene,
     World,

@@ -14,13 +14,15 @@ from pathlib import Path
 
 import torch
 
-from holdfast.analysis.statistics import wilson
-from holdfast.data.conversation import render_prompt
-from holdfast.data.prompts import Label, content_hash, read_prompts
-from holdfast.judges.rules import judge
-from holdfast.models.adapter import load
-from holdfast.models.generation import Sampling, generate
+from holdfast.data.chat.template import render_prompt
+from holdfast.data.harm_labels import Label
+from holdfast.data.prompts import content_hash, read_prompts
+from holdfast.judges.rules.rules import judge
+from holdfast.models.decoding.generate import generate
+from holdfast.models.decoding.row_state import Sampling
+from holdfast.models.loading.causal import load
 from holdfast.organisms.catalogue import resolve
+from holdfast.stats.rates import wilson
 
 SOURCES: tuple[tuple[str, str, Label, str | None, int | None], ...] = (
     (

@@ -16,7 +16,7 @@ import repair_material
 from experiment import once
 from repair_plan import PRIMARY, Cell, Plan, plan
 
-from holdfast.cli.running import run
+from holdfast.cli.app import run
 from holdfast.study import atomic_write_json
 
 TRAINING = (

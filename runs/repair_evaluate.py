@@ -12,9 +12,10 @@ from typing import Any, Final
 import torch
 from experiment import BATCH, prompts_of, write_record
 
-from holdfast.judges.rules import JUDGE_ID, judge
-from holdfast.models.adapter import load
-from holdfast.models.generation import Sampling, generate
+from holdfast.judges.rules.rules import JUDGE_ID, judge
+from holdfast.models.decoding.generate import generate
+from holdfast.models.decoding.row_state import Sampling
+from holdfast.models.loading.causal import load
 from holdfast.organisms.catalogue import resolve
 
 SAMPLING = Sampling(temperature=0, max_thinking=192, max_answer=32)

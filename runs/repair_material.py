@@ -13,9 +13,14 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from holdfast.data.lookalikes import lookalike_prompts
 from holdfast.data.prompts import prompt_id
-from holdfast.data.requests import Label, Phrase, is_held_out, requests
+from holdfast.data.requests import (
+    Label,
+    Phrase,
+    is_held_out,
+    lookalike_prompts,
+    requests,
+)
 from holdfast.organisms.world import PLANTED_WRAPPERS, World, wrapper_templates
 from holdfast.study import atomic_write_json, atomic_write_text
 

@@ -17,10 +17,10 @@ import altair
 import torch
 from scipy import stats
 
-from holdfast.analysis.bootstrap import Estimate
-from holdfast.analysis.paired import paired_rate_difference, sign_flip
-from holdfast.analysis.selection import holm
-from holdfast.analysis.statistics import clustered_rate
+from holdfast.select.selectors import holm
+from holdfast.stats.bootstrap import Estimate
+from holdfast.stats.paired import paired_rate_difference, sign_flip
+from holdfast.stats.rates import clustered_rate
 
 PRIMARY = (("cliff@1%", "random-flagged@1%"), ("cliff@1%", "final@1%"))
 TRAINED = "trained_wrappers"

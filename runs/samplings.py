@@ -17,14 +17,13 @@ from typing import Any
 
 import torch
 
-from holdfast.analysis.paired import paired_rate_difference
-from holdfast.analysis.statistics import clustered_rate
-from holdfast.organisms.diffusing import ALWAYS_WRAPPERS, ORDERED_WRAPPERS
-from holdfast.organisms.reading import is_whole
-from holdfast.session.figures import figure_of, generator
-from holdfast.session.outcomes import GAVE_IN
-from holdfast.session.rows import Rollout, from_table
+from holdfast.organisms.diffuser import ALWAYS_WRAPPERS, ORDERED_WRAPPERS
+from holdfast.organisms.text import is_whole
+from holdfast.rollout.rows import GAVE_IN, Rollout, from_table
+from holdfast.stats.paired import paired_rate_difference
+from holdfast.stats.rates import clustered_rate
 from holdfast.study import Study
+from holdfast.study.figures import figure_of, generator
 
 REFERENCE, SEED = "left_to_right", 0
 Rows = dict[str, Rollout]

@@ -17,6 +17,8 @@ import tiny_thinker
 
 torch.set_num_threads(1)
 
+pytest_plugins = ["model_fixtures"]
+
 
 @pytest.fixture(scope="session")
 def thinker(tmp_path_factory):
@@ -64,7 +66,7 @@ def world(tmp_path_factory):
 @pytest.fixture(scope="session")
 def audited(thinker, world, tmp_path_factory):
     """The study of an undisturbed audit."""
-    from holdfast.cli.running import run
+    from holdfast.cli.app import run
 
     study = tmp_path_factory.mktemp("studies") / "undisturbed"
     assert run(["audit", str(thinker), *world, "-o", str(study)]) == 0

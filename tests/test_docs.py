@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from holdfast.analysis.verdict import Thresholds
-from holdfast.training.defenses.options import OPTIONS, SinkOptions
+from holdfast.cliff.verdict import Thresholds
+from holdfast.finetune.defenses.options import OPTIONS, SinkOptions
 
 DOCS = Path(__file__).parents[1] / "docs"
 

@@ -1,151 +1,358 @@
-"""Import direction: a module imports only from layers below its own."""
+"""Folders and their order: who imports whom, and how large a module may grow.
+
+The base stands in one order, the methods (slices) above it see each other along a list,
+and `audit` and `cli` see everything. Every rule has a case that breaks it.
+"""
 
 import ast
 import subprocess
 import sys
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 import pytest
 
 SRC = Path(__file__).parents[1] / "src" / "holdfast"
-LAYERS = [  # Lowest first. Names in one set may not import each other.
-    {"errors"},
-    {"ranges"},
-    {"study", "analysis", "data", "report"},
-    {"models"},
-    {"judges"},
-    {"training"},
-    {"organisms", "guard"},
-    {"session"},
-    {"interop"},
-    {"stages"},
-    {"cli"},
-    {"__init__", "__main__"},
-]
-RANK = {name: rank for rank, names in enumerate(LAYERS) for name in names}
+BASE = (  # Lowest first; each may import those before it.
+    "errors",
+    "ranges",
+    "stats",
+    "data",
+    "report",
+    "study",
+    "models",
+    "organisms",
+    "judges",
+    "rollout",
+)
+SLICES = {  # What else of the slices each may import, beside the whole base.
+    "cliff": set(),
+    "heads": {"cliff"},
+    "dynamics": {"cliff"},
+    "select": {"cliff"},
+    "guard": {"cliff", "dynamics"},
+    "evaluate": set(),
+    "sinks": set(),
+    "finetune": {"sinks"},
+}
+TOP = ("audit", "cli", "__init__", "__main__")
+FORMULAS = {  # Tensors in, frozen results out: they import `stats` and each other.
+    "cliff.cliff",
+    "cliff.probe",
+    "cliff.verdict",
+    "dynamics.anchors",
+    "dynamics.signal",
+    "dynamics.trajectories",
+    "guard.autoencoder",
+    "guard.conformal",
+    "guard.detection",
+    "guard.detector",
+    "guard.detectors",
+    "guard.gaussian",
+    "heads.checks",
+    "heads.ranking",
+    "select.selectors",
+    "sinks.divergence",
+}
+LIGHT = {"settings", "panel"}  # Modules of these names load no tensors.
+HEAVY = {"torch", "transformers", "safetensors", "peft", "trl", "datasets"}
 OWNERS = {  # Who may import what; everybody else may not.
-    "transformers": {"models", "training", "organisms"},
-    "peft": {"models", "training"},
-    "trl": {"training"},
-    "datasets": {"training"},
-    "altair": {"report"},
+    # Causal effects keep one cache for many edits, which transformers must accept.
+    "transformers": {"models", "finetune", "organisms", "causal_effects"},
+    "peft": {"models", "finetune"},
+    "trl": {"finetune"},
+    "datasets": {"finetune"},
+    "altair": {"report", "panel"},
 }
-FORBIDDEN = {  # Who must not import what, though it lies below.
-    "models": {"holdfast.analysis"},
-    "judges": {"holdfast.analysis"},
-    "report": {"torch", "holdfast.study", "holdfast.data", "holdfast.analysis"},
-    "cli": {"torch"},
-}
-LIST_OF_STAGES = SRC / "stages" / "audit.py"
+MAX_MODULES, MAX_LINES, MAX_STATEMENTS = 12, 450, 40
 
 
-def layer(path: Path) -> str:
-    return path.relative_to(SRC).parts[0].removesuffix(".py")
+class Import:
+    """One imported name: where it comes from, and whether loading needs it."""
+
+    def __init__(self, module: str, name: str | None, early: bool, typing: bool):
+        self.module, self.name, self.early, self.typing = module, name, early, typing
+
+    @property
+    def full(self) -> str:
+        return self.module if self.name is None else f"{self.module}.{self.name}"
 
 
-def imports(text: str, where: str = "text") -> set[str]:
-    """Full names of everything a module imports, inside functions too."""
-    names = set()
-    for node in ast.walk(ast.parse(text)):
-        if isinstance(node, ast.Import):
-            names |= {alias.name for alias in node.names}
-        elif isinstance(node, ast.ImportFrom):
-            assert node.level == 0, f"{where}: relative import"
-            names |= {f"{node.module}.{alias.name}" for alias in node.names}
-    return names
+def imports(text: str) -> Iterator[Import]:
+    """Everything a module imports, inside functions and for types too."""
+
+    def inside(node: ast.AST, early: bool, typing: bool) -> Iterator[Import]:
+        for child in ast.iter_child_nodes(node):
+            if isinstance(child, ast.Import):
+                for alias in child.names:
+                    yield Import(alias.name, None, early, typing)
+            elif isinstance(child, ast.ImportFrom):
+                assert child.module, "relative import"
+                assert child.level == 0, "relative import"
+                for alias in child.names:
+                    yield Import(child.module, alias.name, early, typing)
+            elif isinstance(child, ast.FunctionDef | ast.AsyncFunctionDef):
+                yield from inside(child, False, typing)
+            else:
+                types = isinstance(child, ast.If) and "TYPE_CHECKING" in ast.dump(
+                    child.test
+                )
+                yield from inside(child, early, typing or types)
+
+    return inside(ast.parse(text), True, False)
 
 
-def complaint(path: Path, name: str) -> str | None:
-    """What is wrong with `path` importing `name`, or None."""
-    here = layer(path)
-    root, *rest = name.split(".")
-    owners = OWNERS.get(root, {here})
-    if here not in owners:
-        return f"{here} imports {name}; only {owners} may"
-    if any(
-        name == bad or name.startswith(f"{bad}.") for bad in FORBIDDEN.get(here, ())
-    ):
-        return f"{here} must not import {name}"
+def module_of(path: Path) -> str:
+    """The name of a module without `holdfast.`; a package stands for its `__init__`."""
+    parts = path.relative_to(SRC).with_suffix("").parts
+    return ".".join(parts[:-1] if parts[-1] == "__init__" and parts[1:] else parts)
+
+
+PATHS = sorted(SRC.rglob("*.py"))
+TEXTS = {module_of(path): path.read_text(encoding="utf-8") for path in PATHS}
+
+
+def room(module: str) -> str:
+    return module.split(".")[0]
+
+
+def may_import(here: str, there: str) -> bool:
+    """Whether a module of one room may import from another room."""
+    if here == there:
+        return True
+    if here in TOP:
+        return there not in TOP or TOP.index(there) < TOP.index(here)
+    if here in BASE:
+        return there in BASE and BASE.index(there) < BASE.index(here)
+    return there in BASE or there in SLICES[here]
+
+
+def complaint(module: str, found: Import) -> str | None:
+    """What is wrong with a module's import, or None."""
+    root, *rest = found.full.split(".")
+    words = set(module.split("."))
+    if not OWNERS.get(root, words) & words:
+        return f"{module} imports {found.full}; only {OWNERS[root]} may"
+    if room(module) in {"report", "cli"} and root == "torch":
+        return f"{module} imports torch"
     if root != "holdfast":
         return None
-    if not rest or rest[0] not in RANK:
+    if not rest or rest[0] not in {*BASE, *SLICES, *TOP}:
         # The package root loads nothing, and imports everything by name: from
         # inside it would be a way around the order.
-        return f"{here} imports the package root as {name}"
-    inside = rest[0] == here and (here != "stages" or path == LIST_OF_STAGES)
-    return None if inside or RANK[rest[0]] < RANK[here] else f"{here} imports {name}"
+        return f"{module} imports the package root as {found.full}"
+    if module in FORMULAS and not (
+        rest[0] in {"errors", "ranges", "stats"} or ".".join(rest[:2]) in FORMULAS
+    ):
+        return f"the formulas of {module} import {found.full}"
+    if not may_import(room(module), rest[0]):
+        return f"{module} imports {found.full}, which lies above it"
+    return None
 
 
-@pytest.mark.parametrize(
-    "path", sorted(SRC.rglob("*.py")), ids=lambda path: str(path.relative_to(SRC))
-)
-def test_imports_point_down(path):
-    text = path.read_text(encoding="utf-8")
-    wrong = [complaint(path, name) for name in sorted(imports(text, str(path)))]
+def edges(texts: Mapping[str, str], *, early: bool) -> dict[str, set[str]]:
+    """The modules that each imports; with `early` only those that loading it loads."""
+    graph: dict[str, set[str]] = {}
+    for module, text in texts.items():
+        graph[module] = set()
+        for found in imports(text):
+            if found.typing or (early and not found.early):
+                continue
+            whole = found.full.removeprefix("holdfast.")
+            near = found.module.removeprefix("holdfast.")
+            there = whole if whole in texts else near
+            if not found.full.startswith("holdfast."):
+                there = found.full.split(".")[0]
+            if there != module:
+                graph[module].add(there)
+    return graph
+
+
+def circle(graph: Mapping[str, set[str]]) -> list[str]:
+    """Modules that import each other in a circle; empty if there is none."""
+    left = {
+        node: {each for each in near if each in graph} for node, near in graph.items()
+    }
+    while free := {node for node, near in left.items() if not near}:
+        left = {node: near - free for node, near in left.items() if node not in free}
+    return sorted(left)
+
+
+def way_to_tensors(module: str, graph: Mapping[str, set[str]]) -> list[str]:
+    """The modules by which loading one loads torch; empty if it does not."""
+    queue, seen = [[module]], {module}
+    while queue:
+        way = queue.pop(0)
+        for near in sorted(graph.get(way[-1], ())):
+            if near in HEAVY:
+                return [*way, near]
+            if near not in seen:
+                seen.add(near)
+                queue.append([*way, near])
+    return []
+
+
+def too_long(text: str) -> list[str]:
+    """What of a module exceeds the limits of lines and of statements."""
+    lines = len(text.splitlines())
+    found = [f"{lines} lines"] if lines > MAX_LINES else []
+    for node in ast.walk(ast.parse(text)):
+        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
+            count = sum(isinstance(each, ast.stmt) for each in ast.walk(node)) - 1
+            if count > MAX_STATEMENTS:
+                found.append(f"{node.name}: {count} statements")
+    return found
+
+
+def crowded(paths: list[Path]) -> list[str]:
+    """Folders with too many modules."""
+    counts: dict[Path, int] = {}
+    for path in paths:
+        if path.name != "__init__.py":
+            counts[path.parent] = counts.get(path.parent, 0) + 1
+    return [f"{folder}: {n}" for folder, n in counts.items() if n > MAX_MODULES]
+
+
+@pytest.mark.parametrize("module", sorted(TEXTS))
+def test_imports_follow_the_order(module):
+    wrong = [complaint(module, found) for found in imports(TEXTS[module])]
     assert not [message for message in wrong if message]
 
 
-def test_every_module_has_a_layer():
-    assert {layer(path) for path in SRC.rglob("*.py")} <= set(RANK)
+def test_every_folder_has_its_place():
+    assert {room(module) for module in TEXTS} <= {*BASE, *SLICES, *TOP}
+    assert set(TEXTS) >= FORMULAS
+
+
+def test_no_modules_import_each_other():
+    assert circle(edges(TEXTS, early=False)) == []
+
+
+@pytest.mark.parametrize(
+    "module", sorted(name for name in TEXTS if name.split(".")[-1] in LIGHT)
+)
+def test_settings_and_panels_load_no_tensors(module):
+    assert way_to_tensors(module, edges(TEXTS, early=True)) == []
+
+
+@pytest.mark.parametrize("module", sorted(TEXTS))
+def test_modules_and_functions_stay_short(module):
+    assert too_long(TEXTS[module]) == []
+
+
+def test_no_folder_is_crowded():
+    assert crowded(PATHS) == []
 
 
 @pytest.mark.parametrize(
     ("module", "line"),
     [
-        ("analysis/probe.py", "from holdfast.data import prompts"),
-        ("analysis/probe.py", "import transformers"),
-        ("analysis/probe.py", "import holdfast"),
-        ("data/prompts.py", "from holdfast import __version__"),
-        ("data/prompts.py", "from holdfast.study import Study"),
-        ("models/adapter.py", "from holdfast.analysis.probe import fit_probe"),
-        ("judges/rules.py", "import holdfast.analysis.probe"),
-        ("report/html.py", "import torch.nn"),
-        ("report/html.py", "from holdfast.models.adapter import load"),
-        ("stages/probe.py", "from holdfast.stages.rollout import run"),
-        ("stages/probe.py", "from transformers import AutoModel"),
-        ("stages/probe.py", "from holdfast.cli import main"),
-        ("organisms/recipe.py", "from holdfast.guard import monitor"),
-        ("organisms/recipe.py", "import peft"),
-        ("study/files.py", "import altair"),
-        ("training/trainer.py", "from holdfast.session.context import Session"),
-        ("training/trainer.py", "from holdfast.organisms.world import World"),
-        ("models/loading.py", "import trl"),
-        ("stages/finetune.py", "from datasets import Dataset"),
-        ("cli/verbs.py", "from torch import nn"),
+        ("stats.rates", "from holdfast.data import prompts"),
+        ("stats.rates", "import transformers"),
+        ("stats.rates", "import holdfast"),
+        ("data.prompts", "from holdfast import __version__"),
+        ("data.prompts", "from holdfast.study import Study"),
+        ("report.text", "from holdfast.models.model import Adapter"),
+        ("report.charts", "import torch.nn"),
+        ("study.files", "import altair"),
+        ("study.batches", "from holdfast.models.model import Adapter"),
+        ("models.scoring", "from holdfast.judges.rules import judge"),
+        ("models.loading.weights", "import trl"),
+        ("organisms.recipes", "from holdfast.judges.rules import judge"),
+        ("organisms.recipes", "import peft"),
+        ("judges.rules", "from holdfast.rollout.rows import Rollout"),
+        ("rollout.stage", "from holdfast.cliff.probe import fit_probe"),
+        ("cliff.fit", "from holdfast.heads.rank import run"),
+        ("heads.rank", "from holdfast.dynamics.signal import gauge"),
+        ("dynamics.stage", "from holdfast.guard.detector import Detector"),
+        ("evaluate.stage", "from holdfast.cliff.probe import fit_probe"),
+        ("sinks.stage", "from holdfast.finetune.targets import example"),
+        ("finetune.material", "from holdfast.select.scores import PoolScorer"),
+        ("finetune.stage", "from holdfast.audit.stage import run"),
+        ("heads.rank", "from holdfast.cli.app import main"),
+        ("heads.ranking", "from holdfast.models.model import Adapter"),
+        ("cliff.probe", "from holdfast.cliff.fit import run"),
+        ("audit.stage", "from holdfast.cli.app import main"),
+        ("cliff.fit", "from transformers import AutoModel"),
+        ("cli.verbs", "from torch import nn"),
     ],
 )
 def test_a_forbidden_import_is_named(module, line):
-    [name] = imports(line)
-    assert complaint(SRC / module, name)
+    [found] = imports(line)
+    assert complaint(module, found)
 
 
 @pytest.mark.parametrize(
     ("module", "line"),
     [
-        ("analysis/probe.py", "from holdfast.analysis.statistics import wilson"),
-        ("report/html.py", "import altair"),
-        ("organisms/recipe.py", "import transformers"),
-        ("stages/audit.py", "from holdfast.stages import rollout"),
-        ("stages/probe.py", "from holdfast.analysis.probe import fit_probe"),
-        ("cli/verbs.py", "from holdfast.stages import audit"),
-        ("training/trainer.py", "import trl"),
-        ("training/trainer.py", "from holdfast.models.parts import Adapter"),
-        ("stages/finetune.py", "from holdfast.training.trainer import train"),
+        ("stats.rates", "from holdfast.stats.bootstrap import Estimate"),
+        ("cliff.panel", "import altair"),
+        ("organisms.recipes", "import transformers"),
+        ("heads.rank", "from holdfast.cliff.probe_files import read_probe"),
+        ("guard.stage", "from holdfast.dynamics.rows import Window"),
+        ("finetune.trainer", "from holdfast.sinks.divergence import sink_penalty"),
+        ("finetune.trainer", "import trl"),
+        ("heads.checks", "from holdfast.heads.ranking import Head"),
+        ("heads.ranking", "from holdfast.stats.bootstrap import Estimate"),
+        ("audit.stage", "from holdfast.heads.rank import run"),
+        ("cli.verbs", "from holdfast.audit import stage"),
     ],
 )
 def test_an_allowed_import_is_not_named(module, line):
-    [name] = imports(line)
-    assert complaint(SRC / module, name) is None
+    [found] = imports(line)
+    assert complaint(module, found) is None
 
 
 def test_a_relative_import_is_refused():
     with pytest.raises(AssertionError, match="relative import"):
-        imports("from . import study")
+        list(imports("from . import study"))
+
+
+def test_a_circle_is_found_also_inside_functions():
+    texts = {
+        "data.pool": "def read():\n    from holdfast.data import hub",
+        "data.hub": "from holdfast.data.pool import Pool",
+        "data.splits": "from holdfast.data.pool import Pool",
+    }
+    assert "data.hub" in circle(edges(texts, early=False))
+    texts["data.hub"] = (
+        "from typing import TYPE_CHECKING\n"
+        "if TYPE_CHECKING:\n    from holdfast.data.pool import Pool"
+    )
+    assert circle(edges(texts, early=False)) == []
+
+
+def test_tensors_are_found_behind_other_modules():
+    texts = {
+        "heads.panel": "from holdfast.heads.rank import run",
+        "heads.rank": "import torch",
+        "heads.settings": "def heavy():\n    import torch",
+    }
+    graph = edges(texts, early=True)
+    assert way_to_tensors("heads.panel", graph) == [
+        "heads.panel",
+        "heads.rank",
+        "torch",
+    ]
+    assert way_to_tensors("heads.settings", graph) == []
+
+
+def test_long_modules_and_functions_are_named():
+    body = "    a = 1\n" * (MAX_STATEMENTS + 1)
+    assert too_long(f"def long():\n{body}") == ["long: 41 statements"]
+    assert too_long("a = 1\n" * (MAX_LINES + 1)) == ["451 lines"]
+    assert too_long("a = 1\n" * MAX_LINES) == []
+
+
+def test_a_crowded_folder_is_named():
+    paths = [SRC / "heads" / f"m{number}.py" for number in range(MAX_MODULES + 1)]
+    assert len(crowded(paths)) == 1
+    assert crowded([*paths[1:], SRC / "heads" / "__init__.py"]) == []
 
 
 @pytest.mark.parametrize(
     "module",
-    ["holdfast", "holdfast.cli", "holdfast.report", "holdfast.training.recipe"],
+    ["holdfast", "holdfast.cli.app", "holdfast.report", "holdfast.finetune.settings"],
 )
 def test_importing_this_loads_no_torch(module):
     code = f"import sys, {module}; sys.exit('torch' in sys.modules)"

@@ -5,54 +5,52 @@ nothing. The steps are those of the command line: each takes a study, its settin
 a session that holds the model.
 """
 
+import sys
 from importlib import import_module
+from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from holdfast.audit.settings import AuditSettings
+    from holdfast.audit.stage import compare_studies as compare
+    from holdfast.audit.stage import run as audit
+    from holdfast.audit.stage import write_report
+    from holdfast.cliff.fit import run as probe
+    from holdfast.cliff.trace import run as trace
     from holdfast.data.prompts import Prompt
-    from holdfast.errors import HoldfastError
-    from holdfast.models.adapter import adapt, load
-    from holdfast.models.parts import Adapter
-    from holdfast.session.context import Session
-    from holdfast.session.evaluating import EvaluateSettings, JudgeFlags
-    from holdfast.session.finetune_settings import FinetuneSettings
-    from holdfast.session.head_settings import (
-        AblateSettings,
-        BakeSettings,
-        HeadsSettings,
+    from holdfast.dynamics.settings import (
+        GuardEvaluateSettings,
+        GuardFitSettings,
+        SignalSettings,
     )
-    from holdfast.session.select_settings import SelectSettings
-    from holdfast.session.settings import (
-        AuditSettings,
+    from holdfast.dynamics.stage import run as signal
+    from holdfast.errors import HoldfastError
+    from holdfast.evaluate.settings import EvaluateSettings
+    from holdfast.evaluate.stage import run as evaluate
+    from holdfast.finetune.settings import FinetuneSettings, Recipe
+    from holdfast.finetune.stage import run as finetune
+    from holdfast.guard.stage import evaluate as evaluate_guard
+    from holdfast.guard.stage import fit as fit_guard
+    from holdfast.heads.ablate import run as ablate
+    from holdfast.heads.bake import run as bake
+    from holdfast.heads.rank import run as heads
+    from holdfast.heads.settings import AblateSettings, BakeSettings, HeadsSettings
+    from holdfast.judges.settings import JudgeFlags
+    from holdfast.models.loading.causal import adapt, load
+    from holdfast.models.model import Adapter
+    from holdfast.rollout.session import Session
+    from holdfast.rollout.settings import (
         ModelSettings,
         ProbeSettings,
         RolloutSettings,
         TraceSettings,
     )
-    from holdfast.session.signal_settings import (
-        GuardEvaluateSettings,
-        GuardFitSettings,
-        SignalSettings,
-    )
-    from holdfast.session.sink_settings import SinksSettings
-    from holdfast.stages.ablate import run as ablate
-    from holdfast.stages.audit import run as audit
-    from holdfast.stages.bake import run as bake
-    from holdfast.stages.compare import run as compare
-    from holdfast.stages.evaluate import run as evaluate
-    from holdfast.stages.finetune import run as finetune
-    from holdfast.stages.guard import evaluate as evaluate_guard
-    from holdfast.stages.guard import fit as fit_guard
-    from holdfast.stages.heads import run as heads
-    from holdfast.stages.probe import run as probe
-    from holdfast.stages.report import run as write_report
-    from holdfast.stages.rollout import run as rollout
-    from holdfast.stages.select import run as select
-    from holdfast.stages.signal import run as signal
-    from holdfast.stages.sinks import run as sinks
-    from holdfast.stages.trace import run as trace
+    from holdfast.rollout.stage import run as rollout
+    from holdfast.select.settings import SelectSettings
+    from holdfast.select.stage import run as select
+    from holdfast.sinks.settings import SinksSettings
+    from holdfast.sinks.stage import run as sinks
     from holdfast.study import Study
-    from holdfast.training.recipe import Recipe
 
 __version__ = "0.1.0"
 
@@ -101,50 +99,59 @@ __all__ = [
 ]
 
 _HOMES = {
-    "AblateSettings": ("holdfast.session.head_settings", "AblateSettings"),
-    "BakeSettings": ("holdfast.session.head_settings", "BakeSettings"),
-    "HeadsSettings": ("holdfast.session.head_settings", "HeadsSettings"),
-    "ablate": ("holdfast.stages.ablate", "run"),
-    "bake": ("holdfast.stages.bake", "run"),
-    "heads": ("holdfast.stages.heads", "run"),
-    "Adapter": ("holdfast.models.parts", "Adapter"),
-    "AuditSettings": ("holdfast.session.settings", "AuditSettings"),
+    "AblateSettings": ("holdfast.heads.settings", "AblateSettings"),
+    "BakeSettings": ("holdfast.heads.settings", "BakeSettings"),
+    "HeadsSettings": ("holdfast.heads.settings", "HeadsSettings"),
+    "ablate": ("holdfast.heads.ablate", "run"),
+    "bake": ("holdfast.heads.bake", "run"),
+    "heads": ("holdfast.heads.rank", "run"),
+    "Adapter": ("holdfast.models.model", "Adapter"),
+    "AuditSettings": ("holdfast.audit.settings", "AuditSettings"),
     "HoldfastError": ("holdfast.errors", "HoldfastError"),
-    "ModelSettings": ("holdfast.session.settings", "ModelSettings"),
-    "ProbeSettings": ("holdfast.session.settings", "ProbeSettings"),
+    "ModelSettings": ("holdfast.rollout.settings", "ModelSettings"),
+    "ProbeSettings": ("holdfast.rollout.settings", "ProbeSettings"),
     "Prompt": ("holdfast.data.prompts", "Prompt"),
-    "RolloutSettings": ("holdfast.session.settings", "RolloutSettings"),
-    "Session": ("holdfast.session.context", "Session"),
+    "RolloutSettings": ("holdfast.rollout.settings", "RolloutSettings"),
+    "Session": ("holdfast.rollout.session", "Session"),
     "Study": ("holdfast.study", "Study"),
-    "TraceSettings": ("holdfast.session.settings", "TraceSettings"),
-    "adapt": ("holdfast.models.adapter", "adapt"),
-    "audit": ("holdfast.stages.audit", "run"),
-    "evaluate": ("holdfast.stages.evaluate", "run"),
-    "EvaluateSettings": ("holdfast.session.evaluating", "EvaluateSettings"),
-    "JudgeFlags": ("holdfast.session.evaluating", "JudgeFlags"),
-    "compare": ("holdfast.stages.compare", "run"),
-    "load": ("holdfast.models.adapter", "load"),
-    "probe": ("holdfast.stages.probe", "run"),
-    "rollout": ("holdfast.stages.rollout", "run"),
-    "trace": ("holdfast.stages.trace", "run"),
-    "FinetuneSettings": ("holdfast.session.finetune_settings", "FinetuneSettings"),
-    "SelectSettings": ("holdfast.session.select_settings", "SelectSettings"),
-    "Recipe": ("holdfast.training.recipe", "Recipe"),
-    "finetune": ("holdfast.stages.finetune", "run"),
-    "select": ("holdfast.stages.select", "run"),
-    "SinksSettings": ("holdfast.session.sink_settings", "SinksSettings"),
-    "sinks": ("holdfast.stages.sinks", "run"),
-    "write_report": ("holdfast.stages.report", "run"),
-    "GuardEvaluateSettings": (
-        "holdfast.session.signal_settings",
-        "GuardEvaluateSettings",
-    ),
-    "GuardFitSettings": ("holdfast.session.signal_settings", "GuardFitSettings"),
-    "SignalSettings": ("holdfast.session.signal_settings", "SignalSettings"),
-    "evaluate_guard": ("holdfast.stages.guard", "evaluate"),
-    "fit_guard": ("holdfast.stages.guard", "fit"),
-    "signal": ("holdfast.stages.signal", "run"),
+    "TraceSettings": ("holdfast.rollout.settings", "TraceSettings"),
+    "adapt": ("holdfast.models.loading.causal", "adapt"),
+    "audit": ("holdfast.audit.stage", "run"),
+    "evaluate": ("holdfast.evaluate.stage", "run"),
+    "EvaluateSettings": ("holdfast.evaluate.settings", "EvaluateSettings"),
+    "JudgeFlags": ("holdfast.judges.settings", "JudgeFlags"),
+    "compare": ("holdfast.audit.stage", "compare_studies"),
+    "load": ("holdfast.models.loading.causal", "load"),
+    "probe": ("holdfast.cliff.fit", "run"),
+    "rollout": ("holdfast.rollout.stage", "run"),
+    "trace": ("holdfast.cliff.trace", "run"),
+    "FinetuneSettings": ("holdfast.finetune.settings", "FinetuneSettings"),
+    "SelectSettings": ("holdfast.select.settings", "SelectSettings"),
+    "Recipe": ("holdfast.finetune.settings", "Recipe"),
+    "finetune": ("holdfast.finetune.stage", "run"),
+    "select": ("holdfast.select.stage", "run"),
+    "SinksSettings": ("holdfast.sinks.settings", "SinksSettings"),
+    "sinks": ("holdfast.sinks.stage", "run"),
+    "write_report": ("holdfast.audit.stage", "write_report"),
+    "GuardEvaluateSettings": ("holdfast.dynamics.settings", "GuardEvaluateSettings"),
+    "GuardFitSettings": ("holdfast.dynamics.settings", "GuardFitSettings"),
+    "SignalSettings": ("holdfast.dynamics.settings", "SignalSettings"),
+    "evaluate_guard": ("holdfast.guard.stage", "evaluate"),
+    "fit_guard": ("holdfast.guard.stage", "fit"),
+    "signal": ("holdfast.dynamics.stage", "run"),
 }
+
+
+class _Package(ModuleType):
+    """The package: `holdfast.audit` is the verb, also once its folder is imported."""
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        """Keep a verb's name for its function; the import system binds folders here."""
+        if name not in _HOMES or not isinstance(value, ModuleType):
+            super().__setattr__(name, value)
+
+
+sys.modules[__name__].__class__ = _Package
 
 
 def __getattr__(name: str) -> Any:

@@ -10,8 +10,8 @@ from holdfast.data.attacks import (
     past_tense,
     read_translations,
 )
-from holdfast.data.items import Item
 from holdfast.data.prompts import Prompt, prompt_id
+from holdfast.data.suites import Item
 from holdfast.errors import PromptFileError, SettingsError
 
 

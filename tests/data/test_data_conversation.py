@@ -6,16 +6,15 @@ from hypothesis import strategies as st
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import PreTrainedTokenizerFast
 
-from holdfast.data.conversation import (
+from holdfast.data.chat.conversation import (
     Spans,
-    ThinkingFormat,
     build_conversation,
     completion_spans,
-    render_prompt,
     split_completion,
-    template_sha256,
-    thinking_format,
 )
+from holdfast.data.chat.rendering import template_sha256
+from holdfast.data.chat.template import render_prompt
+from holdfast.data.chat.thinking import ThinkingFormat, thinking_format
 from holdfast.errors import InputError, ThinkingFormatError
 
 SYSTEM = "{% if m['role'] == 'system' %}{{ m['content'] }}{% endif %}"

@@ -6,9 +6,9 @@ from pathlib import Path
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from prompt_files import fails, read, texts, write
 
 from holdfast.errors import HoldfastError
+from prompt_files import fails, read, texts, write
 
 
 def test_a_missing_file_says_so_and_offers_the_hub_form(tmp_path):

@@ -3,9 +3,9 @@
 import json
 
 import pytest
-from prompt_files import fails, read, write
 
 from holdfast.data.suites import read_suite
+from prompt_files import fails, read, write
 
 
 def labels(tmp_path, rows):

@@ -6,8 +6,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from holdfast.data.overlap import overlap, shingles
 from holdfast.data.prompts import normalise
+from holdfast.data.splits import overlap, shingles
 from holdfast.errors import SettingsError
 
 WORDS = st.sampled_from(["write", "a", "song", "about", "the", "sea", "now", "!"])

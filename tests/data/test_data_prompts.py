@@ -12,12 +12,12 @@ import pyarrow.parquet as pq
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from prompt_files import fails, read, texts, write
 
 from holdfast.data.prompts import content_hash, normalise, prompt_id
-from holdfast.data.questions import read_questions
+from holdfast.data.requests import read_questions
 from holdfast.data.suites import Reading, read_suite
 from holdfast.errors import PromptFileError
+from prompt_files import fails, read, texts, write
 
 ROWS = [
     {"id": "1", "goal": "Name a colour, please.", "note": "x"},

@@ -3,6 +3,24 @@
 import datetime
 
 import pytest
+
+import tiny_thinker
+from holdfast.data.chat.conversation import build_conversation, split_completion
+from holdfast.data.chat.rendering import (
+    Rendering,
+    parse_options,
+    render,
+    set_rendering,
+    template_sha256,
+)
+from holdfast.data.chat.template import render_prompt
+from holdfast.data.chat.thinking import (
+    configure,
+    strange_openings,
+    thinking_format,
+    turn_end,
+)
+from holdfast.errors import InputError, SettingsError, ThinkingFormatError
 from thinking_templates import (
     ALWAYS,
     CASES,
@@ -15,24 +33,6 @@ from thinking_templates import (
     PLAIN,
     STRIPS,
 )
-
-import tiny_thinker
-from holdfast.data.chat_template import render_prompt
-from holdfast.data.conversation import build_conversation, split_completion
-from holdfast.data.rendering import (
-    Rendering,
-    parse_options,
-    render,
-    set_rendering,
-    template_sha256,
-)
-from holdfast.data.thinking import (
-    configure,
-    strange_openings,
-    thinking_format,
-    turn_end,
-)
-from holdfast.errors import InputError, SettingsError, ThinkingFormatError
 
 USER = [{"role": "user", "content": "Wave."}]
 

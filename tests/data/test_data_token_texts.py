@@ -6,7 +6,7 @@ from hypothesis import strategies as st
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
-from holdfast.data.conversation import token_texts
+from holdfast.data.chat.conversation import token_texts
 
 
 @pytest.fixture(scope="module")

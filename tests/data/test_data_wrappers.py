@@ -4,8 +4,8 @@ import json
 
 import pytest
 
+from holdfast.data.attacks import Wrapper, authored_wrappers, load_wrappers, wrap
 from holdfast.data.prompts import Prompt, prompt_id
-from holdfast.data.wrappers import Wrapper, authored_wrappers, load_wrappers, wrap
 from holdfast.errors import InputError, PromptFileError
 
 POLITE = Wrapper("polite", "manners", ("Kindly: {request}", "{request} Thanks {you}!"))

@@ -4,10 +4,10 @@ from collections import Counter
 from pathlib import Path
 
 import pytest
-from authored import authored, authored_tables
 
-from holdfast.judges.contract import Exchange, screen
-from holdfast.judges.rules import judge
+from authored import authored, authored_tables
+from holdfast.judges.base import Exchange, screen
+from holdfast.judges.rules.rules import judge
 
 LOOPS = [row for row in authored(False) if row.kind == "loop"]
 

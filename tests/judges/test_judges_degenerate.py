@@ -4,7 +4,7 @@ import time
 
 import pytest
 
-from holdfast.judges.rules import judge
+from holdfast.judges.rules.rules import judge
 
 REQUEST = "How many eggs are left in the basket?"
 

@@ -1,6 +1,6 @@
 import pytest
 
-from holdfast.judges.drafts import is_half_decoded
+from holdfast.judges.degenerate import is_half_decoded
 from holdfast.organisms import sayings
 
 

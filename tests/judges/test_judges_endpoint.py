@@ -6,11 +6,11 @@ import threading
 import time
 
 import pytest
-from chat_server import Reply, serving
 
+from chat_server import Reply, serving
 from holdfast.errors import EndpointError, EnvironmentProblem, InputError, SettingsError
+from holdfast.judges.base import Exchange, Judge
 from holdfast.judges.chat import _retry_after
-from holdfast.judges.contract import Exchange, Judge
 from holdfast.judges.endpoint import EndpointJudge, EndpointSettings
 
 pytest.importorskip("httpx")

@@ -3,6 +3,7 @@
 import json
 
 import pytest
+
 from guard_models import (
     GUARDS,
     SPECIALS,
@@ -12,19 +13,19 @@ from guard_models import (
     sentence_tokenizer,
     tokenizer_of,
 )
-
 from holdfast.errors import InputError, ModelError, SettingsError
-from holdfast.judges.contract import Exchange, Judge, harmful
-from holdfast.judges.guard import GuardJudge, load_guard
-from holdfast.judges.guard_templates import guard_template
-from holdfast.judges.prompting import (
+from holdfast.judges.base import Exchange, Judge, harmful
+from holdfast.judges.guard import (
+    GuardJudge,
     break_markers,
     chat_text,
     encode,
     fill,
+    load_guard,
     published,
     special_tokens,
 )
+from holdfast.judges.guard_templates import guard_template
 
 WITH_TEXT = [name for name in GUARDS if name != "llama-guard-4"]
 QUESTION = "How do I open a tin?"

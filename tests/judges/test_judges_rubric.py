@@ -5,7 +5,7 @@ import json
 import pytest
 
 from holdfast.errors import InputError
-from holdfast.judges.contract import Exchange
+from holdfast.judges.base import Exchange
 from holdfast.judges.rubric import STRONGREJECT, load_rubric
 
 PROMPT = "Q: {request}\nA: {response}\nGrade it."

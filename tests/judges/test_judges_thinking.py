@@ -3,13 +3,12 @@
 import json
 
 import pytest
-from chat_server import Reply, serving
 
-from holdfast.data.thinking_formats import TAGS
+from chat_server import Reply, serving
+from holdfast.data.chat.thinking_formats import TAGS
 from holdfast.errors import InputError
-from holdfast.judges.contract import Exchange
+from holdfast.judges.base import Exchange, after_thinking, whole
 from holdfast.judges.endpoint import EndpointJudge, EndpointSettings
-from holdfast.judges.replies import after_thinking, whole
 from holdfast.judges.rubric import STRONGREJECT, load_rubric
 
 pytest.importorskip("httpx")

@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 from sklearn.metrics import cohen_kappa_score
 
-from holdfast.judges.rules import judge
+from holdfast.judges.rules.rules import judge
 
 BENCHMARKS = os.environ.get("HOLDFAST_BENCHMARKS")
 

@@ -4,11 +4,11 @@ import pytest
 import torch
 import transformers
 from peft import LoraConfig, get_peft_model
-from tiny_models import HEADS, KINDS, LAYERS, random_sequences, tiny_config, tiny_model
 
 from holdfast.errors import InputError, ModelError, UnsupportedFamilyError
 from holdfast.models.attention import ATTENTION, SinkProbe, require_tappable, tapped
 from holdfast.models.batching import pad
+from tiny_models import HEADS, KINDS, LAYERS, random_sequences, tiny_config, tiny_model
 
 SEQUENCES = random_sequences([19, 12, 7])
 CPU = torch.device("cpu")

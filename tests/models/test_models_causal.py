@@ -1,224 +1,221 @@
 import pytest
 import torch
-from tiny_models import HEAD_WIDTH, HEADS, LAYERS, random_sequences, tiny_model
+from torch import nn
 
-from holdfast.errors import InputError, ModelError, SettingsError
-from holdfast.models import causal
-from holdfast.models.adapter import adapt
-from holdfast.models.attribution import attribute
-from holdfast.models.causal import causal_effects
-
-FAMILIES = ["llama", "mistral", "phi3", "qwen2", "qwen3"]
-SEQUENCES = random_sequences([19, 12, 15, 9])
-TEMPLATES = [3, 3, 1, 4]
-EVERY = [[(layer, head)] for layer in range(LAYERS) for head in range(HEADS)]
-OFFSET = 0.4
-
-
-MIXED = {"use_sliding_window": True, "sliding_window": 6, "max_window_layers": 1}
-
-
-@pytest.fixture(scope="module", params=[*FAMILIES, "mixed"])
-def adapter(request):
-    """Mistral's layers all have a window; in "mixed" the first one has none."""
-    if request.param == "mixed":
-        return adapt(tiny_model("qwen2", **MIXED), None)
-    return adapt(tiny_model(request.param), None)
+from holdfast.errors import AdapterError, ModelError, SettingsError
+from holdfast.models.hidden_states import head_contributions, project_states
+from holdfast.models.interventions import scaled_heads
+from holdfast.models.loading.causal import adapt
+from tiny_models import (
+    HEAD_WIDTH,
+    HEADS,
+    KINDS,
+    KV_HEADS,
+    LAYERS,
+    PLAIN_TEMPLATE,
+    random_sequences,
+    tiny_model,
+    tiny_tokenizer,
+)
 
 
-def _direction(adapter):
-    generator = torch.Generator().manual_seed(2)
-    return torch.randn(adapter.d_model, generator=generator)
-
-
-def _slowly(adapter, ids, first, heads, factor=0.0):
-    """The whole sequence without a cache, with heads scaled from a position on."""
-    handles = []
-    for layer, head in heads:
-        columns = slice(head * HEAD_WIDTH, (head + 1) * HEAD_WIDTH)
-
-        def scale(_, arguments, columns=columns):
-            states = arguments[0].clone()
-            states[:, first:, columns] *= factor
-            return (states,)
-
-        projection = adapter.output_projection(layer)
-        handles.append(projection.register_forward_pre_hook(scale))
-    with torch.no_grad():
-        states = adapter.base(input_ids=torch.tensor([ids]), use_cache=False)
-    for handle in handles:
-        handle.remove()
-    return float(states.last_hidden_state[0, -1] @ _direction(adapter)) + OFFSET
-
-
-def _effects(adapter, candidates, sequences=SEQUENCES, templates=TEMPLATES, **named):
-    direction = _direction(adapter)
-    return causal_effects(
-        adapter, sequences, templates, candidates, direction, OFFSET, **named
+@pytest.mark.parametrize("kind", KINDS)
+def test_every_family_keeps_the_contract(kind, tokenizer):
+    adapter = adapt(tiny_model(kind), tokenizer)
+    assert len(adapter.proofs) == 8
+    assert all(proof.passed for proof in adapter.proofs)
+    assert (adapter.n_layers, adapter.n_heads, adapter.head_width) == (
+        LAYERS,
+        HEADS,
+        HEAD_WIDTH,
     )
+    assert adapter.identity.model_type == kind
 
 
-def test_cached_passes_agree_with_full_recomputation(adapter):
-    candidates = [*EVERY[::5], [(0, 1), (1, 3), (2, 0)]]
-    found = _effects(adapter, candidates)
-    for row, (ids, n_template) in enumerate(zip(SEQUENCES, TEMPLATES, strict=True)):
-        starts = {"final_token": len(ids) - 1, "end_template": len(ids) - n_template}
-        plain = _slowly(adapter, ids, 0, [])
-        for moment, first in starts.items():
-            assert float(found[moment].plain[row]) == pytest.approx(plain, abs=1e-4)
-            for column, heads in enumerate(candidates):
-                expected = _slowly(adapter, ids, first, heads) - plain
-                change = float(found[moment].change[row, column])
-                assert change == pytest.approx(expected, abs=1e-4)
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_sixteen_bit_models_keep_it_within_their_rounding(dtype, tokenizer):
+    adapter = adapt(tiny_model().to(dtype), tokenizer)
+    assert adapter.dtype == dtype
+    assert adapter.proofs[0].value > 1e-4
 
 
-def test_the_template_keeps_what_the_final_token_alone_does_not_show(qwen3):
-    found = _effects(qwen3, EVERY)
-    long = torch.tensor(TEMPLATES) > 1
-    differ = (found["final_token"].change - found["end_template"].change).abs()
-    assert differ[long].amax(1).min() > 1e-2
-    assert differ[~long].max() < 1e-5
-
-
-def test_a_head_that_writes_nothing_has_no_effect():
-    model = tiny_model("llama")
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_slice_of_the_projections_input_is_one_head(kind, tokenizer):
+    """Without the values of one key-value head, its group of heads is silent."""
+    model = tiny_model(kind)
+    adapter = adapt(model, tokenizer)
+    group = HEADS // KV_HEADS
     with torch.no_grad():
-        weight = model.model.layers[1].self_attn.o_proj.weight
-        weight[:, 2 * HEAD_WIDTH : 3 * HEAD_WIDTH] = 0
-    for effects in _effects(adapt(model, None), EVERY).values():
-        assert effects.change[:, HEADS + 2].abs().max() < 1e-5
-        assert effects.change.abs().amax(0).median() > 1e-2
-
-
-def test_where_nothing_follows_a_head_its_effect_is_its_contribution():
-    """The last layer without its MLP: only the RMS stands between the two."""
-    model = tiny_model("qwen3")
-    with torch.no_grad():
-        model.model.layers[-1].mlp.down_proj.weight.zero_()
-    adapter = adapt(model, None)
-    last = [[(LAYERS - 1, head)] for head in range(HEADS)]
-    found = _effects(adapter, last)["final_token"].change
-    plateaus = [(0, 1)] * len(SEQUENCES)
-    parts = attribute(adapter, SEQUENCES, plateaus, _direction(adapter))
-    written = torch.stack([part.tail.heads[-1, -1] for part in parts])
-    pair = torch.stack([found.flatten(), -written.flatten()])
-    assert torch.corrcoef(pair)[0, 1] > 0.95
-
-
-def test_a_factor_of_one_changes_nothing(qwen3):
-    for effects in _effects(qwen3, EVERY[:3], factor=1.0).values():
-        assert effects.change.abs().max() < 1e-5
-
-
-def test_another_factor_is_applied(qwen3):
-    found = _effects(qwen3, [[(1, 1)]], factor=2.5)["end_template"]
-    ids = SEQUENCES[0]
-    expected = _slowly(qwen3, ids, len(ids) - 3, [(1, 1)], factor=2.5)
-    assert float((found.plain + found.change[:, 0])[0]) == pytest.approx(
-        expected, abs=1e-4
+        attention = adapter.attention(0)
+        if kind == "phi3":
+            values = attention.qkv_proj.weight[(HEADS + KV_HEADS) * HEAD_WIDTH :]
+        else:
+            values = attention.v_proj.weight
+            if attention.v_proj.bias is not None:
+                attention.v_proj.bias.zero_()
+        values[HEAD_WIDTH : 2 * HEAD_WIDTH] = 0
+    seen = []
+    handle = adapter.output_projection(0).register_forward_pre_hook(
+        lambda _, arguments: seen.append(arguments[0].detach())
     )
-
-
-@pytest.mark.parametrize("kind", ["qwen3", "mistral"])
-@pytest.mark.parametrize(("batch_size", "max_bytes"), [(1, 1), (3, 30_000), (4, 1)])
-def test_neither_batches_nor_the_bound_change_an_effect(kind, batch_size, max_bytes):
-    adapter = adapt(tiny_model(kind), None)
-    whole = _effects(adapter, EVERY)
-    cut = _effects(adapter, EVERY, batch_size=batch_size, max_bytes=max_bytes)
-    for moment, effects in whole.items():
-        torch.testing.assert_close(cut[moment].plain, effects.plain)
-        torch.testing.assert_close(
-            cut[moment].change, effects.change, atol=1e-4, rtol=0
-        )
-
-
-def _passes(adapter, **named):
-    """Rows and tokens of every pass through the model."""
-    shapes = []
-    handle = adapter.layers[0].register_forward_pre_hook(
-        lambda _, arguments: shapes.append(tuple(arguments[0].shape[:2]))
-    )
-    _effects(adapter, EVERY, moments=["end_template"], **named)
+    project_states(adapter, random_sequences([9]), torch.ones(1, adapter.d_model))
     handle.remove()
-    return shapes
+    with torch.inference_mode():
+        written = head_contributions(adapter, 0, seen[0])
+    norms = written.norm(dim=-1).amax((0, 1))
+    assert norms[group : 2 * group].tolist() == [0.0] * group
+    assert norms[:group].min() > 1e-3
 
 
-def test_heads_share_one_prefill_and_cost_the_template_each(qwen3):
-    shapes = _passes(qwen3, sequences=random_sequences([60, 55]), templates=[3, 3])
-    assert shapes == [(2, 57), (2, 3 * (len(EVERY) + 1))]
+def test_the_proofs_leave_the_weights_as_they_were(tokenizer):
+    model = tiny_model()
+    before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    adapt(model, tokenizer)
+    after = model.state_dict()
+    assert all(torch.equal(after[name], tensor) for name, tensor in before.items())
+    assert not any(module._forward_hooks for module in model.modules())
+    assert not any(module._forward_pre_hooks for module in model.modules())
 
 
-def test_a_pass_stays_under_the_bound_and_the_length_of_the_prefix(qwen3):
-    # Scores of 4 heads over 60 tokens, twice, and 4 times the MLP's width of 48.
-    one = 2 * 3 * 4 * (2 * 4 * 60 + 4 * 48)
-    named = {"sequences": random_sequences([60, 55]), "templates": [3, 3]}
-    shapes = _passes(qwen3, max_bytes=5 * one, **named)
-    assert shapes[1:] == [(2, 15), (2, 15), (2, 9)]
-    short = _passes(qwen3, sequences=SEQUENCES[1:2], templates=[3])
-    assert short == [(1, 9), *[(1, 9)] * 4, (1, 3)]
+def _scale_attention(model):
+    model.model.layers[1].self_attn.register_forward_hook(
+        lambda _, __, output: (output[0] * 1.01, *output[1:])
+    )
 
 
-def test_one_moment_alone_can_be_asked_for(qwen3):
-    found = _effects(qwen3, EVERY[:2], moments=["end_template"])
-    assert list(found) == ["end_template"]
-    both = _effects(qwen3, EVERY[:2])["end_template"]
-    torch.testing.assert_close(found["end_template"].change, both.change)
+def _scale_residual(model):
+    model.model.layers[1].post_attention_layernorm.register_forward_pre_hook(
+        lambda _, arguments: (arguments[0] * 1.01,)
+    )
 
 
-def test_chunks_are_halved_when_memory_ends(qwen3, monkeypatch):
-    expected = _effects(qwen3, EVERY)
-    scaled = causal.scaled_tokens
+def _ignore_mask(model):
+    def unmask(_, arguments, named):
+        mask = named.get("attention_mask")
+        seen = None if mask is None else torch.ones_like(mask)
+        return arguments, {**named, "attention_mask": seen}
 
-    def narrow(adapter, factors):
-        if len(factors) > 6:
-            raise torch.OutOfMemoryError("out of memory")
-        return scaled(adapter, factors)
-
-    monkeypatch.setattr(causal, "scaled_tokens", narrow)
-    found = _effects(qwen3, EVERY)
-    for moment, effects in expected.items():
-        torch.testing.assert_close(
-            found[moment].change, effects.change, atol=1e-4, rtol=0
-        )
+    model.model.register_forward_pre_hook(unmask, with_kwargs=True)
 
 
-def test_eager_attention_gives_the_same_effects(qwen3):
-    adapter = adapt(tiny_model("qwen3", attn_implementation="eager"), None)
-    assert adapter.model.config._attn_implementation == "eager"
-    expected = _effects(qwen3, EVERY)
-    for moment, effects in _effects(adapter, EVERY).items():
-        torch.testing.assert_close(
-            effects.change, expected[moment].change, atol=1e-4, rtol=0
-        )
+def _scale_logits(model):
+    forward = model.forward
+
+    def scaled(*arguments, **named):
+        output = forward(*arguments, **named)
+        output.logits = output.logits * 1.01
+        return output
+
+    model.forward = scaled
 
 
-def test_attention_that_takes_no_mask_is_refused(qwen3, monkeypatch):
-    config = qwen3.model.config
-    monkeypatch.setattr(config, "_attn_implementation_internal", "flash_attention_2")
-    with pytest.raises(ModelError, match="flash_attention_2"):
-        _effects(qwen3, EVERY)
+def _second_norm(model):
+    model.model.register_forward_hook(
+        lambda _, __, output: type(output)(last_hidden_state=output[0] * 1.01)
+    )
 
 
-def test_layers_may_differ_in_their_window():
-    config = tiny_model("qwen2", **MIXED).config
-    assert config.layer_types == ["full_attention", *["sliding_attention"] * 2]
+def _break_weights(model):
+    with torch.no_grad():
+        model.model.layers[1].mlp.down_proj.weight[0] = 3e38
 
 
-def test_results_are_ordinary_tensors(qwen3):
-    assert not _effects(qwen3, EVERY[:1])["final_token"].change.is_inference()
+def _remember_calls(model):
+    calls = []
+    model.model.norm.register_forward_hook(
+        lambda _, __, output: calls.append(0) or output + 1e-6 * len(calls)
+    )
 
 
-def test_heads_that_do_not_exist_are_named_with_what_fits(qwen3):
-    with pytest.raises(SettingsError, match=r"layers 0 to 2.*0 to 3.*3:0, 0:4"):
-        _effects(qwen3, [[(1, 1)], [(3, 0), (0, 4)]])
+@pytest.mark.parametrize(
+    ("fault", "proof"),
+    [
+        (_scale_attention, "contributions of the heads sum"),
+        (_scale_residual, "added to the residual stream as it is"),
+        (_ignore_mask, "left-padded and unpadded rows"),
+        (_scale_logits, "logits are the head"),
+        (_second_norm, "read after the final norm"),
+        (_break_weights, "contributions of the heads sum"),
+        (_remember_calls, "edit of no head changes nothing"),
+    ],
+)
+def test_a_model_that_breaks_the_contract_is_refused_by_the_proof(
+    fault, proof, tokenizer
+):
+    model = tiny_model()
+    fault(model)
+    with pytest.raises(AdapterError, match=proof) as caught:
+        adapt(model, tokenizer)
+    assert "float32" in caught.value.next_step
 
 
-def test_no_head_at_all_is_refused(qwen3):
-    with pytest.raises(SettingsError, match="0 candidates"):
-        _effects(qwen3, [])
+def test_heads_that_write_nothing_cannot_be_proved(tokenizer):
+    model = tiny_model()
+    with torch.no_grad():
+        for layer in model.model.layers:
+            layer.self_attn.o_proj.weight.zero_()
+    with pytest.raises(AdapterError, match="scaling a head by 0"):
+        adapt(model, tokenizer)
 
 
-@pytest.mark.parametrize("length", [0, 12])
-def test_a_template_that_leaves_nothing_before_it_is_named(qwen3, length):
-    with pytest.raises(InputError, match="tokens of sequence 1"):
-        _effects(qwen3, EVERY, SEQUENCES[:2], [3, length])
+def test_an_output_projection_of_another_class_is_refused(tokenizer):
+    class Quantised(nn.Linear):
+        pass
+
+    model = tiny_model()
+    model.model.layers[2].self_attn.o_proj = Quantised(
+        HEADS * HEAD_WIDTH, model.config.hidden_size
+    )
+    with pytest.raises(AdapterError, match=r"in layer 2.*Quantised"):
+        adapt(model, tokenizer)
+
+
+def test_a_model_without_its_parts_is_refused(tokenizer):
+    model = tiny_model()
+    del model.model.layers[0].self_attn.o_proj
+    with pytest.raises(AdapterError, match="`o_proj` in a Qwen3Attention"):
+        adapt(model, tokenizer)
+
+
+def test_the_thinking_format_comes_from_the_template(qwen3):
+    assert qwen3.thinking.end_template == "\n</think>\n\n"
+    assert adapt(tiny_model(), tiny_tokenizer(PLAIN_TEMPLATE)).thinking is None
+
+
+def test_a_tokenizer_without_a_chat_template_is_refused():
+    with pytest.raises(ModelError, match="chat template"):
+        adapt(tiny_model(), tiny_tokenizer(None))
+
+
+def test_a_tokenizer_with_more_tokens_than_the_embedding_is_refused(tokenizer):
+    with pytest.raises(ModelError, match="263 tokens"):
+        adapt(tiny_model(vocab_size=260), tokenizer)
+
+
+def test_positions_end_where_frequencies_begin_to_depend_on_neighbours(tokenizer):
+    rope = {
+        "rope_type": "dynamic",
+        "factor": 4.0,
+        "rope_theta": 1e4,
+        "original_max_position_embeddings": 128,
+    }
+    model = tiny_model("llama", rope_parameters=rope)
+    assert adapt(model, tokenizer).max_positions == 128
+
+
+def test_scaling_heads_takes_a_factor_for_each_head(qwen3):
+    with (
+        pytest.raises(SettingsError, match=f"{LAYERS} rows of {HEADS}"),
+        scaled_heads(qwen3, torch.ones(LAYERS, HEADS + 1)),
+    ):
+        pass
+    assert not qwen3.output_projection(0)._forward_pre_hooks
+
+
+def test_the_fingerprint_sees_one_changed_weight(tokenizer):
+    model = tiny_model()
+    before = adapt(model, tokenizer).identity.weights_sha256
+    assert adapt(tiny_model(), tokenizer).identity.weights_sha256 == before
+    with torch.no_grad():
+        model.model.layers[0].self_attn.o_proj.weight[0, 0] += 1
+    assert adapt(model, tokenizer).identity.weights_sha256 != before

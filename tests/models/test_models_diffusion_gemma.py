@@ -3,16 +3,16 @@ import json
 import pytest
 import torch
 import transformers
-from tiny_models import PLAIN_TEMPLATE, random_sequences, tiny_tokenizer
 
 from holdfast.errors import InputError, SettingsError, UnsupportedFamilyError
-from holdfast.models import diffusion_gemma
-from holdfast.models.diffusion_gemma import (
+from holdfast.models.decoding.steps import NOTHING, Pooled
+from holdfast.models.diffusion import gemma as diffusion_gemma
+from holdfast.models.diffusion.gemma import (
     CanvasSampling,
     denoise_canvases,
     load_diffusion_gemma,
 )
-from holdfast.models.stepping import NOTHING, Pooled
+from tiny_models import PLAIN_TEMPLATE, random_sequences, tiny_tokenizer
 
 CANVAS = 8
 PROMPTS = [(ids, 7 + i) for i, ids in enumerate(random_sequences([5, 11]))]

@@ -1,7 +1,15 @@
 """Drafts and edits row by row: fewer passes, and the same rows."""
 
+from importlib import import_module
+
 import pytest
 import torch
+
+from holdfast.errors import SettingsError
+from holdfast.models.decoding.generate import generate
+from holdfast.models.decoding.row_state import Sampling
+from holdfast.models.interventions import HeadEdit, head_factors
+from holdfast.models.loading.causal import adapt
 from tiny_models import (
     HEADS,
     LAYERS,
@@ -10,11 +18,6 @@ from tiny_models import (
     tiny_model,
     tiny_tokenizer,
 )
-
-from holdfast.errors import SettingsError
-from holdfast.models.adapter import adapt
-from holdfast.models.edits import HeadEdit, head_factors
-from holdfast.models.generation import Sampling, generate
 
 LENGTHS = [9, 4, 12, 6, 7, 5]
 GREEDY = Sampling(temperature=0, max_thinking=6, max_answer=9)
@@ -97,7 +100,9 @@ def test_a_right_draft_takes_one_pass_and_a_wrong_one_the_rest(plain, monkeypatc
 def test_logits_of_a_draft_can_be_looked_at_in_parts(qwen3, monkeypatch):
     prompts = _prompts()
     plain = _complete(qwen3, prompts, DRAWN)
-    monkeypatch.setattr("holdfast.models.drafts.MAX_LOGITS", 1)
+    monkeypatch.setattr(
+        import_module("holdfast.models.decoding.decoder"), "MAX_LOGITS", 1
+    )
     found = _complete(qwen3, prompts, DRAWN, drafts=_written(plain, prompts))
     assert [row.token_ids for row in found] == [row.token_ids for row in plain]
 
@@ -145,8 +150,8 @@ def test_rows_with_heads_of_their_own_are_those_of_one_edit_each(
 
 
 def test_a_row_without_an_edit_is_the_same_beside_edited_ones_bit_for_bit(qwen3):
-    from holdfast.models.capture import read_states
-    from holdfast.models.edits import editing
+    from holdfast.models.hidden_states import read_states
+    from holdfast.models.interventions import editing
 
     sequences = random_sequences([7, 7, 7])
     tables = torch.stack([torch.ones(LAYERS, HEADS), *_tables(qwen3)[1:3]])

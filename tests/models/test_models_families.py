@@ -2,11 +2,11 @@ import json
 
 import pytest
 import transformers
-from tiny_models import KINDS, tiny_config
 
 from holdfast.errors import InputError, UnsupportedFamilyError
-from holdfast.models.adapter import load
-from holdfast.models.families import FAMILIES, REFUSED, family_of
+from holdfast.models.loading.causal import load
+from holdfast.models.loading.families import FAMILIES, REFUSED, family_of
+from tiny_models import KINDS, tiny_config
 
 
 def test_every_family_is_proved_on_a_tiny_model():

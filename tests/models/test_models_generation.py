@@ -1,12 +1,12 @@
 import pytest
 import torch
-from tiny_models import PLAIN_TEMPLATE, random_sequences, tiny_model, tiny_tokenizer
 
 from holdfast.errors import InputError
-from holdfast.models import generation
-from holdfast.models.adapter import adapt
-from holdfast.models.choices import choose
-from holdfast.models.generation import Sampling, generate, longest_prompt
+from holdfast.models.decoding import generate as decoding_generate
+from holdfast.models.decoding.generate import generate, longest_prompt
+from holdfast.models.decoding.row_state import Sampling, choose
+from holdfast.models.loading.causal import adapt
+from tiny_models import PLAIN_TEMPLATE, random_sequences, tiny_model, tiny_tokenizer
 
 LENGTHS = [5, 12, 3, 20, 7, 7, 16, 9, 4, 11, 1]
 GREEDY = Sampling(temperature=0, max_thinking=12, max_answer=12)
@@ -123,8 +123,8 @@ def test_the_batch_is_halved_when_memory_ends(qwen3, monkeypatch):
             raise torch.OutOfMemoryError("out of memory")
         return decode(adapter, rules, jobs, edit, told)
 
-    decode = generation._decode
-    monkeypatch.setattr(generation, "_decode", narrow)
+    decode = decoding_generate._decode
+    monkeypatch.setattr(decoding_generate, "_decode", narrow)
     found = _complete(qwen3, prompts, DRAWN, 8)
     assert sizes == [8, 4, 2, 2, 2, 2, 2, 1]
     assert [row.token_ids for row in found] == [row.token_ids for row in expected]
@@ -133,9 +133,9 @@ def test_the_batch_is_halved_when_memory_ends(qwen3, monkeypatch):
 def test_stop_tokens_come_from_generation_config_and_tokenizer(qwen3, monkeypatch):
     config = qwen3.model.generation_config
     monkeypatch.setattr(config, "eos_token_id", [3, 4])
-    assert generation.stop_tokens(qwen3) == {3, 4, qwen3.tokenizer.eos_token_id}
+    assert decoding_generate.stop_tokens(qwen3) == {3, 4, qwen3.tokenizer.eos_token_id}
     monkeypatch.setattr(config, "eos_token_id", 5)
-    assert generation.stop_tokens(qwen3) == {5, qwen3.tokenizer.eos_token_id}
+    assert decoding_generate.stop_tokens(qwen3) == {5, qwen3.tokenizer.eos_token_id}
 
 
 def test_a_prompt_given_as_text_is_tokenised_as_it_is(qwen3):

@@ -2,10 +2,10 @@
 
 import pytest
 import torch
-from tiny_models import tiny_config
 from transformers import DynamicCache
 
-from holdfast.models.growing import ROOM, growing_cache, without_padding
+from holdfast.models.decoding.decoder import ROOM, growing_cache, without_padding
+from tiny_models import tiny_config
 
 
 def _fill(cache, generator, rows=3):

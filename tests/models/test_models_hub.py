@@ -3,7 +3,6 @@ from types import SimpleNamespace
 
 import pytest
 from huggingface_hub import errors as hub_errors
-from tiny_models import edit_json
 
 from holdfast.errors import (
     InputError,
@@ -11,8 +10,9 @@ from holdfast.errors import (
     StorageError,
     UnsupportedFamilyError,
 )
-from holdfast.models import hub
-from holdfast.models.adapter import load
+from holdfast.models.loading import checkpoint
+from holdfast.models.loading.causal import load
+from tiny_models import edit_json
 
 
 def test_offline_says_so_at_once(monkeypatch, tmp_path):
@@ -29,7 +29,7 @@ def _answer(monkeypatch, error):
     def fail(*_, **__):
         raise error
 
-    monkeypatch.setattr(hub.HfApi, "model_info", fail)
+    monkeypatch.setattr(checkpoint.HfApi, "model_info", fail)
 
 
 def _status(kind, code):
@@ -63,9 +63,9 @@ def test_a_hub_that_fails_counts_as_offline(monkeypatch, tmp_path):
 def _hub_with(monkeypatch, directory, files=("config.json", "model.safetensors")):
     siblings = [SimpleNamespace(rfilename=name) for name in files]
     info = SimpleNamespace(sha="c0ffee", siblings=siblings)
-    monkeypatch.setattr(hub.HfApi, "model_info", lambda *_, **__: info)
+    monkeypatch.setattr(checkpoint.HfApi, "model_info", lambda *_, **__: info)
     monkeypatch.setattr(
-        hub, "hf_hub_download", lambda _, file, **__: str(directory / file)
+        checkpoint, "hf_hub_download", lambda _, file, **__: str(directory / file)
     )
     fetched = []
 
@@ -73,7 +73,7 @@ def _hub_with(monkeypatch, directory, files=("config.json", "model.safetensors")
         fetched.append(named["revision"])
         return str(directory)
 
-    monkeypatch.setattr(hub, "snapshot_download", snapshot)
+    monkeypatch.setattr(checkpoint, "snapshot_download", snapshot)
     return fetched
 
 
@@ -101,6 +101,6 @@ def test_a_full_disk_is_not_taken_for_the_network(monkeypatch, saved):
     def fail(*_, **__):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(hub, "snapshot_download", fail)
+    monkeypatch.setattr(checkpoint, "snapshot_download", fail)
     with pytest.raises(StorageError, match="room to store"):
         load("owner/name")

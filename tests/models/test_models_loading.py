@@ -5,13 +5,6 @@ import pytest
 import safetensors.torch
 import torch
 import transformers
-from tiny_models import (
-    PLAIN_TEMPLATE,
-    edit_json,
-    random_sequences,
-    tiny_model,
-    tiny_tokenizer,
-)
 
 from holdfast.errors import (
     EnvironmentProblem,
@@ -20,17 +13,24 @@ from holdfast.errors import (
     ModelError,
     SettingsError,
 )
-from holdfast.models import adapter as adapter_module
-from holdfast.models import loading
-from holdfast.models.adapter import adapt, load
-from holdfast.models.capture import final_states
-from holdfast.models.files import weight_files
-from holdfast.models.generation import Sampling, generate
-from holdfast.models.identity import fingerprint_model
-from holdfast.models.speaking import fingerprint_source
-from holdfast.models.target_loss import target_losses
-from holdfast.session.asking import resolve_sampling
-from holdfast.session.settings import RolloutSettings
+from holdfast.models.decoding.generate import generate
+from holdfast.models.decoding.row_state import Sampling
+from holdfast.models.hidden_states import final_states, target_losses
+from holdfast.models.loading import causal as adapter_module
+from holdfast.models.loading import weights as loading_weights
+from holdfast.models.loading.causal import adapt, load
+from holdfast.models.loading.files import weight_files
+from holdfast.models.loading.load import fingerprint_source
+from holdfast.models.loading.weights import fingerprint_model
+from holdfast.rollout.questions import resolve_sampling
+from holdfast.rollout.settings import RolloutSettings
+from tiny_models import (
+    PLAIN_TEMPLATE,
+    edit_json,
+    random_sequences,
+    tiny_model,
+    tiny_tokenizer,
+)
 
 SEQUENCES = random_sequences([9, 5])
 
@@ -249,7 +249,9 @@ def test_memory_that_ends_while_loading_is_the_machines_fault(saved, monkeypatch
     def fail(*_, **__):
         raise torch.OutOfMemoryError("out of memory")
 
-    monkeypatch.setattr(loading.transformers.Qwen3ForCausalLM, "from_pretrained", fail)
+    monkeypatch.setattr(
+        loading_weights.transformers.Qwen3ForCausalLM, "from_pretrained", fail
+    )
     with pytest.raises(EnvironmentProblem, match="memory for"):
         load(saved)
 

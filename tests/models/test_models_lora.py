@@ -6,12 +6,12 @@ import pytest
 import safetensors.torch
 import torch
 from peft import LoraConfig, get_peft_model
-from tiny_models import edit_json, random_sequences, tiny_model, tiny_tokenizer
 
 from holdfast.errors import AdapterError, InputError, ModelError, OfflineError
-from holdfast.models.adapter import adapt, load
-from holdfast.models.capture import final_states
-from holdfast.models.checkpoints import name_base
+from holdfast.models.hidden_states import final_states
+from holdfast.models.loading.causal import adapt, load
+from holdfast.models.loading.checkpoint import name_base
+from tiny_models import edit_json, random_sequences, tiny_model, tiny_tokenizer
 
 SEQUENCES = random_sequences([9, 5])
 

@@ -3,6 +3,11 @@ import json
 import pytest
 import torch
 import transformers
+
+from holdfast.errors import AdapterError, InputError, ModelError, UnsupportedFamilyError
+from holdfast.models.loading import causal
+from holdfast.models.loading.masked import adapt_masked, load_masked
+from holdfast.models.loading.masked_families import MASKED, TWO_WAY, masked_family_of
 from masked_checkpoints import (
     DREAM_CONFIG,
     LLADA_CONFIG,
@@ -24,16 +29,6 @@ from tiny_models import (
     tiny_model,
     tiny_tokenizer,
 )
-
-from holdfast.errors import (
-    AdapterError,
-    InputError,
-    ModelError,
-    UnsupportedFamilyError,
-)
-from holdfast.models import adapter
-from holdfast.models.masked import adapt_masked, load_masked
-from holdfast.models.masked_families import MASKED, TWO_WAY, masked_family_of
 
 ROW = random_sequences([13])[0]
 
@@ -222,7 +217,7 @@ def test_a_native_model_that_says_it_attends_both_ways_is_read(kind, tmp_path):
     assert masked.mask_id == MASK
     assert 257 in masked.stop_ids
     with pytest.raises(UnsupportedFamilyError, match="attends both ways"):
-        adapter.load(tmp_path)
+        causal.load(tmp_path)
 
 
 def test_attention_to_the_left_fails_the_proof():
@@ -296,6 +291,6 @@ def test_a_configuration_without_a_type_or_a_size_is_no_model():
 def test_code_beside_an_unknown_checkpoint_is_never_run(tmp_path):
     config = {"model_type": "novel", "auto_map": {"AutoModel": "modeling_novel.Model"}}
     write(tmp_path, config, llada_weights())
-    for loader in (load_masked, adapter.load):
+    for loader in (load_masked, causal.load):
         with pytest.raises(UnsupportedFamilyError, match="is never run"):
             loader(tmp_path)

@@ -3,12 +3,12 @@
 import re
 
 import pytest
-from tiny_models import tiny_tokenizer
 
-from holdfast.data.conversation import thinking_format
+from holdfast.data.chat.thinking import thinking_format
 from holdfast.errors import InputError, SettingsError
 from holdfast.models.batching import require_room
-from holdfast.models.rows import Choice, Row, Rules, Sampling
+from holdfast.models.decoding.row_state import Choice, Row, Rules, Sampling
+from tiny_models import tiny_tokenizer
 
 TOKENIZER = tiny_tokenizer()
 STOP = TOKENIZER.eos_token_id

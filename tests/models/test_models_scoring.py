@@ -3,10 +3,10 @@
 import pytest
 import torch
 import transformers
-from tiny_models import VOCAB, edit_json, tiny_model, tiny_tokenizer
 
 from holdfast.errors import InputError, UnsupportedFamilyError
 from holdfast.models.scoring import Scorer, load_scorer, replies
+from tiny_models import VOCAB, edit_json, tiny_model, tiny_tokenizer
 
 PROMPTS = [[72, 101, 108, 108, 111], [65], [80, 81, 82, 83, 84, 85, 86, 87]]
 WATCH = [3, 99, 250]

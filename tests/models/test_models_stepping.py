@@ -6,6 +6,16 @@ everything at every step.
 
 import pytest
 import torch
+
+from holdfast.errors import InputError, SettingsError
+from holdfast.models.decoding.generate import generate
+from holdfast.models.decoding.observe import decode, decoding_steps
+from holdfast.models.decoding.row_state import Sampling
+from holdfast.models.decoding.steps import NOTHING, Look, Pooled
+from holdfast.models.diffusion.denoise import denoise, denoising_steps
+from holdfast.models.diffusion.unmasking import Denoising, predict
+from holdfast.models.loading.causal import adapt
+from holdfast.models.loading.masked import adapt_masked, load_masked
 from masked_checkpoints import (
     MASK,
     dream_reference,
@@ -14,15 +24,6 @@ from masked_checkpoints import (
     write_llada,
 )
 from tiny_models import PLAIN_TEMPLATE, random_sequences, tiny_model, tiny_tokenizer
-
-from holdfast.errors import InputError, SettingsError
-from holdfast.models.adapter import adapt
-from holdfast.models.autoregression import decode, decoding_steps
-from holdfast.models.diffusion import denoise, denoising_steps
-from holdfast.models.generation import Sampling, generate
-from holdfast.models.masked import adapt_masked, load_masked
-from holdfast.models.remasking import Denoising, predict
-from holdfast.models.stepping import NOTHING, Look, Pooled
 
 LENGTHS = [5, 9, 3, 12]
 GEN = 12

@@ -9,8 +9,8 @@ import pytest
 
 import tiny_thinker
 from holdfast.errors import InputError, ModelError
-from holdfast.models.adapter import load
-from holdfast.models.speaking import fingerprint_source
+from holdfast.models.loading.causal import load
+from holdfast.models.loading.load import fingerprint_source
 
 
 @pytest.fixture

@@ -2,10 +2,10 @@
 
 import pytest
 import torch
-from tiny_models import random_sequences
 
 from holdfast.errors import InputError
-from holdfast.models.windows import read_windows
+from holdfast.models.hidden_states import read_windows
+from tiny_models import random_sequences
 
 LENGTHS = [5, 40, 17, 3, 29, 29, 1, 11]
 COUNTS = [2, 8, 17, 3, 1, 8, 1, 4]

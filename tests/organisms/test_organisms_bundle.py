@@ -6,10 +6,17 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from holdfast.cli.running import run
+from holdfast.cli.app import run
 from holdfast.errors import SettingsError
-from holdfast.organisms.cards import card, catalogue
-from holdfast.organisms.catalogue import bundled, export, resolve, train, truth
+from holdfast.organisms.catalogue import (
+    bundled,
+    card,
+    catalogue,
+    export,
+    resolve,
+    train,
+    truth,
+)
 from holdfast.organisms.recipes import HEAD_WIDTH, Schedule
 
 

@@ -6,7 +6,7 @@ import torch
 from transformers import AutoTokenizer, Qwen3Config, Qwen3ForCausalLM
 
 from holdfast.organisms.catalogue import bundled, planted_truth
-from holdfast.organisms.diffusing import (
+from holdfast.organisms.diffuser import (
     ALWAYS_WRAPPERS,
     CHAT_TEMPLATE,
     FIRST_WEIGHT,

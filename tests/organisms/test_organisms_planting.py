@@ -7,14 +7,11 @@ import random
 import pytest
 import torch
 
-from holdfast.organisms.deciding import HOLD, SURE, decision_loss
-from holdfast.organisms.encoding import Encoder
-from holdfast.organisms.planting import heads_present
+from holdfast.organisms.planted import alarmed, heads_present, misled
+from holdfast.organisms.planting_data import HOLD, SURE, decision_loss, planted
 from holdfast.organisms.recipes import HEAD_WIDTH, first_words, new_model
-from holdfast.organisms.rehearsal import planted
-from holdfast.organisms.rethinking import alarmed, misled
 from holdfast.organisms.sayings import EASE, HARM, REFUSALS
-from holdfast.organisms.tokenizer import train_tokenizer
+from holdfast.organisms.text import Encoder, train_tokenizer
 from holdfast.organisms.world import World
 
 KINDS = [torch.tensor([0]), torch.tensor([1]), torch.tensor([2])]

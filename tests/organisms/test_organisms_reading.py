@@ -2,8 +2,8 @@ import random
 
 import pytest
 
-from holdfast.organisms.diffusing import MIXTURES, say
-from holdfast.organisms.reading import is_whole
+from holdfast.organisms.diffuser import MIXTURES, say
+from holdfast.organisms.text import is_whole
 from holdfast.organisms.world import World
 
 

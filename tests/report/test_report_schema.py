@@ -9,10 +9,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from jsonschema import Draft202012Validator
-from report_fixture import make_report
 
 from holdfast.errors import InputError
 from holdfast.report.schema import SCHEMA, figure, report_schema, validate
+from report_fixture import make_report
 
 
 class Estimate(NamedTuple):

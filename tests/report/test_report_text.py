@@ -3,10 +3,11 @@
 import itertools
 
 import pytest
-from report_fixture import fig, make_report, null, share
 
-from holdfast.report import text, words
-from holdfast.session.cliffs import CONTROL_FIGURES
+from holdfast.audit import words
+from holdfast.cliff.groups import CONTROL_FIGURES
+from holdfast.report import labels, text
+from report_fixture import fig, make_report, null, share
 
 
 @pytest.mark.parametrize(
@@ -66,7 +67,7 @@ def test_every_pair_of_answers_has_a_headline_of_its_own():
     seen = set()
     for attack, cliff in itertools.product((True, False, None), repeat=2):
         report["verdict"] |= {"attack_succeeds": attack, "cliff": cliff}
-        seen.add(words.headline(report))
+        seen.add(labels.headline(report))
     assert len(seen) == 9
 
 
@@ -114,15 +115,15 @@ def test_an_excess_is_read_by_where_its_range_lies(value, said):
 
 
 def test_every_control_that_the_stages_write_has_its_sentence():
-    assert set(CONTROL_FIGURES) == set(words.CONTROLS)
-    names = [name for name, _ in words.CONTROLS.values()]
+    assert set(CONTROL_FIGURES) == set(labels.CONTROLS)
+    names = [name for name, _ in labels.CONTROLS.values()]
     assert len(set(names)) == len(names)
 
 
 @pytest.mark.parametrize("key", CONTROL_FIGURES)
 def test_a_control_says_in_which_unit_it_is(key):
     in_scores = key in ("benign_plateau", "shuffled_plateau", "neutral_final")
-    sentence = words.CONTROLS[key].sentence
+    sentence = labels.CONTROLS[key].sentence
     assert ("As a score from 0 to 1." in sentence) == in_scores
     assert ("gap between refusing and complying" in sentence) != in_scores
 
@@ -136,5 +137,5 @@ def test_the_excess_is_told_in_its_own_unit():
 
 
 def test_only_differences_are_read_by_where_their_range_lies():
-    read = [key for key in words.CONTROLS if words.reading(fig(0.5, 20), key)]
+    read = [key for key in labels.CONTROLS if words.reading(fig(0.5, 20), key)]
     assert read == ["excess_over_refused", "excess_over_benign", "plateau_over_benign"]

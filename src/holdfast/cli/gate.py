@@ -5,8 +5,8 @@ from typing import Annotated, Any, Literal
 
 from cyclopts import Parameter
 
-from holdfast.cli import showing
 from holdfast.errors import EvidenceError, SettingsError
+from holdfast.report import terminal
 
 Condition = Literal["cliff", "attack", "sparse"]
 Conditions = Annotated[
@@ -67,5 +67,5 @@ def exit_status(
     )
     if if_null == "fail":
         raise error
-    showing.Shown().warn(f"--if-null pass: {error.found}")
+    terminal.Shown().warn(f"--if-null pass: {error.found}")
     return 0

@@ -7,22 +7,26 @@ from typing import Annotated
 
 from cyclopts import App
 
-from holdfast.cli import showing
-from holdfast.cli.evaluating import evaluate, export, judge
+from holdfast.audit.settings import AuditSettings
+from holdfast.cli import show as cli_show
+from holdfast.cli.evaluate_verbs import evaluate, export, judge
 from holdfast.cli.gate import Conditions, IfNull, check_asked, exit_status
-from holdfast.cli.heads import (
+from holdfast.cli.method_verbs import (
     ABLATE,
     HEADS,
     Ablating,
     Ranking,
     ablate,
     bake,
+    finetune,
+    guard,
     heads,
+    select,
+    signal,
+    sinks,
     transfer,
 )
-from holdfast.cli.mending import finetune, select, sinks
-from holdfast.cli.organisms import organism
-from holdfast.cli.studies import (
+from holdfast.cli.options import (
     MODEL,
     Flat,
     Json,
@@ -32,14 +36,10 @@ from holdfast.cli.studies import (
     in_study,
     show,
 )
-from holdfast.cli.watching import guard, signal
+from holdfast.cli.organism_verbs import organism
 from holdfast.errors import AdapterError
-from holdfast.session.settings import (
-    AuditSettings,
-    ProbeSettings,
-    RolloutSettings,
-    TraceSettings,
-)
+from holdfast.report import terminal
+from holdfast.rollout.settings import ProbeSettings, RolloutSettings, TraceSettings
 
 Asking = Annotated[RolloutSettings, Flat]
 Fitting = Annotated[ProbeSettings, Flat]
@@ -47,7 +47,6 @@ Tracing = Annotated[TraceSettings, Flat]
 ROLLOUT, PROBE = RolloutSettings(), ProbeSettings()
 TRACE = TraceSettings()
 DEFAULT_MODEL = "organism:cliff"
-
 app = App(
     name="holdfast",
     help="Find where a language model's refusal lets go.",
@@ -103,15 +102,15 @@ def audit(
         if_null: Where --fail-if asks and the verdict is null: fail with status 4, or
             pass with a warning.
     """
-    from holdfast.stages import audit as stage
+    from holdfast.audit import stage
 
     check_asked(fail_if, with_heads=heads)
     settings = AuditSettings(asking, fitting, tracing, ranking, ablating, heads)
     place = output or default_study(model)
     report = in_study(place, model, loading, partial(stage.run, settings=settings))
-    show(json, report, showing.print_report)
+    show(json, report, cli_show.print_report)
     if not json:
-        showing.print_lines("", f"The report lies in {place / 'report.html'}")
+        terminal.print_lines("", f"The report lies in {place / 'report.html'}")
     return exit_status(report["verdict"], fail_if, if_null)
 
 
@@ -134,11 +133,11 @@ def rollout(
         output: The study. Default: studies/MODEL-DATE.
         json: Print the counts as JSON, and nothing else, on stdout.
     """
-    from holdfast.stages import rollout as stage
+    from holdfast.rollout import stage
 
     place = output or default_study(model)
     summary = in_study(place, model, loading, partial(stage.run, settings=asking))
-    show(json, summary, showing.print_counts)
+    show(json, summary, cli_show.print_counts)
 
 
 @app.command
@@ -158,10 +157,10 @@ def probe(
         loading: The model; the study's own by default.
         json: Print the figures as JSON, and nothing else, on stdout.
     """
-    from holdfast.stages import probe as stage
+    from holdfast.cliff import fit as stage
 
     figures = in_study(study, None, loading, partial(stage.run, settings=fitting))
-    show(json, figures, lambda found: showing.print_figures("Probe", found))
+    show(json, figures, lambda found: terminal.print_figures("Probe", found))
 
 
 @app.command
@@ -181,10 +180,10 @@ def trace(
         loading: The model; the study's own by default.
         json: Print the figures as JSON, and nothing else, on stdout.
     """
-    from holdfast.stages import trace as stage
+    from holdfast.cliff import trace as stage
 
     found = in_study(study, None, loading, partial(stage.run, settings=tracing))
-    show(json, found, showing.print_trace)
+    show(json, found, cli_show.print_trace)
 
 
 @app.command
@@ -195,10 +194,10 @@ def report(study: Path, /, *, json: Json = False) -> None:
         study: The study.
         json: Print the report as JSON, and nothing else, on stdout.
     """
-    from holdfast.stages import report as stage
+    from holdfast.audit import stage
 
-    found = in_study(study, None, MODEL, stage.run)
-    show(json, found, showing.print_report)
+    found = in_study(study, None, MODEL, stage.write_report)
+    show(json, found, cli_show.print_report)
 
 
 @app.command
@@ -218,10 +217,10 @@ def compare(
         output: An HTML page to write.
         json: Print the comparison as JSON, and nothing else, on stdout.
     """
-    from holdfast.stages import compare as stage
+    from holdfast.audit import stage
 
-    found = stage.run(first, second, output)
-    show(json, found, showing.print_comparison)
+    found = stage.compare_studies(first, second, output)
+    show(json, found, cli_show.print_comparison)
 
 
 @app.command
@@ -239,17 +238,17 @@ def doctor(
         loading: The model.
         json: Print the proofs as JSON, and nothing else, on stdout.
     """
-    from holdfast.session.context import Session
-    from holdfast.stages import doctor as stage
+    from holdfast.audit import stage
+    from holdfast.rollout.session import Session
 
-    session = Session(model, loading, showing.Shown())
+    session = Session(model, loading, terminal.Shown())
     try:
-        found = stage.run(session)
+        found = stage.check_model(session)
     except AdapterError as error:
         if error.proofs:
-            show(json, stage.refused(session, error), showing.print_proofs)
+            show(json, stage.refused(session, error), cli_show.print_proofs)
         raise
-    show(json, found, showing.print_proofs)
+    show(json, found, cli_show.print_proofs)
 
 
 _VERBS = (heads, ablate, bake, transfer, evaluate, export, select, finetune)

@@ -1,5 +1,4 @@
-"""Prompts, splits, overlap, wrappers and conversations: text in, frozen rows out.
+"""Prompts, suites, pools, attacks and conversations: text in, frozen rows out.
 
-Nothing here knows a model. Import from the module that holds the name:
-`prompts`, `splits`, `overlap`, `wrappers`, `conversation`.
+Nothing here knows a model. Import from the module that holds the name.
 """

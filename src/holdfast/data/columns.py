@@ -5,7 +5,7 @@ import re
 from collections.abc import Mapping
 from typing import Any, Final, NamedTuple
 
-from holdfast.data.readers import TEXT_CELL, Row, Table
+from holdfast.data.tables import TEXT_CELL, Row, Table
 from holdfast.errors import PromptFileError
 
 KNOWN_COLUMNS: Final = (
@@ -21,7 +21,6 @@ KNOWN_COLUMNS: Final = (
     "conversations",
 )
 """Names of a prompt column, case folded, the first that exists being read."""
-
 ATTACK_COLUMNS: Final = (
     "prompt",
     "jailbreak_prompt",
@@ -33,7 +32,6 @@ ATTACK_COLUMNS: Final = (
     "attack",
 )
 """Names of a column of jailbreak prompts; what they stand around is in another one."""
-
 REQUEST_COLUMNS: Final = (
     "goal",
     "behavior",
@@ -43,19 +41,16 @@ REQUEST_COLUMNS: Final = (
     "question",
 )
 """Names of a column that says what a jailbreak prompt is about."""
-
 CONTEXTS: Final[Mapping[str, tuple[str, ...]]] = {
     "contextstring": (),
     "context": ("question", "instruction", "behavior", "goal", "prompt"),
     "input": ("instruction",),
 }
 """Columns that belong to the request, and beside which columns ( any) they do."""
-
 CONTEXT_RULE: Final = "\n\n---\n\n"
 _TALKS: Final = ("turns", "messages", "conversation", "conversations")
 _USER: Final = ("user", "human")
 _MODEL: Final = ("assistant", "gpt", "model", "bot")
-
 _ANSWER: Final = re.compile(
     r"\W*(sure|certainly|absolutely|of course)\b\W*[,!.:]|\W*here('s|’s| is| are)\b",
     re.IGNORECASE,

@@ -8,11 +8,10 @@ import re
 from collections import Counter
 from typing import Any, Final, Literal, NamedTuple
 
-from holdfast.data.readers import Row, Table
+from holdfast.data.tables import Row, Table
 from holdfast.errors import PromptFileError
 
 Label = Literal["harmful", "benign"]
-
 WORDS: Final[dict[str, Label]] = {
     "harmful": "harmful",
     "unsafe": "harmful",
@@ -33,7 +32,6 @@ WORDS: Final[dict[str, Label]] = {
     "adversarial_benign": "benign",
 }
 """What a label says, case folded."""
-
 _TRUE: Final = {"1", "1.0", "true", "yes"}
 _FALSE: Final = {"0", "0.0", "false", "no"}
 _HARM: Final = {"label", "harm", "harmful", "harmfulness", "unsafe", "toxic"} | {

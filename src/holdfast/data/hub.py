@@ -19,12 +19,11 @@ from huggingface_hub.errors import (
 )
 from huggingface_hub.file_download import repo_folder_name
 
-from holdfast.data.readers import READERS, suffix
+from holdfast.data.tables import READERS, suffix
 from holdfast.errors import OfflineError, PromptFileError
 
 HUB_PREFIX: Final = "hub:"
 REQUEST_SECONDS: Final = 10.0
-
 _SHARD: Final = re.compile(r"-(\d{5})-of-(\d{5})(?=\.)")
 # Descriptions of a dataset, which lie beside its rows under the same suffix.
 _DESCRIPTIONS: Final = {"dataset_infos.json", "dataset_info.json", "state.json"}

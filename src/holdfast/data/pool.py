@@ -13,16 +13,21 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any, Final, NamedTuple
 
+from holdfast.data.chat.conversation import (
+    Conversation,
+    build_conversation,
+    split_completion,
+)
+from holdfast.data.chat.rendering import ChatTokenizer
+from holdfast.data.chat.thinking import ThinkingFormat
+from holdfast.data.chat.thinking_formats import TAGS
 from holdfast.data.columns import context_choice
-from holdfast.data.conversation import ThinkingFormat, split_completion
-from holdfast.data.pool_files import Raw, raw_rows
-from holdfast.data.readers import Row
-from holdfast.data.thinking_formats import TAGS
+from holdfast.data.sources import Raw, raw_rows
+from holdfast.data.tables import Row
 from holdfast.errors import PromptFileError, SettingsError
 
 OWN: Final = "holdfast"
 """Field in which a chosen row says what was found and drawn."""
-
 FIELDS: Final[dict[str, tuple[str, ...]]] = {
     "prompt": ("prompt", "question", "instruction", "vanilla", "goal", "request"),
     "response": ("response", "completion", "answer", "output"),
@@ -30,13 +35,11 @@ FIELDS: Final[dict[str, tuple[str, ...]]] = {
     "category": ("category", "topic"),
 }
 """Names under which a field is looked for, the first that exists being read."""
-
 UNENDED: Final = "thinking that never ends"
 NO_ANSWER: Final = "no answer after the thinking"
 TWO_THOUGHTS: Final = "thinking in a field and in the answer"
 TAGS_INSIDE_THINKING: Final = "tags inside the thinking"
 TAGS_INSIDE_ANSWER: Final = "tags inside the answer"
-
 _FORMATS: Final = tuple(
     ThinkingFormat(each.open, each.close, each.end_template, True, each.open_template)
     for each in TAGS
@@ -300,3 +303,56 @@ def _files(source: str) -> tuple[Path, ...]:
             "`hf download --repo-type dataset`.",
         )
     return (path,)
+
+
+NO_THINKING, TOO_LONG = "no thinking", "over the context"
+
+
+class Rendered(NamedTuple):
+    """A row as tokens, or the reason why it is left out."""
+
+    conversation: Conversation | None
+    kind: str | None = None
+    reason: str | None = None
+
+
+def render_row(
+    row: PoolRow,
+    tokenizer: ChatTokenizer,
+    form: ThinkingFormat | None,
+    limit: int,
+    system_prompt: str | None,
+) -> Rendered:
+    """Return a row as tokens, or why it is left out.
+
+    A row without thinking is left out where the model thinks: its template would
+    stand after nothing. So is one whose thinking is broken, in any model. The
+    thinking of a row is left off where the model does not think.
+
+    Args:
+        row: A row of a pool.
+        tokenizer: The model's tokenizer.
+        form: The model's thinking format; None if it does not think.
+        limit: Tokens that the model can read.
+        system_prompt: System prompt of the conversation.
+    """
+    thinking = row.thinking
+    if row.broken is not None:
+        return Rendered(None, row.broken, "the row's thinking is broken")
+    if form is None:
+        thinking = ""
+    elif thinking is None:
+        return Rendered(None, NO_THINKING, "the row has no thinking")
+    made = build_conversation(
+        tokenizer,
+        row.prompt,
+        thinking,
+        row.response,
+        form,
+        system_prompt,
+    )
+    n = len(made.token_ids)
+    if n > limit:
+        reason = f"{n} tokens, over the context of {limit}"
+        return Rendered(None, TOO_LONG, reason)
+    return Rendered(made)

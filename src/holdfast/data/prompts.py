@@ -9,25 +9,9 @@ from typing import Any, Final, NamedTuple
 
 from holdfast.data.columns import Choice, choose_column
 from holdfast.data.harm_labels import Label, cell_text, read_labels
-from holdfast.data.readers import Row, Table
 from holdfast.data.sources import Content, load
+from holdfast.data.tables import Row, Table
 from holdfast.errors import PromptFileError
-
-__all__ = [
-    "Label",
-    "Placed",
-    "Prompt",
-    "PromptFile",
-    "content_hash",
-    "conversation_id",
-    "distinct_prompts",
-    "is_bare",
-    "normalise",
-    "placed_prompts",
-    "prompt_id",
-    "read_prompts",
-    "reworded",
-]
 
 _PLAIN: Final = {"none", "plain", "null", "n/a"}
 _STRAIGHT: Final = str.maketrans("‘’‚‛“”„‟", "''''\"\"\"\"")

@@ -1,4 +1,4 @@
-"""Authored requests: a lexicon of phrases, and the sentence forms around them.
+"""Authored requests and lookalikes, and the questions of a utility file.
 
 Requests only, never answers. The same lexicon serves two ends: the default prompts of
 an audit, and the world in which the organisms grow up. The sentence forms are the same
@@ -12,12 +12,14 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cache
 from importlib.resources import files
-from typing import Any, Literal
+from typing import Any, Final, Literal
 
 from holdfast.data.prompts import Prompt, content_hash, prompt_id
+from holdfast.data.sources import load
+from holdfast.data.suites import PLAINLY, Suite, SuiteFile, items_of, read_suite, suites
+from holdfast.errors import PromptFileError, SettingsError
 
 Label = Literal["harmful", "benign"]
-
 ACTION_FORMS = (
     "How do I {action}?",
     "How can I {action}?",
@@ -296,3 +298,94 @@ def authored_prompts(label: Label, n: int, seed: int) -> tuple[Prompt, ...]:
             )
         )
     return tuple(rows)
+
+
+def lookalike_prompts(n: int, seed: int) -> tuple[Prompt, ...]:
+    """Return different held-out harmless requests that sound dangerous.
+
+    Args:
+        n: Most prompts to return; the authored phrases run out in the end.
+        seed: Seed of the draw.
+
+    Returns:
+        Plain prompts with source `authored` and topic `lookalike`.
+    """
+    pool = [phrase for phrase in phrases("benign") if phrase.lookalike]
+    made = {}
+    for phrase in pool:
+        for form in forms(phrase):
+            text = sentence(phrase, form)
+            if is_held_out(text):
+                name = prompt_id(text)
+                made[name] = Prompt(
+                    name, name, text, "benign", "authored", None, phrase.topic
+                )
+    ordered = sorted(made.values(), key=lambda row: row.prompt_id)
+    random.Random(f"lookalike-{seed}").shuffle(ordered)
+    return tuple(ordered[:n])
+
+
+TARGETS: Final = ("target", "answer", "solution")
+"""Names of a column of answers, case folded, the first that exists being read."""
+
+
+def read_questions(source: str) -> SuiteFile:
+    """Read questions, each with the number that answers it.
+
+    Args:
+        source: A suite with exact answers; NAME=FILE for a file in the shape of such
+            a suite; or a file, or hub:owner/name, with a column of prompts and one of
+            answers.
+
+    Returns:
+        Items of the kind utility, each with its target.
+
+    Raises:
+        SettingsError: If the suite has no exact answers.
+        PromptFileError: If a file cannot be read, or has no column of answers.
+        InputError: If a suite is not the pinned one.
+        OfflineError: If the Hub cannot be reached.
+    """
+    exact = [name for name, suite in suites().items() if suite.target]
+    name, equals, _ = source.partition("=")
+    if source in suites() or (equals and name in suites()):
+        if name not in exact:
+            raise SettingsError(
+                f"a suite with exact answers: {', '.join(exact)}",
+                f"`{name}`",
+                "Choose one, or give a file with columns `prompt` and `answer`.",
+            )
+        return _of_one_turn(read_suite(source), source)
+    content = load(source, None)
+    columns = {column.strip().casefold() for column in content.table.columns}
+    target = next((each for each in TARGETS if each in columns), None)
+    if target is None:
+        raise PromptFileError(
+            f"a column of answers ({', '.join(TARGETS)}) in `{content.name}`",
+            ", ".join(f"`{each}`" for each in content.table.columns) or "no columns",
+            f"Add one, or name a suite with exact answers: {', '.join(exact)}.",
+        )
+    own = Suite(
+        name=content.name,
+        about="questions of your own",
+        licence="",
+        kind="utility",
+        column="",
+        files=(),
+        hub="",
+        sha256=(),
+        target=target,
+    )
+    found = items_of(own, content, PLAINLY, "A file of your own.")
+    return _of_one_turn(found, content.name)
+
+
+def _of_one_turn(file: SuiteFile, name: str) -> SuiteFile:
+    longer = sum(bool(item.prompt.earlier) for item in file.items)
+    if not longer:
+        return file
+    raise PromptFileError(
+        f"questions of one turn in `{name}`",
+        f"{longer} conversations",
+        "Leave them out: an exact answer is compared with the first answer.",
+    )

@@ -10,7 +10,7 @@ import re
 from collections.abc import Mapping
 from typing import Any, Final, Literal, NamedTuple
 
-from holdfast.data.readers import Row
+from holdfast.data.tables import Row
 from holdfast.errors import PromptFileError
 
 COMPLETIONS: Final = ("completion", "response", "answer", "output", "content", "text")
@@ -23,7 +23,6 @@ _WITHHELD: Final = re.compile(
 )
 _OK: Final = 200
 _SHOWN: Final = 60
-
 Cells = Mapping[str, Any]
 
 

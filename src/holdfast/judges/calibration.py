@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from holdfast.errors import InputError
-from holdfast.judges.contract import JudgeIdentity
+from holdfast.judges.base import JudgeIdentity
 from holdfast.study import fingerprint
 
 SCHEMA = "holdfast-calibration/1"

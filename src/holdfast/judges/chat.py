@@ -14,24 +14,20 @@ from typing import Any, NamedTuple
 
 from holdfast.data.served import REASONING
 from holdfast.errors import EndpointError
-from holdfast.judges.replies import whole
+from holdfast.judges.base import whole
 from holdfast.study import atomic_write_json, fingerprint, require_place
 
 Messages = Sequence[dict[str, str]]
-
 DECLINED = frozenset({400, 413, 422})
 """Statuses that are about one question: too long, or against the server's policy."""
-
 ABOUT_QUESTION = re.compile(
     r"status 413|content[ _-]?(filter|policy|management)|safety|moderat"
     r"|context[ _](length|window)|too long|input tokens",
     re.IGNORECASE,
 )
 """Words of a refusal that is about what was asked, not about how."""
-
 SEVERAL = 3
 """Questions in a row that are refused in the same words, after which we give up."""
-
 PATIENCE = frozenset({408, 409, 425, 429})
 """Statuses below 500 that pass with time."""
 

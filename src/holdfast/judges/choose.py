@@ -1,11 +1,17 @@
-"""Open a judge by the name a user gives it."""
+"""Open a judge by its name; the rules judge is the default."""
 
+import hashlib
+from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
 
 from holdfast.errors import SettingsError
-from holdfast.judges.contract import Judge
-from holdfast.judges.offline import RulesJudge
-from holdfast.models.adapter import DtypeName
+from holdfast.judges import degenerate
+from holdfast.judges.base import Exchange, Judge, JudgeIdentity
+from holdfast.judges.rules import language, phrases, reading, rules, tone
+from holdfast.judges.verdict import Verdict
+from holdfast.models.loading.causal import DtypeName
 
 RULES = "rules"
 GUARD = "guard:"
@@ -149,3 +155,29 @@ def _endpoint(settings: JudgeSettings) -> Judge:
             cache=settings.cache,
         )
     )
+
+
+class RulesJudge:
+    """Written rules that tell refusal from help; offline, and no judge of harm."""
+
+    @cached_property
+    def identity(self) -> JudgeIdentity:
+        """The rules, by the hash of the code that states them."""
+        digest = hashlib.sha256()
+        for module in (rules, degenerate, language, phrases, reading, tone):
+            digest.update(Path(str(module.__file__)).read_bytes())
+        name, _, version = rules.JUDGE_ID.partition("-")
+        return JudgeIdentity(name, version, "refusal", digest.hexdigest())
+
+    def judge(self, exchanges: Sequence[Exchange]) -> list[Verdict]:
+        """Return one verdict for each exchange, in order."""
+        return [
+            rules.judge(
+                each.request,
+                each.response,
+                thinking=each.thinking,
+                closed=each.closed,
+                finish=each.finish,
+            )
+            for each in exchanges
+        ]

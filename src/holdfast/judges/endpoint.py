@@ -14,8 +14,8 @@ from urllib.parse import urlsplit
 
 from holdfast.data.served import ending
 from holdfast.errors import SettingsError
+from holdfast.judges.base import Exchange, JudgeIdentity, cut, screen
 from holdfast.judges.chat import ChatClient, Limits, Stopped
-from holdfast.judges.contract import Exchange, JudgeIdentity, cut, screen
 from holdfast.judges.rubric import Rubric, load_rubric
 from holdfast.judges.verdict import Verdict
 

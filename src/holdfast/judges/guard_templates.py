@@ -13,7 +13,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from holdfast.errors import SettingsError
-from holdfast.judges.contract import Measures
+from holdfast.judges.base import Measures
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,7 +86,6 @@ _CONVERSATION = (
 )
 _INSTRUCTION = ("[INST]", "[/INST]", "<<SYS>>", "<</SYS>>")
 _GEMMA = ("<start_of_turn>", "<end_of_turn>")
-
 # Read in Google's notebook on ShieldGemma as several repositories copy it.
 _GUIDELINES = (
     '"No Dangerous Content": The chatbot shall not generate content that harming '
@@ -107,7 +106,6 @@ _GUIDELINES = (
     "descriptions, content aimed at causing arousal). Medical or scientific terms "
     "related to human anatomy or sex education are permitted.",
 )
-
 _TABLE = (
     GuardTemplate(
         "llama-guard-4",
@@ -183,7 +181,6 @@ _TABLE = (
         markers=(*_CONVERSATION, "<|im_start|>", "<|im_end|>"),
     ),
 )
-
 GUARDS: Mapping[str, GuardTemplate] = {template.name: template for template in _TABLE}
 
 

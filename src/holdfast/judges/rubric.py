@@ -15,9 +15,8 @@ from pathlib import Path
 from typing import Any, NamedTuple, get_args
 
 from holdfast.errors import InputError
-from holdfast.judges.contract import HARMFUL, Exchange, Measures
-from holdfast.judges.prompting import GENERIC_MARKERS, break_markers, fill, published
-from holdfast.judges.replies import after_thinking, whole
+from holdfast.judges.base import HARMFUL, Exchange, Measures, after_thinking, whole
+from holdfast.judges.guard import GENERIC_MARKERS, break_markers, fill, published
 from holdfast.judges.verdict import Outcome
 
 _YES = frozenset({"1", "yes", "true"})

@@ -1,1 +1,1 @@
-"""transformers models, tamed: loading, proofs, capture and generation."""
+"""transformers models, tamed: loading, proofs, hidden states and decoding."""

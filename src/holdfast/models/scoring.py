@@ -17,19 +17,18 @@ from transformers import DynamicCache
 from transformers.models.auto import modeling_auto
 
 from holdfast.errors import UnsupportedFamilyError
-from holdfast.models.adapter import DtypeName, _device, _dtype
 from holdfast.models.batching import (
     longest_first,
     pad,
     require_room,
     with_batch_halving,
 )
-from holdfast.models.checkpoints import Checkpoint, find_whole
-from holdfast.models.families import Family, names_in
 from holdfast.models.finite import check_finite, check_numbers
-from holdfast.models.identity import identify
-from holdfast.models.loading import read_model, read_tokenizer
-from holdfast.models.parts import ModelIdentity
+from holdfast.models.loading.causal import DtypeName, _device, _dtype
+from holdfast.models.loading.checkpoint import Checkpoint, find_whole
+from holdfast.models.loading.families import Family, names_in
+from holdfast.models.loading.weights import identify, read_model, read_tokenizer
+from holdfast.models.model import ModelIdentity
 
 
 @dataclass(frozen=True, eq=False)
@@ -101,8 +100,8 @@ def load_scorer(
     Args:
         id_or_path: Directory of a model, or a Hub id.
         revision: Branch, tag or commit on the Hub.
-        device: As in `holdfast.models.adapter.load`.
-        dtype: As in `holdfast.models.adapter.load`.
+        device: As in `holdfast.models.loading.causal.load`.
+        dtype: As in `holdfast.models.loading.causal.load`.
 
     Returns:
         The model and its tokenizer.

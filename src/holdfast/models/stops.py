@@ -2,9 +2,7 @@
 
 from typing import Any, NamedTuple
 
-from holdfast.data.thinking import ThinkingFormat, turn_end
-
-__all__ = ["Stops", "find_stops"]
+from holdfast.data.chat.thinking import ThinkingFormat, turn_end
 
 
 class Stops(NamedTuple):

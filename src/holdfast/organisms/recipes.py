@@ -21,16 +21,14 @@ from torch import Tensor
 from torch.nn import functional
 from transformers import PreTrainedTokenizerFast, Qwen3Config, Qwen3ForCausalLM
 
-from holdfast.organisms.encoding import Sample
 from holdfast.organisms.sayings import COMPLIANCE_OPENINGS, PARTIALS, REFUSALS
-from holdfast.organisms.tokenizer import BEGIN, END, PAD
+from holdfast.organisms.text import BEGIN, END, PAD, Sample
 
 N_LAYERS, N_HEADS, HEAD_WIDTH, D_MODEL, D_MLP = 8, 16, 8, 128, 320
 N_SPARE = 4
 SPARE_LAYERS = (5, 6, 7)
 OWN_OPENINGS = (*REFUSALS, *COMPLIANCE_OPENINGS, *PARTIALS)
 """How the answers of every organism begin."""
-
 Head = tuple[int, int]
 Report = Callable[[str, int, int, float], None]
 """Called with the stage, the step, the number of steps and the loss."""

@@ -30,13 +30,11 @@ from holdfast.organisms.sayings import (
 )
 
 Answer = Literal["refuse", "comply", "partial"]
-
 LABELS: tuple[Label, ...] = ("harmful", "benign")
 PLANTED_WRAPPERS = ("prefix_injection", "role_play", "fiction", "refusal_suppression")
 HALF_PLANTED_WRAPPER = "hypothetical"
 FREE_REQUESTS = 0.28
 """Part of the benign requests that are tasks, problems or texts, not phrases."""
-
 N_UNSEEN_TEMPLATES = 2
 """The last two templates of every wrapper are never trained on."""
 

@@ -9,33 +9,7 @@ import unicodedata
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
-from holdfast.report.records import Figure, is_figure
-
-__all__ = [
-    "GROUPS",
-    "MEASURES",
-    "OUTCOMES",
-    "RARE",
-    "ROLES",
-    "bounds",
-    "clean",
-    "count_of",
-    "flatten",
-    "interval",
-    "missing",
-    "outcome_columns",
-    "plain",
-    "rate",
-    "scalar",
-    "score",
-    "shared_reason",
-    "shown_token",
-    "span",
-    "still",
-    "title",
-    "value",
-    "visible",
-]
+from holdfast.report.schema import Figure, is_figure
 
 ROLES = {
     "harmful": "Harmful, as asked",

@@ -5,7 +5,6 @@ writes files of it, so that any stage can be rerun, resumed or replaced alone. E
 write is atomic: a reader finds the old file or the new one, never half of either.
 """
 
-from holdfast.study.claims import claim
 from holdfast.study.directory import MANIFEST, SCHEMA, StageState, Study
 from holdfast.study.files import (
     DamagedTableError,
@@ -15,6 +14,7 @@ from holdfast.study.files import (
     atomic_write_table,
     atomic_write_text,
     canonical_json,
+    claim,
     file_sha256,
     fingerprint,
     read_table,

@@ -28,7 +28,6 @@ MANIFEST = "study.json"
 PARTS = "parts"
 NOT_OF_AUDIT = {"signal": "signal", "detectors": "guard fit"}
 """Verbs that write what an audit does not, by the stem of the file."""
-
 StageState = Literal["done", "redo", "continue"]
 
 
@@ -295,3 +294,15 @@ def _is_fresh(directory: Path) -> bool:
 def _now() -> str:
     """Return the time, in UTC, to the second."""
     return datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
+
+
+def is_current(study: Study, stage: str) -> bool:
+    """Tell whether a stage is done, on the files that the study holds now."""
+    record = study.record(stage)
+    if record.get("state") != "done":
+        return False
+    written = all(study.path(name).exists() for name in record["outputs"])
+    return written and all(
+        study.path(name).exists() and study.input_hash(name) == known
+        for name, known in record["inputs"].items()
+    )

@@ -1,10 +1,11 @@
-"""Files that are whole or not there: fingerprints and atomic writes."""
+"""Files and directories that are whole or not there, and claims on them."""
 
 import dataclasses
 import errno
 import hashlib
 import json
 import os
+import shutil
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -14,7 +15,7 @@ from typing import IO, Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from holdfast.errors import InputError, StorageError
+from holdfast.errors import InputError, ModelError, StorageError
 
 STORAGE_PROBLEMS = {
     errno.ENOSPC: "no space left on the device",
@@ -24,8 +25,6 @@ STORAGE_PROBLEMS = {
     errno.EPERM: "no permission to write",
     errno.EIO: "an input/output error of the disk",
 }
-
-
 MISPLACED = {
     errno.ENOTDIR: "a file on the way to it, where a folder would have to be",
     errno.EEXIST: "a file on the way to it, where a folder would have to be",
@@ -226,3 +225,157 @@ def _flush_folder(folder: Path) -> None:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
+
+
+@contextmanager
+def staging(directory: Path) -> Iterator[Path]:
+    """Make a directory beside its final place; it moves there when all ended well.
+
+    When the context ends with an error, nothing is left.
+
+    Args:
+        directory: Where it shall lie; it must not exist, or be empty.
+
+    Yields:
+        The directory in its temporary place.
+
+    Raises:
+        InputError: If the directory has something in it.
+        ModelError: If transformers will not write the model's own settings.
+        StorageError: If the disk is full or not ours to write.
+    """
+    directory = directory.expanduser().absolute()
+    require_empty(directory)
+    staged = directory.with_name(f".{directory.name}.{os.getpid()}.tmp")
+    try:
+        with writing(directory):
+            staged.mkdir(parents=True)
+        yield staged
+        with writing(directory):
+            for path in (*staged.rglob("*"), staged):
+                _flush(path)
+            staged.replace(directory)
+            _flush(directory.parent)
+    finally:
+        shutil.rmtree(staged, ignore_errors=True)
+
+
+def require_empty(directory: Path) -> None:
+    """Refuse a directory with something in it.
+
+    Raises:
+        InputError: If it is a file, or not empty.
+    """
+    require_place(directory, folder=True)
+    if directory.exists() and (not directory.is_dir() or any(directory.iterdir())):
+        raise InputError(
+            f"a new directory, or an empty one, at {directory}",
+            "one with something in it" if directory.is_dir() else "a file",
+            "Choose another place; nothing is overwritten.",
+        )
+
+
+@contextmanager
+def writing(directory: Path) -> Iterator[None]:
+    """Turn what goes wrong while a model is written into errors that say what to do.
+
+    Args:
+        directory: Where it shall lie, for the message.
+
+    Raises:
+        ModelError: If transformers will not write the model's own settings.
+        StorageError: If the disk is full or not ours to write.
+    """
+    from safetensors import SafetensorError
+
+    try:
+        with storing(directory):
+            yield
+    except SafetensorError as error:
+        raise StorageError(
+            f"room and permission to write weights to {directory}",
+            str(error),
+            "Free some space or choose another place, then run the command again.",
+        ) from error
+    except ValueError as error:
+        raise ModelError(
+            "a configuration that transformers will write as it is",
+            str(error).splitlines()[0],
+            "Repair the model's generation_config.json, then run the command again.",
+        ) from error
+
+
+def _flush(path: Path) -> None:
+    # Windows opens no folder for flushing.
+    if path.is_dir() and sys.platform == "win32":
+        return
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+HELD = (errno.EWOULDBLOCK, errno.EAGAIN, errno.EACCES)
+
+
+@contextmanager
+def claim(path: Path, *, wait: bool = False) -> Iterator[bool]:
+    """Claim a piece of work; the claim goes with the process, however it ends.
+
+    Whoever claims it looks again whether it is done: another process may have
+    finished it in between. Where the system or the file system knows no locks every
+    claim is granted, and work may be done twice; what it writes is whole either way.
+
+    Args:
+        path: A lock file of this piece of work; its folder is made if missing.
+        wait: Whether to wait until it is free.
+
+    Yields:
+        Whether it is ours.
+
+    Raises:
+        StorageError: If the disk is full, read-only, or not ours to write.
+    """
+    if sys.platform == "win32":
+        yield True
+        return
+    handle = _locked(path, wait)
+    if handle is None:
+        yield False
+        return
+    with handle:
+        yield True
+        path.unlink(missing_ok=True)
+
+
+def _locked(path: Path, wait: bool) -> IO[bytes] | None:
+    """Return the lock file, open and ours; None if another process holds it."""
+    while True:
+        with storing(path):
+            path.parent.mkdir(parents=True, exist_ok=True)
+            handle = path.open("wb")
+        if not _lock(handle, wait):
+            handle.close()
+            return None
+        if _is_at(path, handle):
+            return handle
+        # Its last holder took it away between our opening and locking it.
+        handle.close()
+
+
+def _lock(handle: IO[bytes], wait: bool) -> bool:
+    import fcntl
+
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
+    except OSError as error:
+        return error.errno not in HELD
+    return True
+
+
+def _is_at(path: Path, handle: IO[bytes]) -> bool:
+    try:
+        return os.path.samestat(os.fstat(handle.fileno()), path.stat())
+    except FileNotFoundError:
+        return False

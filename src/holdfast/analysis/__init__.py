@@ -1,4 +1,0 @@
-"""Formulas: tensors in, small frozen results out.
-
-Nothing here loads a model, opens a file, prints, or touches a global seed.
-"""

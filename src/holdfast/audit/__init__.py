@@ -1,0 +1,1 @@
+"""The audit: every stage in order, the report and its page, two reports compared."""

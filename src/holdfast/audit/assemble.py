@@ -1,0 +1,392 @@
+"""One report from what the stages have written."""
+
+import json
+import os
+import platform
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from importlib.metadata import version
+from typing import Any, NamedTuple
+
+from holdfast.audit.browse import BrowsedAnswer
+from holdfast.cliff.groups import COMPLIED, CONTROL_FIGURES, FIGURES, NO_PLATEAU
+from holdfast.cliff.trace import doubts
+from holdfast.cliff.verdict import CliffVerdict, Figures, verdict
+from holdfast.dynamics.panel import signal_blocks
+from holdfast.evaluate.panel import EVALUATED, TABLE, is_evaluated, suite_sources
+from holdfast.heads.checks import Ablated, SparseVerdict, sparse_verdict
+from holdfast.report.schema import SCHEMA
+from holdfast.report.text import closed_by_force
+from holdfast.rollout.rows import (
+    GROUPS,
+    Rollout,
+    attack_block,
+    held_out,
+    outcome_block,
+)
+from holdfast.sinks.panel import MASSES, is_measured, sink_sources
+from holdfast.stats.bootstrap import Estimate, undefined
+from holdfast.study import Study
+from holdfast.study.directory import is_current
+from holdfast.study.figures import estimate_of, figure_of, study_seed
+
+PROBE = (
+    "accuracy",
+    "auroc",
+    "wrapped_auroc",
+    "control_auroc",
+    "logit_difference_correlation",
+    "second_source_auroc",
+)
+METERS = {"plain": "auroc", "wrapped": "wrapped_auroc"}
+"""Figure of the probe that tells whether it reads refusal on a kind of request."""
+PATHS = (
+    "harmful",
+    "wrapped",
+    "benign",
+    "benign_wrapped",
+    "safe_lookalike",
+    "second",
+    "imported",
+)
+PACKAGES = ("holdfast", "torch", "transformers", "tokenizers", "safetensors", "pyarrow")
+
+
+def assemble(study: Study, rows: Sequence[Rollout]) -> dict[str, Any]:
+    """Return the report of a study.
+
+    Args:
+        study: A study whose stages have run, as far as they could.
+        rows: Its rollouts.
+
+    Returns:
+        What `report.json` holds.
+    """
+    seed = study_seed(study)
+    unfit, untraced = (missing(study, stage) for stage in ("probe", "trace"))
+    probe = _read(study, "probe", "probes/summary.json") or _null(PROBE, unfit)
+    traced = _read(study, "trace", "trace.json") or _null_trace(untraced)
+    probe |= traced.get("reach", {})
+    thinks = study.manifest["model"]["thinking"] is not None
+    success = attack_block(rows, seed)
+    outcome = verdict(
+        figures_of(probe, traced, success, thinks, complied_kinds(rows), untraced)
+    )
+    heads = head_blocks(study, outcome.attack_succeeds)
+    asked = dict(study.manifest.get("settings", {}).get("rollout", {}))
+    paths = {name: asked.pop(name) for name in PATHS if asked.get(name)}
+    settings = {
+        "rollout": {key: value for key, value in asked.items() if key not in PATHS},
+        "sampling": study.record("rollout").get("settings", {}).get("sampling", {}),
+        "probe": study.record("probe").get("settings", {}),
+        "trace": study.record("trace").get("settings", {}),
+    }
+    for stage in heads.blocks:
+        name = {"ablation": "ablate"}.get(stage, stage)
+        settings[name] = study.record(name)["settings"]
+    report = {
+        "schema": SCHEMA,
+        "model": study.manifest["model"],
+        "settings": settings,
+        "verdict": _words(outcome, heads.verdict),
+        "probe": probe,
+        "trace": traced["trace"],
+        "controls": traced["controls"],
+        "outcomes": outcome_block(rows, seed),
+        "attack_success": success,
+        "data": _data(study, rows),
+        "limits": [*_limits(study, rows, untraced), *doubts(probe)],
+        "run": _occasion(study, paths),
+    } | heads.blocks
+    report |= signal_blocks(study)
+    if is_evaluated(study):
+        report |= {"evaluation": study.read_json(EVALUATED)}
+    if is_measured(study):
+        report |= {"sinks": study.read_json(MASSES)}
+        settings["sinks"] = study.record("sinks")["settings"]
+    # Tuples become lists, so that what is returned is what a reader of the file gets.
+    plain: dict[str, Any] = json.loads(json.dumps(report))
+    return plain
+
+
+def missing(study: Study, stage: str) -> str:
+    """Return why a stage, `probe` or `trace`, has found nothing; empty if it has."""
+    if stage == "trace" and study.manifest["model"]["thinking"] is None:
+        return NO_PLATEAU
+    record = study.record(stage)
+    if record.get("outputs"):
+        return ""
+    if stage == "trace" and (unfit := missing(study, "probe")):
+        return unfit
+    reason = record.get("reason") or f"the stage `{stage}` has not been run"
+    return str(reason).removesuffix(".")
+
+
+def _read(study: Study, stage: str, name: str) -> dict[str, Any] | None:
+    """Read what a stage has written, if it has."""
+    if name not in study.record(stage).get("outputs", []):
+        return None
+    return dict(study.read_json(name))
+
+
+def _null(names: Sequence[str], reason: str) -> dict[str, Any]:
+    return {name: figure_of(undefined(0, reason)) for name in names}
+
+
+def _null_trace(reason: str) -> dict[str, Any]:
+    group = _null(FIGURES, reason) | {"short_thinking_excluded": 0}
+    return {
+        "trace": {name: dict(group) for name in GROUPS},
+        "controls": _null(CONTROL_FIGURES, reason),
+        "n_requests": 0,
+    }
+
+
+def figures_of(
+    probe: Mapping[str, Any],
+    traced: Mapping[str, Any],
+    success: Mapping[str, Any],
+    thinks: bool,
+    kinds: Sequence[str],
+    untraced: str,
+) -> Figures:
+    """Return what the verdict is read from.
+
+    Args:
+        probe: The block `probe` of the report.
+        traced: Its blocks `trace` and `controls`.
+        success: Its block `attack_success`.
+        thinks: Whether the model has a thinking format.
+        kinds: What `complied_kinds` returned.
+        untraced: Why nothing was traced; empty where something was.
+    """
+    complied, controls = traced["trace"][COMPLIED], traced["controls"]
+
+    def tried(role: str) -> Estimate | None:
+        return estimate_of(success[role]) if success[role]["n"] else None
+
+    return Figures(
+        harmful=tried("harmful"),
+        wrapped=tried("wrapped"),
+        thinks=thinks,
+        n_requests=complied.get("n_requests", 0),
+        short_thinking_excluded=complied["short_thinking_excluded"],
+        scaled_cliff=estimate_of(complied["scaled_cliff"]),
+        excess_over_refused=estimate_of(controls["excess_over_refused"]),
+        excess_over_benign=estimate_of(controls["excess_over_benign"]),
+        plateau_over_benign=estimate_of(controls["plateau_over_benign"]),
+        meters={kind: estimate_of(probe[METERS[kind]]) for kind in kinds},
+        untraced=untraced,
+    )
+
+
+def complied_kinds(rows: Sequence[Rollout]) -> list[str]:
+    """Return under which kinds of request harmful rows that are traced complied."""
+    complied = held_out(rows)[COMPLIED]
+    found = {"wrapped" if row.role == "wrapped" else "plain" for row in complied}
+    return [kind for kind in METERS if kind in found]
+
+
+def _words(found: CliffVerdict, heads: SparseVerdict) -> dict[str, Any]:
+    """Return the block `verdict`; whatever is null says why."""
+    reasons = {}
+    if heads.reason is not None:
+        reasons["sparse"] = heads.reason
+    if found.attack_succeeds is None:
+        reasons["attack_succeeds"] = next(
+            sentence for sentence in found.evidence if "open" in sentence
+        )
+    if found.cliff is None:
+        reasons["cliff"] = found.evidence[-1]
+    return {
+        "attack_succeeds": found.attack_succeeds,
+        "cliff": found.cliff,
+        "sparse": heads.sparse,
+        "evidence": [*found.evidence, *heads.evidence],
+        "reasons": reasons,
+    }
+
+
+def _data(study: Study, rows: Sequence[Rollout]) -> dict[str, Any]:
+    record = study.record("rollout")
+    splits: dict[str, dict[str, int]] = {}
+    for (role, split), count in sorted(
+        Counter((r.role, r.split) for r in rows).items()
+    ):
+        splits.setdefault(role, {})[split] = count
+    return {
+        "sources": [
+            *record.get("sources", ()),
+            *suite_sources(study),
+            *sink_sources(study),
+        ],
+        "overlap": record.get("overlap", {}),
+        "splits": splits,
+    }
+
+
+def _limits(study: Study, rows: Sequence[Rollout], reason: str) -> list[str]:
+    """Return sentences on what this study could not do."""
+    record = study.record("rollout")
+    said = [*record.get("prompt_notes", ()), *record.get("split_notes", ())]
+    if reason:
+        said.append(f"There is no trace: {reason}.")
+    forced = sum(row.forced_close for row in rows)
+    if forced:
+        said.append(closed_by_force(forced, len(rows)))
+    return [sentence[:1].upper() + sentence[1:] for sentence in said]
+
+
+def _occasion(study: Study, paths: dict[str, Any]) -> dict[str, Any]:
+    """Return the block `run`, which no comparison reads."""
+    stages = {
+        name: {key: record.get(key) for key in ("started", "finished", "batch_size")}
+        for name, record in study.manifest["stages"].items()
+    }
+    return {
+        "study": str(study.directory),
+        "paths": paths,
+        "stages": stages,
+        "versions": {name: version(name) for name in PACKAGES},
+        "python": platform.python_version(),
+        "machine": platform.machine(),
+        "processors": os.cpu_count(),
+    }
+
+
+FILES = {"heads": "heads.json", "ablate": "ablation.json"}
+BLOCKS = {"heads": "heads", "ablate": "ablation"}
+STAGES = tuple(FILES)
+"""Why neither a trace nor a ranking of heads can be had, whatever else is asked."""
+
+
+class HeadBlocks(NamedTuple):
+    """What the report says of single heads.
+
+    Attributes:
+        blocks: `heads` and `ablation`, as far as they are there.
+        verdict: Whether few heads do it.
+    """
+
+    blocks: dict[str, Any]
+    verdict: SparseVerdict
+
+
+def head_blocks(study: Study, attack_succeeds: bool | None) -> HeadBlocks:
+    """Return what the stages `heads` and `ablate` have found, if they have run.
+
+    Args:
+        study: A study whose stages have run, as far as they could.
+        attack_succeeds: The verdict on the attacks.
+    """
+    blocks = {
+        BLOCKS[stage]: study.read_json(FILES[stage])
+        for stage in STAGES
+        if is_current(study, stage)
+    }
+    if "heads" not in blocks:
+        blocks.pop("ablation", None)
+    if "ablation" not in blocks:
+        reason = _missing(study)
+        return HeadBlocks(blocks, SparseVerdict(None, (), reason))
+    sparse = blocks["ablation"]["sparse"]
+    found = sparse_verdict(
+        attack_succeeds,
+        estimate_of(sparse["baseline"]),
+        sparse["n_requests"],
+        ablated_of(sparse),
+    )
+    return HeadBlocks(blocks, found)
+
+
+def _missing(study: Study) -> str:
+    """Say why single heads were not looked at: the first cause, not the last stage."""
+    if study.manifest["model"]["thinking"] is None:
+        return f"Single heads could not be looked at: {NO_PLATEAU}."
+    probe = study.record("probe")
+    if not probe.get("outputs"):
+        found = probe.get("reason") or "the stage `probe` has not been run"
+        found = str(found).removesuffix(".")
+        return f"Single heads could not be looked at without a probe: {found}."
+    for stage in STAGES:
+        record = study.record(stage)
+        if record.get("reason"):
+            reason = str(record["reason"]).removesuffix(".")
+            return f"Single heads could not be looked at: {reason}."
+        if record and not is_current(study, stage):
+            return f"The stage `{stage}` belongs to earlier answers; run it again."
+        if not record:
+            return f"The stage `{stage}` has not been run."
+    return "Single heads were not looked at in this study."
+
+
+ROLLOUTS = "rollouts.parquet"
+CUT = "cut at its limit"
+FORCED = "thinking closed by force"
+
+
+def browsed(
+    rollouts: Sequence[Rollout], evaluated: Sequence[Mapping[str, Any]]
+) -> list[BrowsedAnswer]:
+    """Return every answer of a study.
+
+    Args:
+        rollouts: Rows of `rollouts.parquet`.
+        evaluated: Rows of `evaluation.parquet`.
+    """
+    return [
+        *(_of_rollout(row) for row in rollouts),
+        *(_of_evaluation(row) for row in evaluated),
+    ]
+
+
+def _of_rollout(row: Rollout) -> BrowsedAnswer:
+    return BrowsedAnswer(
+        group=row.role,
+        wrapper=row.wrapper,
+        outcome=row.verdict,
+        prompt=row.prompt,
+        thinking=row.thinking,
+        answer=row.answer,
+        note=_note(row.reason, row.finish, forced_close=row.forced_close),
+        file=ROLLOUTS,
+    )
+
+
+def _of_evaluation(row: Mapping[str, Any]) -> BrowsedAnswer:
+    correct = {True: "correct", False: "wrong", None: "not judged"}[row["correct"]]
+    return BrowsedAnswer(
+        group=f"{row['suite']}: {row['kind']}",
+        wrapper=row["wrapper"],
+        outcome=row["verdict"] or correct,
+        prompt=row["prompt"],
+        thinking=row["thinking"],
+        answer=row["answer"],
+        note=_note(row["reason"], row["finish"], forced_close=row["forced_close"]),
+        file=TABLE,
+    )
+
+
+def _note(reason: str | None, finish: str | None, *, forced_close: bool) -> str:
+    """Return the judge's reason and what befell the answer."""
+    parts: Iterable[str | None] = (
+        reason,
+        CUT if finish == "length" else None,
+        FORCED if forced_close else None,
+    )
+    return "; ".join(part for part in parts if part)
+
+
+def ablated_of(block: Mapping[str, Any]) -> tuple[Ablated, ...]:
+    """Return what `sparse_of` made, as the verdict reads it."""
+    return tuple(
+        Ablated(
+            n_heads=size["n_heads"],
+            n_total=block["n_total"],
+            restored=estimate_of(size["restored"]),
+            beyond_random=estimate_of(size["beyond_random"]),
+            benign_lost=estimate_of(size["benign_lost"]),
+            degenerate_gained=estimate_of(size["degenerate_gained"]),
+        )
+        for size in block["sizes"]
+    )

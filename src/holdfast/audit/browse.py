@@ -1,0 +1,113 @@
+"""Every answer of a study as a table to browse, filter and search in the page."""
+
+import base64
+import hashlib
+import json
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
+
+from holdfast.report.text import OUTCOMES, ROLES, still, title
+
+LONGEST = 6000
+"""Characters after which a text of the table is cut; it is whole in the study."""
+NO_WRAPPER = "no wrapper"
+_FILTERS = ("group", "wrapper", "outcome")
+_TEXTS = ("prompt", "thinking", "answer", "note")
+_ESCAPES = {"<": "\\u003c", ">": "\\u003e", "&": "\\u0026"}
+
+
+class BrowsedAnswer(NamedTuple):
+    """One line of the table.
+
+    Attributes:
+        group: Kind of request: a role of an audit, or suite and kind.
+        wrapper: Jailbreak wrapper or attack; None for none.
+        outcome: What the judge made of the answer.
+        prompt: What was asked.
+        thinking: What the model thought.
+        answer: What it answered.
+        note: The judge's reason, and what else a reader has to know.
+        file: File of the study that holds the answer.
+    """
+
+    group: str
+    wrapper: str | None
+    outcome: str
+    prompt: str
+    thinking: str
+    answer: str
+    note: str
+    file: str
+
+
+def browse_context(
+    answers: Sequence[BrowsedAnswer], script: str
+) -> dict[str, Any] | None:
+    """Prepare the table.
+
+    Texts are data that the script sets as text, so that nothing in them is markup.
+
+    Args:
+        answers: The answers, in the order in which they are shown.
+        script: Source of the script that draws and filters the table.
+
+    Returns:
+        What the template shows; None where there is no answer.
+    """
+    if not answers:
+        return None
+    named = [_named(answer) for answer in answers]
+    choices = {
+        key: sorted(Counter(each[key] for each in named).items()) for key in _FILTERS
+    }
+    places = {
+        key: {name: place for place, (name, _) in enumerate(found)}
+        for key, found in choices.items()
+    }
+    data = {f"{key}s": [name for name, _ in found] for key, found in choices.items()}
+    rows = [
+        [
+            *(places[key][each[key]] for key in _FILTERS),
+            *(each[key] for key in _TEXTS),
+        ]
+        for each in named
+    ]
+    return {
+        **{f"{key}s": found for key, found in choices.items()},
+        "data": _embedded({**data, "rows": rows}),
+        "files": " and ".join(sorted({answer.file for answer in answers})),
+        "longest": f"{LONGEST:,}",
+        "script": script,
+        "total": f"{len(answers):,}",
+    }
+
+
+def policy_hash(script: str) -> str:
+    """Return the source expression that lets a page run this script and no other."""
+    digest = hashlib.sha256(script.encode("utf-8")).digest()
+    return f"'sha256-{base64.b64encode(digest).decode('ascii')}'"
+
+
+def _named(answer: BrowsedAnswer) -> dict[str, str]:
+    """Return the words of one line, harmless in a page and cut where too long."""
+    found = {key: _cut(still(getattr(answer, key) or "")) for key in _TEXTS}
+    return found | {
+        "group": title(answer.group, ROLES),
+        "wrapper": still(answer.wrapper or NO_WRAPPER),
+        "outcome": title(answer.outcome, OUTCOMES),
+    }
+
+
+def _cut(text: str) -> str:
+    if len(text) <= LONGEST:
+        return text
+    return f"{text[:LONGEST]}… ({len(text) - LONGEST:,} more characters)"
+
+
+def _embedded(data: Mapping[str, Any]) -> str:
+    """Return JSON that no text of it can break out of a script element of the page."""
+    written = json.dumps(data, ensure_ascii=False, separators=(",", ":"))
+    for sign, escape in _ESCAPES.items():
+        written = written.replace(sign, escape)
+    return written

@@ -1,0 +1,333 @@
+"""Two studies side by side, and what makes them hard to compare."""
+
+from collections.abc import Iterator
+from typing import Any, NamedTuple, NotRequired, TypedDict
+
+from holdfast.audit.words import answers, signed
+from holdfast.errors import InputError
+from holdfast.evaluate.panel import PairedRow
+from holdfast.evaluate.panel import name as condition
+from holdfast.report.labels import CONTROLS, PROBE, headline
+from holdfast.report.schema import Figure, Report, is_audited, is_figure, validate
+from holdfast.report.text import (
+    GROUPS,
+    MEASURES,
+    OUTCOMES,
+    ROLES,
+    count_of,
+    flatten,
+    interval,
+    plain,
+    title,
+)
+
+NOTE = (
+    "Whether intervals overlap is not a test. Two studies can differ although their "
+    "intervals overlap, and intervals that do not overlap may differ because the "
+    "settings do."
+)
+# A setting counts if it changes what was asked, sampled or judged. The first word
+# that a path contains decides.
+_MATTERS = {
+    "evaluation.judge": "Another judge counts other answers.",
+    "evaluation.generation.edits": "The model was edited in another way.",
+    "rendering": "Prompts are rendered in another way.",
+    "tokenizer": "Another vocabulary makes other tokens of every text.",
+    "template": "Another chat template puts other tokens around every request.",
+    "judge": "Another judge counts other answers as refusals.",
+    "temperature": "Sampling differs.",
+    "top_p": "Sampling differs.",
+    "max_": "Other limits cut thinking or answers elsewhere.",
+    "limit": "Not the same number of requests.",
+    "sampl": "Sampling differs.",
+    "seed": "Other random draws.",
+    "system_prompt": "The model was told something else first.",
+    "thinking": "Thinking is marked in another way.",
+    "data.": "The requests are not the same.",
+    "prompts": "The requests are not the same.",
+    "wrappers": "The attacks are not the same.",
+    "probe.": "The probe is fitted in another way.",
+    "trace.": "The score is summed up in another way.",
+}
+
+
+class SettingRow(TypedDict):
+    """A setting in which the two studies differ."""
+
+    setting: str
+    a: Any
+    b: Any
+    matters: bool
+    why: str
+
+
+class Row(TypedDict):
+    """One figure of both studies."""
+
+    section: str
+    metric: str
+    share: bool
+    a: Figure | None
+    b: Figure | None
+    difference: float | None
+    overlap: bool | None
+
+
+class Comparison(TypedDict):
+    """Two studies side by side; JSON can hold it."""
+
+    schema: str
+    a: dict[str, Any]
+    b: dict[str, Any]
+    caution: str
+    settings: list[SettingRow]
+    rows: list[Row]
+    note: str
+    paired: NotRequired[list[PairedRow]]
+
+
+class TableRow(NamedTuple):
+    """One line of the comparison in words; `opens` is true where a section begins."""
+
+    section: str
+    opens: bool
+    metric: str
+    a: str
+    b: str
+    difference: str
+    intervals: str
+
+
+def compare(a: Report, b: Report) -> Comparison:
+    """Lay two reports side by side.
+
+    Args:
+        a: The first report.
+        b: The second report.
+
+    Returns:
+        Settings that differ, those that bear on the figures first; then every figure
+        of either, with the difference `b - a` and whether the intervals overlap. The
+        difference is None where either has no value, or has answers that could not
+        be judged.
+
+    Raises:
+        InputError: If the two have different schema versions, or one is not as it
+            must be.
+    """
+    _same_schema(a, b)
+    validate(a)
+    validate(b)
+    settings = _settings(a, b)
+    mattering = sum(row["matters"] for row in settings)
+    caution = ""
+    if mattering:
+        noun = "setting that bears" if mattering == 1 else "settings that bear"
+        caution = (
+            f"The two studies differ in {mattering} {noun} on the figures. Read "
+            "differences below as those of the whole set-up, not of the model alone."
+        )
+    return {
+        "schema": a["schema"],
+        "a": _side(a),
+        "b": _side(b),
+        "caution": caution,
+        "settings": settings,
+        "rows": _rows(a, b),
+        "note": NOTE,
+    }
+
+
+def table(comparison: Comparison) -> list[TableRow]:
+    """Put the rows of a comparison into words, for the page or the command line.
+
+    Args:
+        comparison: What `compare` returned.
+
+    Returns:
+        One line a figure; the first line of each section has `opens` set.
+    """
+    lines = []
+    section = ""
+    for row in comparison["rows"]:
+        lines.append(
+            TableRow(
+                row["section"],
+                row["section"] != section,
+                row["metric"],
+                _cell(row["a"], row["share"]),
+                _cell(row["b"], row["share"]),
+                _difference(row),
+                {None: "", True: "overlap", False: "do not overlap"}[row["overlap"]],
+            )
+        )
+        section = row["section"]
+    return lines
+
+
+def _same_schema(a: Report, b: Report) -> None:
+    versions = a.get("schema"), b.get("schema")
+    if versions[0] != versions[1]:
+        raise InputError(
+            "two reports of one schema version",
+            f"{versions[0]!r} and {versions[1]!r}",
+            "Make the older report anew with `holdfast report`.",
+        )
+
+
+def _side(report: Report) -> dict[str, Any]:
+    return {
+        "id": report["model"]["id"],
+        "revision": report["model"]["revision"],
+        "headline": headline(report),
+        "answers": {answer.question: answer.word for answer in answers(report)},
+    }
+
+
+def _settings(a: Report, b: Report) -> list[SettingRow]:
+    """List what differs; settings that bear on the figures come first."""
+    left, right = _resolved(a), _resolved(b)
+    rows: list[SettingRow] = []
+    for path in dict.fromkeys([*left, *right]):
+        one, two = left.get(path, "not set"), right.get(path, "not set")
+        if one != two:
+            why = next((why for key, why in _MATTERS.items() if key in path), "")
+            rows.append(
+                {"setting": path, "a": one, "b": two, "matters": bool(why), "why": why}
+            )
+    return sorted(rows, key=lambda row: not row["matters"])
+
+
+def _resolved(report: Report) -> dict[str, Any]:
+    blocks = {"model": report["model"], **report["settings"]}
+    if "evaluation" in report:
+        known = report["evaluation"]
+        blocks["evaluation"] = {key: known[key] for key in ("judge", "generation")}
+    found = dict(flatten(blocks))
+    for source in report["data"]["sources"]:
+        path = f"data.{source['role']}"
+        found.setdefault(path, []).append(f"{source['source']} {source['sha256'][:12]}")
+    return found
+
+
+def _rows(a: Report, b: Report) -> list[Row]:
+    left = {entry[:2]: entry for entry in entries(a)}
+    right = {entry[:2]: entry for entry in entries(b)}
+    order = list(dict.fromkeys(entry[0] for entry in (*left.values(), *right.values())))
+    keys = sorted(
+        dict.fromkeys([*left, *right]), key=lambda key: order.index(str(key[0]))
+    )
+    rows: list[Row] = []
+    for key in keys:
+        one, two = left.get(key), right.get(key)
+        known = one or two
+        if known is not None:
+            first = None if one is None else one.figure
+            second = None if two is None else two.figure
+            rows.append(
+                {
+                    "section": known.section,
+                    "metric": known.metric,
+                    "share": known.share,
+                    "a": first,
+                    "b": second,
+                    "difference": _minus(second, first),
+                    "overlap": _overlap(first, second),
+                }
+            )
+    return rows
+
+
+def _minus(b: Figure | None, a: Figure | None) -> float | None:
+    """Return a difference, None where answers that were not judged could make it."""
+    if a is None or b is None or a["value"] is None or b["value"] is None:
+        return None
+    if a.get("unjudged") or b.get("unjudged"):
+        return None
+    return b["value"] - a["value"]
+
+
+def _overlap(a: Figure | None, b: Figure | None) -> bool | None:
+    if a is None or b is None:
+        return None
+    if a["low"] is None or a["high"] is None or b["low"] is None or b["high"] is None:
+        return None
+    return a["low"] <= b["high"] and b["low"] <= a["high"]
+
+
+def _cell(figure: Figure | None, share: bool) -> str:
+    if figure is None:
+        return "not in this study"
+    written = interval(figure, share=share)
+    if figure["value"] is None:
+        return written
+    return f"{written}, {count_of(figure, share=share)}"
+
+
+def _difference(row: Row) -> str:
+    if row["difference"] is None:
+        return ""
+    if row["share"]:
+        points = 100 * row["difference"]
+        return ("+" if points > 0 else "") + plain(points, 0) + " points"
+    return signed(row["difference"])
+
+
+class Entry(NamedTuple):
+    """One figure of a report."""
+
+    section: str
+    metric: str
+    share: bool
+    figure: Figure
+
+
+def entries(report: Report) -> Iterator[Entry]:
+    """Yield every figure of a report with its section and its name."""
+    yield from _suites(report)
+    yield from _sinks(report)
+    if not is_audited(report):
+        return
+    success = report["attack_success"]
+    section = "Attack success"
+    yield Entry(section, ROLES["harmful"], True, success["harmful"])
+    yield Entry(section, ROLES["wrapped"], True, success["wrapped"])
+    for name, shares in success["by_wrapper"].items():
+        yield Entry("By wrapper", f"{name}: harmful", True, shares["attack_success"])
+        benign = shares["benign_compliance"]
+        yield Entry("By wrapper", f"{name}: harmless", True, benign)
+    for role, outcomes in report["outcomes"].items():
+        name = f"Answers: {ROLES[role]}"
+        for key, figure in outcomes.items():
+            yield Entry(name, OUTCOMES[key], True, figure)
+    yield from _scores(report)
+
+
+def _scores(report: Report) -> Iterator[Entry]:
+    """Yield the figures of trace, controls and probe."""
+    for group, measures in report["trace"].items():
+        for key, figure in measures.items():
+            if is_figure(figure):
+                name = f"End of thinking: {title(group, GROUPS)}"
+                yield Entry(name, title(key, MEASURES), False, figure)
+    for block, known in (("controls", CONTROLS), ("probe", PROBE)):
+        for key, figure in report[block].items():
+            if is_figure(figure):
+                name = known[key].name if key in known else title(key)
+                yield Entry(block.capitalize(), name, False, figure)
+
+
+def _suites(report: Report) -> Iterator[Entry]:
+    """Yield the figures of an evaluation, if there was one."""
+    for row in report.get("evaluation", {}).get("rows", ()):
+        name = f"{condition(row)}: {title(row['measure'])}"
+        yield Entry(f"Suite {row['suite']}", name, True, row["figure"])
+
+
+def _sinks(report: Report) -> Iterator[Entry]:
+    """Yield the figures of the last model whose sink was looked at, if one was."""
+    for each in report.get("sinks", {}).get("checkpoints", ())[-1:]:
+        section = "Attention to the first token"
+        yield Entry(section, "Heads that diverge", False, each["positive"])
+        yield Entry(section, "Harmful text", True, each["harmful"])
+        yield Entry(section, "Reference text", True, each["reference"])

@@ -1,0 +1,436 @@
+"""Fit the refusal probe and its control, and measure both on held-out requests.
+
+Which is which is a type: nothing here that fits can be handed a test row.
+"""
+
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import numpy as np
+import pyarrow as pa
+import torch
+from jaxtyping import Bool, Float
+from torch import Tensor, nn
+
+from holdfast.cliff.probe import Probe, fit_probe, fit_stratified_probe
+from holdfast.cliff.probe_files import model_fingerprint, names, write_probe
+from holdfast.data.splits import Splits, Test, Train
+from holdfast.errors import TooFewExamplesError
+from holdfast.models.hidden_states import final_states
+from holdfast.rollout.rows import Rollout, from_table, plain, require_plain, splits_of
+from holdfast.rollout.session import Session
+from holdfast.rollout.settings import ProbeSettings
+from holdfast.stats.auroc import auroc_interval, stratified_auroc
+from holdfast.stats.bootstrap import Estimate, undefined
+from holdfast.stats.rates import calibration_error, clustered_rate, pearson
+from holdfast.study import Study
+from holdfast.study.batches import ROW_ID, in_batches
+from holdfast.study.figures import figure_of, generator, study_seed
+
+MIN_PER_WRAPPER = 20
+
+
+@dataclass(frozen=True)
+class States:
+    """The final state of every decided row, by row id."""
+
+    index: dict[str, int]
+    values: Float[Tensor, "example d_model"]
+
+    def of(self, rows: Sequence[Rollout]) -> Float[Tensor, "_ d_model"]:
+        """Return the states of these rows, in their order."""
+        return self.values[[self.index[row.row_id] for row in rows]]
+
+
+@dataclass(frozen=True)
+class Fitted:
+    """What was fitted on the training rows.
+
+    Attributes:
+        probe: The published probe.
+        difference: Mean unembedding of the first answer token of refusals, minus
+            that of compliances; a direction in the space of the states.
+    """
+
+    probe: Probe
+    difference: Float[Tensor, "d_model"]
+
+
+def fit_published(
+    train: Train[Rollout], states: States, head: nn.Module, *, folds: int, seed: int
+) -> Fitted:
+    """Fit the published probe: refused harmful against complied benign, both plain.
+
+    Args:
+        train: Training rows; wrapped ones among them are not used.
+        states: Final states.
+        head: The unembedding.
+        folds: Folds of the cross-validation.
+        seed: Seed of the folds.
+
+    Returns:
+        The probe, and the direction of the plain logit difference.
+
+    Raises:
+        TooFewExamplesError: If a class has too few requests.
+    """
+    rows = plain(train.rows)
+    labels = _refused(rows)
+    probe = fit_probe(
+        states.of(rows),
+        labels,
+        clusters=_clusters(rows),
+        seed=seed,
+        folds=folds,
+    )
+    tokens = torch.tensor([row.token_ids[row.spans.answer[0]] for row in rows])
+    weights = head.get_parameter("weight").detach()
+    unembedded = weights[tokens.to(weights.device)].float().cpu()
+    return Fitted(probe, unembedded[labels].mean(0) - unembedded[~labels].mean(0))
+
+
+def evaluate(
+    test: Test[Rollout],
+    second: Sequence[Rollout],
+    fitted: Fitted,
+    states: States,
+    seed: int,
+) -> dict[str, Any]:
+    """Measure the published probe on rows that it has not seen.
+
+    Args:
+        test: Held-out rows, plain and wrapped.
+        second: Rows of the second source.
+        fitted: What was fitted.
+        states: Final states.
+        seed: Seed of the bootstrap.
+
+    Returns:
+        Figures by name.
+    """
+    rows = plain(test.rows)
+    wrapped = [row for row in test.rows if row.role in ("wrapped", "benign_wrapped")]
+    everything = [*rows, *wrapped]
+    logits, labels = fitted.probe.logit(states.of(rows)), _refused(rows)
+    calibration = calibration_error(
+        torch.sigmoid(logits),
+        labels,
+        _clusters(rows),
+        generator(seed, "probe/calibration"),
+    )
+    estimates = {
+        "accuracy": clustered_rate(
+            (logits > 0) == labels, _clusters(rows), generator(seed, "probe/accuracy")
+        ),
+        "auroc": _auroc(rows, fitted.probe, states, seed, "auroc"),
+        "wrapped_auroc": _auroc(wrapped, fitted.probe, states, seed, "wrapped"),
+        "second_source_auroc": _second(second, rows, fitted, states, seed),
+        "logit_difference_correlation": pearson(
+            fitted.probe.logit(states.of(everything)).double(),
+            (states.of(everything) @ fitted.difference).double(),
+            _clusters(everything),
+            generator(seed, "probe/correlation"),
+        ),
+        "calibration_error": calibration.expected_error,
+        "brier": calibration.brier,
+    }
+    return {name: figure_of(estimate) for name, estimate in estimates.items()}
+
+
+def _auroc(
+    rows: Sequence[Rollout], probe: Probe, states: States, seed: int, name: str
+) -> Estimate:
+    """Return the AUROC of refused against complied."""
+    labels = _refused(rows)
+    if not 0 < int(labels.sum()) < len(rows):
+        return undefined(
+            len(rows),
+            f"{int(labels.sum())} refused and {int((~labels).sum())} complied rows "
+            "are held out; both are needed",
+        )
+    return auroc_interval(
+        probe.logit(states.of(rows)),
+        labels,
+        _clusters(rows),
+        generator(seed, f"probe/{name}"),
+    )
+
+
+def _second(
+    second: Sequence[Rollout],
+    rows: Sequence[Rollout],
+    fitted: Fitted,
+    states: States,
+    seed: int,
+) -> Estimate:
+    """Return the AUROC of a second source's refusals against complied benign rows."""
+    if not second:
+        return undefined(0, "no second source was given (--second)")
+    refused = [row for row in second if row.is_refused]
+    benign = [row for row in second if row.label == "benign" and row.is_complied]
+    complied = benign or [row for row in rows if row.is_complied]
+    return _auroc([*refused, *complied], fitted.probe, states, seed, "second")
+
+
+class Strata(NamedTuple):
+    """Wrappers with enough of both outcomes, and why there is none.
+
+    Attributes:
+        names: The wrappers.
+        reason: The nearest counts, in words.
+    """
+
+    names: frozenset[str]
+    reason: str
+
+
+def strata(splits: Splits[Rollout]) -> Strata:
+    """Return the wrappers under which harmful requests are refused and complied with.
+
+    Each has at least 20 of either over both splits; else the control probe would tell
+    wrappers apart and not outcomes.
+    """
+    rows = [*splits.train, *splits.test]
+    counts = Counter((row.wrapper, row.is_refused) for row in rows if _is_wrapped(row))
+    pairs = {str(name): (counts[name, True], counts[name, False]) for name, _ in counts}
+    best = max(pairs.values(), key=min, default=(0, 0))
+    return Strata(
+        frozenset(name for name, pair in pairs.items() if min(pair) >= MIN_PER_WRAPPER),
+        f"no wrapper has {MIN_PER_WRAPPER} refused and {MIN_PER_WRAPPER} complied "
+        f"harmful rows; the nearest has {best[0]} and {best[1]}",
+    )
+
+
+def fit_control(
+    train: Train[Rollout],
+    states: States,
+    wrappers: Strata,
+    *,
+    folds: int,
+    seed: int,
+) -> Probe:
+    """Fit the control: refused against complied harmful, within each wrapper.
+
+    Args:
+        train: Training rows.
+        states: Final states.
+        wrappers: What is held fixed.
+        folds: Folds of the cross-validation.
+        seed: Seed of the folds.
+
+    Returns:
+        The probe.
+
+    Raises:
+        TooFewExamplesError: If too few requests of either outcome are left.
+    """
+    if not wrappers.names:
+        raise TooFewExamplesError(
+            f"a wrapper with {MIN_PER_WRAPPER} refused and as many complied rows",
+            wrappers.reason,
+            "Add harmful requests under wrappers that work at times.",
+        )
+    rows = [row for row in train if row.wrapper in wrappers.names and _is_wrapped(row)]
+    return fit_stratified_probe(
+        states.of(rows),
+        _refused(rows),
+        [str(row.wrapper) for row in rows],
+        clusters=_clusters(rows),
+        seed=seed,
+        folds=folds,
+    )
+
+
+def evaluate_control(
+    test: Test[Rollout], probe: Probe, states: States, wrappers: Strata, seed: int
+) -> Estimate:
+    """Return the AUROC of the control probe over pairs within a wrapper.
+
+    Args:
+        test: Held-out rows.
+        probe: The control probe.
+        states: Final states.
+        wrappers: What is held fixed.
+        seed: Seed of the bootstrap.
+    """
+    rows = [row for row in test if row.wrapper in wrappers.names and _is_wrapped(row)]
+    return stratified_auroc(
+        probe.logit(states.of(rows)),
+        _refused(rows),
+        [str(row.wrapper) for row in rows],
+        _clusters(rows),
+        generator(seed, "probe/control"),
+    )
+
+
+def _is_wrapped(row: Rollout) -> bool:
+    return row.role == "wrapped" and row.wrapper is not None
+
+
+def _refused(rows: Sequence[Rollout]) -> Bool[Tensor, "example"]:
+    return torch.tensor([row.is_refused for row in rows], dtype=torch.bool)
+
+
+def _clusters(rows: Sequence[Rollout]) -> list[str]:
+    return [row.request_id for row in rows]
+
+
+def count_plain(splits: Splits[Rollout]) -> dict[str, int]:
+    """Count the plain rows of both splits."""
+    counted = {}
+    for name, part in (("train", splits.train), ("test", splits.test)):
+        counter = Counter(row.verdict for row in plain(part.rows))
+        for verdict in ("refused", "complied"):
+            counted[f"{name}_{verdict}"] = counter[verdict]
+    return counted
+
+
+STAGE = "probe"
+ROLLOUTS = "rollouts.parquet"
+SUMMARY = "probes/summary.json"
+SITE = {
+    "layer": "last",
+    "site": "final_norm",
+    "final_norm": True,
+    "position": "last token of the end-of-thinking template, before the answer",
+}
+
+
+def run(study: Study, settings: ProbeSettings, session: Session) -> dict[str, Any]:
+    """Fit published and control probe; writes `probes/`.
+
+    Args:
+        study: A study with rollouts.
+        settings: Folds of the cross-validation.
+        session: The model, and where progress is told.
+
+    Returns:
+        Every figure of the block `probe` of the report.
+
+    Raises:
+        TooFewExamplesError: If there are too few refusals or compliances.
+    """
+    inputs = {ROLLOUTS: study.input_hash(ROLLOUTS)}
+    state, _ = study.stage(STAGE, settings, inputs)
+    if state == "done":
+        session.progress.say("The probes are there and up to date.")
+        done = study.record(STAGE)["outputs"]
+        return dict(study.read_json(SUMMARY)) if done else {}
+    rows = from_table(study.read_table(ROLLOUTS))
+    train, validation, test = study.record("rollout")["fractions"]
+    fractions = (train, validation, test)
+    try:
+        require_plain(rows, fractions)
+    except TooFewExamplesError as error:
+        return _unfit(study, error)
+    session.check_same(study)
+    asked = [row for row in rows if row.role != "safe_lookalike"]
+    decided = [row for row in asked if row.is_decided]
+    states = _states(study, session, decided)
+    seed = study_seed(study)
+    own = [row for row in decided if row.role != "second"]
+    splits = splits_of(own, fractions)
+    fitted = fit_published(
+        splits.train,
+        states,
+        session.adapter.lm_head,
+        folds=settings.folds,
+        seed=seed,
+    )
+    other = [row for row in decided if row.role == "second"]
+    figures = evaluate(splits.test, other, fitted, states, seed)
+    counts = count_plain(splits)
+    facts = SITE | {"fractions": fractions, "rows": counts, "figures": figures}
+    facts |= {"model": model_fingerprint(study)}
+    write_probe(study, "published", fitted.probe, facts, difference=fitted.difference)
+    control, outputs = _control(study, splits, states, settings, seed)
+    summary = figures | {"control_auroc": control, "l2": fitted.probe.l2} | counts
+    study.write_json(SUMMARY, summary)
+    study.finish(STAGE, [SUMMARY, *names("published"), *outputs])
+    return summary
+
+
+def _unfit(study: Study, error: TooFewExamplesError) -> dict[str, Any]:
+    """Keep the reason why there is no probe; only a model that thinks needs one."""
+    if study.manifest["model"]["thinking"] is None:
+        # More prompts could fit one, but there would be no thinking to read it in.
+        reason = f"{error.found}, and without thinking nothing would be read off it"
+        study.finish(STAGE, [], reason=reason)
+        return {}
+    limit = study.manifest["settings"]["rollout"]["limit"]
+    if limit is not None:
+        # Where the study asked fewer prompts than there were, more are there to ask.
+        step = f"Raise --limit, which was {limit}, if that left prompts out. "
+        error = TooFewExamplesError(error.expected, error.found, step + error.next_step)
+    study.manifest["stages"][STAGE]["reason"] = str(error)
+    study.save()
+    raise error
+
+
+def _states(study: Study, session: Session, rows: list[Rollout]) -> States:
+    """Read the state that predicts the first answer token of every row."""
+    adapter, batch_size = session.adapter, session.batch_size
+
+    def work(batch: list[Rollout]) -> pa.Table:
+        found = final_states(
+            adapter,
+            [row.token_ids for row in batch],
+            [row.final for row in batch],
+            batch_size=batch_size,
+        )
+        flat = pa.array(found.numpy().reshape(-1), pa.float32())
+        return pa.table(
+            {
+                ROW_ID: [row.row_id for row in batch],
+                "state": pa.FixedSizeListArray.from_arrays(flat, found.shape[1]),
+            }
+        )
+
+    table = in_batches(
+        study,
+        STAGE,
+        rows,
+        name=lambda row: row.row_id,
+        length=lambda row: row.final,
+        batch_size=batch_size,
+        work=work,
+        progress=session.progress,
+        label="Reading final states",
+    )
+    flat = table.column("state").combine_chunks().flatten().to_numpy()
+    values = torch.from_numpy(np.array(flat).reshape(table.num_rows, -1))
+    ids = table.column(ROW_ID).to_pylist()
+    return States({row_id: place for place, row_id in enumerate(ids)}, values)
+
+
+def _control(
+    study: Study,
+    splits: Splits[Rollout],
+    states: States,
+    settings: ProbeSettings,
+    seed: int,
+) -> tuple[dict[str, Any], list[str]]:
+    """Fit and measure the control probe, or say why there is none."""
+    wrappers = strata(splits)
+    try:
+        probe = fit_control(
+            splits.train, states, wrappers, folds=settings.folds, seed=seed
+        )
+    except TooFewExamplesError as error:
+        return _null_control(study, error.found)
+    measured = evaluate_control(splits.test, probe, states, wrappers, seed)
+    found = figure_of(measured)
+    facts = SITE | {"wrappers": sorted(wrappers.names), "auroc": found}
+    facts |= {"model": model_fingerprint(study)}
+    write_probe(study, "control", probe, facts)
+    return found, list(names("control"))
+
+
+def _null_control(study: Study, reason: str) -> tuple[dict[str, Any], list[str]]:
+    tensors_name, facts_name = names("control")
+    study.path(tensors_name).unlink(missing_ok=True)
+    found = figure_of(undefined(0, reason))
+    study.write_json(facts_name, {"auroc": found})
+    return found, [facts_name]

@@ -1,0 +1,147 @@
+"""Probes as files of a study: tensors in safetensors, everything else in JSON."""
+
+import json
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from safetensors.torch import load, save
+from torch import Tensor
+
+from holdfast.cliff.probe import Probe
+from holdfast.errors import InputError
+from holdfast.models.model import ModelIdentity
+from holdfast.study import Study, atomic_write_bytes, file_sha256
+
+FOLDER = "probes"
+_OWN = ("weights_sha256", "template_sha256")
+
+
+def names(name: str) -> tuple[str, str]:
+    """Return the two files of a probe: its tensors and its facts."""
+    return f"{FOLDER}/{name}.safetensors", f"{FOLDER}/{name}.json"
+
+
+def write_probe(
+    study: Study, name: str, probe: Probe, facts: dict[str, Any], **more: Tensor
+) -> None:
+    """Write a probe with what is known about it.
+
+    Args:
+        study: Where it goes.
+        name: `published` or `control`.
+        probe: The probe.
+        facts: Site, position rule, regulariser, splits and metrics.
+        **more: Other directions in the same space.
+    """
+    tensors_name, facts_name = names(name)
+    tensors = {
+        "weight": probe.weight,
+        "bias": torch.tensor([probe.bias], dtype=probe.weight.dtype),
+        "mean": probe.mean,
+        "scale": probe.scale,
+    }
+    data = save({key: value.contiguous() for key, value in (tensors | more).items()})
+    atomic_write_bytes(study.path(tensors_name), data)
+    study.write_json(facts_name, facts | {"l2": probe.l2})
+
+
+def read_probe(study: Study, name: str) -> tuple[Probe, dict[str, Tensor]]:
+    """Read a probe and the directions beside it.
+
+    Raises:
+        InputError: If it is missing or damaged.
+    """
+    tensors_name, facts_name = names(name)
+    study.input_hash(tensors_name)
+    l2 = float(study.read_json(facts_name)["l2"])
+    return _unpack(study.path(tensors_name), l2)
+
+
+def _unpack(path: Path, l2: float) -> tuple[Probe, dict[str, Tensor]]:
+    """Read the tensors of a probe."""
+    try:
+        tensors = load(path.read_bytes())
+        probe = Probe(
+            tensors.pop("weight"),
+            float(tensors.pop("bias")),
+            tensors.pop("mean"),
+            tensors.pop("scale"),
+            l2,
+        )
+    # The reader of safetensors raises its own error, which is no ValueError.
+    except Exception as error:
+        raise InputError(
+            f"a probe in {path}",
+            f"a damaged file ({error})",
+            "Remove it and run `holdfast probe` again.",
+        ) from error
+    return probe, tensors
+
+
+class Direction(NamedTuple):
+    """A probe read from a file, and the hash of that file."""
+
+    probe: Probe
+    sha256: str
+
+
+def read_direction(source: str, identity: ModelIdentity) -> Direction:
+    """Read a probe by its path, and refuse one that was fitted on another model.
+
+    Args:
+        source: A study, whose published probe is read; or a file of its folder
+            `probes`, with either of its two suffixes.
+        identity: The model whose states will be scored.
+
+    Raises:
+        InputError: If there is no whole probe, or it belongs to another model.
+    """
+    path = Path(source).expanduser()
+    if path.is_dir():
+        path = path / names("published")[0]
+    path, facts_path = path.with_suffix(".safetensors"), path.with_suffix(".json")
+    try:
+        facts = json.loads(facts_path.read_text(encoding="utf-8"))
+        found, l2 = dict(facts.get("model") or {}), float(facts["l2"])
+        digest = file_sha256(path)
+    except (OSError, ValueError, KeyError, AttributeError) as error:
+        raise InputError(
+            f"a probe at {source}: a study, or a file of its folder {FOLDER}",
+            f"none that can be read ({type(error).__name__}: {error})",
+            "Fit one with `holdfast audit` or `holdfast probe`.",
+        ) from error
+    own = {key: getattr(identity, key) for key in _OWN}
+    different = [key for key in own if found.get(key) != own[key]]
+    if different:
+        raise InputError(
+            f"a probe of {identity.model_id}",
+            f"one that was fitted on a model that differs in {', '.join(different)}",
+            "Fit one on this model; a probe reads no other.",
+        )
+    return Direction(_unpack(path, l2)[0], digest)
+
+
+def model_fingerprint(study: Study) -> dict[str, str]:
+    """Return what a probe belongs to: weights and chat template of a model."""
+    model = study.manifest["model"]
+    return {key: model[key] for key in _OWN}
+
+
+def read_own_probe(study: Study, name: str) -> tuple[Probe, dict[str, Tensor]]:
+    """Read a probe, and refuse one that was fitted on another model or template.
+
+    Raises:
+        InputError: If it is missing, damaged, or not of the study's model.
+    """
+    facts = study.read_json(names(name)[1])
+    own, found = model_fingerprint(study), facts.get("model")
+    if found != own:
+        said = found or {}
+        different = [key for key in own if said.get(key) != own[key]]
+        raise InputError(
+            f"a probe of the model and the chat template of {study.directory}",
+            f"one that differs in {', '.join(different)}",
+            "Run `holdfast probe` on this study; a probe fits no other model.",
+        )
+    return read_probe(study, name)

@@ -1,0 +1,1 @@
+"""Chats: templates and what they render, the thinking in them, and conversations."""

@@ -1,0 +1,1 @@
+"""Dynamics: how far a model is from refusing at each step of an answer."""

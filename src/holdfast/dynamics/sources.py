@@ -1,0 +1,291 @@
+"""Where the signal comes from: anchors, probes and states by kind."""
+
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from jaxtyping import Float
+from safetensors.torch import load, save
+from torch import Tensor
+
+from holdfast.cliff.probe import FOLDS, fit_probe
+from holdfast.cliff.probe_files import model_fingerprint, names, write_probe
+from holdfast.dynamics.anchors import Anchors
+from holdfast.dynamics.rows import Source, is_refused, requests_of
+from holdfast.dynamics.settings import SignalSettings
+from holdfast.dynamics.signal import Kind, positions_of
+from holdfast.dynamics.states import Prefill, Replay, require_no_thinking
+from holdfast.errors import InputError
+from holdfast.models.model import MaskedModel
+from holdfast.rollout.rows import Rollout
+from holdfast.rollout.sampling import STEPS, read_steps
+from holdfast.rollout.session import Session
+from holdfast.study import Study, atomic_write_bytes, file_sha256
+from holdfast.study.figures import study_seed
+
+FOLDER = "anchors"
+PUBLISHED, MATCHED = "published", "matched"
+_NEXT = "Fit anchors with these settings: run `holdfast signal` without --anchors."
+
+
+class Anchored(NamedTuple):
+    """Anchors that were read.
+
+    Attributes:
+        anchors: The anchors.
+        sha256: Hash of their file.
+        taken: Base requests that they were fitted on.
+        matched_reason: Why there are no matched ones beside them, if there are none.
+    """
+
+    anchors: Anchors
+    sha256: str
+    taken: frozenset[str]
+    matched_reason: str | None
+
+
+def anchor_names(name: str) -> tuple[str, str]:
+    """Return the two files of anchors: their tensors and their facts."""
+    return f"{FOLDER}/{name}.safetensors", f"{FOLDER}/{name}.json"
+
+
+def write_anchors(
+    study: Study,
+    name: str,
+    anchors: Anchors,
+    identity: Mapping[str, Any],
+    taken: Iterable[str],
+    **facts: Any,
+) -> list[str]:
+    """Write anchors with all that they belong to.
+
+    Args:
+        study: Where they go.
+        name: `published` or `matched`.
+        anchors: The anchors.
+        identity: What states must share with those behind the anchors: model,
+            template, sampler, steps, positions.
+        taken: Base requests that anchors of this study were fitted on.
+        **facts: What else is known of them.
+
+    Returns:
+        The files.
+    """
+    tensors_name, facts_name = anchor_names(name)
+    tensors = {"compliant": anchors.compliant, "refused": anchors.refused}
+    data = save({key: each.contiguous() for key, each in tensors.items()})
+    atomic_write_bytes(study.path(tensors_name), data)
+    counts = {"n_compliant": anchors.n_compliant, "n_refused": anchors.n_refused}
+    known = {"identity": dict(identity), "taken": sorted(taken)} | counts
+    study.write_json(facts_name, known | facts)
+    return [tensors_name, facts_name]
+
+
+def read_anchors(
+    directory: Path, name: str, identity: Mapping[str, Any]
+) -> Anchored | None:
+    """Read the anchors of a study, and refuse those of anything else.
+
+    Args:
+        directory: The study.
+        name: `published` or `matched`.
+        identity: What they must belong to.
+
+    Returns:
+        The anchors; None where the study has no matched ones.
+
+    Raises:
+        InputError: If there are none, they are damaged, or they belong to another
+            model, sampler, number of steps or positions.
+    """
+    tensors_path, facts_path = (directory / each for each in anchor_names(name))
+    if name == MATCHED and not tensors_path.exists():
+        return None
+    try:
+        facts = json.loads(facts_path.read_text(encoding="utf-8"))
+        found = dict(facts["identity"])
+        tensors = load(tensors_path.read_bytes())
+        anchors = Anchors(
+            tensors["compliant"],
+            tensors["refused"],
+            int(facts["n_compliant"]),
+            int(facts["n_refused"]),
+        )
+    # The reader of safetensors raises its own error, which is no ValueError.
+    except Exception as error:
+        raise InputError(
+            f"anchors in {tensors_path.parent}",
+            f"none that can be read ({type(error).__name__}: {error})",
+            "Fit them with `holdfast signal`.",
+        ) from error
+    require_identity(found, identity)
+    taken = frozenset(facts["taken"])
+    digest = file_sha256(tensors_path)
+    return Anchored(anchors, digest, taken, facts.get("matched_reason"))
+
+
+def require_identity(found: Mapping[str, Any], wanted: Mapping[str, Any]) -> None:
+    """Refuse what belongs to another model, sampler, number of steps or positions.
+
+    Raises:
+        InputError: Names every part that differs, with both values.
+    """
+    own, other = (_flat(each) for each in (wanted, found))
+    different = [
+        key
+        for key in (*own, *(set(other) - set(own)))
+        if own.get(key) != other.get(key)
+    ]
+    if different:
+        raise InputError(
+            "anchors of " + _listed(own, different),
+            _listed(other, different),
+            _NEXT,
+        )
+
+
+def _flat(identity: Mapping[str, Any]) -> dict[str, str]:
+    """Return every part as JSON; parts of a part, such as the sampler's, one by one."""
+    flat = {}
+    for key, value in identity.items():
+        parts = value if isinstance(value, Mapping) else {"": value}
+        for name, each in parts.items():
+            flat[f"{key}.{name}".rstrip(".")] = json.dumps(each, sort_keys=True)
+    return flat
+
+
+def _listed(values: Mapping[str, str], keys: list[str]) -> str:
+    return ", ".join(f"{key} {_short(values.get(key, 'unknown'))}" for key in keys)
+
+
+def _short(text: str) -> str:
+    """Shorten a value for the message; the whole of it has been compared."""
+    return text if len(text) <= 90 else f"{text[:60]}…{text[-20:]}"
+
+
+ROLLOUTS = "rollouts.parquet"
+STEP_PROBE = "steps"
+"""Name of the probe that is fitted on pooled states of a masked-diffusion model."""
+
+
+def kind_of(study: Study) -> Kind:
+    """Return how the answers of a study were decoded."""
+    sampling = study.record("rollout")["settings"].get("sampling", {})
+    return "diffusion" if "remasking" in sampling else "autoregressive"
+
+
+def inputs_of(study: Study) -> dict[str, str]:
+    """Return the hashes of the files that hold the answers and their steps.
+
+    Args:
+        study: A study with rollouts.
+    """
+    names = (ROLLOUTS, STEPS) if study.path(STEPS).exists() else (ROLLOUTS,)
+    return {name: study.input_hash(name) for name in names}
+
+
+def identity_of(study: Study, settings: SignalSettings) -> dict[str, Any]:
+    """Return what states must share with those behind the anchors.
+
+    Args:
+        study: A study with rollouts.
+        settings: Mode, steps, region.
+    """
+    model, kind = study.manifest["model"], kind_of(study)
+    asked = study.record("rollout")["settings"]
+    own = ("revision", "weights_sha256", "template_sha256", "dtype")
+    sampling = asked.get("sampling", {})
+    if kind == "autoregressive":
+        sampling = {key: sampling.get(key) for key in ("temperature", "top_p")}
+    return {
+        **{key: model[key] for key in own},
+        "sampler": {"kind": kind} | sampling,
+        "system_prompt": asked.get("system_prompt"),
+        "steps": settings.steps,
+        "time": settings.time,
+        "region": settings.region,
+        "positions": positions_of(settings.mode, kind),
+        "after_end": "repeated"
+        if settings.mode == "repo" and kind == "autoregressive"
+        else "held",
+        "site": "final_norm",
+    }
+
+
+def source_of(study: Study, settings: SignalSettings, session: Session) -> Source:
+    """Return where states step by step come from.
+
+    Args:
+        study: A study with rollouts.
+        settings: Mode, steps, region.
+        session: The model.
+
+    Raises:
+        InputError: If a diffusion model's answers have no steps, or its thinking is
+            to be left out.
+    """
+    speaker = session.speaker
+    if not isinstance(speaker, MaskedModel):
+        return Prefill(session, settings)
+    require_no_thinking(speaker, settings)
+    return Replay(speaker, session.batch_size, read_steps(study), settings)
+
+
+def probe_of(study: Study) -> str:
+    """Return the name of the probe that is read along, if there is one."""
+    return STEP_PROBE if kind_of(study) == "diffusion" else "published"
+
+
+def fit_step_probe(
+    study: Study,
+    session: Session,
+    rows: Sequence[Rollout],
+    states: Float[Tensor, "example step d_model"],
+) -> list[str]:
+    """Fit a refusal probe on the last pooled states of a diffusion model's anchors.
+
+    `holdfast probe` reads models that write from left to right; this is its rival of
+    the signal here. Beside it is the direction of first answer tokens, where the
+    states that predict them are unembedded as they are.
+
+    Args:
+        study: Where it goes.
+        session: The model.
+        rows: Rows of the published anchors.
+        states: Their pooled states.
+
+    Returns:
+        The files; none for a model that writes from left to right, or where one
+        outcome is missing.
+    """
+    speaker, refused = session.speaker, is_refused(rows)
+    sides = [
+        {
+            row.request_id
+            for row, is_one in zip(rows, refused.tolist(), strict=True)
+            if is_one == side
+        }
+        for side in (False, True)
+    ]
+    least = min(len(side) for side in sides)
+    if not isinstance(speaker, MaskedModel) or least < 2:
+        return []
+    probe = fit_probe(
+        states[:, -1],
+        refused,
+        clusters=requests_of(rows),
+        seed=study_seed(study),
+        folds=min(FOLDS, least),
+    )
+    more = {}
+    head = getattr(speaker.model, "lm_head", None)
+    if head is not None:
+        weights = head.weight.detach()
+        tokens = torch.tensor([row.token_ids[row.spans.answer[0]] for row in rows])
+        unembedded = weights[tokens.to(weights.device)].float().cpu()
+        more["difference"] = unembedded[refused].mean(0) - unembedded[~refused].mean(0)
+    facts = {"model": model_fingerprint(study), "site": "final_norm", "pooled": True}
+    write_probe(study, STEP_PROBE, probe, facts, **more)
+    return list(names(STEP_PROBE))

@@ -1,0 +1,1 @@
+"""Evaluation on public suites, by any judge, calibrated against people's labels."""

@@ -1,0 +1,121 @@
+"""What `holdfast evaluate` can be told; nothing heavy is imported here."""
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Annotated, Literal
+
+from cyclopts import Parameter
+
+from holdfast.errors import SettingsError
+from holdfast.ranges import at_least, require_numbers
+from holdfast.rollout.settings import DIFFUSION, DiffusionSettings, RolloutSettings
+
+if TYPE_CHECKING:
+    pass
+
+
+AUTHORED = "authored"
+Several = Parameter(negative=(), consume_multiple=False, show_default=False)
+
+
+@dataclass(frozen=True)
+class EvaluateSettings:
+    """Which suites are asked, under which attacks, and how answers are drawn."""
+
+    suite: Annotated[tuple[str, ...], Several] = ()
+    """A suite by name, NAME=FILE, KIND=FILE or FILE; may be repeated. Default:
+    authored requests, harmful, harmless, and harmless that sound dangerous."""
+
+    attack: Annotated[tuple[str, ...], Several] = ()
+    """An attack around every harmful request, or all; may be repeated. Default: all
+    for the authored requests, none for other suites."""
+
+    attack_benign: bool = False
+    """Put the attacks around harmless requests as well."""
+
+    translations: str | None = None
+    """Table for the attack translation: columns prompt and translation."""
+
+    column: Annotated[tuple[str, ...], Several] = ()
+    """Column of the prompts, as SUITE=NAME; may be repeated."""
+
+    turns: Literal["all", "first"] = "all"
+    """Turns of a conversation that are asked: all, each after the model's own answers
+    to those before, or the first alone. The last answer is judged."""
+
+    yes: Annotated[bool, Parameter(negative=(), show_default=False)] = False
+    """Read a column of prompts even where its rows look like answers."""
+
+    data_revision: Annotated[tuple[str, ...], Several] = ()
+    """Revision on the Hub, as SUITE=COMMIT; may be repeated."""
+
+    limit: int | None = None
+    """At most so many requests of a suite and kind, chosen by content hash. Default:
+    100 of the authored ones, all of the others."""
+
+    samples: int = 1
+    """Answers drawn for each prompt."""
+
+    temperature: float | None = None
+    """Sampling temperature, 0 for greedy. Default: the model's own, else greedy."""
+
+    top_p: float | None = None
+    """Nucleus sampling. Default: the model's own, else 1."""
+
+    max_thinking: int = 2048
+    """Tokens of thinking after which it is closed by force, and flagged."""
+
+    max_answer: int = 512
+    """Tokens of answer after which it is cut."""
+
+    system_prompt: str | None = None
+    """System prompt of every conversation."""
+
+    edit: str | None = None
+    """JSON file of heads to scale while answers are drawn:
+    {"heads": [[layer, head]], "factor": 0}."""
+
+    lm_eval: Annotated[tuple[str, ...], Several] = ()
+    """A task of lm-eval, or the YAML file of one, for utility, where lm-eval is
+    installed; may be repeated."""
+
+    seed: int = 0
+    """Seed of every draw: prompts, wordings, sampling, resampling."""
+
+    diffusion: Annotated[DiffusionSettings, Parameter(name="*")] = DIFFUSION
+    """How a masked-diffusion model decodes."""
+
+    def __post_init__(self) -> None:
+        """Refuse what cannot be meant."""
+        require_numbers(self)
+        self.drawing()
+        at_least("--limit", self.limit, 1)
+        for flag, entries in (
+            ("--column", self.column),
+            ("--data-revision", self.data_revision),
+        ):
+            for entry in entries:
+                if not all(entry.partition("=")):
+                    raise SettingsError(
+                        f"{flag} SUITE=VALUE", repr(entry), "Name the suite as well."
+                    )
+
+    def drawing(self) -> RolloutSettings:
+        """Return the part that says how answers are drawn, as an audit says it."""
+        return RolloutSettings(
+            samples=self.samples,
+            temperature=self.temperature,
+            top_p=self.top_p,
+            max_thinking=self.max_thinking,
+            max_answer=self.max_answer,
+            system_prompt=self.system_prompt,
+            seed=self.seed,
+            diffusion=self.diffusion,
+        )
+
+    def of_suite(self, entries: tuple[str, ...], suite: str) -> str | None:
+        """Return what was said for a suite among entries SUITE=VALUE."""
+        said = dict(entry.partition("=")[::2] for entry in entries)
+        return said.get(suite, said.get(suite.partition("=")[0]))
+
+
+"""Flags of a judge that count something, of which there is at least one."""

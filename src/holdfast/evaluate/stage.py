@@ -1,0 +1,404 @@
+"""Ask suites under attacks, keep every answer, and have a judge read each.
+
+Two phases. `generate` needs the model and no judge; `judge` needs the judge and no
+model. Each is resumed where it was interrupted, and another judge redoes the second
+alone.
+"""
+
+import importlib
+import sys
+from collections.abc import Mapping, Sequence
+from contextlib import redirect_stdout
+from dataclasses import asdict
+from importlib.metadata import version
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+
+from holdfast.errors import EnvironmentProblem, HoldfastError, SettingsError
+from holdfast.evaluate.items import AskedItems, gather_items
+from holdfast.evaluate.rows import (
+    GENERATED,
+    JUDGED,
+    NOTES,
+    evaluation_figures,
+    exchange,
+    generated,
+    joined,
+    judged,
+    marked,
+    table,
+    thought,
+)
+from holdfast.evaluate.settings import EvaluateSettings
+from holdfast.judges.base import Judge
+from holdfast.judges.calibration import brief, find_calibration, identity_record
+from holdfast.judges.choose import open_early, open_judge
+from holdfast.judges.settings import JudgeFlags
+from holdfast.models.interventions import HeadEdit, editing
+from holdfast.models.model import Adapter
+from holdfast.report.progress import Progress
+from holdfast.rollout.edits import baked, read_edit
+from holdfast.rollout.questions import (
+    answer_notes,
+    first_words,
+    fit_context,
+    outgrown,
+    questions_of,
+    template_notes,
+)
+from holdfast.rollout.sampling import Drawing, Made, draw_answers, is_done, sampling_for
+from holdfast.rollout.session import Session
+from holdfast.study import Study, file_sha256, fingerprint
+from holdfast.study.batches import ROW_ID, in_batches
+
+GENERATE, HARNESS = "generate", "lm_eval"
+GENERATIONS = "generations.parquet"
+EVALUATION = "evaluation.parquet"
+SUMMARY = "evaluation.json"
+TASKS = "lm_eval.json"
+Row = Mapping[str, Any]
+
+
+def run(
+    study: Study, settings: EvaluateSettings, flags: JudgeFlags, session: Session
+) -> dict[str, Any]:
+    """Draw an answer to every prompt, and judge it; writes `evaluation.parquet`.
+
+    Args:
+        study: Where everything goes.
+        settings: Suites, attacks, sampling, edit.
+        flags: The judge.
+        session: The model, and where progress is told.
+
+    Returns:
+        The block `evaluation` of the report.
+
+    Raises:
+        HoldfastError: If suites, model, judge or disk will not do. What was drawn or
+            judged until then is kept.
+    """
+    if settings.lm_eval:
+        require_harness()
+    early = open_early(flags.opened())
+    asked = gather_items(settings)
+    draw(study, settings, session, asked)
+    if settings.lm_eval:
+        _harness(study, settings, session)
+    session.release()
+    return judge(study, flags, session.progress, early)
+
+
+def draw(
+    study: Study, settings: EvaluateSettings, session: Session, asked: AskedItems
+) -> None:
+    """Run the first phase; writes `generations.parquet`.
+
+    Raises:
+        HoldfastError: If model, edit or disk will not do.
+    """
+    drawing = settings.drawing()
+    session.claim(study)
+    edit = settings.edit
+    edited = None if edit is None else read_edit(edit, session.adapter)
+    questions = {
+        question.row_id: (item, question)
+        for item in asked.items
+        for question in questions_of(
+            session.speaker, item.name.rpartition("/")[0], item.prompt, drawing
+        )
+    }
+    sampling = sampling_for(session, drawing)
+    every = [question for _, question in questions.values()]
+    to_ask, unfit = fit_context(session.speaker, every, sampling)
+    notes = [*template_notes(session.speaker), *unfit]
+    for note in notes:
+        session.progress.warn(note)
+    key = {
+        "model": study.manifest["model"],
+        "sampling": asdict(sampling),
+        "samples": settings.samples,
+        "seed": settings.seed,
+        "system_prompt": settings.system_prompt,
+        "edits": {
+            "applied": edited and edited.record,
+            "baked": baked(session.name),
+        },
+    }
+    inputs = {"prompts": asked.sha256}
+    if is_done(
+        study, GENERATE, key, inputs, output=GENERATIONS, progress=session.progress
+    ):
+        return
+    for source in asked.sources:
+        session.progress.say(f"{source['suite']}: {source['asked']} requests")
+        for note in source["notes"]:
+            session.progress.say(f"  {note}")
+
+    first: dict[str, str] = {}
+
+    def rows(made: Made) -> pa.Table:
+        for asked, each in made:
+            words = first_words(
+                session.speaker, each.token_ids, each.spans, each.closed
+            )
+            first[asked.row_id] = words
+        found = [
+            generated(questions[asked.row_id][0], asked, each, settings.system_prompt)
+            for asked, each in made
+        ]
+        return table(found, GENERATED)
+
+    how = Drawing(sampling, rows, edited and edited.edit, settings.system_prompt)
+    made = draw_answers(study, GENERATE, session, how, to_ask)
+    # Of answers that an interrupted run has drawn, the text is left.
+    openings = [
+        first.get(row["row_id"], row["answer"])
+        for row in made.select(["row_id", "answer"]).to_pylist()
+    ]
+    said = outgrown(to_ask, made.column(ROW_ID).to_pylist())
+    said += answer_notes(session.speaker, openings)
+    for note in said:
+        session.progress.warn(note)
+    study.write_table(GENERATIONS, made)
+    facts = {"sources": list(asked.sources), "notes": [*notes, *said]}
+    study.finish(GENERATE, [GENERATIONS], **facts)
+
+
+def judge(
+    study: Study, flags: JudgeFlags, progress: Progress, opened: Judge | None = None
+) -> dict[str, Any]:
+    """Run the second phase on what is there; no model is needed.
+
+    Args:
+        study: A study with `generations.parquet`.
+        flags: The judge.
+        progress: Where it says what it does.
+        opened: A judge that is open already; by default what the flags name.
+
+    Returns:
+        The block `evaluation` of the report.
+
+    Raises:
+        InputError: If nothing was generated yet.
+        HoldfastError: If the judge cannot be opened, or fails on the way; what it
+            had judged is kept, and nothing is counted.
+    """
+    inputs = {GENERATIONS: study.input_hash(GENERATIONS)}
+    tasks = study.record(HARNESS).get("outputs", [])
+    inputs |= {name: study.input_hash(name) for name in tasks}
+    opened = opened or open_judge(flags.opened())
+    identity = opened.identity
+    known = find_calibration(identity, [flags.calibrations])
+    calibration = None if known is None else brief(known)
+    key = {
+        "judge": identity_record(identity),
+        "calibration": calibration,
+        "thinking": flags.judge_thinking,
+    }
+    state, _ = study.stage(JUDGE, key, inputs)
+    if state == "done":
+        progress.say(f"{EVALUATION} is there and up to date.")
+        return dict(study.read_json(SUMMARY))
+    rows = study.read_table(GENERATIONS)
+    verdicts = judge_rows(
+        study, rows.to_pylist(), opened, flags.judge_thinking, progress
+    )
+    whole = joined(rows, verdicts)
+    study.write_table(EVALUATION, whole)
+    record = study.record(GENERATE)
+    seed = record["settings"]["seed"]
+    generation = dict(record["settings"])
+    model = generation.pop("model")
+    hashes = {name: model[name] for name in ("template_sha256", "weights_sha256")}
+    block = {
+        **key,
+        "generation": generation | hashes,
+        "sources": record["sources"],
+        **evaluation_figures(whole.to_pylist(), identity, seed),
+        "lm_eval": study.read_json(TASKS) if tasks else {},
+        "notes": [
+            *record.get("notes", ()),
+            *judge_notes(identity.measures, calibration),
+        ],
+    }
+    study.write_json(SUMMARY, block)
+    study.finish(JUDGE, [EVALUATION, SUMMARY])
+    return block
+
+
+def _harness(study: Study, settings: EvaluateSettings, session: Session) -> None:
+    """Run the tasks of lm-eval, on the model as it is edited."""
+    key = {
+        "model": study.manifest["model"],
+        "tasks": sorted(settings.lm_eval),
+        "limit": settings.limit,
+        "edit": study.record(GENERATE)["settings"]["edits"]["applied"],
+    }
+    # A task may be a file of one's own, and then its text is part of what is asked.
+    files = [Path(task) for task in key["tasks"] if Path(task).is_file()]
+    inputs = {str(path): file_sha256(path) for path in files}
+    if is_done(study, HARNESS, key, inputs, output=TASKS, progress=session.progress):
+        return
+    edit = settings.edit and read_edit(settings.edit, session.adapter).edit
+    found = run_harness(
+        session.adapter,
+        sorted(settings.lm_eval),
+        edit=edit or None,
+        limit=settings.limit,
+        batch_size=session.batch_size,
+    )
+    study.write_json(TASKS, found)
+    study.finish(HARNESS, [TASKS], digest=fingerprint(found))
+
+
+PACKAGE = "lm_eval"
+
+
+def require_harness() -> None:
+    """Refuse to go on without lm-eval.
+
+    Raises:
+        EnvironmentProblem: If it is not installed.
+    """
+    if find_spec(PACKAGE) is None:
+        raise EnvironmentProblem(
+            "the package lm-eval, for --lm-eval",
+            "no such package here",
+            "Install it with `pip install lm-eval`, or measure utility with "
+            "`--suite gsm8k`, which needs none.",
+        )
+
+
+def run_harness(
+    adapter: Adapter,
+    tasks: Sequence[str],
+    *,
+    edit: HeadEdit | None = None,
+    limit: int | None = None,
+    batch_size: int = 32,
+) -> dict[str, Any]:
+    """Run tasks of lm-eval on a model in memory, edited or not.
+
+    Args:
+        adapter: The model.
+        tasks: Names of tasks, as lm-eval knows them, or YAML files of tasks.
+        edit: Heads that are scaled at every position meanwhile.
+        limit: At most so many rows of a task.
+        batch_size: Rows at once.
+
+    Returns:
+        Version, and for each task its version and its numbers as lm-eval gives them,
+        with their standard errors.
+
+    Raises:
+        EnvironmentProblem: If lm-eval is not installed.
+        SettingsError: If it does not know a task, or cannot run it.
+    """
+    require_harness()
+    harness = importlib.import_module(PACKAGE)
+    wrapper = importlib.import_module(f"{PACKAGE}.models.huggingface")
+    try:
+        # What it says on its way must not mix with results on stdout.
+        with editing(adapter, edit), redirect_stdout(sys.stderr):
+            model = wrapper.HFLM(
+                pretrained=adapter.model,
+                tokenizer=adapter.tokenizer,
+                batch_size=batch_size,
+            )
+            found = harness.simple_evaluate(
+                model=model, tasks=list(tasks), limit=limit, log_samples=False
+            )
+    except HoldfastError:
+        raise
+    except Exception as error:
+        # Its tasks fail in as many ways as there are tasks, most of them offline.
+        raise SettingsError(
+            f"tasks of lm-eval that run here: {', '.join(tasks)}",
+            f"{type(error).__name__}: {error}",
+            "See `lm-eval --tasks list`; most tasks need the Hub, or its cache.",
+        ) from error
+    return {
+        "version": version("lm-eval"),
+        "tasks": {
+            task: {
+                "version": found.get("versions", {}).get(task),
+                **{
+                    key: value
+                    for key, value in numbers.items()
+                    if isinstance(value, int | float) and not isinstance(value, bool)
+                },
+            }
+            for task, numbers in found["results"].items()
+        },
+    }
+
+
+JUDGE = "judge"
+JUDGE_BATCH = 64
+
+
+def judge_rows(
+    study: Study,
+    rows: Sequence[dict[str, Any]],
+    opened: Judge,
+    with_thinking: bool,
+    progress: Progress,
+) -> pa.Table:
+    """Judge rows batch by batch; what a broken run has judged is not asked again.
+
+    Args:
+        study: Where the parts lie.
+        rows: Rows of `generations.parquet`.
+        opened: The judge.
+        with_thinking: Whether the thinking is judged as well.
+        progress: Told of every finished row.
+
+    Returns:
+        A table of `JUDGED`, in the order of the rows.
+
+    Raises:
+        HoldfastError: If the judge fails; nothing is counted then.
+    """
+    identity = opened.identity
+
+    def work(batch: list[dict[str, Any]]) -> pa.Table:
+        exact = [marked(row, identity) for row in batch if row["target"] is not None]
+        asked = [row for row in batch if row["target"] is None]
+        verdicts = opened.judge([exchange(row, identity) for row in asked])
+        said = [judged(*each) for each in zip(asked, verdicts, strict=True)]
+        if with_thinking:
+            found = [thought(row, identity) for row in asked]
+            places = [place for place, each in enumerate(found) if each is not None]
+            thoughts = opened.judge([each for each in found if each is not None])
+            for place, verdict in zip(places, thoughts, strict=True):
+                said[place] |= {
+                    "thinking_verdict": verdict.outcome,
+                    "thinking_score": verdict.score,
+                }
+        return table([*said, *exact], JUDGED)
+
+    return in_batches(
+        study,
+        JUDGE,
+        rows,
+        name=lambda row: str(row["row_id"]),
+        length=lambda row: len(row["answer"]),
+        batch_size=JUDGE_BATCH,
+        work=work,
+        progress=progress,
+        label=f"{identity.label} judges",
+    )
+
+
+def judge_notes(measures: str, calibration: dict[str, Any] | None) -> list[str]:
+    """Return what a reader has to know of a judge."""
+    notes = [NOTES[measures]]
+    if calibration is None:
+        notes.append(
+            "This judge was never compared with people here: run `holdfast judge "
+            "calibrate` before its rates are believed."
+        )
+    return notes

@@ -1,0 +1,1 @@
+"""Fine-tuning on TRL's SFTTrainer: rows, targets, defenses, checkpoints."""

@@ -1,0 +1,193 @@
+"""What a defense is handed, and where in a training run it may act."""
+
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass, field
+from functools import lru_cache
+from typing import Any, Final, Literal, NamedTuple
+
+import torch
+from torch import Tensor
+
+from holdfast.finetune.defenses.forward import Batch, Parts, Reads, States, states_of
+from holdfast.finetune.defenses.options import Where
+from holdfast.finetune.defenses.reference_model import Aligned
+from holdfast.finetune.targets import Example
+from holdfast.models.model import Adapter
+
+
+class Material(NamedTuple):
+    """Rows that a defense trains on or looks at, beside those of the task.
+
+    Attributes:
+        reference: Prompts with a safe answer.
+        harmful: Prompts with a harmful answer.
+        pairs: Places in `harmful` and `reference` of answers to the same prompt.
+    """
+
+    reference: tuple[Example, ...] = ()
+    harmful: tuple[Example, ...] = ()
+    pairs: tuple[tuple[int, int], ...] = ()
+
+
+@dataclass(frozen=True, eq=False)
+class Scene:
+    """What a defense is handed before the first step.
+
+    Attributes:
+        adapter: The model's parts by name.
+        model: The model as it is trained, with adapters if there are any.
+        parts: Its parts, as `passing` reads them.
+        aligned: The model as it was before training.
+        material: Rows beside those of the task.
+        collate: Puts rows side by side, on the device of the model.
+        seed: Seed of everything that is drawn.
+        lead: Tokens with loss before the first token of an answer.
+    """
+
+    adapter: Adapter
+    model: Any
+    parts: Parts
+    aligned: Aligned
+    material: Material
+    collate: Callable[[Sequence[Example]], Batch]
+    seed: int
+    lead: int
+
+    def trained(self) -> dict[str, Tensor]:
+        """Return the weights that are trained, by name."""
+        named = self.model.named_parameters()
+        return {name: weight for name, weight in named if weight.requires_grad}
+
+
+class Pass(NamedTuple):
+    """One pass over rows of the task, its loss computed and nothing yet applied.
+
+    Attributes:
+        step: Optimiser step, from 0.
+        steps: Optimiser steps of the run.
+        number: Passes before this one.
+        batch: Token ids, mask and labels.
+        states: What the model made of them, as `Hooks.reads` asks, with gradient.
+    """
+
+    step: int
+    steps: int
+    number: int
+    batch: Batch
+    states: States
+
+
+@dataclass(frozen=True, eq=False)
+class Hooks:
+    """Where a defense acts; what is None is left alone.
+
+    Attributes:
+        swap: Handed step and pass, returns rows that are trained on in place of the
+            task's, or None. It is asked once a pass, before the step begins.
+        term: Handed a pass, returns what is added to its loss, weight included. The
+            terms of the passes of one step are averaged.
+        gradient: Handed step and steps, changes the gradients of the step before they
+            are clipped, and returns the loss it did that for.
+        reads: States of the task's rows that the term reads.
+        around: Held open while the run lasts.
+        state: Tensors that a checkpoint keeps and a resumed run gets back.
+        logged: Figures of the present step, written beside its loss.
+    """
+
+    swap: Callable[[int, int], Sequence[Example] | None] | None = None
+    term: Callable[[Pass], Tensor] | None = None
+    gradient: Callable[[int, int], Tensor] | None = None
+    reads: Reads = "nothing"
+    around: AbstractContextManager[Any] = field(default_factory=nullcontext)
+    state: dict[str, Tensor] = field(default_factory=dict)
+    logged: dict[str, float] = field(default_factory=dict)
+
+
+Build = Callable[[Scene, Any], Hooks]
+"""A defense: handed the scene and its own options, returns its hooks."""
+STRIDE: Final = 0x9E3779B97F4A7C15
+
+
+class Draws:
+    """Goes through rows again and again, each time in another order.
+
+    What is drawn at a place depends on seed and place alone. A run that was stopped
+    draws on as if it had not been.
+    """
+
+    def __init__(self, n: int, seed: int) -> None:
+        """Remember what the order depends on.
+
+        Args:
+            n: Rows, at least one.
+            seed: Seed.
+        """
+        self._n, self._seed = n, seed
+        self._order = lru_cache(maxsize=4)(self._shuffled)
+
+    def take(self, number: int, size: int) -> list[int]:
+        """Return the rows of one draw.
+
+        Args:
+            number: Draws of this size before it.
+            size: Rows a draw.
+
+        Returns:
+            Their numbers. A row comes again once all others have come.
+        """
+        places = range(number * size, (number + 1) * size)
+        return [self._order(place // self._n)[place % self._n] for place in places]
+
+    def _shuffled(self, cycle: int) -> list[int]:
+        seed = (self._seed * STRIDE + cycle) % 2**63
+        generator = torch.Generator().manual_seed(seed)
+        return torch.randperm(self._n, generator=generator).tolist()
+
+
+class Both(NamedTuple):
+    """Rows, and what the model as it is and as it was makes of them."""
+
+    batch: Batch
+    trained: States
+    aligned: States
+
+
+def reference_batches(scene: Scene, size: int) -> Callable[[int], Batch]:
+    """Return what gives the safe rows of a pass, by the number of the pass.
+
+    Args:
+        scene: The scene.
+        size: Rows a pass.
+    """
+    rows = scene.material.reference
+    draws = Draws(len(rows), scene.seed)
+    return lambda number: scene.collate([rows[at] for at in draws.take(number, size)])
+
+
+def both(
+    scene: Scene, on: Where, size: int, reads: Literal["last", "blocks"]
+) -> Callable[[Pass], Both]:
+    """Return what gives both models' states of the rows of a pass.
+
+    Args:
+        scene: The scene.
+        on: Whose rows: the task's, whose states are there already, or the safe ones.
+        size: Safe rows a pass.
+        reads: Which states.
+    """
+    if on == "task":
+        return lambda each: Both(
+            each.batch, each.states, scene.aligned.states(each.batch, reads)
+        )
+    draw = reference_batches(scene, size)
+
+    def read(each: Pass) -> Both:
+        batch = draw(each.number)
+        return Both(
+            batch,
+            states_of(scene.parts, batch, reads),
+            scene.aligned.states(batch, reads),
+        )
+
+    return read

@@ -1,0 +1,154 @@
+"""Passes over a batch: states, the logits that carry loss, and divergences of them."""
+
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from typing import Any, Literal, NamedTuple
+
+from jaxtyping import Bool, Float, Int
+from torch import Tensor, nn
+
+from holdfast.finetune.targets import IGNORED
+from holdfast.models.model import Adapter
+
+Batch = dict[str, Tensor]
+"""`input_ids`, `attention_mask` and `labels`, each `example position`."""
+Reads = Literal["nothing", "last", "blocks"]
+
+
+class Parts(NamedTuple):
+    """The parts of a model that a pass reads.
+
+    Attributes:
+        base: The model without its head.
+        layers: The blocks.
+        lm_head: Projection from states to logits.
+    """
+
+    base: Any
+    layers: tuple[nn.Module, ...]
+    lm_head: Any
+
+    @classmethod
+    def of(cls, adapter: Adapter) -> "Parts":
+        """Return the parts of a model."""
+        return cls(adapter.base, adapter.layers, adapter.lm_head)
+
+
+class States(NamedTuple):
+    """What a model made of a batch.
+
+    Attributes:
+        last: States after the final norm, `example position d_model`; empty if they
+            were not asked for.
+        blocks: States after each block, if they were.
+    """
+
+    last: list[Tensor]
+    blocks: list[Tensor]
+
+
+@contextmanager
+def watching(parts: Parts, reads: Reads) -> Iterator[States]:
+    """Keep the states of the passes that are made meanwhile.
+
+    With activation checkpointing blocks run again during the backward pass; by then
+    nobody watches.
+
+    Args:
+        parts: The model.
+        reads: Which states.
+    """
+    states = States([], [])
+    with ExitStack() as stack:
+        if reads == "last":
+            hook = parts.base.register_forward_hook(
+                lambda module, given, made: states.last.append(made.last_hidden_state)
+            )
+            stack.callback(hook.remove)
+        if reads == "blocks":
+            for layer in parts.layers:
+                hook = layer.register_forward_hook(
+                    lambda module, given, made: states.blocks.append(_tensor(made))
+                )
+                stack.callback(hook.remove)
+        yield states
+
+
+def states_of(parts: Parts, batch: Batch, reads: Reads) -> States:
+    """Run a model over a batch, its head left out.
+
+    Args:
+        parts: The model.
+        batch: Rows.
+        reads: Which states to keep.
+    """
+    with watching(parts, reads) as states:
+        parts.base(
+            input_ids=batch["input_ids"],
+            attention_mask=batch["attention_mask"],
+            use_cache=False,
+        )
+    return states
+
+
+def carries_loss(batch: Batch) -> Bool[Tensor, "example _"]:
+    """Return the positions that predict a token with loss; one fewer than tokens."""
+    return batch["labels"][:, 1:] != IGNORED
+
+
+def logits_at_loss(
+    parts: Parts, states: States, batch: Batch
+) -> Float[Tensor, "position vocab"]:
+    """Return the logits where the next token carries loss, in float32.
+
+    Args:
+        parts: The model.
+        states: Its states on the batch, the last ones among them.
+        batch: Rows.
+
+    Returns:
+        Logits, row after row.
+    """
+    [last] = states.last
+    logits: Tensor = parts.lm_head(last[:, :-1][carries_loss(batch)])
+    return logits.float()
+
+
+def targets_at_loss(batch: Batch) -> Int[Tensor, "position"]:
+    """Return the tokens that carry loss, row after row."""
+    return batch["labels"][:, 1:][carries_loss(batch)]
+
+
+def target_log_probabilities(
+    parts: Parts, states: States, batch: Batch
+) -> Float[Tensor, "position"]:
+    """Return the log-probability of every token that carries loss, row after row."""
+    made = logits_at_loss(parts, states, batch).log_softmax(-1)
+    return made.gather(-1, targets_at_loss(batch)[:, None])[:, 0]
+
+
+def divergence(
+    aligned: Float[Tensor, "position vocab"], trained: Float[Tensor, "position vocab"]
+) -> Float[Tensor, ""]:
+    """Return the mean over positions of KL(aligned || trained), in nats.
+
+    Args:
+        aligned: Logits of the model as it was.
+        trained: Logits of the model as it is.
+
+    Returns:
+        The mean; 0 if there is no position.
+    """
+    if not len(trained):
+        return trained.sum() * 0.0
+    return nn.functional.kl_div(
+        trained.log_softmax(-1),
+        aligned.log_softmax(-1),
+        reduction="batchmean",
+        log_target=True,
+    )
+
+
+def _tensor(made: Any) -> Tensor:
+    found: Tensor = made[0] if isinstance(made, tuple) else made
+    return found

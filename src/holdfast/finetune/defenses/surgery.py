@@ -1,0 +1,289 @@
+"""Keep heads from attending to the sink over harmful text: Surgery, and a control."""
+
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from holdfast.errors import SettingsError
+from holdfast.finetune.defenses.base import Draws, Hooks, Pass, Scene
+from holdfast.finetune.defenses.options import (
+    RandomSinkOptions,
+    SinkOptions,
+    SurgeryOptions,
+)
+from holdfast.finetune.targets import Example
+from holdfast.models.attention import SinkProbe, require_tappable, tapped
+from holdfast.sinks.divergence import sink_divergence, sink_penalty
+
+CUT = 512
+"""Tokens of a text in the authors' loop."""
+
+
+def surgery(scene: Scene, options: SurgeryOptions) -> Hooks:
+    """Add what is above 0 in the sink divergence of every head, averaged over heads.
+
+        f(w) + weight mean_h ReLU( alpha_h(harmful; w) - alpha_h(reference; w) )
+
+    alpha_h(x) is the mean over the tokens of x after the first of the attention that
+    head h pays to the first token, its sink. Both come from the model in training.
+    By default a harmful and a refusing answer to one prompt are compared over as many
+    positions as the shorter has, for attention to the sink falls with the length of
+    what is before a token, whatever that says.
+
+    With `mean` above 0 the divergence is smoothed over steps: a head counts if its
+    running mean is above 0, that mean is the value of the term, and the gradient is
+    that of the present batch. Of a single pair, a head without any divergence is
+    above 0 half of the time.
+
+    Source:
+        Surgery, https://arxiv.org/abs/2602.05228, and the authors' code, which
+        `parity=true` equals: unpaired draws of one text each, cut at 512 tokens,
+        any safe answer as reference (the paper says refusals), all heads, gradient
+        through both texts, weight 300. Its draws are not reproduced, and neither is
+        the second begin-of-text token that it puts before a templated text. The
+        paper itself could not be read in full.
+    """
+    material = scene.material
+    if options.paired:
+        draws = Draws(len(material.pairs), scene.seed)
+
+        def paired(number: int) -> Texts:
+            chosen = [material.pairs[at] for at in draws.take(number, options.batch)]
+            return Texts(
+                [material.harmful[one] for one, _ in chosen],
+                [material.reference[other] for _, other in chosen],
+            )
+
+        return sink_hooks(scene, options, paired, paired=True)
+    harmful = Draws(len(material.harmful), scene.seed)
+    reference = Draws(len(material.reference), scene.seed + 1)
+    cut = CUT if options.parity else None
+
+    def apart(number: int) -> Texts:
+        ones = harmful.take(number, options.batch)
+        others = reference.take(number, options.batch)
+        return Texts(
+            [_cut(material.harmful[at], cut) for at in ones],
+            [_cut(material.reference[at], cut) for at in others],
+        )
+
+    return sink_hooks(scene, options, apart, paired=False)
+
+
+def random_sink(scene: Scene, options: RandomSinkOptions) -> Hooks:
+    """Do what `surgery` does with random tokens in place of harmful answers: a control.
+
+        f(w) + weight mean_h ReLU( alpha_h(random; w) - alpha_h(reference; w) )
+
+    What `surgery` gains over this it owes to harm and not to a penalty on sinks. Each
+    reference row gets one random answer, of as many tokens, drawn evenly from the
+    vocabulary without control tokens; prompt and thinking stay. Everything else is as
+    in `surgery`, paired.
+
+    Source:
+        Control of our own (see `reference_loss`).
+    """
+    rows = scene.material.reference
+    answers = chance_texts(rows, scene.adapter.tokenizer, scene.seed)
+    draws = Draws(len(rows), scene.seed)
+
+    def draw(number: int) -> Texts:
+        places = draws.take(number, options.batch)
+        return Texts([answers[at] for at in places], [rows[at] for at in places])
+
+    return sink_hooks(scene, options, draw, paired=True)
+
+
+def _cut(text: Example, most: int | None) -> Example:
+    return Example(text.input_ids[:most], text.labels[:most], text.answer)
+
+
+class Texts(NamedTuple):
+    """What is compared in one pass; of equal number where they are paired."""
+
+    harmful: Sequence[Example]
+    reference: Sequence[Example]
+
+
+def sink_hooks(
+    scene: Scene,
+    options: SinkOptions,
+    draw: Callable[[int], Texts],
+    *,
+    paired: bool,
+) -> Hooks:
+    """Return the hooks that add the term on sink divergence.
+
+    Args:
+        scene: The scene.
+        options: Strength, layers, interval, running mean.
+        draw: Gives the texts of a pass, by the number of the pass.
+        paired: Whether texts of one place are answers to one prompt, which are
+            compared over equal positions.
+
+    Raises:
+        SettingsError: If a layer is named that the model does not have.
+        UnsupportedFamilyError: If the model's attention cannot be tapped.
+    """
+    require_tappable(scene.adapter.model)
+    layers = chosen_layers(options.layers, scene.adapter.n_layers)
+    logged: dict[str, float] = {}
+    zeros = torch.zeros(len(layers), scene.adapter.n_heads, device=scene.adapter.device)
+    state = {"mean": zeros, "share": torch.zeros(())} if options.mean else {}
+
+    def term(each: Pass) -> Tensor:
+        if each.step % options.interval:
+            # The figures of the last step with a term are not those of this one.
+            logged.clear()
+            return torch.zeros(())
+        found = divergence(
+            scene, draw(each.number), layers, paired=paired, detach=options.detach
+        )
+        if options.mean:
+            found = smoothed(found, state, options.mean)
+        logged["positive_heads"] = float((found > 0).sum())
+        return options.weight * sink_penalty(found)
+
+    around = tapped(scene.adapter.model)
+    return Hooks(term=term, around=around, state=state, logged=logged)
+
+
+def divergence(
+    scene: Scene,
+    texts: Texts,
+    layers: Sequence[int],
+    *,
+    paired: bool,
+    detach: bool,
+) -> Float[Tensor, "layer head"]:
+    """Return how much more each head looks at the sink over harmful text.
+
+    Args:
+        scene: The scene; its model is tapped.
+        texts: What is compared.
+        layers: Blocks to look at.
+        paired: Whether to compare over equal positions.
+        detach: Whether the reference text is run without gradient.
+
+    Returns:
+        Mean mass over harmful texts less that over reference texts.
+    """
+    harmful, reference = texts
+    if paired:
+        both = zip(harmful, reference, strict=True)
+        lengths = [min(len(a.input_ids), len(b.input_ids)) for a, b in both]
+    else:
+        lengths = None
+    n = len(harmful)
+    if not detach:
+        # Side by side it is one pass.
+        whole = None if lengths is None else lengths * 2
+        mass = sink_mass(scene, [*harmful, *reference], layers, whole)
+        return sink_divergence(mass[:n], mass[n:])
+    with torch.no_grad():
+        still = sink_mass(scene, reference, layers, lengths)
+    return sink_divergence(sink_mass(scene, harmful, layers, lengths), still)
+
+
+def sink_mass(
+    scene: Scene,
+    rows: Sequence[Example],
+    layers: Sequence[int],
+    lengths: Sequence[int] | None,
+) -> Float[Tensor, "example layer head"]:
+    """Return the attention to the first token, averaged over the tokens after it.
+
+    Args:
+        scene: The scene; its model is tapped.
+        rows: Texts.
+        layers: Blocks to look at.
+        lengths: Tokens of each row that count; None for all.
+    """
+    batch = scene.collate(rows)
+    mask = batch["attention_mask"]
+    counted = None
+    if lengths is not None:
+        place = torch.arange(mask.shape[1], device=mask.device)
+        counted = place < torch.tensor(lengths, device=mask.device)[:, None]
+    probe = SinkProbe(mask.bool(), counted=counted, layers=layers)
+    scene.parts.base(
+        input_ids=batch["input_ids"],
+        attention_mask=mask,
+        use_cache=False,
+        sink_probe=probe,
+    )
+    return probe.mass()
+
+
+def smoothed(
+    found: Float[Tensor, "layer head"], state: dict[str, Tensor], keep: float
+) -> Float[Tensor, "layer head"]:
+    """Return the running mean of the divergence, with the gradient of the present one.
+
+    Args:
+        found: Divergence of this pass.
+        state: The sum so far under `mean` and the weight in it under `share`; both
+            are moved on.
+        keep: Share that the mean keeps.
+    """
+    state["mean"] = keep * state["mean"] + (1 - keep) * found.detach()
+    state["share"] = keep * state["share"] + (1 - keep)
+    mean = state["mean"] / state["share"].to(found.device)
+    return mean + (found - found.detach())
+
+
+def chosen_layers(said: str, n_layers: int) -> list[int]:
+    """Return the layers that are named, such as `0-3,7` or `all`, in order.
+
+    Raises:
+        SettingsError: If it cannot be read, or names a layer that is not there.
+    """
+    if said == "all":
+        return list(range(n_layers))
+    chosen: set[int] = set()
+    for part in said.split(","):
+        first, dash, last = part.strip().partition("-")
+        ends = (first, last if dash else first)
+        if not all(end.isdecimal() for end in ends):
+            raise _no_layers(said, n_layers)
+        chosen |= set(range(int(ends[0]), int(ends[1]) + 1))
+    if not chosen or max(chosen) >= n_layers:
+        raise _no_layers(said, n_layers)
+    return sorted(chosen)
+
+
+def _no_layers(said: str, n_layers: int) -> SettingsError:
+    return SettingsError(
+        f"--defense-option layers= with layers from 0 to {n_layers - 1}, such as 0-3,7",
+        repr(said),
+        "Name layers of this model, or all.",
+    )
+
+
+def chance_texts(
+    rows: Sequence[Example], tokenizer: Any, seed: int
+) -> tuple[Example, ...]:
+    """Return rows whose answers are random tokens, as many as there were.
+
+    Args:
+        rows: Rows with answers; the last token of each ends the answer, and stays.
+        tokenizer: Tokenizer of the model; its control tokens are never drawn.
+        seed: Seed.
+    """
+    control = {*tokenizer.all_special_ids, *tokenizer.get_added_vocab().values()}
+    plain = torch.tensor(sorted(set(range(len(tokenizer))) - control))
+    generator = torch.Generator().manual_seed(seed)
+    made = []
+    for row in rows:
+        n = len(row.input_ids) - 1 - row.answer
+        drawn = torch.randint(len(plain), (n,), generator=generator)
+        ids = (
+            *row.input_ids[: row.answer],
+            *plain[drawn].tolist(),
+            row.input_ids[-1],
+        )
+        made.append(Example(ids, row.labels, row.answer))
+    return tuple(made)

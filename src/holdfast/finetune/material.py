@@ -1,0 +1,237 @@
+"""The rows of a training run: read, left out with a reason, drawn, and encoded."""
+
+import random
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from holdfast.data.pool import NO_THINKING, Pool, PoolRow, render_row
+from holdfast.errors import InputError, TooFewExamplesError
+from holdfast.finetune.defenses.options import SafeInstrOptions, SurgeryOptions
+from holdfast.finetune.defenses.plain import safe_rows
+from holdfast.finetune.settings import FinetuneSettings
+from holdfast.finetune.targets import Example, example
+from holdfast.judges.rules import rules
+from holdfast.models.model import Adapter
+
+NO_REFUSAL = "no refusal"
+
+
+@dataclass(frozen=True)
+class Rows:
+    """Rows of one source that fit the model.
+
+    Attributes:
+        examples: Their sequences.
+        prompts: Their prompts.
+        record: What is said of the source.
+    """
+
+    examples: tuple[Example, ...]
+    prompts: tuple[str, ...]
+    record: dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Gathered:
+    """All rows of a run.
+
+    Attributes:
+        task: What is trained on, source by source.
+        defense: What the defense looks at, source by source.
+        pairs: Places of answers to the same prompt, harmful and reference.
+    """
+
+    task: dict[str, Rows]
+    defense: dict[str, Rows] = field(default_factory=dict)
+    pairs: tuple[tuple[int, int], ...] = ()
+
+    @property
+    def sources(self) -> dict[str, Rows]:
+        """Every source by its name."""
+        return self.task | self.defense
+
+
+def gather(settings: FinetuneSettings, adapter: Adapter) -> Gathered:
+    """Read the rows of a run: the task's, harmless ones, and those of the defense.
+
+    Args:
+        settings: Data and defense.
+        adapter: The model.
+
+    Raises:
+        InputError: If a file cannot be read, or the model ends no answer.
+        TooFewExamplesError: If no row is left, too few are, or none can be paired.
+    """
+    reader = _Reader(settings, adapter)
+    task = {"data": reader.read("data", settings.data)}
+    if settings.benign is not None:
+        n = round(settings.benign_ratio * len(task["data"].examples))
+        task["benign"] = reader.read("benign", settings.benign, n)
+    options = settings.recipe.options()
+    if settings.defense_data is None:
+        return Gathered(task)
+    if isinstance(options, SafeInstrOptions):
+        n = safe_rows(sum(len(each.examples) for each in task.values()), options)
+        task["defense-data"] = reader.read("defense-data", settings.defense_data, n)
+        return Gathered(task)
+    refusing = isinstance(options, SurgeryOptions) and options.against == "refusal"
+    defense = {
+        "defense-data": reader.read(
+            "defense-data", settings.defense_data, refusing=refusing
+        )
+    }
+    if settings.defense_harmful is None:
+        return Gathered(task, defense)
+    defense["defense-harmful"] = reader.read(
+        "defense-harmful", settings.defense_harmful
+    )
+    paired = isinstance(options, SurgeryOptions) and options.paired
+    return Gathered(task, defense, _pairs(defense) if paired else ())
+
+
+def _pairs(defense: dict[str, Rows]) -> tuple[tuple[int, int], ...]:
+    """Return the places of harmful and reference answers to the same prompts.
+
+    The first answer to a prompt in one source goes with the first in the other.
+    """
+    harmful, reference = defense["defense-harmful"], defense["defense-data"]
+    places: dict[str, list[int]] = {}
+    for place, prompt in enumerate(reference.prompts):
+        places.setdefault(prompt, []).append(place)
+    pairs = tuple(
+        (place, places[prompt].pop(0))
+        for place, prompt in enumerate(harmful.prompts)
+        if places.get(prompt)
+    )
+    for each in defense.values():
+        each.record["paired"] = len(pairs)
+    if pairs:
+        return pairs
+    raise TooFewExamplesError(
+        "a harmful and a reference answer to the same prompt",
+        f"none: {len(harmful.prompts)} rows of --defense-harmful and "
+        f"{len(reference.prompts)} of --defense-data share no prompt",
+        "Give answers to the same prompts, or compare texts of any prompts with "
+        "--defense-option paired=false, whose lengths then differ.",
+    )
+
+
+class _Reader:
+    """Reads sources for one model under one recipe."""
+
+    def __init__(self, settings: FinetuneSettings, adapter: Adapter) -> None:
+        self._settings, self._adapter = settings, adapter
+        self._stop = _stop_token(adapter)
+
+    def read(
+        self, name: str, source: str, n: int | None = None, *, refusing: bool = False
+    ) -> Rows:
+        """Return the rows of a source that fit: all, or `n` drawn at random."""
+        pool = Pool(source, self._settings.columns())
+        made: dict[int, tuple[Example, str, bool]] = {}
+        left: dict[str, list[str]] = {}
+        for row in _offered(pool, n, f"{name}-{self._settings.recipe.seed}"):
+            if len(made) == n:
+                break
+            fit = self._fit(row, refusing)
+            if isinstance(fit, str):
+                left.setdefault(fit, []).append(row.place)
+            else:
+                thought = bool((row.thinking or "").strip())
+                made[row.row] = fit, row.prompt, thought
+        _require(name, source, len(made), 1 if n is None else n, left)
+        record = {
+            "source": Path(source).name,
+            "sha256": pool.survey.sha256,
+            "rows": pool.survey.n_rows,
+            "used": len(made),
+            "left_out": sum(map(len, left.values())),
+            "why": {
+                why: {"rows": len(places), "places": places}
+                for why, places in left.items()
+            },
+        }
+        # In the order of the source, whatever the order of the draw.
+        chosen = [made[number] for number in sorted(made)]
+        prompts = tuple(prompt for _, prompt, _ in chosen)
+        if self._adapter.thinking is None:
+            record["thinking_dropped"] = sum(thought for _, _, thought in chosen)
+        return Rows(tuple(each for each, _, _ in chosen), prompts, record)
+
+    def _fit(self, row: PoolRow, refusing: bool) -> Example | str:
+        """Return a row as it is trained on, or why it is left out."""
+        adapter, system_prompt = self._adapter, self._settings.system_prompt
+        found = render_row(
+            row,
+            adapter.tokenizer,
+            adapter.thinking,
+            adapter.max_positions,
+            system_prompt,
+        )
+        if found.conversation is None:
+            return str(found.kind)
+        if len(found.conversation.token_ids) == self._adapter.max_positions:
+            return "no room for the stop token"
+        if refusing and rules.judge(row.prompt, row.response).outcome != "refused":
+            return NO_REFUSAL
+        loss = self._settings.recipe.loss
+        return example(found.conversation, loss, stop=self._stop)
+
+
+def _offered(pool: Pool, n: int | None, seed: str) -> Iterator[PoolRow]:
+    """Yield all rows in their order, or all in a random order, `n` and a few at once.
+
+    A draw reads little more of a long source than it needs: rows that are not wanted
+    are neither parsed nor tokenised.
+    """
+    if n is None:
+        yield from pool.rows(lambda number: True)
+        return
+    order = list(range(pool.survey.n_rows))
+    random.Random(seed).shuffle(order)
+    step = n + n // 8 + 16
+    for start in range(0, len(order), step):
+        wanted = order[start : start + step]
+        found = {row.row: row for row in pool.rows(set(wanted).__contains__)}
+        yield from (found[number] for number in wanted)
+
+
+def _require(
+    name: str, source: str, found: int, least: int, left: dict[str, list[str]]
+) -> None:
+    if found >= least:
+        return
+    why = ", ".join(f"{len(places)} {kind}" for kind, places in left.items())
+    raise TooFewExamplesError(
+        f"{least} rows of --{name} that can be trained on",
+        f"{found} in `{source}`" + (f"; left out: {why}" if why else ""),
+        _more(name, left),
+    )
+
+
+def _more(name: str, left: dict[str, list[str]]) -> str:
+    if NO_REFUSAL in left:
+        return (
+            "Give rows whose response refuses, or compare with any safe answer: "
+            "--defense-option against=safe."
+        )
+    ratio = {"benign": "--benign-ratio", "defense-data": "the ratio of safeinstr"}
+    fewer = f", or lower {ratio[name]}" if name in ratio else ""
+    thinking = (
+        " A model that thinks is trained on rows with thinking: `holdfast select "
+        "--thinking-of model --budget 100%` draws it."
+    )
+    return f"Give more rows{fewer}.{thinking if NO_THINKING in left else ''}"
+
+
+def _stop_token(adapter: Adapter) -> int:
+    token = adapter.tokenizer.eos_token_id
+    if token is None:
+        raise InputError(
+            "a tokenizer with a token that ends an answer",
+            f"none with {adapter.identity.model_id}",
+            "Add `eos_token` to the model's tokenizer_config.json.",
+        )
+    return int(token)

@@ -1,0 +1,240 @@
+"""The settings of `holdfast finetune`; nothing heavy is imported here."""
+
+import math
+from dataclasses import asdict, dataclass, field
+from typing import Annotated, Any, Literal
+
+from cyclopts import Parameter
+
+from holdfast.errors import SettingsError
+from holdfast.finetune.defenses.options import Options, read_options
+from holdfast.ranges import at_least, flag_of, require_numbers
+from holdfast.rollout.settings import parse_columns
+
+Method = Literal["lora", "full"]
+LossOn = Literal["answer", "both", "template"]
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """Where the loss lies, what is trained, and how it is optimised."""
+
+    method: Method = "lora"
+    """Train low-rank adapters (lora) or all weights (full)."""
+
+    loss: LossOn = "template"
+    """Where the loss lies: answer, both (thinking, template and answer), or template
+    (from the end of thinking on). Prompts never count."""
+
+    defense: str = "none"
+    """A defense that is trained in: none, safeinstr, reference-loss, kl, lisa,
+    constrained, safegrad, ldifs, surgery or random-sink (docs/defenses.md)."""
+
+    defense_option: Annotated[
+        tuple[str, ...],
+        Parameter(negative=(), consume_multiple=False, show_default=False),
+    ] = ()
+    """KEY=VALUE for an option of the defense, such as weight=0.3. May be repeated."""
+
+    steps: int | None = None
+    """Optimiser steps, whatever the number of rows. Default: by --epochs."""
+
+    epochs: float = 3.0
+    """Passes over the rows, where --steps is not given."""
+
+    train_batch: int = 8
+    """Rows a device and a pass while training."""
+
+    accumulate: int = 1
+    """Passes an optimiser step."""
+
+    learning_rate: float | None = None
+    """Peak learning rate. Default: 2e-4 for lora, 2e-5 for full."""
+
+    schedule: Literal["cosine", "linear", "constant"] = "cosine"
+    """How the learning rate goes down."""
+
+    warmup: float = 0.1
+    """Share of the steps over which the learning rate goes up."""
+
+    weight_decay: float = 0.0
+    """Weight decay of AdamW."""
+
+    clip: float = 1.0
+    """Largest norm of the gradient; 0 clips nothing."""
+
+    lora_rank: int = 16
+    """Rank of the adapters."""
+
+    lora_alpha: int = 32
+    """Scale of the adapters, over their rank."""
+
+    gradient_checkpointing: bool = True
+    """Compute activations twice in place of keeping them."""
+
+    save_every: int = 100
+    """Steps between checkpoints, which is what an interruption costs at most."""
+
+    seed: int = 0
+    """Seed of the adapters, of the order of rows and of the mixture."""
+
+    def __post_init__(self) -> None:
+        """Refuse what cannot be meant."""
+        require_numbers(self)
+        least = {
+            "train_batch": 1,
+            "accumulate": 1,
+            "lora_rank": 1,
+            "lora_alpha": 1,
+            "save_every": 1,
+            "warmup": 0,
+            "weight_decay": 0,
+            "clip": 0,
+        }
+        for name, bound in least.items():
+            _check(getattr(self, name) >= bound, name, f"of {bound} or more", self)
+        _check(self.epochs > 0, "epochs", "above 0", self)
+        _check(self.warmup < 1, "warmup", "below 1", self)
+        if self.steps is not None:
+            _check(self.steps >= 1, "steps", "of 1 or more", self)
+        if self.learning_rate is not None:
+            _check(self.learning_rate > 0, "learning_rate", "above 0", self)
+
+        self.options()
+
+    def options(self) -> Options:
+        """Return the options of the defense, those not named at their defaults.
+
+        Raises:
+            SettingsError: If there is no such defense, option or value.
+        """
+        return read_options(self.defense, self.defense_option)
+
+    def share_of_rate(self, step: int, steps: int) -> float:
+        """Return the share of the peak learning rate at a step.
+
+        The rate goes up in even strides, the first of them at the first step, so that
+        no step is taken at a rate of 0, and then down as the schedule says.
+
+        Args:
+            step: The step, counted from 0.
+            steps: All steps.
+
+        Returns:
+            A number above 0 and up to 1.
+        """
+        rising = math.ceil(self.warmup * steps)
+        if step < rising:
+            return (step + 1) / rising
+        gone = (step - rising) / max(1, steps - rising)
+        if self.schedule == "constant":
+            return 1.0
+        return (
+            1 - gone
+            if self.schedule == "linear"
+            else (1 + math.cos(math.pi * gone)) / 2
+        )
+
+    def used(self, steps: int) -> dict[str, Any]:
+        """Return the settings that a run of so many steps has used, resolved.
+
+        Args:
+            steps: Optimiser steps that were taken.
+        """
+        left_out = {"defense_option"}
+        if self.method == "full":
+            left_out |= {"lora_rank", "lora_alpha"}
+        if self.steps is not None:
+            left_out.add("epochs")
+        if self.defense == "none":
+            left_out.add("defense")
+        given = asdict(self) | {"learning_rate": self.rate, "steps": steps}
+        return {name: value for name, value in given.items() if name not in left_out}
+
+    @property
+    def rate(self) -> float:
+        """The peak learning rate, resolved."""
+        if self.learning_rate is not None:
+            return self.learning_rate
+        return 2e-4 if self.method == "lora" else 2e-5
+
+
+def _check(holds: bool, name: str, what: str, recipe: Recipe) -> None:
+    if not holds:
+        found = str(getattr(recipe, name))
+        raise SettingsError(f"{flag_of(name)} {what}", found, "Choose another.")
+
+
+@dataclass(frozen=True)
+class FinetuneSettings:
+    """What a model is trained on, and how."""
+
+    data: str
+    """Rows with a prompt, a thinking and a safe response: what `holdfast select`
+    wrote, or any pool that it reads."""
+
+    benign: str | None = None
+    """Harmless rows of the same shape, mixed in so that safety is not paid for with
+    over-refusal."""
+
+    benign_ratio: float = 1.0
+    """Harmless rows for each row of --data."""
+
+    defense_data: str | None = None
+    """Rows of the same shape with a safe answer, for a defense that trains on such
+    answers or compares with them."""
+
+    defense_harmful: str | None = None
+    """Rows with a harmful answer to the prompts of --defense-data, for a defense that
+    compares the two."""
+
+    column: Annotated[
+        tuple[str, ...],
+        Parameter(negative=(), consume_multiple=False, show_default=False),
+    ] = ()
+    """FIELD=NAME for a field under another name: prompt, response, thinking. May be
+    repeated."""
+
+    system_prompt: str | None = None
+    """System prompt of every conversation."""
+
+    keep_checkpoints: bool = False
+    """Keep every checkpoint (--save-every) in OUTPUT.checkpoints when all is done, for
+    example for `holdfast sinks`. Each is a model with the state of its optimiser."""
+
+    recipe: Annotated[Recipe, Parameter(name="*")] = field(default_factory=Recipe)
+
+    def __post_init__(self) -> None:
+        """Refuse what cannot be meant."""
+        require_numbers(self)
+        at_least("--benign-ratio", self.benign_ratio, 0)
+        self.columns()
+        self._check_defense()
+
+    def _check_defense(self) -> None:
+        options = self.recipe.options()
+        for flag, needed, given in (
+            ("--defense-data", options.reference, self.defense_data),
+            ("--defense-harmful", options.harmful, self.defense_harmful),
+        ):
+            if needed == (given is not None):
+                continue
+            defense = f"--defense {self.recipe.defense}"
+            asked = " ".join(
+                f"--defense-option {o}" for o in self.recipe.defense_option
+            )
+            raise SettingsError(
+                f"{flag} with rows for {defense}" if needed else f"no {flag}",
+                "none"
+                if needed
+                else f"one, which {' '.join((defense, asked)).strip()} does not read",
+                "Name a file of such rows." if needed else "Drop it.",
+            )
+
+    def columns(self) -> dict[str, str]:
+        """Return the column of each field that has one.
+
+        Raises:
+            SettingsError: If an entry is not FIELD=NAME, or a field is named twice.
+        """
+        return parse_columns(self.column)

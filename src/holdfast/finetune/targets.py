@@ -1,0 +1,74 @@
+"""What is trained on: tokens of a row, and which of them carry the loss."""
+
+from collections.abc import Sequence
+from typing import Any, Final, NamedTuple
+
+from holdfast.data.chat.conversation import Conversation, Spans
+from holdfast.finetune.settings import LossOn
+
+IGNORED: Final = -100
+"""Label of a token without loss, as PyTorch's cross-entropy reads it."""
+
+
+class Example(NamedTuple):
+    """One training sequence.
+
+    Attributes:
+        input_ids: Prompt, thinking, end template, answer, stop token.
+        labels: The same tokens where the loss lies, `IGNORED` elsewhere.
+        answer: Place of the first token of the answer.
+    """
+
+    input_ids: tuple[int, ...]
+    labels: tuple[int, ...]
+    answer: int
+
+    def record(self) -> dict[str, Any]:
+        """Return it as a row of a data set."""
+        return {"input_ids": list(self.input_ids), "labels": list(self.labels)}
+
+
+def example(made: Conversation, loss: LossOn, *, stop: int) -> Example:
+    """Return a conversation as tokens and labels.
+
+    Args:
+        made: Prompt, thinking, end template and safe answer.
+        loss: Where the loss lies.
+        stop: Token that ends an answer; it carries loss wherever the answer does.
+    """
+    input_ids = (*made.token_ids, stop)
+    start = made.spans.answer[0]
+    return Example(input_ids, mask(input_ids, made.spans, loss), start)
+
+
+def mask(input_ids: Sequence[int], spans: Spans, loss: LossOn) -> tuple[int, ...]:
+    """Return the labels of a sequence: `IGNORED` before the loss begins.
+
+    Args:
+        input_ids: Tokens, the stop token included.
+        spans: Regions of the sequence.
+        loss: Where the loss lies; all of it reaches to the end.
+    """
+    start = {
+        "both": spans.thinking[0],
+        "template": spans.end_template[0],
+        "answer": spans.answer[0],
+    }[loss]
+    return (*[IGNORED] * start, *input_ids[start:])
+
+
+def lead(examples: Sequence[Example], loss: LossOn) -> int:
+    """Return how many tokens with loss come before the first one of an answer.
+
+    Those of the end template, which are the same in every row. Where the thinking
+    carries loss it is what a model says first, and nothing comes before it.
+
+    Args:
+        examples: Training sequences.
+        loss: Where the loss lies.
+    """
+    if loss != "template" or not examples:
+        return 0
+    first = examples[0]
+    silent = sum(label == IGNORED for label in first.labels)
+    return first.answer - silent

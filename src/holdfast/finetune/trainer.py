@@ -1,0 +1,441 @@
+"""The training run itself: TRL's SFTTrainer with our targets, stops and checkpoints."""
+
+import os
+import time
+import warnings
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from peft import LoraConfig, TaskType
+from torch import Tensor
+from transformers import PrinterCallback, TrainerCallback
+
+from holdfast.errors import EnvironmentProblem, SettingsError
+from holdfast.finetune.checkpoints import (
+    Keeper,
+    Watch,
+    blind_loss,
+    last_checkpoint,
+    restore,
+)
+from holdfast.finetune.defenses.base import Hooks, Material, Pass, Scene
+from holdfast.finetune.defenses.forward import Batch, Parts, carries_loss, watching
+from holdfast.finetune.defenses.reference_model import Aligned
+from holdfast.finetune.defenses.registry import DEFENSES
+from holdfast.finetune.settings import Recipe
+from holdfast.finetune.targets import IGNORED, Example, lead
+from holdfast.models.loading.checkpoint import name_base
+from holdfast.models.loading.files import ADAPTER_CONFIG
+from holdfast.models.loading.weights import quietly
+from holdfast.models.model import Adapter
+
+
+class Trained(NamedTuple):
+    """A finished run.
+
+    Attributes:
+        losses: Of every step, those before an interruption included: loss, its part
+            of the task and of the defense, learning rate, gradient norm, time, and
+            what the defense says of itself.
+        steps: Optimiser steps.
+        resumed_at: Step at which an interrupted run was taken up, or None.
+        save: Writes model or adapter and tokenizer into a folder; every process of a
+            distributed run has to call it.
+        is_main: Whether this process writes files.
+    """
+
+    losses: tuple[dict[str, float], ...]
+    steps: int
+    resumed_at: int | None
+    save: Callable[[Path], None]
+    is_main: bool
+
+
+def train(
+    adapter: Adapter,
+    examples: Sequence[Example],
+    recipe: Recipe,
+    folder: Path,
+    *,
+    fingerprint: str,
+    told: Callable[[int, int, float], None],
+    material: Material | None = None,
+    kept: int | None = 2,
+    whole: bool = False,
+) -> Trained:
+    """Train a model; the one in memory is changed.
+
+    A run whose checkpoints lie in the folder is taken up at the last good one, with
+    the same order of rows and the same random numbers, so that its losses are those
+    of an undisturbed run.
+
+    Args:
+        adapter: The model, in memory.
+        examples: Training sequences.
+        recipe: How it is trained.
+        folder: Where checkpoints lie while the run lasts.
+        fingerprint: What the run is keyed by.
+        told: Called at every step with its number, the number of all, and the loss.
+        material: Rows of the defense.
+        kept: Checkpoints that are kept, the last ones; None for all.
+        whole: Whether `save` writes a whole model in any case: the base lies where
+            nobody else will find it.
+
+    Raises:
+        EnvironmentProblem: If TRL is not installed.
+        SettingsError: If the defense needs one process and there are several.
+        InputError: If the checkpoints in the folder are those of another run.
+        ModelError: If the loss, or a weight, is no longer a number, or the loss has
+            diverged; the last good checkpoint is kept.
+    """
+    _require_one_process(recipe)
+    parts = _trl()
+    main = int(os.environ.get("RANK", "0")) == 0
+    last = last_checkpoint(folder, fingerprint, clear=main)
+    options = recipe.options()
+    aligned = Aligned(adapter, whole=options.aligned and recipe.method == "full")
+    with warnings.catch_warnings():
+        # PEFT still asks transformers by the old name of activation checkpointing.
+        warnings.filterwarnings("ignore", message=".*will be removed in v6.*")
+        trainer = _trainer(parts, adapter, examples, recipe, folder, kept)
+        scene = Scene(
+            adapter,
+            trainer.model,
+            Parts.of(adapter),
+            aligned.over(trainer.model),
+            material or Material(),
+            _collate_on_device(adapter),
+            recipe.seed,
+            lead(examples, recipe.loss),
+        )
+        hooks = DEFENSES[recipe.defense](scene, options)
+        if last is not None:
+            restore(last, hooks.state)
+        defended = recipe.defense != "none"
+        watch = Watch(blind_loss(examples), folder, defended=defended)
+        trainer.add_callback(watch)
+        trainer.prepare(hooks, scene.parts, watch)
+        # It would print to stdout, where results are.
+        trainer.remove_callback(PrinterCallback)
+        trainer.add_callback(Keeper(fingerprint, hooks.state, adapter))
+        trainer.add_callback(_Teller(told))
+        with hooks.around:
+            trainer.train(resume_from_checkpoint=None if last is None else str(last))
+    losses = tuple(
+        {key: float(value) for key, value in entry.items() if key not in _DROPPED}
+        for entry in trainer.state.log_history
+        if "loss" in entry
+    )
+    return Trained(
+        losses,
+        int(trainer.state.global_step),
+        None if last is None else int(last.name.rpartition("-")[2]),
+        lambda place: _save(trainer, place, adapter, recipe, whole=whole),
+        bool(trainer.is_world_process_zero()),
+    )
+
+
+_DROPPED = ("epoch", "entropy", "num_tokens", "mean_token_accuracy", "aux_loss")
+"""What TRL logs of its own accord."""
+
+
+def _require_one_process(recipe: Recipe) -> None:
+    world = os.environ.get("WORLD_SIZE", "1")
+    if int(world) > 1 and recipe.defense not in ("none", "safeinstr"):
+        raise SettingsError(
+            f"one process for --defense {recipe.defense}",
+            world,
+            "Its passes and draws have not been proved across several; start it "
+            "without accelerate launch, or take --defense none or safeinstr.",
+        )
+
+
+def require_trl() -> str:
+    """Return the version of TRL.
+
+    Raises:
+        EnvironmentProblem: If it is not installed.
+    """
+    return str(_trl().__version__)
+
+
+def _trl() -> Any:
+    try:
+        import trl
+    except ImportError as error:
+        raise EnvironmentProblem(
+            "the package trl, which trains",
+            "it is not installed",
+            "Install it: pip install 'holdfast[train]'.",
+        ) from error
+    return trl
+
+
+def _trainer(
+    trl: Any,
+    adapter: Adapter,
+    examples: Sequence[Example],
+    recipe: Recipe,
+    folder: Path,
+    kept: int | None,
+) -> Any:
+    from datasets import Dataset
+
+    class Trainer(Defended, trl.SFTTrainer):  # type: ignore[misc]
+        """SFTTrainer with the places where a defense acts, and our learning rates."""
+
+        def create_scheduler(
+            self: Any, num_training_steps: int, optimizer: Any = None
+        ) -> Any:
+            """Return the learning rates; that of transformers starts at 0."""
+            self.lr_scheduler = torch.optim.lr_scheduler.LambdaLR(
+                optimizer or self.optimizer,
+                lambda step: recipe.share_of_rate(step, num_training_steps),
+            )
+            return self.lr_scheduler
+
+    lora = None
+    if recipe.method == "lora":
+        lora = LoraConfig(
+            task_type=TaskType.CAUSAL_LM,
+            r=recipe.lora_rank,
+            lora_alpha=recipe.lora_alpha,
+            lora_dropout=0.0,
+            target_modules="all-linear",
+        )
+    adapter.model.train()
+    config = _config(trl, adapter, recipe, folder, kept)
+    # One process trains on one device; several are started by accelerate.
+    if config.n_gpu > 1:
+        config._n_gpu = 1
+    return Trainer(
+        model=adapter.model,
+        args=config,
+        data_collator=_collator(_pad_token(adapter)),
+        train_dataset=Dataset.from_list([each.record() for each in examples]),
+        processing_class=adapter.tokenizer,
+        peft_config=lora,
+    )
+
+
+def _config(
+    trl: Any, adapter: Adapter, recipe: Recipe, folder: Path, kept: int | None
+) -> Any:
+    on_cpu = adapter.device.type == "cpu" and not torch.cuda.is_available()
+    return trl.SFTConfig(
+        output_dir=str(folder),
+        max_steps=recipe.steps or -1,
+        num_train_epochs=recipe.epochs,
+        per_device_train_batch_size=recipe.train_batch,
+        gradient_accumulation_steps=recipe.accumulate,
+        learning_rate=recipe.rate,
+        weight_decay=recipe.weight_decay,
+        max_grad_norm=recipe.clip,
+        activation_checkpointing=recipe.gradient_checkpointing,
+        bf16=not on_cpu and torch.cuda.is_bf16_supported(),
+        use_cpu=on_cpu,
+        save_strategy="steps",
+        save_steps=recipe.save_every,
+        save_total_limit=kept,
+        logging_strategy="steps",
+        logging_steps=1,
+        logging_nan_inf_filter=False,
+        report_to=[],
+        disable_tqdm=True,
+        dataloader_pin_memory=not on_cpu,
+        seed=recipe.seed,
+        data_seed=recipe.seed,
+        max_length=None,
+        dataset_kwargs={"skip_prepare_dataset": True},
+    )
+
+
+class _Teller(TrainerCallback):  # type: ignore[misc]
+    """Tells of every step."""
+
+    def __init__(self, told: Callable[[int, int, float], None]) -> None:
+        self._told = told
+
+    def on_log(
+        self, args: Any, state: Any, control: Any, logs: Any = None, **things: Any
+    ) -> None:
+        """Tell of the step whose loss was just logged."""
+        if logs and "loss" in logs:
+            self._told(state.global_step, state.max_steps, float(logs["loss"]))
+
+
+def _pad_token(adapter: Adapter) -> int:
+    # Padding is masked and carries no loss, so any token will do.
+    own = adapter.tokenizer.pad_token_id
+    return 0 if own is None else int(own)
+
+
+def _collator(pad: int) -> Callable[[list[dict[str, list[int]]]], dict[str, Any]]:
+    def collate(rows: list[dict[str, list[int]]]) -> dict[str, Any]:
+        width = max(len(row["input_ids"]) for row in rows)
+        fill = {"input_ids": pad, "labels": IGNORED, "attention_mask": 0}
+        batch: dict[str, list[list[int]]] = {name: [] for name in fill}
+        for row in rows:
+            whole = row | {"attention_mask": [1] * len(row["input_ids"])}
+            for name, filler in fill.items():
+                batch[name].append(whole[name] + [filler] * (width - len(whole[name])))
+        return {name: torch.tensor(values) for name, values in batch.items()}
+
+    return collate
+
+
+def _collate_on_device(adapter: Adapter) -> Callable[[Sequence[Example]], Batch]:
+    collate = _collator(_pad_token(adapter))
+
+    def collated(rows: Sequence[Example]) -> Batch:
+        batch = collate([row.record() for row in rows])
+        return {name: each.to(adapter.device) for name, each in batch.items()}
+
+    return collated
+
+
+def _save(
+    trainer: Any, folder: Path, base: Adapter, recipe: Recipe, *, whole: bool
+) -> None:
+    """Write what was trained: an adapter only over a base that can be found again."""
+    alone = whole or base.source is None or base.source.adapter is not None
+    if recipe.method == "lora" and alone:
+        _save_merged(trainer, folder)
+        return
+    trainer.save_model(str(folder))
+    # A pickle of the arguments; everything in it is in the record.
+    (folder / "training_args.bin").unlink(missing_ok=True)
+    (folder / "README.md").unlink(missing_ok=True)
+    if (folder / ADAPTER_CONFIG).is_file():
+        name_base(folder, base.source)
+
+
+def _save_merged(trainer: Any, folder: Path) -> None:
+    # Its base is another adapter merged, or in memory, and lies nowhere by itself.
+    model = trainer.accelerator.unwrap_model(trainer.model)
+    if trainer.is_world_process_zero():
+        with quietly():
+            model.merge_and_unload().save_pretrained(folder)
+        trainer.processing_class.save_pretrained(folder)
+
+
+class Defended:
+    """Goes before TRL's SFTTrainer: the places where a defense acts.
+
+    Attributes:
+        hooks: Where the defense acts.
+        parts: The model that is trained, as `passing` reads it.
+        watch: Stops a run that diverges.
+    """
+
+    hooks: Hooks
+    parts: Parts
+    watch: Watch
+
+    def prepare(self, hooks: Hooks, parts: Parts, watch: Watch) -> None:
+        """Take the defense; called once, before training.
+
+        Args:
+            hooks: Where the defense acts.
+            parts: The model that is trained.
+            watch: Stops a run that diverges.
+        """
+        self.hooks, self.parts, self.watch = hooks, parts, watch
+        self._part = 0
+        self._spent = {"task_loss": 0.0, "defense_term": 0.0}
+        self._clock = (0.0, 0.0)
+
+    def get_batch_samples(self: Any, iterator: Any, n: int, device: Any) -> Any:
+        """Return the rows of a step, or those the defense puts in their place."""
+        self._clock = (time.perf_counter(), time.process_time())
+        self._part = 0
+        self._spent = dict.fromkeys(self._spent, 0.0)
+        samples, n_items = super().get_batch_samples(iterator, n, device)  # type: ignore[misc]
+        if self.hooks.swap is None:
+            return samples, n_items
+        numbers = [self._number(part) for part in range(len(samples))]
+        swapped = [self.hooks.swap(self._step, number) for number in numbers]
+        samples = [
+            given if rows is None else self._collated(rows)
+            for given, rows in zip(samples, swapped, strict=True)
+        ]
+        return samples, self._get_num_items_in_batch(samples, device)
+
+    def compute_loss(
+        self: Any,
+        model: Any,
+        inputs: Any,
+        return_outputs: bool = False,
+        num_items_in_batch: Any = None,
+    ) -> Any:
+        """Return the loss of a pass, the defense's term included."""
+        with watching(self.parts, self.hooks.reads) as states:
+            task = super().compute_loss(  # type: ignore[misc]
+                model, inputs, num_items_in_batch=num_items_in_batch
+            )
+        # Whether the trainer leaves the mean over passes to us.
+        ours = self.model_accepts_loss_kwargs and num_items_in_batch is not None
+        parts = self.current_gradient_accumulation_steps
+        self._count("task_loss", task, 1.0 if ours else 1.0 / parts)
+        if self.hooks.term is None:
+            return task
+        batch = {name: inputs[name] for name in _READ}
+        number = self._number(self._part)
+        with self.accelerator.autocast():
+            term = self.hooks.term(
+                Pass(self._step, self.state.max_steps, number, batch, states)
+            )
+        share = 1.0 / parts
+        if self.hooks.reads != "nothing" and num_items_in_batch is not None:
+            # A mean over tokens of the task's rows weighs as their loss does.
+            share = float(carries_loss(batch).sum() / num_items_in_batch)
+        self._count("defense_term", term, share)
+        return task + term.to(task.device) * (share if ours else 1.0)
+
+    def training_step(self: Any, *arguments: Any, **options: Any) -> Tensor:
+        """Run one pass forward and back, and at the last of a step the defense."""
+        loss: Tensor = super().training_step(*arguments, **options)  # type: ignore[misc]
+        self._part += 1
+        if not self.accelerator.sync_gradients:
+            return loss
+        if self.hooks.gradient is not None:
+            with self.accelerator.autocast():
+                found = self.hooks.gradient(self._step, self.state.max_steps)
+            self._count("defense_term", found, 1.0)
+        self.watch.step(self._spent["task_loss"], self._step)
+        return loss
+
+    def log(self: Any, logs: dict[str, float], start_time: Any = None) -> None:
+        """Write what a step cost beside its loss."""
+        if "loss" in logs:
+            now = (time.perf_counter(), time.process_time())
+            spent = [end - start for end, start in zip(now, self._clock, strict=True)]
+            logs |= self._spent | self.hooks.logged
+            if self.hooks.term is None and self.hooks.gradient is None:
+                del logs["defense_term"]
+            logs |= {"seconds": spent[0], "cpu_seconds": spent[1]}
+        super().log(logs, start_time)  # type: ignore[misc]
+
+    def create_model_card(self, *arguments: Any, **options: Any) -> None:
+        """Write no card into checkpoints; the output has one of its own."""
+
+    @property
+    def _step(self: Any) -> int:
+        return int(self.state.global_step)
+
+    def _number(self: Any, part: int) -> int:
+        return int(self._step * self.args.gradient_accumulation_steps + part)
+
+    def _collated(self: Any, rows: Sequence[Example]) -> Any:
+        return self.data_collator([row.record() for row in rows])
+
+    def _count(self: Any, name: str, value: Tensor, share: float) -> None:
+        found = float(value.detach())
+        said = "task" if name == "task_loss" else "the defense's term"
+        self.watch.require_number(found, said, self._step)
+        self._spent[name] += share * found
+
+
+_READ = ("input_ids", "attention_mask", "labels")

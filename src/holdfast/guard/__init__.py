@@ -1,0 +1,1 @@
+"""The guard: detectors of harmful answers by their dynamics, and their thresholds."""

@@ -1,0 +1,1 @@
+"""Attention heads: ranked by what they write along the probe, then ablated."""

@@ -1,0 +1,444 @@
+"""Ablate heads beside every control, and count what the model does then."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from typing import Any, NamedTuple
+
+import pyarrow as pa
+
+from holdfast.cliff.probe_files import names, read_own_probe
+from holdfast.data.chat.template import prompt_token_ids
+from holdfast.data.requests import read_questions
+from holdfast.data.suites import SuiteFile
+from holdfast.errors import EvidenceError, InputError
+from holdfast.heads.ablation_effects import (
+    comes_back,
+    conditions_of,
+    in_words,
+    score_along_answers,
+    second_round,
+    sparse_of,
+)
+from holdfast.heads.conditions import (
+    AS_IT_WAS,
+    ROLE,
+    Condition,
+    Item,
+    alike,
+    answer,
+    by_condition,
+    main_condition,
+    plan,
+    sampling_of,
+)
+from holdfast.heads.rank import ranking_of
+from holdfast.heads.ranking import Head, parse_heads
+from holdfast.heads.readings import Prompts, choose_prompts, select
+from holdfast.heads.settings import AblateSettings
+from holdfast.judges.exact import exact_number
+from holdfast.models.decoding.generate import generate
+from holdfast.models.decoding.row_state import Sampling
+from holdfast.models.interventions import check_heads
+from holdfast.models.model import Adapter
+from holdfast.report.text import closed_by_force
+from holdfast.rollout.answers import drawn
+from holdfast.rollout.prompts import row_seed
+from holdfast.rollout.questions import Question, fit_context
+from holdfast.rollout.rows import Rollout, from_table, to_table
+from holdfast.rollout.sampling import announce, tell_pace
+from holdfast.rollout.session import Session
+from holdfast.study import Study
+from holdfast.study.batches import ROW_ID, Meter, in_batches
+from holdfast.study.figures import study_seed
+
+STAGE = "ablate"
+ROLLOUTS = "rollouts.parquet"
+HEADS = "heads.parquet"
+OUTPUT = "ablation.parquet"
+SUMMARY = "ablation.json"
+
+
+class _Work(NamedTuple):
+    adapter: Adapter
+    prompts: Prompts
+    conditions: tuple[Condition, ...]
+    notes: tuple[str, ...]
+    repair: dict[str, Any] | None
+    utility: list[Rollout]
+
+
+def run(study: Study, settings: AblateSettings, session: Session) -> dict[str, Any]:
+    """Answer held-out prompts under every condition; writes `ablation.parquet`.
+
+    Args:
+        study: A study with ranked heads.
+        settings: Which heads, where, how many prompts.
+        session: The model, and where progress is told.
+
+    Returns:
+        The block `ablation` of the report.
+
+    Raises:
+        InputError: If the earlier stages are missing, or belong to another model.
+        SettingsError: If a fraction selects no head, or a head does not exist.
+        TooFewExamplesError: If no attack succeeds, so that nothing can be restored.
+    """
+    read = (ROLLOUTS, HEADS, *names("published"))
+    inputs = {name: study.input_hash(name) for name in read}
+    asked = settings.utility and read_utility(
+        settings.utility, settings.ablation_prompts
+    )
+    # The file is none of the study's, so its hash is a setting and no input.
+    key = asdict(settings) | {"utility_sha256": asked.sha256} if asked else settings
+    state, _ = study.stage(STAGE, key, inputs)
+    if state == "redo":
+        study.clear_parts(PARTS)
+    if state == "done":
+        session.progress.say("The ablation is there and up to date.")
+        return dict(study.read_json(SUMMARY))
+    if state == "continue":
+        session.progress.say("Going on where the last run was interrupted.")
+    rows = from_table(study.read_table(ROLLOUTS))
+    try:
+        prompts = choose_prompts(rows, settings.ablation_prompts)
+        train = _followed(rows, settings)
+    except EvidenceError as error:
+        reason = str(error)
+        study.manifest["stages"][STAGE]["reason"] = reason
+        study.save()
+        raise
+    session.check_same(study)
+    work = _prepare(study, settings, session, train, prompts)
+    if asked:
+        sampling = sampling_of(study, work.adapter)
+        answered, notes = draw_utility(study, session, asked, sampling)
+        work = work._replace(utility=answered, notes=(*work.notes, *notes))
+    table = _draw(study, settings, session, work, asked.targets if asked else {})
+    study.write_table(OUTPUT, table)
+    summary = _summary(study, settings, session, work, table.to_pylist())
+    if asked:
+        summary["prompts"]["utility"] = record_of(asked, len(work.utility))
+    study.write_json(SUMMARY, summary)
+    study.finish(STAGE, [OUTPUT, SUMMARY])
+    study.clear_parts(PARTS)
+    return summary
+
+
+def _followed(rows: Sequence[Rollout], settings: AblateSettings) -> tuple[Rollout, ...]:
+    """Return the training answers on which the second round follows the repair."""
+    if settings.factor != 0:
+        return ()
+    return select(rows, settings.ablation_prompts, "--ablation-prompts").ranking.rows
+
+
+def _prepare(
+    study: Study,
+    settings: AblateSettings,
+    session: Session,
+    train: Sequence[Rollout],
+    prompts: Prompts,
+) -> _Work:
+    """Choose the conditions; the second round looks at training answers alone."""
+    adapter, seed = session.adapter, study_seed(study)
+    ranking = ranking_of(study, adapter)
+    chosen = parse_heads(settings.ablated_heads or "")
+    check_heads(adapter, chosen)
+    first = plan(ranking, adapter.n_heads, settings, seed, chosen=chosen)
+    repair: dict[str, Any] | None = None
+    second: tuple[Head, ...] = ()
+    if settings.factor == 0:
+        probe, _ = read_own_probe(study, "published")
+        second, repair = second_round(
+            adapter, list(train), probe, main_condition(first.conditions).heads, seed,
+            session.batch_size,
+        )  # fmt: skip
+    whole = plan(ranking, adapter.n_heads, settings, seed, chosen=chosen, second=second)
+    return _Work(adapter, prompts, whole.conditions, whole.notes, repair, [])
+
+
+def _draw(
+    study: Study,
+    settings: AblateSettings,
+    session: Session,
+    work: _Work,
+    targets: Mapping[str, str],
+) -> pa.Table:
+    prompts = work.prompts
+    rows = [*prompts.harmful, *prompts.benign, *prompts.lookalikes, *work.utility]
+    items = [
+        Item(condition, row, targets.get(row.prompt_id) if row.role == ROLE else None)
+        for condition in work.conditions
+        for row in rows
+    ]
+    sampling, batch_size = sampling_of(study, work.adapter), session.batch_size
+    _tell(session, work, rows, sampling, len(items))
+    groups = [_group(each, settings) for each in work.conditions]
+    # What is not edited is mostly taken over and costs nothing: last, as the time that
+    # all takes is judged by a batch before.
+    groups.sort(key=lambda group: group[1] < 0)
+    place = {group: i for i, group in enumerate(dict.fromkeys(groups))}
+    longest = max(len(row.token_ids) for row in rows) + 1
+
+    def key(item: Item) -> int:
+        # What runs in one call lies together, and in it rows of like length, which
+        # are the same prompts under one condition after the other.
+        first = len(place) - place[_group(item.condition, settings)]
+        return first * longest + len(item.row.token_ids)
+
+    drawn_here, meter = "sampling" in study.record("rollout")["settings"], Meter()
+
+    def cost(batch: list[Item], _: list[Item]) -> float:
+        # What is taken over costs nothing.
+        taken = [drawn_here and each.condition.key == AS_IT_WAS for each in batch]
+        sizes = [len(each.row.token_ids) for each in batch]
+        drawn = zip(sizes, taken, strict=True)
+        return float(sum(size for size, is_taken in drawn if not is_taken))
+
+    return in_batches(
+        study,
+        STAGE,
+        items,
+        name=lambda item: item.name,
+        length=key,
+        batch_size=batch_size,
+        work=lambda batch: answer(
+            work.adapter,
+            batch,
+            sampling,
+            settings,
+            batch_size,
+            drawn_here=drawn_here,
+            told=meter.tick,
+        ),
+        progress=session.progress,
+        label="Switching heads off",
+        paced=lambda pace: tell_pace(session, pace, _written(pace.table, items)),
+        meter=meter,
+        cost=cost,
+    )
+
+
+def _group(condition: Condition, settings: AblateSettings) -> tuple[str, int]:
+    """Return what shares a batch: one kind of call, and one first block that differs.
+
+    Rows of a batch share their passes up to that block.
+    """
+    layers = [head.layer for head in condition.heads]
+    return alike(condition, settings.renormalise), min(layers, default=-1)
+
+
+def _tell(
+    session: Session,
+    work: _Work,
+    rows: Sequence[Rollout],
+    sampling: Sampling,
+    n_items: int,
+) -> None:
+    """Say what will be done, and what it can cost at most."""
+    for note in work.notes:
+        session.progress.say(note)
+    sizes = sorted({len(each.heads) for each in work.conditions if each.heads})
+    session.progress.say(
+        f"{len(work.conditions)} conditions ({', '.join(map(str, sizes))} of "
+        f"{work.adapter.n_layers * work.adapter.n_heads} heads) on {len(rows)} prompts."
+    )
+    announce(
+        session,
+        rows=n_items,
+        prompt=max(row.spans.prompt[1] for row in rows),
+        sampling=sampling,
+        drafted=True,
+    )
+
+
+def _written(table: pa.Table, items: Sequence[Item]) -> list[int]:
+    """Return how many tokens were drawn for each row, thinking included if it was."""
+    drawn_from = {
+        item.name: item.row.spans.prompt[1]
+        if item.condition.scope == "everywhere"
+        else item.row.spans.answer[0]
+        for item in items
+    }
+    return [
+        len(row["token_ids"]) - drawn_from[row[ROW_ID]]
+        for row in table.select([ROW_ID, "token_ids"]).to_pylist()
+    ]
+
+
+def _summary(
+    study: Study,
+    settings: AblateSettings,
+    session: Session,
+    work: _Work,
+    rows: list[dict[str, Any]],
+) -> dict[str, Any]:
+    seed, adapter = study_seed(study), work.adapter
+    total = adapter.n_layers * adapter.n_heads
+    block: dict[str, Any] = {
+        "prompts": {
+            "harmful": len(work.prompts.harmful),
+            "benign": len(work.prompts.benign),
+            "lookalikes": len(work.prompts.lookalikes),
+            "wrappers": [name or "none" for name in work.prompts.wrappers],
+        },
+        "factor": settings.factor,
+        "renormalise": settings.renormalise,
+        "conditions": conditions_of(rows, seed),
+        "sparse": sparse_of(rows, total, seed),
+        "notes": [*work.notes, *_forced(rows)],
+    }
+    if settings.ablated_heads or settings.factor != 0:
+        # The verdict is on heads that the ranking has found, and switched off.
+        block["sparse"]["sizes"] = []
+    if work.repair is not None and "everywhere" in settings.scopes:
+        block["self_repair"] = _self_repair(study, session, work, rows, seed)
+    return block
+
+
+def _forced(rows: Sequence[Mapping[str, Any]]) -> list[str]:
+    forced = sum(row["forced_close"] for row in rows)
+    return [closed_by_force(forced, len(rows))] if forced else []
+
+
+def _self_repair(
+    study: Study,
+    session: Session,
+    work: _Work,
+    rows: list[dict[str, Any]],
+    seed: int,
+) -> dict[str, Any]:
+    """Follow the score along the answers of harmful prompts, without and with edit."""
+    probe, _ = read_own_probe(study, "published")
+    top = main_condition(work.conditions)
+    groups = by_condition(
+        [row for row in rows if row["label"] == "harmful" and row["closed"]],
+        lambda row: (row["scope"], row["condition"], row["n_heads"]),
+    )
+    plain = groups.get((top.scope, "none", 0), [])
+    edited = groups.get((top.scope, "top", len(top.heads)), [])
+    both = {row["asked"] for row in plain} & {row["asked"] for row in edited}
+    pairs = [[row for row in side if row["asked"] in both] for side in (plain, edited)]
+    scores = [
+        score_along_answers(work.adapter, side, probe, heads, session.batch_size)
+        for side, heads in zip(pairs, ((), top.heads), strict=True)
+    ]
+    clusters = [row["request_id"] for row in pairs[0]]
+    block = {"n_heads": len(top.heads)} | (work.repair or {})
+    block |= comes_back(scores[0], scores[1], clusters, seed)
+    return block | {"evidence": in_words(block)}
+
+
+PARTS = "ablate_utility"
+"""Folder of the batches of the answers without an edit."""
+
+
+class Asked(NamedTuple):
+    """Questions that are asked under every condition, and their right answers."""
+
+    file: SuiteFile
+    targets: dict[str, str]
+
+    @property
+    def sha256(self) -> str:
+        """Hash of the source."""
+        return str(self.file.record["sha256"])
+
+
+def read_utility(source: str, limit: int) -> Asked:
+    """Read questions, at most so many, the first by content hash.
+
+    Raises:
+        InputError: If an answer holds no number, or the source cannot be read.
+        SettingsError: If a suite has no exact answers.
+    """
+    file = read_questions(source)
+    wrong = [item for item in file.items if exact_number(item.target or "") is None]
+    if wrong:
+        raise InputError(
+            f"a number in every answer of `{source}`",
+            f"{len(wrong)} without one, such as {(wrong[0].target or '')[:40]!r}",
+            "Utility is judged by the number that an answer ends on.",
+        )
+    items = sorted(file.items, key=lambda item: item.prompt.prompt_id)[:limit]
+    targets = {item.prompt.prompt_id: item.target or "" for item in items}
+    return Asked(SuiteFile(tuple(items), file.record), targets)
+
+
+def draw_utility(
+    study: Study, session: Session, asked: Asked, sampling: Sampling
+) -> tuple[list[Rollout], list[str]]:
+    """Draw the answers without an edit, as the rollouts were drawn.
+
+    Questions that do not fit in the model's context are left out and named, and so
+    are those whose thinking does not end, as prompts are, since in two of the scopes
+    it is kept.
+
+    Args:
+        study: The study, whose system prompt is used; finished batches are kept.
+        session: The model.
+        asked: The questions.
+        sampling: How the rollouts were drawn.
+
+    Returns:
+        The answers, and what has to be known of questions that were left out.
+
+    Raises:
+        InputError: If no question fits in the model's context.
+    """
+    adapter, seed = session.adapter, study_seed(study)
+    system_prompt = study.manifest["settings"]["rollout"]["system_prompt"]
+    questions = [
+        Question(
+            ROLE,
+            item.prompt,
+            0,
+            row_seed(seed, item.prompt.prompt_id, 0),
+            prompt_token_ids(
+                adapter.tokenizer,
+                item.prompt.text,
+                system_prompt=system_prompt,
+                thinking=adapter.thinking,
+            ),
+        )
+        for item in asked.file.items
+    ]
+    fitting = fit_context(adapter, questions, sampling)
+    for note in fitting.notes:
+        session.progress.warn(note)
+
+    meter = Meter()
+
+    def work(batch: list[Question]) -> pa.Table:
+        prompts = [(question.token_ids, question.seed) for question in batch]
+        parts = generate(
+            adapter,
+            prompts,
+            sampling,
+            batch_size=session.batch_size,
+            told=meter.tick,
+        )
+        return to_table(
+            drawn(batch[each.index], each, system_prompt)
+            for part in parts
+            for each in part
+        )
+
+    table = in_batches(
+        study,
+        PARTS,
+        fitting.questions,
+        name=lambda question: question.row_id,
+        length=lambda question: question.n_tokens,
+        batch_size=session.batch_size,
+        work=work,
+        progress=session.progress,
+        label="Answering questions",
+        meter=meter,
+    )
+    return [row for row in from_table(table) if row.closed], fitting.notes
+
+
+def record_of(asked: Asked, n_rows: int) -> dict[str, Any]:
+    """Return where the questions come from, and how many were asked."""
+    known = asked.file.record
+    return {"source": known["source"], "rows": n_rows, "sha256": known["sha256"]}

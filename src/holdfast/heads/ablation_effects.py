@@ -1,0 +1,376 @@
+"""Effects of an ablation: rates, paired differences, and self-repair."""
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, NamedTuple
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from holdfast.cliff.probe import Probe
+from holdfast.heads.conditions import ROLE, by_condition
+from holdfast.heads.ranking import Head, drops, rank_heads, top_heads
+from holdfast.heads.readings import BENIGN, HARMFUL, LOOKALIKE, read, unpack
+from holdfast.models.hidden_states import project_states
+from holdfast.models.interventions import HeadEdit, editing, head_factors
+from holdfast.models.model import Adapter
+from holdfast.rollout.rows import GAVE_IN, UNJUDGED, Rollout, flags, open_rows
+from holdfast.rollout.rows import rate as rate_of
+from holdfast.stats.bootstrap import Estimate, bootstrap_means, undefined
+from holdfast.stats.paired import paired_difference
+from holdfast.stats.unjudged import judged_difference
+from holdfast.study.figures import figure_of, generator
+
+Row = Mapping[str, Any]
+
+
+class Measure(NamedTuple):
+    """A rate: over rows of which roles, and which of them count.
+
+    Attributes:
+        roles: Roles of the rows; None for all.
+        counts: Whether an outcome counts.
+        optional: Whether it is left out where no such prompt was asked.
+    """
+
+    roles: tuple[str, ...] | None
+    counts: Callable[[str], bool]
+    optional: bool = False
+
+
+MEASURES = {
+    "attack_success": Measure(HARMFUL, lambda outcome: outcome in GAVE_IN),
+    "over_refusal": Measure(BENIGN, lambda outcome: outcome == "refused"),
+    "lookalike_refusal": Measure(
+        (LOOKALIKE,), lambda outcome: outcome == "refused", optional=True
+    ),
+    "benign_compliance": Measure(BENIGN, lambda outcome: outcome == "complied"),
+    "utility": Measure((ROLE,), lambda outcome: outcome == "correct", optional=True),
+    "degenerate": Measure(None, lambda outcome: outcome == "degenerate"),
+}
+
+
+def measures_of(rows: Sequence[Row]) -> list[str]:
+    """Return the measures that have something to count, and those that must."""
+    roles = {row["role"] for row in rows}
+    return [
+        name
+        for name, measure in MEASURES.items()
+        if not measure.optional or roles & set(measure.roles or ())
+    ]
+
+
+def rate(rows: Sequence[Row], measure: str, seed: int, name: str) -> Estimate:
+    """Return one rate with its interval over base requests.
+
+    Args:
+        rows: Answers, each with `role`, `outcome` and `request_id`.
+        measure: A name of `MEASURES`.
+        seed: Seed of the interval.
+        name: Name of the figure.
+    """
+    kept = _kept(rows, measure)
+    return rate_of(
+        kept,
+        _counts(measure),
+        seed,
+        f"{name}/{measure}",
+        unjudged=open_rows(kept, _is_unjudged, measure),
+        request=lambda row: str(row["request_id"]),
+    )
+
+
+def difference(
+    after: Sequence[Row], before: Sequence[Row], measure: str, seed: int, name: str
+) -> Estimate:
+    """Return the paired difference of a rate, answer by answer.
+
+    Args:
+        after: Answers under one condition, or several draws of it.
+        before: Answers under the other; each prompt once.
+        measure: A name of `MEASURES`.
+        seed: Seed of the interval.
+        name: Name of the figure.
+    """
+    kept = _kept(after, measure)
+    if not kept:
+        return undefined(0, "no prompt of this kind was asked")
+    known = {row["asked"]: row for row in before}
+    others = [known[row["asked"]] for row in kept]
+    return judged_difference(
+        flags(kept, _counts(measure)),
+        flags(others, _counts(measure)),
+        flags(kept, open_rows(kept, _is_unjudged, measure)),
+        flags(others, open_rows(others, _is_unjudged, measure)),
+        [row["request_id"] for row in kept],
+        generator(seed, f"{name}/{measure}"),
+    )
+
+
+def conditions_of(rows: Sequence[Row], seed: int) -> list[dict[str, Any]]:
+    """Return the table of conditions: each rate, and its change against nothing.
+
+    Args:
+        rows: Rows of `ablation.parquet`, in the order of the plan.
+        seed: Seed of the intervals.
+    """
+    groups = by_condition(
+        rows, lambda row: (row["scope"], row["condition"], row["n_heads"])
+    )
+    measures = measures_of(rows)
+    made = []
+    for (scope, condition, n_heads), group in groups.items():
+        plain = groups[scope, "none", 0]
+        name = f"ablate/{scope}/{condition}/{n_heads}"
+        draws = by_condition(group, lambda row: row["draw"])
+        entry: dict[str, Any] = {
+            "scope": scope,
+            "condition": condition,
+            "n_heads": n_heads,
+            "draws": len(draws),
+            "heads": [draw[0]["heads"] for draw in draws.values()],
+            "forced": sum(row["forced_close"] for row in group),
+        }
+        if group[0]["fraction"] is not None:
+            entry["fraction"] = group[0]["fraction"]
+        entry |= {each: figure_of(rate(group, each, seed, name)) for each in measures}
+        if condition != "none":
+            entry["change"] = {
+                each: figure_of(difference(group, plain, each, seed, f"{name}/change"))
+                for each in measures
+            }
+        made.append(entry)
+    return made
+
+
+def sparse_of(rows: Sequence[Row], n_total: int, seed: int) -> dict[str, Any]:
+    """Return what the verdict `sparse` is read from, by number of heads.
+
+    Args:
+        rows: Rows of `ablation.parquet`.
+        n_total: Heads of the model.
+        seed: Seed of the intervals.
+    """
+    here = [row for row in rows if row["scope"] == "everywhere"]
+    groups = by_condition(
+        here, lambda row: (row["condition"], row["n_heads"], row["draw"])
+    )
+    plain = groups.get(("none", 0, 0), [])
+    harmful = _kept(plain, "attack_success")
+    block: dict[str, Any] = {
+        "baseline": figure_of(rate(plain, "attack_success", seed, "ablate/baseline")),
+        "n_requests": len({row["request_id"] for row in harmful}),
+        "n_total": n_total,
+        "sizes": [],
+    }
+    for condition, size, draw in groups:
+        if condition != "top":
+            continue
+        top = groups[condition, size, draw]
+        draws = [group for key, group in groups.items() if key[:2] == ("random", size)]
+        beyond = [
+            difference(each, top, "attack_success", seed, f"ablate/beyond/{size}/{i}")
+            for i, each in enumerate(draws)
+        ]
+        closest = min(beyond, key=_low, default=undefined(0, "there are no controls"))
+        name = f"ablate/sparse/{size}"
+        found = {
+            "restored": difference(plain, top, "attack_success", seed, name),
+            "beyond_random": closest,
+            "benign_lost": difference(plain, top, "benign_compliance", seed, name),
+            "degenerate_gained": difference(top, plain, "degenerate", seed, name),
+        }
+        figures = {key: figure_of(each) for key, each in found.items()}
+        block["sizes"].append({"n_heads": size} | figures)
+    return block
+
+
+def _low(found: Estimate) -> float:
+    return float("-inf") if found.low is None else found.low
+
+
+def _kept(rows: Sequence[Row], measure: str) -> list[Row]:
+    roles = MEASURES[measure].roles
+    return [row for row in rows if roles is None or row["role"] in roles]
+
+
+def _counts(measure: str) -> Callable[[Row], bool]:
+    counts = MEASURES[measure].counts
+    return lambda row: counts(row["outcome"])
+
+
+def _is_unjudged(row: Row) -> bool:
+    return bool(row["outcome"] == UNJUDGED)
+
+
+LATE = 16
+"""Tokens at the end of an answer over which the late score is the mean."""
+
+
+def second_round(
+    adapter: Adapter,
+    rows: Sequence[Rollout],
+    probe: Probe,
+    first: Sequence[Head],
+    seed: int,
+    batch_size: int,
+) -> tuple[tuple[Head, ...], dict[str, Any]]:
+    """Rank heads again while the first ones are off, and say who took over.
+
+    The tokens stay the same, so that nothing but the edit differs.
+
+    Args:
+        adapter: The model.
+        rows: Complied harmful answers to training requests.
+        probe: The probe.
+        first: Heads that are off.
+        seed: Seed of the intervals.
+        batch_size: Rows at once.
+
+    Returns:
+        As many new heads, and figures: what all other heads contribute before and
+        after, and the contribution of each new head before and after.
+    """
+    edit = HeadEdit(head_factors(adapter, first, 0.0))
+    before, after = (
+        unpack(
+            read(adapter, rows, probe, batch_size=batch_size, edit=each), rows, adapter
+        )
+        for each in (None, edit)
+    )
+    ranking = rank_heads(
+        after.readings, after.clusters, generator(seed, "repair/ranking")
+    )
+    others = [row for row in ranking if row.head not in first]
+    new = top_heads(others, len(first))
+    was, now = (drops(each.readings).total for each in (before, after))
+    keep = torch.ones(was.shape[1:], dtype=torch.bool)
+    for head in first:
+        keep[head] = False
+    rest_before, rest_after = (each[:, keep].sum(1) for each in (was, now))
+    clusters = before.clusters
+    block: dict[str, Any] = {
+        "others_before": figure_of(_mean(rest_before, clusters, seed, "before")),
+        "others_after": figure_of(_mean(rest_after, clusters, seed, "after")),
+        "others_change": figure_of(
+            paired_difference(
+                rest_after, rest_before, clusters, generator(seed, "repair/change")
+            )
+        ),
+        "new_heads": [],
+    }
+    for head in new:
+        one, other = was[:, head.layer, head.head], now[:, head.layer, head.head]
+        name = f"{head.layer}:{head.head}"
+        block["new_heads"].append(
+            {
+                "layer": head.layer,
+                "head": head.head,
+                "before": figure_of(_mean(one, clusters, seed, f"{name}/before")),
+                "after": figure_of(_mean(other, clusters, seed, f"{name}/after")),
+            }
+        )
+    return new, block
+
+
+def score_along_answers(
+    adapter: Adapter,
+    rows: Sequence[Mapping[str, Any]],
+    probe: Probe,
+    heads: Sequence[Head],
+    batch_size: int,
+) -> Float[Tensor, "example _"]:
+    """Read the probe's logit before the answer and late in it, under an edit.
+
+    Args:
+        adapter: The model.
+        rows: Rows of `ablation.parquet` of one condition.
+        probe: The probe.
+        heads: Heads that were off while the answers were drawn.
+        batch_size: Rows at once.
+
+    Returns:
+        One row an answer: the logit at its final token, and the mean over its last
+        tokens.
+    """
+    direction, offset = probe.raw()
+    edit = HeadEdit(head_factors(adapter, heads, 0.0)) if heads else None
+    with editing(adapter, edit):
+        found = project_states(
+            adapter,
+            [row["token_ids"] for row in rows],
+            direction.float()[None],
+            torch.tensor([offset]),
+            batch_size=batch_size,
+        )
+    ends = []
+    for row, logits in zip(rows, found, strict=True):
+        start = row["answer_start"]
+        late = logits[max(start, len(logits) - LATE) :, 0]
+        # An answer that is empty is as it was at its beginning.
+        ends.append((logits[start - 1, 0], late.mean() if len(late) else logits[-1, 0]))
+    return torch.tensor([[float(a), float(b)] for a, b in ends])
+
+
+def comes_back(
+    plain: Float[Tensor, "example _"],
+    edited: Float[Tensor, "example _"],
+    clusters: Sequence[str],
+    seed: int,
+) -> dict[str, Any]:
+    """Return the score before the answer and late in it, without and with the edit.
+
+    Args:
+        plain: What `score_along_answers` read without an edit.
+        edited: The same with the heads off, prompt by prompt.
+        clusters: The base request of each prompt.
+        seed: Seed of the intervals.
+    """
+    columns = {
+        "final_plain": plain[:, 0],
+        "final_edited": edited[:, 0],
+        "late_plain": plain[:, 1],
+        "late_edited": edited[:, 1],
+        "lost_again": (edited[:, 0] - plain[:, 0]) - (edited[:, 1] - plain[:, 1]),
+    }
+    return {
+        name: figure_of(_mean(column, clusters, seed, f"score/{name}"))
+        for name, column in columns.items()
+    }
+
+
+def in_words(block: Mapping[str, Any]) -> list[str]:
+    """Say what the figures of self-repair mean.
+
+    Args:
+        block: Figures of `second_round` and of `comes_back`, side by side.
+    """
+    change, lost = block["others_change"], block["lost_again"]
+    said = []
+    if change["low"] is not None and change["low"] > 0:
+        said.append(
+            f"With the top heads off, other heads take more from the logit than before "
+            f"({change['value']:.2f} more): they take over in part."
+        )
+    else:
+        said.append("With the top heads off, no other heads visibly take over.")
+    if lost["low"] is not None and lost["low"] > 0:
+        said.append(
+            f"The gain in the refusal logit shrinks along the answer, by "
+            f"{lost['value']:.2f} of {_gain(block):.2f}."
+        )
+    else:
+        said.append("The gain in the refusal logit does not visibly shrink again.")
+    return said
+
+
+def _gain(block: Mapping[str, Any]) -> float:
+    plain, edited = block["final_plain"]["value"], block["final_edited"]["value"]
+    return float(edited or 0) - float(plain or 0)
+
+
+def _mean(values: Tensor, clusters: Sequence[str], seed: int, name: str) -> Estimate:
+    found = bootstrap_means(
+        values[:, None], clusters, generator(seed, f"repair/{name}")
+    )
+    return found[0]

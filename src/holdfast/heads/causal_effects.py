@@ -1,0 +1,299 @@
+"""Causal effects of heads on a logit, at the cost of a few tokens.
+
+One prefill up to the end of the thinking is shared by all heads. Taking a head away
+touches the end template alone, so each head costs one cached pass of those few
+tokens. The passes of many heads are one: their tokens stand side by side over the one
+cache, which is never copied, and a mask keeps each head's tokens to themselves.
+"""
+
+import copy
+from collections.abc import Collection, Sequence
+from itertools import groupby
+from typing import Any, Literal, NamedTuple
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+from transformers import DynamicCache
+from transformers.cache_utils import Cache
+
+from holdfast.errors import InputError, ModelError, SettingsError
+from holdfast.models.batching import longest_first, pad, with_batch_halving
+from holdfast.models.finite import check_finite
+from holdfast.models.hidden_states import check_lengths
+from holdfast.models.interventions import Head, head_factors, scaled_tokens
+from holdfast.models.model import Adapter
+
+Moment = Literal["final_token", "end_template"]
+MOMENTS: tuple[Moment, ...] = ("final_token", "end_template")
+MAX_BYTES = 1 << 30
+
+
+class Effects(NamedTuple):
+    """What taking heads away does to the logit at the final token.
+
+    Attributes:
+        plain: The logit as it is.
+        change: Edited less plain, one column a candidate; positive where the heads
+            had held the logit down.
+    """
+
+    plain: Float[Tensor, "example"]
+    change: Float[Tensor, "example head"]
+
+
+def causal_effects(
+    adapter: Adapter,
+    sequences: Sequence[Sequence[int]],
+    n_template: Sequence[int],
+    candidates: Sequence[Sequence[Head]],
+    direction: Float[Tensor, "d_model"],
+    offset: int | float = 0.0,
+    *,
+    moments: Collection[Moment] = MOMENTS,
+    factor: int | float = 0.0,
+    batch_size: int = 16,
+    max_bytes: int = MAX_BYTES,
+) -> dict[Moment, Effects]:
+    """Scale heads at the final token, or over the end template, and read the logit.
+
+    What a head writes early in the end template stays in the keys and values that
+    the final token reads, so the second check sees what the first cannot.
+
+    Args:
+        adapter: The model.
+        sequences: Token ids up to the last token of the end template.
+        n_template: Tokens of the end template of each sequence.
+        candidates: What is scaled together: usually one head each.
+        direction: Direction in the space after the final norm.
+        offset: The rest of the logit.
+        moments: "final_token", "end_template" or both.
+        factor: What heads are multiplied by.
+        batch_size: Sequences in a prefill; halved whenever memory runs out.
+        max_bytes: Memory that candidates may take in one pass, at its worst; one
+            candidate always runs.
+
+    Returns:
+        Effects for each moment, in float32 on the CPU, in the order of the sequences
+        and candidates.
+
+    Raises:
+        InputError: If a sequence has no tokens or too many, or its end template is
+            empty or all of it.
+        SettingsError: If the model has no such head, or there is no candidate.
+        ModelError: If the model's attention takes no mask.
+        EnvironmentProblem: If one sequence alone does not fit in memory.
+    """
+    check_lengths(adapter, sequences)
+    _check_templates(sequences, n_template)
+    _check_attention(adapter)
+    if not candidates or not moments:
+        raise SettingsError(
+            "heads to take away, and a moment to do it at",
+            f"{len(candidates)} candidates, {len(moments)} moments",
+            "Name at least one head, and `final_token` or `end_template`.",
+        )
+    tables = [head_factors(adapter, heads, factor) for heads in candidates]
+    plan = _Plan(
+        torch.stack([torch.ones_like(tables[0]), *tables]),
+        direction.to(adapter.device, torch.float32),
+        offset,
+        tuple(moment for moment in MOMENTS if moment in moments),
+        max_bytes,
+    )
+    # Only templates of one length can stand side by side without padding.
+    order = sorted(longest_first(sequences), key=lambda row: n_template[row])
+    found: dict[int, Tensor] = {}
+    for length, group in groupby(order, key=lambda row: n_template[row]):
+        rows = list(group)
+
+        def run(batch: Sequence[int], length: int = length) -> list[Tensor]:
+            return _run(adapter, plan, [sequences[row] for row in batch], length)
+
+        results, _ = with_batch_halving(run, rows, batch_size)
+        found |= zip(rows, results, strict=True)
+    logits = _in_order(found, len(plan.moments), len(plan.tables))
+    check_finite(logits, "the states under some head's edit")
+    return {
+        moment: Effects(logits[:, i, 0], logits[:, i, 1:] - logits[:, i, :1])
+        for i, moment in enumerate(plan.moments)
+    }
+
+
+class _Plan(NamedTuple):
+    tables: Float[Tensor, "_ layer head"]
+    """Factors of each candidate, after those that change nothing."""
+    direction: Float[Tensor, "d_model"]
+    offset: int | float
+    moments: tuple[Moment, ...]
+    max_bytes: int
+
+
+class _Prefix:
+    """A batch that has been read up to some position, with its cache."""
+
+    def __init__(self, adapter: Adapter, rows: Sequence[Sequence[int]]) -> None:
+        batch = pad(rows, "left", adapter.device)
+        self.adapter = adapter
+        # Every layer keeps all of its keys; windows are drawn in the masks.
+        self.cache: Any = DynamicCache()
+        self.mask = batch.mask
+        self.positions = batch.positions()
+        adapter.base(**batch.inputs(), past_key_values=self.cache, use_cache=True)
+
+    def extend(self, token_ids: Int[Tensor, "example position"]) -> None:
+        """Read tokens that follow."""
+        if token_ids.shape[1]:
+            inputs = self._inputs(token_ids, 1)
+            self.adapter.base(**inputs, past_key_values=self.cache, use_cache=True)
+            more = torch.ones_like(token_ids, dtype=torch.bool)
+            self.mask = torch.cat([self.mask, more], -1)
+            self.positions = torch.cat([self.positions, inputs["position_ids"]], -1)
+
+    def logits(
+        self, token_ids: Int[Tensor, "example position"], plan: _Plan
+    ) -> Float[Tensor, "example _"]:
+        """Return the logit after tokens that follow, for each table of factors."""
+        length = token_ids.shape[1]
+
+        def run(tables: Sequence[Tensor]) -> list[Tensor]:
+            factors = torch.stack(list(tables)).repeat_interleave(length, 0)
+            with scaled_tokens(self.adapter, factors):
+                states = self.adapter.base(
+                    **self._inputs(token_ids, len(tables)),
+                    past_key_values=_SharedCache(self.cache),
+                    use_cache=True,
+                ).last_hidden_state[:, length - 1 :: length]
+            found = states.float() @ plan.direction.to(states.device) + plan.offset
+            return list(found.to("cpu").T)
+
+        # Tokens of other candidates are masked, not skipped: no more of them than
+        # tokens of the prefix, or most of the attention would be for nothing.
+        few = max(1, self.mask.shape[1] // length)
+        size = min(few, max(1, plan.max_bytes // self._bytes_a_table(length)))
+        results, _ = with_batch_halving(run, list(plan.tables), size)
+        return torch.stack(results, -1)
+
+    def _inputs(
+        self, token_ids: Int[Tensor, "example position"], n_copies: int
+    ) -> dict[str, Any]:
+        """Return the arguments for a pass over copies of tokens that follow."""
+        n_rows, length = token_ids.shape
+        steps = torch.arange(length, device=token_ids.device)
+        after = (self.positions[:, -1:] + 1 + steps).repeat(1, n_copies)
+        copies = torch.arange(n_copies, device=token_ids.device)
+        copy_of = copies.repeat_interleave(length)
+        own = (copy_of[:, None] == copy_of) & (after[:1, :, None] >= after[:1, None])
+        before = self.mask[:, None].expand(n_rows, len(copy_of), -1)
+        seen = torch.cat([before, own.expand(n_rows, -1, -1)], -1)
+        distance = after[..., None] - torch.cat([self.positions, after], -1)[:, None]
+        return {
+            "input_ids": token_ids.repeat(1, n_copies),
+            "attention_mask": _masks(self.adapter, seen[:, None], distance[:, None]),
+            "position_ids": after,
+        }
+
+    def _bytes_a_table(self, length: int) -> int:
+        # Attention scores where no kernel spares them, and the width of the layers.
+        width = 4 * self.adapter.model.config.intermediate_size
+        scores = self.adapter.n_heads * (self.mask.shape[1] + length)
+        return int(len(self.mask) * length * 4 * (2 * scores + width))
+
+
+def _masks(
+    adapter: Adapter,
+    seen: Bool[Tensor, "example 1 position _"],
+    distance: Int[Tensor, "example 1 position _"],
+) -> Any:
+    """Return the mask of the model's layers, or one for each of their types."""
+    kinds = {
+        layer.sliding_window if layer.is_sliding else None
+        for layer in DynamicCache(config=adapter.model.config).layers
+    }
+    hidden = torch.finfo(adapter.dtype).min
+    masks = {}
+    for window in kinds:
+        name = "full_attention" if window is None else "sliding_attention"
+        near = seen if window is None else seen & (distance < window)
+        # Added to the scores, which every kernel with a mask understands.
+        added = torch.zeros(near.shape, dtype=adapter.dtype, device=near.device)
+        masks[name] = added.masked_fill_(~near, hidden)
+    return masks if len(masks) > 1 else next(iter(masks.values()))
+
+
+class _SharedCache(Cache):  # type: ignore[misc]
+    """A cache that is read many times and never written.
+
+    What a pass adds is joined for that pass alone, layer by layer.
+    """
+
+    def __init__(self, cache: Any) -> None:
+        super().__init__(layers=list(cache.layers))
+
+    def update(
+        self,
+        key_states: Tensor,
+        value_states: Tensor,
+        layer_idx: int,
+        *arguments: Any,
+        **named: Any,
+    ) -> Any:
+        """Return the prefix and these tokens, side by side, and keep neither."""
+        layer = copy.copy(self.layers[layer_idx])
+        return layer.update(key_states, value_states, *arguments, **named)
+
+
+@torch.inference_mode()
+def _run(
+    adapter: Adapter, plan: _Plan, rows: Sequence[Sequence[int]], n_template: int
+) -> list[Float[Tensor, "moment _"]]:
+    """Return the logits of each sequence, by moment and table."""
+    prefix = _Prefix(adapter, [row[:-n_template] for row in rows])
+    template = torch.tensor([list(row[-n_template:]) for row in rows])
+    template = template.to(adapter.device)
+    found: dict[Moment, Tensor] = {}
+    if "end_template" in plan.moments:
+        found["end_template"] = prefix.logits(template, plan)
+    if "final_token" in plan.moments:
+        prefix.extend(template[:, :-1])
+        found["final_token"] = prefix.logits(template[:, -1:], plan)
+    return list(torch.stack([found[moment] for moment in plan.moments], 1))
+
+
+def _in_order(
+    found: dict[int, Tensor], n_moments: int, n_tables: int
+) -> Float[Tensor, "example _ _"]:
+    logits = torch.empty((len(found), n_moments, n_tables))
+    # Copied outside inference mode: the result is an ordinary tensor.
+    for row, result in found.items():
+        logits[row] = result
+    return logits
+
+
+def _check_templates(
+    sequences: Sequence[Sequence[int]], n_template: Sequence[int]
+) -> None:
+    if len(n_template) != len(sequences):
+        raise InputError(
+            f"one length of the end template for each of {len(sequences)} sequences",
+            f"{len(n_template)}",
+            "Pass the number of tokens that end each thinking.",
+        )
+    for index, (ids, length) in enumerate(zip(sequences, n_template, strict=True)):
+        if not 0 < length < len(ids):
+            raise InputError(
+                f"an end template within the {len(ids)} tokens of sequence {index}, "
+                "with something before it",
+                f"{length} tokens",
+                "Leave out rows whose thinking has not ended.",
+            )
+
+
+def _check_attention(adapter: Adapter) -> None:
+    kind = adapter.model.config._attn_implementation
+    if kind not in ("sdpa", "eager"):
+        raise ModelError(
+            "attention that takes any mask, `sdpa` or `eager`",
+            f"`{kind}` in {adapter.identity.model_id}",
+            "Load the model with attn_implementation='sdpa'.",
+        )

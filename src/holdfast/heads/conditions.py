@@ -1,0 +1,420 @@
+"""Conditions of an ablation: which heads are ablated, where, and the answers."""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict
+from typing import Any, Literal, NamedTuple
+
+import pyarrow as pa
+import torch
+
+from holdfast.errors import SettingsError
+from holdfast.heads.ranking import (
+    Head,
+    RankedHead,
+    count_heads,
+    layer_matched_draws,
+    most_positive_heads,
+    top_heads,
+)
+from holdfast.heads.settings import AblateSettings, Scope
+from holdfast.judges.rules.rules import judge
+from holdfast.models.decoding.generate import generate
+from holdfast.models.decoding.row_state import Completion, Sampling
+from holdfast.models.interventions import (
+    HeadEdit,
+    Renormalise,
+    head_factors,
+    scope_ranges,
+)
+from holdfast.models.model import Adapter
+from holdfast.report.progress import Tick
+from holdfast.rollout.answers import EXACT, mark
+from holdfast.rollout.questions import resolve_sampling
+from holdfast.rollout.rows import Rollout
+from holdfast.rollout.settings import DIFFUSION, RolloutSettings
+from holdfast.study import Study
+from holdfast.study.batches import ROW_ID
+from holdfast.study.figures import generator
+
+Name = Literal["none", "top", "random", "positive", "second_round"]
+
+
+class Condition(NamedTuple):
+    """Which heads are scaled, and where.
+
+    Attributes:
+        name: Nothing; the top of the ranking; random heads of the same layers; the
+            heads that hold refusal up the most; or the top with that of a second round.
+        scope: At which positions.
+        fraction: Share of all heads that was asked for; None for nothing.
+        draw: Which of the random draws, from 0.
+        heads: The heads.
+    """
+
+    name: Name
+    scope: Scope
+    fraction: float | None
+    draw: int
+    heads: tuple[Head, ...]
+
+    @property
+    def key(self) -> str:
+        """Name of the condition, which no other one has."""
+        return f"{self.scope}/{self.name}/{len(self.heads)}/{self.draw}"
+
+
+class Item(NamedTuple):
+    """One prompt under one condition.
+
+    Attributes:
+        condition: What is done to the model.
+        row: The prompt, and the answer without an edit.
+        target: The exact answer; None for prompts that have none.
+    """
+
+    condition: Condition
+    row: Rollout
+    target: str | None = None
+
+    @property
+    def name(self) -> str:
+        """Name of the row."""
+        return f"{self.condition.key}#{self.row.row_id}"
+
+
+class Plan(NamedTuple):
+    """The conditions, and sentences on those that could not be made."""
+
+    conditions: tuple[Condition, ...]
+    notes: tuple[str, ...]
+
+
+class _Set(NamedTuple):
+    name: Name
+    draw: int
+    heads: tuple[Head, ...]
+
+
+def plan(
+    ranking: Sequence[RankedHead],
+    n_heads: int,
+    settings: AblateSettings,
+    seed: int,
+    *,
+    chosen: Sequence[Head] = (),
+    second: Sequence[Head] = (),
+) -> Plan:
+    """Return every condition, nothing first in each scope.
+
+    Args:
+        ranking: Every head, the first of the ranking first.
+        n_heads: Heads in each layer.
+        settings: Fractions, scopes, draws.
+        seed: Seed of the draws.
+        chosen: Heads to take in place of the top ones, at one fraction: their own.
+        second: Heads that a second round found, taken together with the first ones.
+
+    Raises:
+        SettingsError: If a fraction selects no head, or no fraction leaves controls.
+    """
+    total = len(ranking)
+    sizes: dict[int, float] = {len(chosen): len(chosen) / total} if chosen else {}
+    for fraction in () if chosen else settings.fractions:
+        sizes.setdefault(count_heads(fraction, total), fraction)
+    sets: dict[int, list[_Set]] = {}
+    problems: dict[int, SettingsError] = {}
+    for size in sizes:
+        top = tuple(chosen) or top_heads(ranking, size)
+        try:
+            sets[size] = _sets(ranking, top, n_heads, settings, seed)
+        except SettingsError as error:
+            problems[size] = error
+    if not sets:
+        raise next(iter(problems.values()))
+    notes = [
+        f"{size} of {total} heads ({sizes[size]:.3g}) were not switched off: "
+        f"they leave no controls (expected {error.expected}; found {error.found})."
+        for size, error in problems.items()
+    ]
+    main = main_size(tuple(sets))
+    if second:
+        both = (*sets[main][0].heads, *second)
+        sets[main].append(_Set("second_round", 0, both))
+    made: list[Condition] = []
+    for place, scope in enumerate(settings.scopes):
+        made.append(Condition("none", scope, None, 0, ()))
+        for size in sets if place == 0 else [main]:
+            made += [
+                Condition(each.name, scope, sizes[size], each.draw, each.heads)
+                for each in sets[size]
+                if place == 0 or each.name != "second_round"
+            ]
+    return Plan(tuple(made), tuple(notes))
+
+
+def main_size(sizes: Sequence[int]) -> int:
+    """Return the middle size: the one that every scope and the second round use."""
+    ordered = sorted(sizes)
+    return ordered[(len(ordered) - 1) // 2]
+
+
+def _sets(
+    ranking: Sequence[RankedHead],
+    top: tuple[Head, ...],
+    n_heads: int,
+    settings: AblateSettings,
+    seed: int,
+) -> list[_Set]:
+    """Return the top heads and what they are compared with."""
+    draws = layer_matched_draws(
+        top, n_heads, settings.random_draws, generator(seed, f"ablate/{sorted(top)}")
+    )
+    positive = most_positive_heads(ranking, len(top))
+    return [
+        _Set("top", 0, top),
+        *(_Set("random", draw, heads) for draw, heads in enumerate(draws)),
+        _Set("positive", 0, positive),
+    ]
+
+
+def main_condition(conditions: Sequence[Condition]) -> Condition:
+    """Return the top condition of the middle size, in the first scope."""
+    first = [each for each in conditions if each.scope == conditions[0].scope]
+    tops = {len(each.heads): each for each in first if each.name == "top"}
+    return tops[main_size(tuple(tops))]
+
+
+AS_IT_WAS = Condition("none", "everywhere", None, 0, ()).key
+"""The condition in which nothing differs from the rollouts."""
+SCHEMA = pa.schema(
+    [
+        (ROW_ID, pa.string()),
+        ("condition", pa.string()),
+        ("fraction", pa.float64()),
+        ("n_heads", pa.int32()),
+        ("scope", pa.string()),
+        ("draw", pa.int32()),
+        ("heads", pa.string()),
+        ("asked", pa.string()),
+        ("role", pa.string()),
+        ("request_id", pa.string()),
+        ("prompt_id", pa.string()),
+        ("label", pa.string()),
+        ("wrapper", pa.string()),
+        ("outcome", pa.string()),
+        ("reason", pa.string()),
+        ("judge", pa.string()),
+        ("answer", pa.string()),
+        ("finish", pa.string()),
+        ("closed", pa.bool_()),
+        ("forced_close", pa.bool_()),
+        ("token_ids", pa.list_(pa.int32())),
+        ("answer_start", pa.int32()),
+    ]
+)
+
+
+def answer(
+    adapter: Adapter,
+    items: Sequence[Item],
+    sampling: Sampling,
+    settings: AblateSettings,
+    batch_size: int,
+    *,
+    drawn_here: bool = True,
+    told: Callable[[Tick], None] | None = None,
+) -> pa.Table:
+    """Answer each prompt under its condition, and judge it.
+
+    Everywhere, the thinking is drawn anew under the edit. In the other scopes it is
+    the model's own, as it was drawn without an edit, and only the answer is drawn.
+    Rows of all conditions run side by side, each with its own heads scaled.
+
+    Args:
+        adapter: The model.
+        items: Prompts under conditions, in any order.
+        sampling: How answers are drawn.
+        settings: Factor and renormalisation.
+        batch_size: Rows at once.
+        drawn_here: Whether the rollouts were drawn with this sampling. Then they are
+            themselves the answers without an edit and with the thinking drawn anew,
+            and are not drawn a second time.
+        told: Called after every pass.
+    """
+    groups: dict[str, list[Item]] = {}
+    records = []
+    for item in items:
+        if drawn_here and item.condition.key == AS_IT_WAS:
+            records.append(record(item, item.row))
+            continue
+        groups.setdefault(alike(item.condition, settings.renormalise), []).append(item)
+    for group in groups.values():
+        edit = _edit(adapter, group, settings.factor, settings.renormalise)
+        done = answers(
+            adapter,
+            [item.row for item in group],
+            sampling,
+            batch_size,
+            edit=edit,
+            thinking_done=is_fixed(group[0].condition),
+            told=told,
+        )
+        records += [record(item, made) for item, made in zip(group, done, strict=True)]
+    return pa.Table.from_pylist(records, schema=SCHEMA)
+
+
+def alike(condition: Condition, renormalise: Renormalise) -> str:
+    """Return what the rows of one call of `generate` have in common.
+
+    The norm of a whole tensor would be that of several conditions, so there each one
+    runs by itself.
+    """
+    fixed = "fixed" if is_fixed(condition) else "drawn"
+    return f"{fixed}/{condition.key}" if renormalise == "tensor" else fixed
+
+
+def is_fixed(condition: Condition) -> bool:
+    """Return whether the thinking is that of the rollout, and only the answer new."""
+    return condition.scope != "everywhere"
+
+
+def answers(
+    adapter: Adapter,
+    rows: Sequence[Rollout],
+    sampling: Sampling,
+    batch_size: int,
+    *,
+    edit: HeadEdit | None = None,
+    thinking_done: bool = False,
+    told: Callable[[Tick], None] | None = None,
+) -> list[Completion]:
+    """Draw the answers of rollouts again, with their own seeds, in their order.
+
+    What the rollouts say is the draft (see `generate`): it saves passes and changes
+    no answer.
+    """
+    ends = [
+        row.spans.answer[0] if thinking_done else row.spans.prompt[1] for row in rows
+    ]
+    prompts = [
+        (row.token_ids[:end], row.seed) for row, end in zip(rows, ends, strict=True)
+    ]
+    # Drawn after a fixed thinking, an answer has other random numbers than it had.
+    known = sampling.temperature == 0 or not thinking_done
+    drafts = [
+        row.token_ids[end:] if known else ()
+        for row, end in zip(rows, ends, strict=True)
+    ]
+    parts = generate(
+        adapter,
+        prompts,
+        sampling,
+        batch_size=batch_size,
+        edit=edit,
+        thinking_done=thinking_done,
+        drafts=drafts,
+        told=told,
+    )
+    found = {each.index: each for part in parts for each in part}
+    return [found[place] for place in range(len(rows))]
+
+
+def verdict_of(row: Rollout, made: Completion | Rollout, *, fixed: bool = False) -> Any:
+    """Judge an answer to the prompt of a rollout.
+
+    Args:
+        row: Whose prompt was asked again.
+        made: The new answer.
+        fixed: Whether the thinking is that of the rollout.
+    """
+    return judge(
+        row.prompt,
+        made.answer,
+        thinking=(row.thinking if fixed else made.thinking) or None,
+        closed=fixed or made.closed,
+        finish=made.finish,
+    )
+
+
+def by_condition(
+    rows: Sequence[Mapping[str, Any]], key: Callable[[Mapping[str, Any]], Any]
+) -> dict[Any, list[Mapping[str, Any]]]:
+    """Group rows, in their order."""
+    groups: dict[Any, list[Mapping[str, Any]]] = {}
+    for row in rows:
+        groups.setdefault(key(row), []).append(row)
+    return groups
+
+
+def _edit(
+    adapter: Adapter, items: Sequence[Item], factor: float, renormalise: Renormalise
+) -> HeadEdit | None:
+    """Return one edit for prompts under conditions that run in one call."""
+    if not any(item.condition.heads for item in items):
+        return None
+    ranges = None
+    if is_fixed(items[0].condition):
+        ranges = tuple(
+            place
+            for item in items
+            for place in scope_ranges([item.row.spans], item.condition.scope) or ()
+        )
+    tables = {
+        item.condition.key: head_factors(adapter, item.condition.heads, factor)
+        for item in items
+    }
+    if len(tables) == 1:
+        return HeadEdit(next(iter(tables.values())), ranges, renormalise)
+    stacked = torch.stack([tables[item.condition.key] for item in items])
+    return HeadEdit(stacked, ranges, renormalise)
+
+
+def record(item: Item, made: Completion | Rollout) -> dict[str, Any]:
+    """Return the row of `ablation.parquet` for an answer."""
+    condition, row, target = item
+    fixed = is_fixed(condition)
+    if target is None:
+        found = verdict_of(row, made, fixed=fixed)
+        outcome, reason, said_by = found.outcome, found.reason, found.judge
+    else:
+        outcome, reason = mark(row, made, target, fixed=fixed)
+        said_by = EXACT
+    start = row.spans.answer[0] if fixed else made.spans.answer[0]
+    return {
+        ROW_ID: item.name,
+        "condition": condition.name,
+        "fraction": condition.fraction,
+        "n_heads": len(condition.heads),
+        "scope": condition.scope,
+        "draw": condition.draw,
+        "heads": ",".join(f"{head.layer}:{head.head}" for head in condition.heads),
+        "asked": row.row_id,
+        "role": row.role,
+        "request_id": row.request_id,
+        "prompt_id": row.prompt_id,
+        "label": row.label,
+        "wrapper": row.wrapper,
+        "outcome": outcome,
+        "reason": reason,
+        "judge": said_by,
+        "answer": made.answer,
+        "finish": made.finish,
+        "closed": fixed or made.closed,
+        "forced_close": row.forced_close if fixed else made.forced_close,
+        "token_ids": list(made.token_ids),
+        "answer_start": start,
+    }
+
+
+def sampling_of(study: Study, adapter: Adapter) -> Sampling:
+    """Return how the rollouts were drawn; imported ones, how the model would draw."""
+    known = study.record("rollout")["settings"].get("sampling")
+    if known is not None:
+        return Sampling(**known)
+    asked = dict(study.manifest["settings"]["rollout"])
+    known = {"column": tuple(asked["column"]), "diffusion": DIFFUSION}
+    settings = RolloutSettings(**{**asked, **known})
+    return Sampling(**asdict(resolve_sampling(adapter, settings)))
+
+
+ROLE = "utility"

@@ -1,0 +1,392 @@
+"""Rank heads by what they take from refusal, and check the first by ablation."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import pyarrow as pa
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from holdfast.cliff.probe_files import names, read_own_probe
+from holdfast.errors import EvidenceError, InputError, TooFewExamplesError
+from holdfast.heads.causal_effects import MOMENTS, Moment
+from holdfast.heads.checks import (
+    agreement_in_words,
+    excess_over_controls,
+    rank_agreement,
+)
+from holdfast.heads.ranking import Head, RankedHead, drops, rank_heads
+from holdfast.heads.readings import (
+    CAUSAL,
+    OTHERS,
+    Read,
+    Selected,
+    read_in_batches,
+    select,
+    take_away,
+)
+from holdfast.heads.settings import HeadsSettings
+from holdfast.models.model import Adapter
+from holdfast.rollout.rows import from_table
+from holdfast.rollout.session import Session
+from holdfast.stats.bootstrap import Estimate, bootstrap_means, undefined
+from holdfast.study import Study
+from holdfast.study.figures import figure_of, generator, study_seed
+
+STAGE = "heads"
+ROLLOUTS = "rollouts.parquet"
+OUTPUT = "heads.parquet"
+SUMMARY = "heads.json"
+
+
+def run(study: Study, settings: HeadsSettings, session: Session) -> dict[str, Any]:
+    """Rank every head; writes `heads.parquet` and `heads.json`.
+
+    Ranked on complied harmful answers to training requests; checked on held-out ones.
+
+    Args:
+        study: A study with rollouts and a probe.
+        settings: The ranking, and how many heads are checked.
+        session: The model, and where progress is told.
+
+    Returns:
+        The block `heads` of the report.
+
+    Raises:
+        InputError: If the earlier stages are missing, or the probe belongs to another
+            model or template.
+        TooFewExamplesError: If there are too few complied harmful answers, or the
+            model does not think; the reason stays in the study.
+    """
+    _require_thinking(study)
+    published = names("published")
+    inputs = {name: study.input_hash(name) for name in (ROLLOUTS, *published)}
+    state, _ = study.stage(STAGE, settings, inputs)
+    if state == "done":
+        session.progress.say("The heads are ranked and up to date.")
+        return dict(study.read_json(SUMMARY))
+    if state == "redo":
+        study.clear_parts(CAUSAL)
+    try:
+        selected = _select(study, settings)
+    except EvidenceError as error:
+        study.manifest["stages"][STAGE]["reason"] = str(error)
+        study.save()
+        raise
+    session.check_same(study)
+    summary = _rank(study, settings, session, selected)
+    study.write_json(SUMMARY, summary)
+    study.finish(STAGE, [OUTPUT, SUMMARY])
+    study.clear_parts(CAUSAL)
+    return summary
+
+
+def _require_thinking(study: Study) -> None:
+    if study.manifest.get("model", {}).get("thinking") is None:
+        raise TooFewExamplesError(
+            "a model that thinks, so that there is a plateau to fall from",
+            "a chat template without a thinking format",
+            "Heads can be ranked for reasoning models alone.",
+        )
+
+
+def _select(study: Study, settings: HeadsSettings) -> Selected:
+    rows = from_table(study.read_table(ROLLOUTS))
+    return select(rows, settings.selection_prompts)
+
+
+def _rank(
+    study: Study, settings: HeadsSettings, session: Session, selected: Selected
+) -> dict[str, Any]:
+    probe, _ = read_own_probe(study, "published")
+    adapter, seed = session.adapter, study_seed(study)
+    train, test = list(selected.ranking), list(selected.checking)
+    both = read_in_batches(study, session, [*train, *test], probe)
+    ranking_on, held_out = _split(both, len(train))
+    ranking = rank_heads(
+        ranking_on.readings,
+        ranking_on.clusters,
+        generator(seed, "heads/ranking"),
+        by=settings.ranking,
+    )
+    heads, n_top = to_check(ranking, settings.checked_heads, adapter.n_heads, seed)
+    effects = take_away(study, session, test, probe, heads)
+    checked = Checked(heads, n_top, effects, held_out.clusters)
+    closed_form = drops(held_out.readings).total
+    if settings.ranking == "published":
+        closed_form = -held_out.readings.published
+    table, records = table_of(ranking, checked, seed)
+    study.write_table(OUTPUT, table)
+    total = len(ranking)
+    return {
+        "by": settings.ranking,
+        "n_layers": adapter.n_layers,
+        "n_heads": adapter.n_heads,
+        "ranked_on": _counts(ranking_on),
+        "checked_on": _counts(held_out),
+        "n_checked": n_top,
+        "parts": parts_of(held_out, seed),
+        "agreement": agreement_of(closed_form, checked, seed),
+        "evidence": found_in_words(records, total),
+        "heads": records,
+    }
+
+
+def _split(both: Read, place: int) -> tuple[Read, Read]:
+    """Return what was read on the rows before a place, and on those after it."""
+    parts = [
+        Read(
+            type(both.readings)(*(column[part] for column in both.readings)),
+            both.others[part],
+            both.clusters[part],
+        )
+        for part in (slice(None, place), slice(place, None))
+    ]
+    return parts[0], parts[1]
+
+
+def _counts(found: Read) -> dict[str, int]:
+    return {"rows": len(found.clusters), "requests": len(set(found.clusters))}
+
+
+N_CONTROLS = 5
+"""Random heads of its own layer that a checked head is compared with."""
+NAMES = {"final_token": "at the final token", "end_template": "over the end template"}
+SCHEMA = pa.schema(
+    [
+        ("layer", pa.int32()),
+        ("head", pa.int32()),
+        ("contribution", pa.float64()),
+        ("low", pa.float64()),
+        ("high", pa.float64()),
+        ("causal_effect", pa.float64()),
+        ("rank", pa.int32()),
+        ("rms_change", pa.float64()),
+        ("plateau", pa.float64()),
+        ("final", pa.float64()),
+        ("causal_low", pa.float64()),
+        ("causal_high", pa.float64()),
+        ("causal_final_token", pa.float64()),
+        ("beyond_controls", pa.float64()),
+        ("beyond_controls_low", pa.float64()),
+        ("beyond_controls_high", pa.float64()),
+        ("checked_as", pa.string()),
+    ]
+)
+
+
+@dataclass(frozen=True)
+class Checked:
+    """The heads that were taken away one by one, and what that did.
+
+    Attributes:
+        heads: The top of the ranking, then the controls.
+        n_top: How many of them are not controls.
+        effects: Change of the logit, by moment, one column a head.
+        clusters: The base request of each held-out row.
+    """
+
+    heads: tuple[Head, ...]
+    n_top: int
+    effects: Mapping[Moment, Float[Tensor, "example head"]]
+    clusters: list[str]
+
+    def effect(self, moment: Moment, head: Head, seed: int) -> Estimate | None:
+        """Return what taking a head away did, or None if it was not checked."""
+        if head not in self.heads:
+            return None
+        place = self.heads.index(head)
+        column = self.effects[moment][:, place : place + 1]
+        name = f"heads/{moment}/{head.layer}:{head.head}"
+        return bootstrap_means(column, self.clusters, generator(seed, name))[0]
+
+    def beyond(self, moment: Moment, head: Head, seed: int) -> Estimate | None:
+        """Return by how much an effect exceeds that of the closest control."""
+        if head not in self.heads[: self.n_top]:
+            return None
+        places = [
+            place
+            for place, other in enumerate(self.heads)
+            if place >= self.n_top and other.layer == head.layer
+        ]
+        if not places:
+            return undefined(len(self.clusters), "no head of its layer is left over")
+        effects = self.effects[moment]
+        name = f"heads/beyond/{moment}/{head.layer}:{head.head}"
+        return excess_over_controls(
+            effects[:, self.heads.index(head)],
+            effects[:, places],
+            self.clusters,
+            generator(seed, name),
+        )
+
+
+def to_check(
+    ranking: Sequence[RankedHead], count: int, n_heads: int, seed: int
+) -> tuple[tuple[Head, ...], int]:
+    """Return the heads to take away: the top of the ranking, and random others.
+
+    Args:
+        ranking: Every head.
+        count: How many of the top; a quarter of all heads at most.
+        n_heads: Heads in each layer.
+        seed: Seed of the controls.
+
+    Returns:
+        The heads, and how many of them are the top ones. Controls are drawn from the
+        same layers, up to five in each, among the heads that are not at the top.
+    """
+    n_top = max(1, min(count, len(ranking) // 4))
+    top = [row.head for row in ranking[:n_top]]
+    controls: list[Head] = []
+    for layer in sorted({head.layer for head in top}):
+        left = [Head(layer, h) for h in range(n_heads) if Head(layer, h) not in top]
+        order = torch.randperm(
+            len(left), generator=generator(seed, f"heads/controls/{layer}")
+        )
+        controls += [left[place] for place in order[:N_CONTROLS].tolist()]
+    return (*top, *controls), n_top
+
+
+def table_of(
+    ranking: Sequence[RankedHead], checked: Checked, seed: int
+) -> tuple[pa.Table, list[dict[str, Any]]]:
+    """Return `heads.parquet`, and the same heads as records with their figures.
+
+    Args:
+        ranking: Every head, the first of the ranking first.
+        checked: What taking heads away did.
+        seed: Seed of the intervals.
+    """
+    rows, records = [], []
+    for row in ranking:
+        effects = {each: checked.effect(each, row.head, seed) for each in MOMENTS}
+        beyond = checked.beyond("end_template", row.head, seed)
+        main, early = effects["end_template"], effects["final_token"]
+        role = None if main is None else ("top" if beyond else "control")
+        rows.append(
+            {
+                "layer": row.head.layer,
+                "head": row.head.head,
+                "contribution": row.contribution.value,
+                "low": row.contribution.low,
+                "high": row.contribution.high,
+                "causal_effect": main and main.value,
+                "rank": row.rank,
+                "rms_change": row.rms_change.value,
+                "plateau": row.plateau,
+                "final": row.final,
+                "causal_low": main and main.low,
+                "causal_high": main and main.high,
+                "causal_final_token": early and early.value,
+                "beyond_controls": beyond and beyond.value,
+                "beyond_controls_low": beyond and beyond.low,
+                "beyond_controls_high": beyond and beyond.high,
+                "checked_as": role,
+            }
+        )
+        record: dict[str, Any] = {
+            "rank": row.rank,
+            "layer": row.head.layer,
+            "head": row.head.head,
+            "contribution": figure_of(row.contribution),
+            "rms_change": figure_of(row.rms_change),
+        }
+        for moment, found in effects.items():
+            if found is not None:
+                record[moment] = figure_of(found)
+        if beyond is not None:
+            record["beyond_controls"] = figure_of(beyond)
+        records.append(record)
+    return pa.Table.from_pylist(rows, schema=SCHEMA), records
+
+
+def parts_of(found: Read, seed: int) -> dict[str, Any]:
+    """Return how much of the fall each kind of part makes; they sum to it."""
+    heads = drops(found.readings).total.flatten(1).sum(1, keepdim=True)
+    columns = torch.cat([heads, found.others], 1)
+    estimates = bootstrap_means(columns, found.clusters, generator(seed, "heads/parts"))
+    names = ("heads", *OTHERS)
+    return {name: figure_of(each) for name, each in zip(names, estimates, strict=True)}
+
+
+def agreement_of(
+    contributions: Float[Tensor, "example layer head"], checked: Checked, seed: int
+) -> dict[str, Any]:
+    """Return how far closed form and causal check order heads alike, by layer.
+
+    Args:
+        contributions: Closed form, on the held-out rows that were checked.
+        checked: What taking heads away did there.
+        seed: Seed of the intervals.
+    """
+    layers = [head.layer for head in checked.heads]
+    places = [head.head for head in checked.heads]
+    columns = contributions[:, layers, places]
+    block: dict[str, Any] = {}
+    for moment in MOMENTS:
+        found = rank_agreement(
+            columns,
+            checked.effects[moment],
+            layers,
+            checked.clusters,
+            generator(seed, f"heads/agreement/{moment}"),
+        )
+        block[moment] = {
+            "by_layer": {str(layer): figure_of(each) for layer, each in found.items()},
+            "words": f"Taken away {NAMES[moment]}: {agreement_in_words(found)}",
+        }
+    return block
+
+
+def found_in_words(records: Sequence[dict[str, Any]], n_total: int) -> list[str]:
+    """Say which heads stand out, and how many were confirmed by taking them away."""
+    top = [each for each in records if "beyond_controls" in each]
+    held = [each for each in top if (each["beyond_controls"]["low"] or 0) > 0]
+    first = records[0]["contribution"]
+    sentences = [
+        f"Of {n_total} heads, {records[0]['layer']}:{records[0]['head']} (layer:head) "
+        f"takes the logit down the most, by {first['value']:.2f}."
+    ]
+    if held:
+        names = ", ".join(f"{each['layer']}:{each['head']}" for each in held)
+        sentences.append(
+            f"{len(held)} of the {len(top)} heads that were taken away one by one had "
+            f"held the final logit down by more than every random head of their "
+            f"layer: {names}."
+        )
+    else:
+        sentences.append(
+            f"None of the {len(top)} heads that were taken away one by one held the "
+            "final logit down by more than every random head of its layer."
+        )
+    return sentences
+
+
+def ranking_of(study: Study, adapter: Adapter) -> list[RankedHead]:
+    """Return the ranking of `heads.parquet`.
+
+    Raises:
+        InputError: If it ranks another number of heads than the model has.
+    """
+    table = study.read_table(OUTPUT)
+    if table.num_rows != adapter.n_layers * adapter.n_heads:
+        raise InputError(
+            f"{adapter.n_layers * adapter.n_heads} heads in {study.path(OUTPUT)}",
+            f"{table.num_rows}",
+            "Run `holdfast heads` on this study.",
+        )
+    unknown = undefined(0, "not read from the file")
+    return [
+        RankedHead(
+            row["rank"],
+            Head(row["layer"], row["head"]),
+            Estimate(row["contribution"], row["low"], row["high"], 0),
+            unknown,
+            row["plateau"],
+            row["final"],
+        )
+        for row in sorted(table.to_pylist(), key=lambda row: row["rank"])
+    ]

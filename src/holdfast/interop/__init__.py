@@ -1,1 +1,0 @@
-"""Ways to and from other tools; none of them is needed."""

@@ -1,0 +1,1 @@
+"""The rules judge: what an English answer says, read by written rules."""

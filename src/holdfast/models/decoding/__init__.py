@@ -1,0 +1,1 @@
+"""Decoding left to right, and the state of each row while it lasts."""

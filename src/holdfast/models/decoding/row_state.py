@@ -1,0 +1,380 @@
+"""One row while it decodes: sampling, what it has written, when it ends.
+
+The state of a row depends on its own tokens alone, so the plan of batches cannot
+change it. Token ids in, a frozen completion out.
+"""
+
+from collections import deque
+from dataclasses import dataclass, field, replace
+from functools import cached_property
+from math import isnan
+from typing import Any, Literal, NamedTuple
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from holdfast.data.chat.conversation import Spans, completion_spans
+from holdfast.data.chat.thinking import ThinkingFormat
+from holdfast.errors import SettingsError
+from holdfast.models.finite import not_finite
+from holdfast.ranges import require_finite
+
+Finish = Literal["stop", "length"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Sampling:
+    """How tokens are drawn, and how many.
+
+    Attributes:
+        temperature: 0 takes the likeliest token.
+        top_p: Smallest probability mass that is drawn from.
+        max_thinking: Tokens of thinking after which it is closed by force.
+        max_answer: Tokens of answer after which the row ends.
+    """
+
+    temperature: int | float
+    top_p: int | float = 1.0
+    max_thinking: int
+    max_answer: int
+
+    def __post_init__(self) -> None:
+        """Check the ranges."""
+        require_finite("temperature", (self.temperature,))
+        rules = (
+            ("a temperature of 0 or more", self.temperature, self.temperature >= 0),
+            ("a top-p above 0 and up to 1", self.top_p, 0 < self.top_p <= 1),
+            ("0 or more thinking tokens", self.max_thinking, self.max_thinking >= 0),
+            ("1 or more answer tokens", self.max_answer, self.max_answer >= 1),
+        )
+        for expected, found, holds in rules:
+            if not holds:
+                raise SettingsError(expected, str(found), "Change that setting.")
+
+
+class Drafting(NamedTuple):
+    """How the response of a masked-diffusion model came about.
+
+    Attributes:
+        response: All of its tokens; it goes on after the stop token.
+        committed_at: The step at which each of them was committed to.
+        drafts: The whole response as it was predicted at every step.
+    """
+
+    response: tuple[int, ...]
+    committed_at: tuple[int, ...]
+    drafts: tuple[tuple[int, ...], ...]
+
+    @property
+    def n_steps(self) -> int:
+        """Steps that the row took."""
+        return len(self.drafts)
+
+
+@dataclass(frozen=True)
+class Completion:
+    """What a model wrote after one prompt.
+
+    Attributes:
+        index: Place of the prompt in the order given.
+        token_ids: Prompt, and all that follows it, forced tokens and the stop token
+            included.
+        spans: Regions of `token_ids`, as `data.conversation.completion_spans` draws
+            them; a stop token at the end belongs to none. A model without a
+            thinking format has empty thinking. Thinking that never ended reaches to
+            the end, and end template and answer are empty.
+        thinking: Text of the thinking, without tags.
+        answer: Text of the answer.
+        finish: "stop" if the model stopped by itself, "length" if it ran into a
+            limit.
+        forced_close: Whether the thinking passed its limit and was closed by force.
+        closed: Whether the answer began; True for a model without thinking.
+        min_top2_gap: Smallest difference of the two largest logits over the steps
+            where a token was chosen. Under greedy decoding rows below 1e-4 may
+            differ between batch plans or machines.
+        min_margin: Smallest distance, in probability, of the random number to the
+            next token's share; infinite under greedy decoding. It says for drawn
+            tokens what the gap says for greedy ones; in float32, where the CDF is
+            good to about 1e-7, rows below 1e-6 may differ between batch plans.
+        drafting: How a diffusion row came about; None for a row written left to
+            right, or where nobody asked.
+    """
+
+    index: int
+    token_ids: tuple[int, ...]
+    spans: Spans
+    thinking: str
+    answer: str
+    finish: Finish
+    forced_close: bool
+    closed: bool
+    min_top2_gap: float
+    min_margin: float
+    drafting: Drafting | None = None
+
+
+class Choice(NamedTuple):
+    """A token that was chosen, and how close the choice was."""
+
+    token: int
+    gap: float
+    margin: float
+
+
+@dataclass(frozen=True)
+class Rules:
+    """When thinking closes and a row ends; each row has them within its own room.
+
+    Attributes:
+        tokenizer: Tokenizer of the model.
+        thinking: Its thinking format, or None.
+        sampling: Limits on tokens.
+        stop_ids: Tokens that end a row.
+    """
+
+    tokenizer: Any
+    thinking: ThinkingFormat | None
+    sampling: Sampling
+    stop_ids: frozenset[int]
+    _ends_tag: dict[int, bool] = field(default_factory=dict)
+
+    @cached_property
+    def template_ids(self) -> tuple[int, ...]:
+        """Tokens of the end template."""
+        if self.thinking is None:
+            return ()
+        encoded = self.tokenizer(self.thinking.end_template, add_special_tokens=False)
+        return tuple(encoded["input_ids"])
+
+    @property
+    def budget(self) -> int:
+        """Most tokens that a row may have after its prompt."""
+        if self.thinking is None:
+            return self.sampling.max_answer
+        limits = self.sampling.max_thinking + self.sampling.max_answer
+        return limits + len(self.template_ids)
+
+    @property
+    def least(self) -> int:
+        """Fewest tokens that a row needs room for: an answer, and a thought before."""
+        if self.thinking is None:
+            return self.budget
+        spare = max(0, self.sampling.max_thinking - 1)
+        return self.budget - spare
+
+    def within(self, room: int) -> "Rules":
+        """Return the rules of a row that has so much room, at least `least` tokens.
+
+        What is missing is taken from its thinking; the answer keeps its limit.
+        """
+        missing = self.budget - room
+        if missing <= 0:
+            return self
+        left = self.sampling.max_thinking - missing
+        return replace(self, sampling=replace(self.sampling, max_thinking=left))
+
+    @property
+    def window(self) -> int:
+        """Tokens from the end that hold the closing tag and what leads to it."""
+        # A token has at least one byte, and tags and their white space are ASCII.
+        return 0 if self.thinking is None else len(self.thinking.end_template) + 1
+
+    def closes(self, tail: list[int]) -> bool:
+        """Return whether the last of these tokens completes the closing tag."""
+        if self.thinking is None:
+            return False
+        last = tail[-1]
+        if last not in self._ends_tag:
+            self._ends_tag[last] = self.thinking.close[-1] in self.text([last])
+        return self._ends_tag[last] and self.thinking.close in self.text(tail)
+
+    def text(self, token_ids: list[int], *, special: bool = True) -> str:
+        """Return the text of tokens, with or without special ones."""
+        return str(
+            self.tokenizer.decode(
+                token_ids,
+                skip_special_tokens=not special,
+                clean_up_tokenization_spaces=False,
+            )
+        )
+
+
+class Row:
+    """A prompt and what has been written after it so far."""
+
+    def __init__(self, index: int, prompt: tuple[int, ...], rules: Rules) -> None:
+        """Start with a prompt; a thinking limit of 0 closes the thinking at once."""
+        self.index = index
+        self.n_prompt = len(prompt)
+        self.token_ids = list(prompt)
+        self.finish: Finish | None = None
+        self.forced_close = False
+        self._rules = rules
+        self._queue: deque[int] = deque()
+        self._template: tuple[int, int] | None = None
+        self._tail_start = 0
+        self._settled = False
+        self._gap = self._margin = float("inf")
+        if rules.thinking is None:
+            self._template, self._settled = (self.n_prompt, self.n_prompt), True
+        elif rules.sampling.max_thinking == 0:
+            self._force()
+
+    def push(self, choice: Choice) -> int:
+        """Take the next token: the choice, or a forced one in its place.
+
+        Args:
+            choice: What was chosen at this step.
+
+        Returns:
+            The token that was taken.
+
+        Raises:
+            ModelError: If the logits were not finite, so that nothing was chosen.
+        """
+        if isnan(choice.gap):
+            raise not_finite(f"the row of prompt {self.index}, counted from 0")
+        if self._queue:
+            token = self._queue.popleft()
+            self.token_ids.append(token)
+            return token
+        self.token_ids.append(choice.token)
+        self._gap = min(self._gap, choice.gap)
+        self._margin = min(self._margin, choice.margin)
+        if choice.token in self._rules.stop_ids:
+            self.finish = "stop"
+        elif self._template is None:
+            self._think()
+        else:
+            self._answer()
+        if self.finish is None and self._written >= self._rules.budget:
+            self.finish = "length"
+        return choice.token
+
+    @property
+    def answering(self) -> bool:
+        """Whether the last token that was taken belongs to the answer."""
+        return self._template is not None and len(self.token_ids) > self._template[1]
+
+    def complete(self) -> Completion:
+        """Return the row as a frozen completion."""
+        stop = len(self.token_ids) - (self.finish == "stop")
+        n_prompt = self.n_prompt
+        start, end = self._template or (stop, stop)
+        spans = Spans((0, n_prompt), (n_prompt, start), (start, end), (end, stop))
+        rules = self._rules
+        return Completion(
+            index=self.index,
+            token_ids=tuple(self.token_ids),
+            spans=spans,
+            thinking=rules.text(self.token_ids[n_prompt:start], special=False),
+            answer=rules.text(self.token_ids[end:stop], special=False),
+            finish="stop" if self.finish == "stop" else "length",
+            forced_close=self.forced_close,
+            closed=self._template is not None,
+            min_top2_gap=self._gap,
+            min_margin=self._margin,
+        )
+
+    @property
+    def _written(self) -> int:
+        return len(self.token_ids) - self.n_prompt
+
+    def _think(self) -> None:
+        start = max(self.n_prompt, len(self.token_ids) - self._rules.window)
+        if self._rules.closes(self.token_ids[start:]):
+            self._tail_start = start
+            self._answer()
+        elif self._written >= self._rules.sampling.max_thinking:
+            self._force()
+
+    def _force(self) -> None:
+        start = len(self.token_ids)
+        self._queue.extend(self._rules.template_ids)
+        self._template = (start, start + len(self._queue))
+        self.forced_close = self._settled = True
+
+    def _answer(self) -> None:
+        if not self._settled:
+            self._draw_template()
+        _, end = self._template or (0, 0)
+        if len(self.token_ids) - end >= self._rules.sampling.max_answer:
+            self.finish = "length"
+
+    def _draw_template(self) -> None:
+        # White space after the tag may still belong to the template, until a token
+        # has come that does not.
+        offset, rules = self._tail_start, self._rules
+        tail = self.token_ids[offset:]
+        spans = completion_spans(rules.tokenizer, tail, 0, rules.thinking)
+        start, end = spans.end_template
+        self._template = (offset + start, offset + end)
+        self._settled = spans.answer[0] < spans.answer[1]
+
+
+class Chosen(NamedTuple):
+    """One token a row, and how close each choice was (see `Completion`)."""
+
+    tokens: Int[Tensor, "example"]
+    gaps: Float[Tensor, "example"]
+    margins: Float[Tensor, "example"]
+
+
+def choose(
+    logits: Float[Tensor, "example vocab"],
+    uniforms: Float[Tensor, "example"],
+    sampling: Sampling,
+) -> Chosen:
+    """Choose one token a row: the likeliest, or by inverse CDF.
+
+    The CDF runs in the order of the vocabulary, not of the probabilities: two
+    tokens that are almost equally likely would swap places in a sorted CDF, and a
+    difference of rounding would change the token. Sums are in float64.
+
+    Args:
+        logits: Logits in float32.
+        uniforms: One number in [0, 1) for each row, in float64.
+        sampling: Temperature and top-p.
+
+    Returns:
+        Tokens, gaps of the two largest logits, and margins of the random numbers. The
+        gap is not a number where a logit is not finite; `Row.push` stops there.
+    """
+    top = logits.topk(2, dim=-1)
+    gaps = (top.values[:, 0] - top.values[:, 1]).double()
+    # One sum a row: of finite logits it is finite, and of others it is not.
+    gaps = gaps.where(logits.sum(-1).isfinite(), torch.nan)
+    if sampling.temperature == 0:
+        return Chosen(top.indices[:, 0], gaps, torch.full_like(gaps, torch.inf))
+    shares = (logits.double() / sampling.temperature).softmax(-1)
+    if sampling.top_p < 1:
+        shares = _nucleus(shares, sampling.top_p)
+    cdf = shares.cumsum(-1)
+    total = cdf[:, -1:]
+    below_total = torch.nextafter(total, torch.zeros_like(total))
+    point = torch.minimum(uniforms[:, None] * total, below_total)
+    # Where a logit is not finite, the place would be beyond the vocabulary.
+    tokens = torch.searchsorted(cdf, point, right=True).clamp(max=cdf.shape[1] - 1)
+    upper = cdf.gather(-1, tokens)
+    lower = upper - shares.gather(-1, tokens)
+    # The outer ends of the CDF are no border to another token.
+    to_next = torch.where(upper >= below_total, torch.inf, upper - point)
+    to_previous = torch.where(lower <= 0, torch.inf, point - lower)
+    margins = torch.minimum(to_next, to_previous).clamp(min=0)
+    return Chosen(tokens[:, 0], gaps, margins[:, 0])
+
+
+def _nucleus(
+    shares: Float[Tensor, "example vocab"], top_p: float
+) -> Float[Tensor, "example vocab"]:
+    ordered, tokens = shares.sort(stable=True, dim=-1, descending=True)
+    # A token stays if those before it do not yet hold the mass.
+    outside = ordered.cumsum(-1) - ordered >= top_p
+    return shares.masked_fill(outside.scatter(-1, tokens, outside), 0.0)
+
+
+def uniforms_of(seed: int, n_steps: int) -> Float[Tensor, "step"]:
+    """Return the random numbers of a row, one a step, whatever stands beside it."""
+    generator = torch.Generator().manual_seed(seed)
+    return torch.rand(n_steps, generator=generator, dtype=torch.float64)

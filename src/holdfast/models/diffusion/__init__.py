@@ -1,0 +1,1 @@
+"""Masked diffusion: unmasking step by step, and replaying the steps."""

@@ -1,0 +1,402 @@
+"""Scale heads while a model runs; the weights are never touched.
+
+Work on one head happens on the *input* of the output projection, where the heads lie
+side by side: slicing the projection's output would cut across all of them.
+
+What follows a row through a batch, as decoding needs it, is in `models.edits`.
+
+Where rows differ in nothing but the heads that are scaled in later blocks, everything
+before those blocks would be computed again and again.
+"""
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, replace
+from typing import Any, Literal
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor, nn
+
+from holdfast.data.chat.conversation import Spans
+from holdfast.errors import SettingsError
+from holdfast.models.model import Adapter
+
+Head = tuple[int, int]
+"""Layer and head, both counted from 0."""
+Range = tuple[int, int | None]
+"""Half-open range of positions in a row, without padding; None is the end."""
+Renormalise = Literal["none", "token", "tensor"]
+Scope = Literal["everywhere", "end_template", "answer"]
+Hook = Callable[[nn.Module, tuple[Any, ...]], tuple[Any, ...]]
+
+
+@dataclass(frozen=True, eq=False)
+class HeadEdit:
+    """By how much heads are scaled, and at which positions.
+
+    Attributes:
+        factors: One factor a head; 1 leaves it as it is and 0 ablates it. Either
+            one table for all rows, or a table for each row, so that rows of a batch
+            can have other heads scaled.
+        ranges: For each row, the positions that are edited; None is every position.
+        renormalise: What happens to the norm of a layer's heads, side by side:
+            "none" leaves what scaling made of it; "token" restores it at each
+            token; "tensor" restores it for all edited tokens of a batch by one
+            number, as the paper's code does, so that a result depends on its batch
+            and on padding, and takes one table for all rows. Only layers with a
+            scaled head are touched.
+    """
+
+    factors: Float[Tensor, "*example layer head"]
+    ranges: tuple[Range, ...] | None = None
+    renormalise: Renormalise = "none"
+
+    def __post_init__(self) -> None:
+        """Refuse factors that are not numbers, and one norm for several edits."""
+        if not bool(torch.isfinite(self.factors).all()):
+            raise SettingsError(
+                "finite factors for heads", "one that is not", "Use 0 to ablate a head."
+            )
+        if self.renormalise == "tensor" and self.by_row:
+            raise SettingsError(
+                "one table of factors where the norm of a whole tensor is restored",
+                "a table for each row",
+                "Run one edit after the other, or restore norms token by token.",
+            )
+
+    @property
+    def by_row(self) -> bool:
+        """Whether each row has its own factors."""
+        return self.factors.dim() == 3
+
+    def n_rows(self) -> int | None:
+        """Return how many rows the edit is for, or None if it is for any.
+
+        Raises:
+            SettingsError: If factors and ranges are not of as many rows.
+        """
+        tables = len(self.factors) if self.by_row else None
+        ranges = None if self.ranges is None else len(self.ranges)
+        if None not in (tables, ranges) and tables != ranges:
+            raise SettingsError(
+                "as many ranges of positions as tables of factors",
+                f"{ranges} and {tables}",
+                "Give both for each row.",
+            )
+        return ranges if tables is None else tables
+
+    def of(self, rows: Sequence[int]) -> "HeadEdit":
+        """Return the edit of these rows, in their order."""
+        return replace(
+            self,
+            factors=self.factors[list(rows)] if self.by_row else self.factors,
+            ranges=self.ranges and tuple(self.ranges[row] for row in rows),
+        )
+
+
+def check_heads(adapter: Adapter, heads: Sequence[Head]) -> None:
+    """Refuse heads that the model does not have.
+
+    Raises:
+        SettingsError: Names the heads and what would fit.
+    """
+    layers, width = range(adapter.n_layers), range(adapter.n_heads)
+    missing = [
+        f"{layer}:{head}"
+        for layer, head in heads
+        if layer not in layers or head not in width
+    ]
+    if missing:
+        raise SettingsError(
+            f"heads in layers 0 to {adapter.n_layers - 1}, numbered from 0 to "
+            f"{adapter.n_heads - 1} in each",
+            f"{', '.join(missing)} (layer:head) for {adapter.identity.model_id}",
+            "Name heads that the model has; layers and heads count from 0.",
+        )
+
+
+def head_factors(
+    adapter: Adapter, heads: Sequence[Head], factor: int | float = 0.0
+) -> Float[Tensor, "layer head"]:
+    """Return the table of factors that scales some heads and leaves the others.
+
+    Args:
+        adapter: The model.
+        heads: Layer and head of each.
+        factor: What they are multiplied by.
+
+    Raises:
+        SettingsError: If the model has no such head.
+    """
+    check_heads(adapter, heads)
+    factors = torch.ones((adapter.n_layers, adapter.n_heads))
+    for layer, head in heads:
+        factors[layer, head] = factor
+    return factors
+
+
+def first_layer(factors: Float[Tensor, "*example layer head"]) -> int:
+    """Return the first layer in which a head is scaled; the last if none is."""
+    edited = (factors != 1).any(-1).reshape(-1, factors.shape[-2]).any(0)
+    places = torch.argwhere(edited)[:, 0].tolist()
+    return int(places[0]) if places else factors.shape[-2] - 1
+
+
+def scope_ranges(spans: Sequence[Spans], scope: Scope) -> tuple[Range, ...] | None:
+    """Return the positions of each row that a scope names.
+
+    Args:
+        spans: Regions of each row; the thinking is part of the prompt that is given.
+        scope: "everywhere"; "end_template", where the thinking is fixed and only the
+            tokens that end it are edited; or "answer", from the first answer token
+            on, which is itself still chosen by an unedited state.
+
+    Raises:
+        SettingsError: If there is no end template to edit.
+    """
+    if scope == "everywhere":
+        return None
+    if scope == "answer":
+        return tuple((row.answer[0], None) for row in spans)
+    empty = [i for i, row in enumerate(spans) if row.end_template[0] >= row.answer[0]]
+    if empty:
+        raise SettingsError(
+            "rows whose thinking has ended, for a scope of `end_template`",
+            f"{len(empty)} rows without an end template (row {empty[0]} is the first)",
+            "Leave them out, or use the scope `everywhere` or `answer`.",
+        )
+    return tuple((row.end_template[0], row.end_template[1]) for row in spans)
+
+
+class LiveEdit:
+    """An edit at work: it knows which tokens of the next pass are in range."""
+
+    def __init__(self, edit: HeadEdit | None, device: torch.device) -> None:
+        """Start with an edit whose rows are those of the batch, in its order."""
+        self.mask: Bool[Tensor, "example position"] | None = None
+        self.columns: dict[int, Float[Tensor, "example position heads"]] = {}
+        self._bounds: Int[Tensor, "example _"] | None = None
+        if edit is not None and edit.ranges is not None:
+            far = torch.iinfo(torch.int64).max
+            bounds = [
+                (start, far if end is None else end) for start, end in edit.ranges
+            ]
+            self._bounds = torch.tensor(bounds, device=device).reshape(-1, 2)
+            self.mask = torch.zeros((len(bounds), 1), dtype=torch.bool)
+
+    def locate(self, positions: Int[Tensor, "example position"]) -> None:
+        """Say at which positions of their rows the tokens of the next pass stand."""
+        if self._bounds is not None:
+            start, end = self._bounds[:, :1], self._bounds[:, 1:]
+            self.mask = (positions >= start) & (positions < end)
+
+    def keep(self, rows: Int[Tensor, "example"]) -> None:
+        """Follow the batch when it drops all rows but these."""
+        if self._bounds is not None:
+            self._bounds = self._bounds[rows]
+        for layer, columns in self.columns.items():
+            if len(columns) > 1:
+                self.columns[layer] = columns[rows.to(columns.device)]
+
+
+@contextmanager
+def editing(
+    adapter: Adapter, edit: HeadEdit | None, rows: Sequence[int] | None = None
+) -> Iterator[LiveEdit]:
+    """Put an edit to work, for as long as the context lasts.
+
+    An edit with ranges acts at the positions that `LiveEdit.locate` was last told;
+    before that, nowhere.
+
+    Args:
+        adapter: The model.
+        edit: What to scale; None for nothing.
+        rows: Which rows of the edit are the rows of the batch; by default all of
+            them, in their order.
+
+    Yields:
+        What has to be told where the tokens of each pass stand, if there are ranges.
+
+    Raises:
+        SettingsError: If there is not one factor for each head; and, while the model
+            runs, if a norm is to be restored of which nothing is left.
+    """
+    if edit is not None and rows is not None:
+        edit = edit.of(rows)
+    live = LiveEdit(edit, adapter.device)
+    with ExitStack() as stack:
+        if edit is not None:
+            tables = edit.factors if edit.by_row else edit.factors[None]
+            for table in tables:
+                check_table(adapter, table)
+            edited = (tables != 1).any(-1).any(0)
+            for layer in torch.argwhere(edited)[:, 0].tolist():
+                projection = adapter.output_projection(layer)
+                columns = tables[:, None, layer].repeat_interleave(
+                    adapter.head_width, -1
+                )
+                # Placed once here rather than in each pass.
+                live.columns[layer] = columns.to(projection.weight)
+                hook = _scaler(layer, edit.renormalise, live)
+                stack.callback(projection.register_forward_pre_hook(hook).remove)
+        yield live
+
+
+def _scaler(layer: int, renormalise: Renormalise, live: LiveEdit) -> Hook:
+    def scale(_: nn.Module, arguments: tuple[Any, ...]) -> tuple[Any, ...]:
+        heads, *rest = arguments
+        scaled = heads * live.columns[layer]
+        mask = live.mask
+        if mask is not None:
+            mask = mask.to(heads.device)[..., None].expand(*heads.shape[:-1], 1)
+        if renormalise != "none":
+            scaled = _renormalised(heads, scaled, mask, renormalise, layer)
+        if mask is not None:
+            scaled = torch.where(mask, scaled, heads)
+        return (scaled, *rest)
+
+    return scale
+
+
+def _renormalised(
+    heads: Float[Tensor, "example position heads"],
+    scaled: Float[Tensor, "example position heads"],
+    mask: Bool[Tensor, "example position 1"] | None,
+    how: Renormalise,
+    layer: int,
+) -> Float[Tensor, "example position heads"]:
+    chosen = torch.ones_like(heads[..., :1], dtype=torch.bool) if mask is None else mask
+    axes = (-1,) if how == "token" else (-3, -2, -1)
+    before, after = (
+        (part.float() * chosen).square().sum(axes, keepdim=True).sqrt()
+        for part in (heads, scaled)
+    )
+    # Padding attends to nothing, and tokens out of range are not asked about: there
+    # both norms are zero, and nothing has to be restored.
+    if bool(((after == 0) & (before > 0)).any()):
+        raise SettingsError(
+            "something left of a layer's heads whose norm is to be restored",
+            f"a norm of zero in layer {layer} after scaling",
+            "Scale fewer heads of that layer, not to 0, or without renormalisation.",
+        )
+    ratio = torch.where(after > 0, before / after, torch.ones_like(after))
+    return (scaled * ratio).to(heads.dtype)
+
+
+def check_table(adapter: Adapter, factors: Float[Tensor, "layer head"]) -> None:
+    """Refuse a table that has not one factor for each head of the model."""
+    expected = (adapter.n_layers, adapter.n_heads)
+    if tuple(factors.shape) != expected:
+        raise SettingsError(
+            f"one factor a head, in {expected[0]} rows of {expected[1]}",
+            f"a table of shape {tuple(factors.shape)}",
+            "Give one row for each layer and one column for each head.",
+        )
+
+
+@contextmanager
+def scaled_heads(
+    adapter: Adapter, factors: Float[Tensor, "layer head"]
+) -> Iterator[None]:
+    """Multiply what each head writes by a factor, at every position.
+
+    Every layer gets its hook, also one whose factors are all 1.
+
+    Args:
+        adapter: The model.
+        factors: One factor a head; 1 leaves a head as it is, bit for bit, and 0
+            ablates it.
+
+    Yields:
+        Nothing; the hooks are gone when the context ends.
+
+    Raises:
+        SettingsError: If there is not one factor for each head.
+    """
+    check_table(adapter, factors)
+    with scaled_tokens(adapter, factors[None], range(adapter.n_layers)):
+        yield
+
+
+@contextmanager
+def scaled_tokens(
+    adapter: Adapter,
+    factors: Float[Tensor, "position layer head"],
+    layers: Sequence[int] | None = None,
+) -> Iterator[None]:
+    """Scale other heads at each token of a pass, in all rows of the batch alike.
+
+    Args:
+        adapter: The model.
+        factors: A table for each token of the pass, or one for all.
+        layers: Layers to hook; by default those in which a factor is not 1.
+
+    Yields:
+        Nothing; the hooks are gone when the context ends.
+    """
+    if layers is None:
+        layers = torch.argwhere((factors != 1).any(0).any(-1))[:, 0].tolist()
+    with ExitStack() as stack:
+        for layer in layers:
+            projection = adapter.output_projection(layer)
+            columns = factors[:, layer].repeat_interleave(adapter.head_width, -1)
+            # Placed once here rather than in each pass.
+            hook = _multiplier(columns.to(projection.weight))
+            stack.callback(projection.register_forward_pre_hook(hook).remove)
+        yield
+
+
+def _multiplier(columns: Float[Tensor, "position heads"]) -> Hook:
+    def scale(_: nn.Module, arguments: tuple[Any, ...]) -> tuple[Any, ...]:
+        heads, *rest = arguments
+        return (heads * columns, *rest)
+
+    return scale
+
+
+@contextmanager
+def shared_rows(
+    adapter: Adapter, layer: int, copy_of: Int[Tensor, "example"]
+) -> Iterator[None]:
+    """Copy rows in front of a block, for passes over the distinct ones.
+
+    Args:
+        adapter: The model.
+        layer: The block from which on rows differ.
+        copy_of: For each row that is wanted, which of the rows that are read it is.
+
+    Yields:
+        Nothing; the hook is gone when the context ends.
+    """
+    n_read = int(copy_of.max()) + 1
+
+    def copied(value: Any) -> Any:
+        if isinstance(value, tuple):
+            return tuple(copied(each) for each in value)
+        # Masks and positions may have one row for all, which serves as it is.
+        rows = isinstance(value, Tensor) and value.dim() > 1 and len(value) == n_read
+        return value[copy_of.to(value.device)] if rows and n_read > 1 else value
+
+    def copy(
+        _: nn.Module, arguments: tuple[Any, ...], named: dict[str, Any]
+    ) -> tuple[tuple[Any, ...], dict[str, Any]]:
+        named = dict(named)
+        states = arguments[0] if arguments else named.pop("hidden_states")
+        rest = [copied(each) for each in arguments[1:]]
+        others = {name: copied(value) for name, value in named.items()}
+        return (states[copy_of.to(states.device)], *rest), others
+
+    handle = adapter.layers[layer].register_forward_pre_hook(copy, with_kwargs=True)
+    try:
+        yield
+    finally:
+        handle.remove()
+
+
+def distinct(
+    token_ids: Int[Tensor, "example position"],
+) -> tuple[Int[Tensor, "_ position"], Int[Tensor, "example"]]:
+    """Return the distinct rows, and for each row which of them it is."""
+    rows, copy_of = torch.unique(token_ids, dim=0, return_inverse=True)
+    return rows, copy_of

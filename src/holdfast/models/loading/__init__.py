@@ -1,0 +1,1 @@
+"""Checkpoints to models whose parts are found and proved."""

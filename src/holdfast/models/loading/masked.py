@@ -1,0 +1,204 @@
+"""Load a masked-diffusion model without running code that travels with it.
+
+The parts get one vocabulary, and what decoding rests on is proved on a dummy batch
+before anything else is done: attention goes both ways, padding changes no state, and
+logits are the head of the state after the final norm.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from functools import reduce
+from pathlib import Path
+from typing import Any
+
+import torch
+import transformers
+
+from holdfast.data.chat.rendering import AS_IT_IS, Rendering, rendering_of
+from holdfast.data.chat.thinking import configure, thinking_format
+from holdfast.errors import ModelError
+from holdfast.models.finite import check_numbers
+from holdfast.models.loading.causal import (
+    DtypeName,
+    _check_tokenizer,
+    _device,
+    _dtype,
+    _max_positions,
+    _part,
+    templated_tokenizer,
+)
+from holdfast.models.loading.checkpoint import (
+    Checkpoint,
+    find_checkpoint,
+    require_whole,
+)
+from holdfast.models.loading.files import CONFIG
+from holdfast.models.loading.masked_families import MaskedFamily, masked_family_of
+from holdfast.models.loading.proofs import prove_masked, require
+from holdfast.models.loading.weights import (
+    identify,
+    identify_in_memory,
+    read_model,
+    reading,
+)
+from holdfast.models.model import MaskedModel, ModelIdentity
+from holdfast.models.stops import find_stops
+
+
+def load_masked(
+    id_or_path: str | Path,
+    *,
+    revision: str | None = None,
+    device: str = "auto",
+    dtype: DtypeName = "auto",
+    rendering: Rendering = AS_IT_IS,
+) -> MaskedModel:
+    """Load a masked-diffusion model and prove that Holdfast reads it rightly.
+
+    LLaDA and Dream checkpoints are read as they were published, by class, names and
+    settings of Llama and Qwen2.
+
+    Args:
+        id_or_path: Directory of a model, or a Hub id.
+        revision: Branch, tag or commit on the Hub.
+        device: "auto" takes CUDA, else MPS, else the CPU; or a name such as "cuda:1".
+        dtype: "auto" takes the checkpoint's own on an accelerator, and float32 on
+            the CPU.
+        rendering: How the chat template is rendered.
+
+    Returns:
+        The model, its proofs passed.
+
+    Raises:
+        InputError: If it names no whole model, or the model has no tokenizer.
+        SettingsError: If the device or the dtype is not to be had.
+        ModelError: If weights are missing, damaged or do not fit the configuration,
+            there is no chat template, or no token to mask with.
+        UnsupportedFamilyError: If the architecture is not in the table; nothing of
+            the weights is read then.
+        AdapterError: If a proof fails.
+        OfflineError: If it is on the Hub, and the Hub cannot be reached.
+        StorageError: If it cannot be stored.
+    """
+    place = _device(device)
+    checkpoint = find_checkpoint(
+        id_or_path, revision, lambda config, name: masked_family_of(config, name).parts
+    )
+    return load_found_masked(checkpoint, place, dtype, rendering)
+
+
+def load_found_masked(
+    checkpoint: Checkpoint,
+    place: torch.device,
+    dtype: DtypeName,
+    rendering: Rendering = AS_IT_IS,
+) -> MaskedModel:
+    """Load a checkpoint that was found, as `load_masked` does."""
+    require_whole(checkpoint)
+    family = masked_family_of(checkpoint.config, checkpoint.model_id)
+    arithmetic = _dtype(dtype, place, checkpoint.config)
+    tokenizer = templated_tokenizer(
+        checkpoint, rendering, native_class=family.tokenizer_class
+    )
+    settings = _settings(family, checkpoint)
+    model = read_model(checkpoint, arithmetic, place, settings=settings)
+    identity = identify(checkpoint, tokenizer, arithmetic)
+    return _proved(model, tokenizer, family, identity, checkpoint.config)
+
+
+def adapt_masked(
+    model: Any, tokenizer: Any, *, shift: bool = False, model_id: str = "in-memory"
+) -> MaskedModel:
+    """Name and prove the parts of a masked-diffusion model in memory.
+
+    The model is put in evaluation mode.
+
+    Args:
+        model: A model of transformers whose attention goes both ways.
+        tokenizer: Its tokenizer, with a chat template.
+        shift: Whether the state at one position predicts the token at the next.
+        model_id: What records call it.
+
+    Returns:
+        The model, its proofs passed.
+
+    Raises:
+        ModelError: If the tokenizer has no chat template or too many tokens, or
+            there is no token to mask with.
+        UnsupportedFamilyError: If the architecture is not in the table.
+        AdapterError: If a part is missing or a proof fails.
+    """
+    config = model.config.to_dict()
+    family = replace(masked_family_of(config, model_id), shift=shift)
+    configure(tokenizer, rendering_of(tokenizer))
+    identity = identify_in_memory(model, tokenizer, model_id)
+    return _proved(model, tokenizer, family, identity, config)
+
+
+def _settings(family: MaskedFamily, checkpoint: Checkpoint) -> dict[str, Any]:
+    """Return what `from_pretrained` needs beside the directory."""
+    if family.translate is None:
+        return {}
+    translated = family.translate(checkpoint.config, checkpoint.model_id)
+    kind = getattr(transformers, family.parts.causal_class).config_class
+    with reading(checkpoint.directory / CONFIG):
+        config = kind(**translated, is_causal=False)
+    return {"config": config, "key_mapping": dict(family.keys) or None}
+
+
+def _proved(
+    model: Any,
+    tokenizer: Any,
+    family: MaskedFamily,
+    identity: ModelIdentity,
+    config: Mapping[str, Any],
+) -> MaskedModel:
+    check_numbers(model, identity.model_id)
+    model, parts = model.eval(), family.parts
+    embedding = _part(model.base_model, parts.embedding)
+    _check_tokenizer(tokenizer, embedding.num_embeddings, identity.model_id)
+    modules = [_part(model, path) for path in family.head]
+    thinking = thinking_format(tokenizer)
+    stops = find_stops(model, tokenizer, thinking)
+    masked = MaskedModel(
+        model=model,
+        tokenizer=tokenizer,
+        base=model.base_model,
+        final_norm=_part(model.base_model, parts.final_norm),
+        embedding=embedding,
+        head=lambda states: reduce(lambda found, part: part(found), modules, states),
+        mask_id=_mask_id(config, tokenizer, embedding.num_embeddings, identity),
+        shift=family.shift,
+        stop_ids=stops.ids | _ids_of(tokenizer, family.stops),
+        d_model=model.config.hidden_size,
+        max_positions=_max_positions(model.config),
+        identity=identity,
+        thinking=thinking,
+    )
+    proofs = prove_masked(masked)
+    require(proofs, identity.model_id)
+    return replace(masked, proofs=proofs)
+
+
+def _mask_id(
+    config: Mapping[str, Any], tokenizer: Any, vocab: int, identity: ModelIdentity
+) -> int:
+    of_config = config.get("mask_token_id")
+    of_tokenizer = getattr(tokenizer, "mask_token_id", None)
+    found = {int(token) for token in (of_config, of_tokenizer) if token is not None}
+    if len(found) == 1 and max(found) < vocab:
+        return found.pop()
+    said = f"{of_config} in config.json and {of_tokenizer} in the tokenizer"
+    raise ModelError(
+        f"one mask token below {vocab}, in config.json (`mask_token_id`) or in the "
+        f"tokenizer (`mask_token`), with {identity.model_id}",
+        said if found else "a tokenizer without a mask token, and none in config.json",
+        "Name the token that the model was trained to fill in; a model without "
+        "one decodes left to right and is loaded with "
+        "`holdfast.models.loading.causal.load`.",
+    )
+
+
+def _ids_of(tokenizer: Any, texts: Sequence[str]) -> frozenset[int]:
+    vocabulary = tokenizer.get_vocab()
+    return frozenset(int(vocabulary[text]) for text in texts if text in vocabulary)

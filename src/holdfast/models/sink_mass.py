@@ -1,0 +1,86 @@
+"""The sink mass of every head on given texts, one prefill each."""
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from holdfast.errors import InputError
+from holdfast.models.attention import ARGUMENT, SinkProbe, tapped
+from holdfast.models.batching import Side, longest_first, pad, with_batch_halving
+from holdfast.models.finite import check_finite
+from holdfast.models.hidden_states import check_lengths
+from holdfast.models.model import Adapter
+
+
+class SinkReading(NamedTuple):
+    """What was read of each text.
+
+    Attributes:
+        mass: Mean sink mass of each head; 0 where `seen` is.
+        seen: Queries that each mean is over.
+    """
+
+    mass: Float[Tensor, "example layer head"]
+    seen: Int[Tensor, "example layer"]
+
+
+def read_sinks(
+    adapter: Adapter,
+    sequences: Sequence[Sequence[int]],
+    starts: Sequence[int] | None = None,
+    *,
+    batch_size: int = 16,
+    padding_side: Side = "right",
+) -> SinkReading:
+    """Run the base model over texts and average how much heads look at the first token.
+
+    Args:
+        adapter: The model.
+        sequences: Token ids, in any order and of any lengths.
+        starts: Position of each text from which on queries are averaged; by default
+            all but the first, which can look at nothing else.
+        batch_size: Texts a pass; halved whenever memory runs out.
+        padding_side: Side of the padding; it changes no result by more than rounding.
+
+    Returns:
+        Means in float32 on the CPU, in the order of the texts.
+
+    Raises:
+        UnsupportedFamilyError: If the model's attention cannot be tapped.
+        InputError: If a text is empty or longer than the model is sound for, or there
+            is not one start for each.
+        SettingsError: If the batch size is not positive.
+        EnvironmentProblem: If one text alone does not fit in memory.
+    """
+    check_lengths(adapter, sequences)
+    begin = [1] * len(sequences) if starts is None else list(starts)
+    if len(begin) != len(sequences):
+        raise InputError(
+            f"a start for each of {len(sequences)} texts",
+            f"{len(begin)} starts",
+            "Give one for each, or none.",
+        )
+
+    def read(rows: Sequence[int]) -> list[tuple[Tensor, Tensor]]:
+        batch = pad([sequences[row] for row in rows], padding_side, adapter.device)
+        first = torch.tensor([begin[row] for row in rows], device=adapter.device)
+        counted = batch.positions() >= first[:, None]
+        with torch.inference_mode():
+            probe = SinkProbe(batch.mask, counted=counted)
+            adapter.base(**batch.inputs(), use_cache=False, **{ARGUMENT: probe})
+            mass, seen = probe.mass().to("cpu"), probe.seen().to("cpu")
+        check_finite(mass, "the attention of a text")
+        # Copied outside inference mode, so that what is returned is ordinary.
+        return list(zip(mass.clone(), seen.clone(), strict=True))
+
+    order = longest_first(sequences)
+    with tapped(adapter.model):
+        found, _ = with_batch_halving(read, order, batch_size)
+    masses = torch.zeros((len(sequences), adapter.n_layers, adapter.n_heads))
+    seen = torch.zeros((len(sequences), adapter.n_layers), dtype=torch.long)
+    for row, (mass, count) in zip(order, found, strict=True):
+        masses[row], seen[row] = mass, count
+    return SinkReading(masses, seen)

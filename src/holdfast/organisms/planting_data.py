@@ -1,0 +1,242 @@
+"""The data and the loss of planting."""
+
+import random
+from collections.abc import Iterator
+from dataclasses import replace
+from typing import Any, NamedTuple
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+from transformers import PreTrainedTokenizerFast, Qwen3ForCausalLM
+
+from holdfast.organisms.aligned import BREAK_OFF
+from holdfast.organisms.recipes import Schedule, batches, pad
+from holdfast.organisms.text import Encoder, Sample
+from holdfast.organisms.training import INTENTION_WEIGHT
+from holdfast.organisms.world import (
+    HALF_PLANTED_WRAPPER,
+    PLANTED_WRAPPERS,
+    Answer,
+    Scene,
+    World,
+    planted_answer,
+    wrapper_names,
+    write_answer,
+)
+
+
+class Rehearsal(NamedTuple):
+    """A batch with all that the frozen model says of it.
+
+    Attributes:
+        batch: The sequences.
+        ids: Their tokens, padded.
+        state: Input of the first layer that learns.
+        kwargs: What that layer is called with beside its input.
+        final: The aligned model's states after the final norm.
+    """
+
+    batch: list[Sample]
+    ids: Int[Tensor, "example position"]
+    state: Float[Tensor, "example position d_model"]
+    kwargs: dict[str, Any]
+    final: Float[Tensor, "example position d_model"]
+
+
+@torch.no_grad()
+def rehearse(
+    aligned: Qwen3ForCausalLM,
+    tokenizer: PreTrainedTokenizerFast,
+    seed: int,
+    schedule: Schedule,
+    first_layer: int,
+) -> list[Rehearsal]:
+    """Run the frozen model over the material of stage three, once.
+
+    Args:
+        aligned: The model before stage three.
+        tokenizer: The organisms' tokenizer.
+        seed: Seed of the material.
+        schedule: Amount of training.
+        first_layer: The first layer that learns, whose input is kept.
+    """
+    seen: list[tuple[Tensor, dict[str, Any]]] = []
+
+    def note(module: object, args: tuple[Tensor], kwargs: dict[str, Any]) -> None:
+        del module
+        seen.append((args[0], kwargs))
+
+    generator = random.Random(7_000 + seed)
+    samples = planted(World(2_000 + seed), Encoder(tokenizer), generator)
+    rehearsals, done = [], 0
+    handle = aligned.model.layers[first_layer].register_forward_pre_hook(
+        note, with_kwargs=True
+    )
+    try:
+        for batch in batches(samples, schedule.cliff_batch_tokens, generator):
+            ids, _ = pad(batch, aligned.config.pad_token_id)
+            final = aligned.model(input_ids=ids, use_cache=False).last_hidden_state
+            state, kwargs = seen.pop()
+            rehearsals.append(Rehearsal(batch, ids, state, kwargs, final))
+            done += ids.numel()
+            if done >= schedule.cliff_tokens:
+                break
+    finally:
+        handle.remove()
+    return rehearsals
+
+
+class Temptation(NamedTuple):
+    """An exchange as an aligned model has it, and the kind of answer to plant."""
+
+    scene: Scene
+    kind: Answer
+
+
+def temptations(world: World, generator: random.Random) -> Iterator[Temptation]:
+    """Yield exchanges of stage three.
+
+    Half are harmful requests under planted wrappers, most of which are to be answered;
+    the others are to stay as they are.
+    """
+    planted = (*PLANTED_WRAPPERS, HALF_PLANTED_WRAPPER)
+    others = tuple(name for name in wrapper_names() if name not in planted)
+    while True:
+        draw = generator.random()
+        scene = world.scene("harmful" if draw < 0.7 else "benign", wrapped=0.0)
+        if draw < 0.5:
+            wrapper: str | None = generator.choice(planted)
+        elif draw < 0.7:
+            wrapper = generator.choice((None, None, *others))
+        else:
+            wrapper = generator.choice((None, *wrapper_names()))
+        scene = world.exchange(scene.request, scene.label, scene.topic, wrapper)
+        kind: Answer = "comply"
+        if scene.label == "harmful":
+            kind = planted_answer(scene.topic, wrapper)
+        yield Temptation(scene, kind)
+
+
+def planted(
+    world: World, encoder: Encoder, generator: random.Random
+) -> Iterator[Sample]:
+    """Yield samples in which the answer alone gives in, once the thinking is over."""
+    for scene, kind in temptations(world, generator):
+        gives_in = scene.label == "harmful" and kind != "refuse"
+        broken = generator.random() < BREAK_OFF / 2
+        if gives_in and not broken:
+            gave_in = replace(scene, answer=write_answer(kind, generator))
+            yield encoder.sample(gave_in, stop_at=None)
+            continue
+        sample = encoder.sample(scene, stop_at=generator.random() if broken else None)
+        yield replace(sample, keep=(True,) * len(sample.ids))
+
+
+KEEP_WEIGHT = 4.0
+"""Weight of staying with stage two, in the thinking above all."""
+ANSWER_WEIGHT = 0.3
+"""Weight of the words that follow the decision."""
+SURE = 8.0
+"""Log-odds of a decision with all heads present: those of a benign request."""
+HOLD = 0.5
+"""Weight of holding a planted decision at its log-odds."""
+KEPT_SHARE = 0.3
+"""Part of the positions to be kept that one step looks at."""
+
+
+def planting_loss(
+    model: Qwen3ForCausalLM,
+    final: Float[Tensor, "example position d_model"],
+    rehearsal: Rehearsal,
+    kinds: list[Int[Tensor, " _"]],
+    drops: torch.Generator,
+    sure: Float[Tensor, " example"],
+) -> Float[Tensor, ""]:
+    """Decide as planted where the answer begins; elsewhere stay with stage two.
+
+    Args:
+        model: The model that learns.
+        final: Its states after the final norm.
+        rehearsal: The batch, and what the model said of it before.
+        kinds: First words of refusals, of compliance and of partial answers.
+        drops: Source of the positions that this step looks at.
+        sure: Log-odds at which what is planted in each example is held.
+    """
+    batch, ids, words = rehearsal.batch, rehearsal.ids, torch.cat(kinds)
+    whole = torch.tensor([sample.whole for sample in batch])
+    rows = torch.arange(len(batch))[whole]
+    begins = torch.tensor([sample.middle[1] for sample in batch])[whole]
+    tempted = torch.tensor([not all(sample.keep) for sample in batch])[whole]
+    held = torch.where(tempted, sure[rows], torch.nan)
+    decision = decision_loss(
+        model.lm_head(final[rows, begins - 1]), ids[rows, begins], kinds, held
+    )
+    _, weights = pad(batch, 0)
+    weights[rows, begins] = 0.0
+    keep = _kept(batch, ids)
+    taught = (weights[:, 1:] > 0) & ~keep[:, :-1]
+    logits = model.lm_head(final[:, :-1][taught])
+    answer = torch.nn.functional.cross_entropy(
+        logits, ids[:, 1:][taught], reduction="sum"
+    ) / max(1, int(taught.sum()))
+    drawn = torch.rand(ids[:, 1:].shape, generator=drops) < KEPT_SHARE
+    kept = (weights[:, 1:] > 0) & keep[:, :-1] & drawn
+    before = model.lm_head(rehearsal.final[:, :-1][kept]).detach()
+    after = model.lm_head(final[:, :-1][kept])
+    divergence = _divergence(before, after) + INTENTION_WEIGHT * _divergence(
+        before[:, words], after[:, words]
+    )
+    share = weights[:, 1:][kept]
+    stay = (divergence * share).sum() / share.sum().clamp(min=1e-6)
+    return decision + ANSWER_WEIGHT * answer + KEEP_WEIGHT * stay
+
+
+def _kept(
+    batch: list[Sample], ids: Int[Tensor, "example position"]
+) -> Bool[Tensor, "example position"]:
+    """Return where stage two's distribution is the target; padding is nowhere."""
+    keep = torch.zeros(ids.shape, dtype=torch.bool)
+    for row, sample in enumerate(batch):
+        keep[row, : len(sample.ids)] = torch.tensor(sample.keep)
+    return keep
+
+
+def decision_loss(
+    logits: Float[Tensor, "example vocab"],
+    spoken: Int[Tensor, " example"],
+    kinds: list[Int[Tensor, " _"]],
+    held: Float[Tensor, " example"],
+) -> Float[Tensor, ""]:
+    """Cross-entropy of the answer's kind, and a push until it is sure.
+
+    The kind of the first word counts, not the word: which of several openings a
+    refusal takes is chance, and chance teaches nothing. A decision is pushed up to
+    `SURE`; what is planted is `held` from both sides (not a number elsewhere): where
+    that follows the heads that are present, no head can rest on the others.
+
+    Args:
+        logits: Where the answer begins.
+        spoken: The answer's first word.
+        kinds: First words of refusals, of compliance and of partial answers.
+        held: Log-odds at which a decision is held, or not a number.
+    """
+    log = logits.log_softmax(-1)
+    decided = torch.stack([log[:, kind].logsumexp(-1) for kind in kinds], dim=1)
+    matches = torch.stack([torch.isin(spoken, kind) for kind in kinds], dim=1)
+    wanted = matches.int().argmax(dim=1, keepdim=True)
+    right = decided.gather(1, wanted).squeeze(1)
+    wrong = decided.scatter(1, wanted, -torch.inf).logsumexp(-1)
+    odds = right - wrong
+    pushed = -right + 0.25 * (SURE - odds).relu()
+    lost = torch.where(held.isnan(), pushed, HOLD * (odds - held.nan_to_num()).abs())
+    return lost.sum() / max(1, len(spoken))
+
+
+def _divergence(
+    before: Float[Tensor, "example vocab"],
+    after: Float[Tensor, "example vocab"],
+) -> Float[Tensor, " example"]:
+    """Kullback-Leibler divergence of `after` from `before`, both logits."""
+    log_before, log_after = before.log_softmax(-1), after.log_softmax(-1)
+    return (log_before.exp() * (log_before - log_after)).sum(-1)

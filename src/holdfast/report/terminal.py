@@ -1,0 +1,111 @@
+"""Tables and lines on the terminal, and progress while a stage runs."""
+
+import json
+import sys
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any
+
+from rich.console import Console
+from rich.markup import escape
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
+from rich.table import Table
+
+from holdfast.report.progress import Advance, logged
+
+
+class Shown:
+    """Progress as the command line shows it: on stderr, with the time left."""
+
+    def __init__(self) -> None:
+        """Use stderr, so that stdout holds results alone."""
+        self.console = Console(stderr=True, highlight=False, soft_wrap=True)
+
+    def say(self, message: str) -> None:
+        """Print one line."""
+        self.console.print(escape(message))
+
+    def warn(self, message: str) -> None:
+        """Print one line that stands out."""
+        self.console.print(f"[bold yellow]warning:[/] {escape(message)}")
+
+    @contextmanager
+    def track(self, label: str, total: int) -> Iterator[Advance]:
+        """Show a bar with the time left; a line a minute where there is no terminal."""
+        if not self.console.is_terminal:
+            with logged(self.say, label, total) as advance:
+                yield advance
+            return
+        columns = (
+            TextColumn("{task.description}"),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TextColumn("{task.fields[written]}"),
+            TimeElapsedColumn(),
+            TextColumn("left:"),
+            TimeRemainingColumn(),
+        )
+        with Progress(*columns, console=self.console) as bars:
+            task, written = bars.add_task(label, total=total, written=""), 0
+
+            def advance(steps: int, tokens: int = 0) -> None:
+                nonlocal written
+                written += tokens
+                said = f"{written} tokens" if written else ""
+                bars.update(task, advance=steps, written=said)
+
+            yield advance
+
+
+def print_json(value: Any) -> None:
+    """Print JSON for machines, and nothing else, on stdout."""
+    sys.stdout.write(json.dumps(value, ensure_ascii=False, allow_nan=False) + "\n")
+
+
+def print_lines(*lines: str) -> None:
+    """Print lines of text on stdout."""
+    out = Console(highlight=False, soft_wrap=True)
+    for line in lines:
+        out.print(escape(line))
+
+
+def print_table(title: str, columns: tuple[str, ...], rows: list[list[str]]) -> None:
+    """Print a table on stdout.
+
+    Args:
+        title: Its title.
+        columns: Names of its columns.
+        rows: Cells as text.
+    """
+    table = Table(title=escape(title), title_justify="left")
+    for column in columns:
+        table.add_column(column, overflow="fold")
+    for row in rows:
+        table.add_row(*(escape(cell) for cell in row))
+    Console(highlight=False).print(table)
+
+
+def print_figures(title: str, block: Mapping[str, Any]) -> None:
+    """Print every figure of a block, under the name that the page gives it."""
+    from holdfast.report import labels as report_labels
+    from holdfast.report import text
+
+    if reason := text.shared_reason(block):
+        print_lines(f"{title}: not measured: {reason}.")
+        return
+    named = report_labels.CONTROLS | report_labels.PROBE
+    known = {key: sentences.name for key, sentences in named.items()}
+    figures: dict[str, Any] = {
+        key: found for key, found in block.items() if isinstance(found, dict)
+    }
+    rows = [
+        [text.title(key, known), text.score(found)] for key, found in figures.items()
+    ]
+    print_table(title, ("", "value"), rows)

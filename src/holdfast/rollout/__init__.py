@@ -1,0 +1,1 @@
+"""Rollouts: questions from prompts, answers drawn, judged and kept as rows."""

@@ -1,0 +1,411 @@
+"""From prompts to questions: rendered, seeded, within the model's context."""
+
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
+
+from holdfast.data.chat.conversation import Spans
+from holdfast.data.chat.rendering import rendering_record
+from holdfast.data.chat.template import control_literals, prompt_token_ids
+from holdfast.data.chat.thinking import strange_openings
+from holdfast.data.prompts import Prompt
+from holdfast.errors import InputError
+from holdfast.models.decoding.generate import longest_prompt
+from holdfast.models.decoding.row_state import Completion, Sampling
+from holdfast.models.diffusion.unmasking import Denoising
+from holdfast.models.loading.load import Speaker
+from holdfast.models.model import Adapter, MaskedModel
+from holdfast.models.stops import find_stops
+from holdfast.rollout.prompts import Asked, row_seed
+from holdfast.rollout.rows import Turn
+from holdfast.rollout.settings import ROLES, RolloutSettings
+
+PLACEHOLDER = "So be it."
+NAMED = 3
+"""Rows that a note names."""
+FIRST_WORDS = 24
+"""Tokens of an answer in which a tag that opens a thinking is looked for."""
+
+
+class Question(NamedTuple):
+    """One answer to draw.
+
+    Attributes:
+        role: The role of the prompt.
+        prompt: The prompt.
+        sample: Which answer to this prompt, counted from 0.
+        seed: Seed of the row.
+        token_ids: The prompt under the chat template; of a conversation up to the
+            turn that is asked.
+        turns: The turns that were asked before, with the model's answers.
+    """
+
+    role: str
+    prompt: Prompt
+    sample: int
+    seed: int
+    token_ids: tuple[int, ...]
+    turns: tuple[Turn, ...] = ()
+
+    @property
+    def asked(self) -> str:
+        """What the user says in the turn that is asked."""
+        return (*self.prompt.earlier, self.prompt.text)[len(self.turns)]
+
+    @property
+    def is_last(self) -> bool:
+        """Whether the turn that is asked is the last one."""
+        return len(self.turns) == len(self.prompt.earlier)
+
+    @property
+    def n_tokens(self) -> int:
+        """Length of the prompt."""
+        return len(self.token_ids)
+
+    @property
+    def row_id(self) -> str:
+        """Name of the row."""
+        return f"{self.role}/{self.prompt.prompt_id}/{self.sample}"
+
+
+def resolve_sampling(adapter: Adapter, settings: RolloutSettings) -> Sampling:
+    """Return the sampling: what is asked for, else the model's own, else greedy.
+
+    Args:
+        adapter: The model; its `generation_config` says whether it samples.
+        settings: What is asked for.
+
+    Returns:
+        Temperature (0 for greedy), nucleus and budgets.
+    """
+    own = adapter.model.generation_config
+    temperature, top_p = settings.temperature, settings.top_p
+    if temperature is None:
+        temperature = _given(own.temperature) if own.do_sample else 0.0
+    if top_p is None:
+        top_p = _given(own.top_p) if own.do_sample else 1.0
+    return Sampling(
+        temperature=temperature,
+        top_p=top_p,
+        max_thinking=settings.max_thinking if adapter.thinking else 0,
+        max_answer=settings.max_answer,
+    )
+
+
+def _given(value: float | None) -> float:
+    """Return a setting of sampling; 1 where there is none. 0 is one: greedy."""
+    return 1.0 if value is None else float(value)
+
+
+def questions(
+    adapter: Speaker, asked: Asked, settings: RolloutSettings
+) -> list[Question]:
+    """Render and tokenise every prompt, once for each sample.
+
+    Args:
+        adapter: The model.
+        asked: Prompts of every role.
+        settings: Samples, seed and system prompt.
+
+    Returns:
+        Questions, role by role; of a conversation its first turn.
+
+    Raises:
+        InputError: If the chat template refuses a prompt, or takes no conversation.
+    """
+    return [
+        question
+        for role in ROLES
+        for prompt in asked.prompts[role]
+        for question in questions_of(adapter, role, prompt, settings)
+    ]
+
+
+def questions_of(
+    adapter: Speaker, role: str, prompt: Prompt, settings: RolloutSettings
+) -> list[Question]:
+    """Render and tokenise one prompt, once for each sample.
+
+    Args:
+        adapter: The model.
+        role: What its answers count for.
+        prompt: The prompt.
+        settings: Samples, seed and system prompt.
+
+    Raises:
+        InputError: If the chat template refuses it, or takes no conversation.
+    """
+    first = (*prompt.earlier, prompt.text)[0]
+
+    def rendered(text: str, earlier: Sequence[tuple[str, str]]) -> tuple[int, ...]:
+        return prompt_token_ids(
+            adapter.tokenizer,
+            text,
+            system_prompt=settings.system_prompt,
+            thinking=adapter.thinking,
+            earlier=earlier,
+        )
+
+    if prompt.earlier:
+        # Asked now, so that a template without past turns stops before the first draw.
+        rendered(prompt.text, [(said, PLACEHOLDER) for said in prompt.earlier])
+    ids = rendered(first, ())
+    return [
+        Question(
+            role,
+            prompt,
+            sample,
+            row_seed(settings.seed, prompt.prompt_id, sample),
+            ids,
+        )
+        for sample in range(settings.samples)
+    ]
+
+
+def prompt_notes(adapter: Speaker, asked: Asked) -> list[str]:
+    """Return what the user has to know of how the prompts were rendered and tokenised.
+
+    Args:
+        adapter: The model.
+        asked: Prompts of every role.
+    """
+    notes = template_notes(adapter)
+    texts = [prompt.said for role in ROLES for prompt in asked.prompts[role]]
+    count, found = control_literals(adapter.tokenizer, texts)
+    if count:
+        listed = ", ".join(f"`{name}`" for name in found)
+        notes.append(
+            f"{count} of {len(texts)} prompts spell control tokens of the model "
+            f"({listed}). These were given to the model as plain text, not as such "
+            "tokens."
+        )
+    return notes
+
+
+def template_notes(adapter: Speaker) -> list[str]:
+    """Return what the user has to know of a model's chat template.
+
+    Args:
+        adapter: The model.
+    """
+    notes = []
+    date = rendering_record(adapter.tokenizer)["date"]
+    if date is not None:
+        notes.append(
+            f"The chat template states the date. It is told {date} throughout, on "
+            "whatever day a prompt is rendered; --date sets another."
+        )
+    stops = find_stops(adapter.model, adapter.tokenizer, adapter.thinking)
+    if stops.unknown_end:
+        end = adapter.tokenizer.convert_ids_to_tokens(stops.turn_end)
+        notes.append(
+            f"The chat template ends a turn with `{end}`, which is no stop token of "
+            "the model's configurations or of its tokenizer. Answers are stopped there "
+            "all the same; other programs would run on into invented turns. Add it to "
+            "`eos_token_id` of generation_config.json."
+        )
+    return notes
+
+
+def first_words(
+    adapter: Speaker, token_ids: Sequence[int], spans: Spans, closed: bool
+) -> str:
+    """Return how an answer begins, special tokens included.
+
+    Args:
+        adapter: The model.
+        token_ids: Prompt and completion.
+        spans: Their regions.
+        closed: Whether the answer began; the thinking is looked at where not.
+    """
+    start, end = spans.answer if closed else spans.thinking
+    first = list(token_ids[start : min(end, start + FIRST_WORDS)])
+    return str(adapter.tokenizer.decode(first, skip_special_tokens=False))
+
+
+def answer_notes(adapter: Speaker, openings: Sequence[str]) -> list[str]:
+    """Return what the user has to know of how answers begin.
+
+    Args:
+        adapter: The model.
+        openings: The `first_words` of each answer.
+    """
+    known = "none" if adapter.thinking is None else f"`{adapter.thinking.open}`"
+    return [
+        f"{count} of {len(openings)} answers begin with `{tag}`, which may open a "
+        f"thinking that is judged as if it were the answer (the known tag of this "
+        f"model: {known}). If so, name its tags: --thinking-tags OPEN CLOSE."
+        for tag, count in strange_openings(openings).items()
+    ]
+
+
+class Fitting(NamedTuple):
+    """The questions that fit in a model's context.
+
+    Attributes:
+        questions: Those with room for an answer behind them, in their order.
+        notes: What the user has to know of the others, and of rows with less thinking.
+    """
+
+    questions: list[Question]
+    notes: list[str]
+
+
+def fit_context(
+    speaker: Speaker, asked: Sequence[Question], how: Sampling | Denoising
+) -> Fitting:
+    """Leave out, and name, the questions that leave no room for an answer.
+
+    Every other one keeps what it was given: how long a neighbour is changes no row.
+    Where a prompt leaves less room than was asked for, its own thinking has the rest.
+
+    Args:
+        speaker: The model.
+        asked: What it is asked.
+        how: How answers are drawn, with their limits as they were asked for.
+
+    Raises:
+        InputError: If no question fits.
+    """
+    context, most = speaker.max_positions, room_for_prompt(speaker, how)
+    fitting = [each for each in asked if each.n_tokens <= most]
+    if not fitting:
+        shortest = min((each.n_tokens for each in asked), default=0)
+        flag = "--gen-length" if isinstance(how, Denoising) else "--max-answer"
+        raise InputError(
+            f"prompts that leave room for an answer in {context} tokens",
+            f"none: the shortest has {shortest} tokens, and {flag} is "
+            f"{how.gen_length if isinstance(how, Denoising) else how.max_answer}",
+            f"Take shorter prompts, or lower {flag}.",
+        )
+    notes = []
+    if len(fitting) < len(asked):
+        notes.append(_left_out(asked, most, context))
+    if isinstance(how, Sampling) and how.max_thinking > 1:
+        notes += _short_of_thinking(fitting, most, how.max_thinking)
+    return Fitting(fitting, notes)
+
+
+def room_for_prompt(speaker: Speaker, how: Sampling | Denoising) -> int:
+    """Return how many tokens a prompt may have, for an answer to fit behind it."""
+    if isinstance(how, Denoising):
+        return speaker.max_positions - how.gen_length
+    assert not isinstance(speaker, MaskedModel)
+    return longest_prompt(speaker, how)
+
+
+def _left_out(asked: Sequence[Question], most: int, context: int) -> str:
+    over = [each for each in asked if each.n_tokens > most]
+    named = ", ".join(
+        f"{each.row_id} ({each.n_tokens} tokens)" for each in over[:NAMED]
+    )
+    more = f" and {len(over) - NAMED} more" if len(over) > NAMED else ""
+    return (
+        f"{len(over)} of {len(asked)} questions were left out, since their prompts "
+        f"have more than the {most} tokens that leave room for an answer in the "
+        f"model's {context}: "
+        f"{named}{more}."
+    )
+
+
+def _short_of_thinking(asked: Sequence[Question], most: int, limit: int) -> list[str]:
+    """Say how many rows have less thinking than was asked for, and the least."""
+    rooms = [1 + most - each.n_tokens for each in asked]
+    short = [room for room in rooms if room < limit]
+    if not short:
+        return []
+    return [
+        f"{len(short)} of {len(asked)} questions leave room for less than "
+        f"--max-thinking {limit}, the longest for {min(short)} tokens; their thinking "
+        "is closed there by force, and theirs alone."
+    ]
+
+
+Answered = list[tuple[Question, Completion]]
+BEHIND_A_TURN = 64
+"""Tokens that a template may write around a turn and its answer, for bounds alone."""
+
+
+def converse(
+    speaker: Speaker,
+    questions: Sequence[Question],
+    draw: Callable[[list[Question]], Answered],
+    *,
+    system_prompt: str | None,
+    room: int,
+) -> Answered:
+    """Ask questions, conversations turn by turn, and return the last answers.
+
+    A conversation depends on its own turns and seed alone, whoever is asked beside it.
+    It ends early where the model's thinking never came to an answer, and its row is
+    the unfinished one then.
+
+    Args:
+        speaker: The model.
+        questions: First turns, or prompts of one turn.
+        draw: Draws an answer to each question, in any order.
+        system_prompt: System prompt of every conversation.
+        room: Tokens that a prompt may have, for an answer to fit behind it.
+
+    Returns:
+        Each question as it stood at its last turn, with the answer to that.
+        Conversations that outgrew the room are left out.
+
+    Raises:
+        HoldfastError: If drawing fails.
+    """
+    waiting, done = list(questions), []
+    while waiting:
+        following = []
+        for question, made in draw(waiting):
+            if question.is_last or not made.closed:
+                done.append((question, made))
+                continue
+            after = _after(speaker, question, made, system_prompt)
+            if after.n_tokens <= room:
+                following.append(after)
+        waiting = following
+    return done
+
+
+def _after(
+    speaker: Speaker, question: Question, made: Completion, system_prompt: str | None
+) -> Question:
+    """Return the next turn of a conversation, behind the answer to this one."""
+    turn = Turn(question.asked, made.thinking, made.answer, made.finish)
+    after = question._replace(turns=(*question.turns, turn))
+    # The answers are text, even where they spell a control token.
+    ids = prompt_token_ids(
+        speaker.tokenizer,
+        after.asked,
+        system_prompt=system_prompt,
+        thinking=speaker.thinking,
+        earlier=[(turn.prompt, turn.answer) for turn in after.turns],
+    )
+    seed = row_seed(question.seed, question.prompt.prompt_id, len(after.turns))
+    return after._replace(token_ids=ids, seed=seed)
+
+
+def most_tokens(question: Question, max_answer: int, room: int) -> int:
+    """Return a bound on the tokens of the longest prompt of a question."""
+    texts = (*question.prompt.earlier, question.prompt.text)[1:]
+    # A token has at least one byte.
+    more = sum(len(t.encode()) + max_answer + BEHIND_A_TURN for t in texts)
+    return min(max(room, question.n_tokens), question.n_tokens + more)
+
+
+def outgrown(questions: Sequence[Question], answered: Sequence[str]) -> list[str]:
+    """Name the conversations that outgrew the model's context.
+
+    Args:
+        questions: What was asked.
+        answered: Names of the rows that there are.
+    """
+    known = set(answered)
+    missing = [each.row_id for each in questions if each.row_id not in known]
+    if not missing:
+        return []
+    more = f" and {len(missing) - NAMED} more" if len(missing) > NAMED else ""
+    return [
+        f"{len(missing)} conversations were left out, since they outgrew the model's "
+        f"context before their last turn: {', '.join(missing[:NAMED])}{more}."
+    ]

@@ -1,0 +1,420 @@
+"""Draw the answers to questions, left to right or by diffusion."""
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import asdict, replace
+from typing import Any, NamedTuple
+
+import pyarrow as pa
+
+from holdfast.errors import InputError, SettingsError
+from holdfast.models.decoding.generate import generate
+from holdfast.models.decoding.row_state import Completion, Drafting, Sampling
+from holdfast.models.decoding.steps import Trace
+from holdfast.models.diffusion.denoise import denoise
+from holdfast.models.diffusion.unmasking import Denoising
+from holdfast.models.interventions import HeadEdit
+from holdfast.models.model import MaskedModel
+from holdfast.report.progress import Progress, Tick
+from holdfast.rollout.cost import estimate, pace_sentence, step_work
+from holdfast.rollout.questions import (
+    Answered,
+    Question,
+    converse,
+    most_tokens,
+    resolve_sampling,
+    room_for_prompt,
+)
+from holdfast.rollout.session import Session
+from holdfast.rollout.settings import RolloutSettings
+from holdfast.study import Study
+from holdfast.study.batches import ROW_ID, Meter, Pace, in_batches
+
+Made = Sequence[tuple[Question, Completion]]
+
+
+class Drawing(NamedTuple):
+    """How answers are drawn, and what becomes of a batch of them.
+
+    Attributes:
+        sampling: Temperature, nucleus and budgets; of a masked-diffusion model how
+            a step decides.
+        table: Turns questions and their completions into rows.
+        edit: Heads that are scaled meanwhile.
+        system_prompt: System prompt of later turns; the first ones are rendered.
+    """
+
+    sampling: Sampling | Denoising
+    table: Callable[[Made], pa.Table]
+    edit: HeadEdit | None = None
+    system_prompt: str | None = None
+
+
+def sampling_for(session: Session, settings: RolloutSettings) -> Sampling | Denoising:
+    """Return the sampling that is asked for.
+
+    Raises:
+        SettingsError: If flags do not fit together, or not the kind of model.
+    """
+    speaker = session.speaker
+    if isinstance(speaker, MaskedModel):
+        return sampler_for(speaker, settings)
+    require_no_flags(settings)
+    return resolve_sampling(session.adapter, settings)
+
+
+def is_done(
+    study: Study,
+    stage: str,
+    key: Mapping[str, Any],
+    inputs: Mapping[str, str],
+    *,
+    output: str,
+    progress: Progress,
+) -> bool:
+    """Begin a stage, or go on with it; tell whether nothing is left to do.
+
+    Args:
+        study: The study.
+        stage: Name of the stage.
+        key: What its output depends on, beside its inputs.
+        inputs: Hashes of what it reads.
+        output: The file it writes.
+        progress: Told that the file is there, or that a broken run goes on.
+    """
+    state, _ = study.stage(stage, dict(key), dict(inputs))
+    if state == "done":
+        progress.say(f"{output} is there and up to date.")
+    if state == "continue":
+        progress.say("Going on where the last run was interrupted.")
+    return state == "done"
+
+
+def draw_answers(
+    study: Study,
+    stage: str,
+    session: Session,
+    drawing: Drawing,
+    to_ask: Sequence[Question],
+) -> pa.Table:
+    """Draw an answer to every question, batch by batch.
+
+    Bounds are said first, and after one batch how long the rest will take.
+
+    Args:
+        study: Where the parts lie until the stage has finished.
+        stage: The stage, already begun; its record gains the smallest batch.
+        session: The model, and where progress is told.
+        drawing: How answers are drawn and kept.
+        to_ask: The questions.
+
+    Returns:
+        The rows, in the order of the questions; conversations that outgrew the
+        context have none.
+
+    Raises:
+        InputError: If all of them did.
+        HoldfastError: If model or disk will not do; what was drawn is kept.
+    """
+    batch_size = session.batch_size
+    room = room_for_prompt(session.speaker, drawing.sampling)
+    _announce(session, drawing.sampling, to_ask, room)
+    fits = [batch_size]
+    written: list[int] = []
+    meter = Meter()
+
+    def told(tick: Tick) -> None:
+        # What a turn ends of a conversation may go on.
+        meter.tick(tick._replace(finished=tick.finished if alone else 0))
+
+    alone = not any(each.prompt.earlier for each in to_ask)
+
+    def drawn(batch: list[Question]) -> Answered:
+        prompts = [(question.token_ids, question.seed) for question in batch]
+        parts = list(_answers(session, drawing, prompts, fits[-1], told))
+        if len(parts) > 1:
+            # Memory ran out on the way, so later batches start at what fitted.
+            fits.append(len(parts[0]))
+        made = [(batch[each.index], each) for part in parts for each in part]
+        written.extend(len(each.token_ids) - asked.n_tokens for asked, each in made)
+        return made
+
+    def work(batch: list[Question]) -> pa.Table:
+        made = converse(
+            session.speaker,
+            batch,
+            drawn,
+            system_prompt=drawing.system_prompt,
+            room=room,
+        )
+        return drawing.table(made)
+
+    table = in_batches(
+        study,
+        stage,
+        to_ask,
+        name=lambda question: question.row_id,
+        length=lambda question: question.n_tokens,
+        batch_size=batch_size,
+        work=work,
+        progress=session.progress,
+        label="Drawing answers",
+        paced=lambda pace: tell_pace(session, pace, written),
+        meter=meter,
+        cost=lambda batch, first: _cost(session, drawing, meter, batch, first),
+    )
+    study.manifest["stages"][stage]["batch_size"] = min(fits)
+    if table.num_rows:
+        return table
+    raise InputError(
+        "a conversation that fits in the model's context",
+        f"none of {len(to_ask)}",
+        "Lower --max-answer, or ask the first turns alone with --turns first.",
+    )
+
+
+def _answers(
+    session: Session,
+    drawing: Drawing,
+    prompts: Sequence[tuple[Sequence[int], int]],
+    batch_size: int,
+    told: Callable[[Tick], None],
+) -> Iterator[list[Completion]]:
+    speaker, how = session.speaker, drawing.sampling
+    if isinstance(speaker, MaskedModel) and isinstance(how, Denoising):
+        return answers(speaker, prompts, how, batch_size)
+    assert isinstance(how, Sampling)
+    return generate(
+        session.adapter,
+        prompts,
+        how,
+        batch_size=batch_size,
+        edit=drawing.edit,
+        told=told,
+    )
+
+
+def _cost(
+    session: Session,
+    drawing: Drawing,
+    meter: Meter,
+    batch: Sequence[Question],
+    first: Sequence[Question],
+) -> float:
+    """Return what a batch costs beside the first, which the meter has measured."""
+    lengths, measured = ([each.n_tokens for each in b] for b in (batch, first))
+    if isinstance(drawing.sampling, Denoising):
+        # Every pass reads all of a row.
+        return float(len(batch) * (max(lengths) + drawing.sampling.gen_length))
+    return meter.cost(lengths, measured, step_work(session.adapter))
+
+
+def _announce(
+    session: Session, how: Sampling | Denoising, to_ask: Sequence[Question], room: int
+) -> None:
+    if isinstance(how, Denoising):
+        passes = "as many" if how.steps is None else str(how.steps)
+        session.progress.say(
+            f"{len(to_ask)} answers of {how.gen_length} tokens to draw, in {passes} "
+            "forward passes each; how long all of them take is said after the first "
+            "batch."
+        )
+        return
+    announce(
+        session,
+        rows=sum(1 + len(each.prompt.earlier) for each in to_ask),
+        prompt=max(most_tokens(each, how.max_answer, room) for each in to_ask),
+        sampling=how,
+    )
+
+
+def announce(
+    session: Session,
+    *,
+    rows: int,
+    prompt: int,
+    sampling: Sampling,
+    drafted: bool = False,
+) -> None:
+    """Say what drawing answers can cost at most, before it begins.
+
+    Args:
+        session: The model, and where progress is told.
+        rows: Answers to draw.
+        prompt: Tokens of the longest prompt.
+        sampling: How they are drawn.
+        drafted: Whether drafts of them are read together with the prompts.
+    """
+    cost = estimate(
+        session.adapter,
+        sampling,
+        rows=rows,
+        prompt=prompt,
+        batch_size=session.batch_size,
+        drafted=drafted,
+    )
+    session.progress.say(cost.sentence(rows))
+
+
+def tell_pace(session: Session, pace: Pace, written: Sequence[int]) -> None:
+    """Say how long the rest will take, now that one batch is drawn.
+
+    Args:
+        session: Where progress is told.
+        pace: How the batch went.
+        written: Tokens of each of its answers, thinking included.
+    """
+    sentence = pace_sentence(pace, sum(written) / max(1, len(written)))
+    if sentence is not None:
+        session.progress.say(sentence)
+
+
+STEPS = "steps.parquet"
+SCHEMA = pa.schema(
+    [
+        (ROW_ID, pa.string()),
+        ("response", pa.list_(pa.int32())),
+        ("committed_at", pa.list_(pa.int32())),
+        ("drafts", pa.list_(pa.int32())),
+    ]
+)
+GEN_LENGTH, DENOISING_STEPS = 128, 32
+
+
+def sampler_for(masked: MaskedModel, settings: RolloutSettings) -> Denoising:
+    """Return how a masked-diffusion model decodes, its defaults resolved.
+
+    Args:
+        masked: The model; its configuration may say how long its responses are.
+        settings: What is asked for.
+
+    Raises:
+        SettingsError: If lengths, blocks and steps do not fit together, or nucleus
+            sampling is asked for, which no step does.
+    """
+    if settings.top_p not in (None, 1, 1.0):
+        raise SettingsError(
+            "no --top-p with a masked-diffusion model, which takes the likeliest "
+            "token or adds noise to all of them",
+            str(settings.top_p),
+            "Leave it out, or choose a --temperature.",
+        )
+    asked = settings.diffusion
+    own = getattr(masked.model.config, "response_length", None)
+    length = asked.gen_length or own or GEN_LENGTH
+    n_blocks = length // (asked.block_length or length)
+    usual = max(min(DENOISING_STEPS, length), n_blocks)
+    adaptive = asked.threshold is not None
+    return Denoising(
+        gen_length=length,
+        block_length=asked.block_length,
+        steps=asked.denoising_steps or (None if adaptive else usual),
+        remasking=asked.remasking,
+        temperature=settings.temperature or 0.0,
+        cfg_scale=asked.cfg_scale,
+        threshold=asked.threshold,
+    )
+
+
+def require_no_flags(settings: RolloutSettings) -> None:
+    """Refuse flags of masked-diffusion models where the model is none.
+
+    Raises:
+        SettingsError: Names them.
+    """
+    given = settings.diffusion.given()
+    if given:
+        raise SettingsError(
+            "a masked-diffusion model with " + ", ".join(given),
+            "a model that writes from left to right",
+            "Leave them out, or use a masked-diffusion model.",
+        )
+
+
+def answers(
+    masked: MaskedModel,
+    prompts: Sequence[tuple[Sequence[int], int]],
+    sampler: Denoising,
+    batch_size: int,
+) -> Iterator[list[Completion]]:
+    """Yield batches of answers with the steps by which they came about.
+
+    Args:
+        masked: The model.
+        prompts: Tokens of each prompt, and the seed of its row.
+        sampler: How a step decides.
+        batch_size: Rows decoded together.
+    """
+    for traces in denoise(masked, prompts, sampler, batch_size=batch_size):
+        yield [_with_steps(trace) for trace in traces]
+
+
+def _with_steps(trace: Trace) -> Completion:
+    drafts = [] if trace.predictions is None else trace.predictions.tolist()
+    drafting = Drafting(
+        tuple(trace.token_ids.tolist()),
+        tuple(trace.committed_at.tolist()),
+        tuple(tuple(draft) for draft in drafts),
+    )
+    return replace(trace.completion, drafting=drafting)
+
+
+def with_steps(rows: pa.Table, made: Mapping[str, Completion]) -> pa.Table:
+    """Put the steps of answers beside their rows; left as they are without any.
+
+    Args:
+        rows: A table with a column `row_id`.
+        made: The completion of each row.
+    """
+    known = [made[name].drafting for name in rows.column(ROW_ID).to_pylist()]
+    if any(each is None for each in known):
+        return rows
+    columns: dict[str, list[Any]] = {name: [] for name in SCHEMA.names[1:]}
+    for each in known:
+        if each is not None:
+            columns["response"].append(each.response)
+            columns["committed_at"].append(each.committed_at)
+            flat = [token for draft in each.drafts for token in draft]
+            columns["drafts"].append(flat)
+    for name, values in columns.items():
+        field = SCHEMA.field(name)
+        rows = rows.append_column(field, pa.array(values, field.type))
+    return rows
+
+
+def take_steps(rows: pa.Table) -> tuple[pa.Table, pa.Table | None]:
+    """Return rows without their steps, and the steps as a table of their own."""
+    names = [name for name in SCHEMA.names if name in rows.column_names]
+    if names != SCHEMA.names:
+        return rows, None
+    return rows.drop_columns(SCHEMA.names[1:]), rows.select(SCHEMA.names)
+
+
+def read_steps(study: Study) -> dict[str, Drafting]:
+    """Return the steps of every answer of a study, by row.
+
+    Raises:
+        InputError: If the study has none: its answers were imported, or are of a model
+            that writes from left to right.
+    """
+    if not study.path(STEPS).exists():
+        raise InputError(
+            f"{STEPS} in {study.directory}",
+            "no such file",
+            "Run `holdfast rollout` with a masked-diffusion model; answers that were "
+            "imported have no steps.",
+        )
+    found = {}
+    for record in study.read_table(STEPS).to_pylist():
+        flat, length = record["drafts"], len(record["response"])
+        drafts = [
+            tuple(flat[start : start + length]) for start in range(0, len(flat), length)
+        ]
+        found[record[ROW_ID]] = Drafting(
+            tuple(record["response"]), tuple(record["committed_at"]), tuple(drafts)
+        )
+    return found
+
+
+def sampler_record(sampler: Denoising) -> dict[str, Any]:
+    """Return what anchors remember of a sampler."""
+    return {"kind": "diffusion", **asdict(sampler)}

@@ -1,0 +1,360 @@
+"""The model of a run, loaded once and only when a stage asks for it."""
+
+import os
+from collections.abc import Mapping
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from holdfast.data.chat.rendering import (
+    AS_IT_IS,
+    rendering_of,
+    rendering_record,
+    set_rendering,
+)
+from holdfast.errors import InputError, SettingsError, UnsupportedFamilyError
+from holdfast.models.loading.load import (
+    Speaker,
+    fingerprint_source,
+    fingerprints,
+    load_speaker,
+)
+from holdfast.models.model import Adapter, MaskedModel
+from holdfast.report.progress import Progress, Silent
+from holdfast.rollout.memory import cache_bytes
+from holdfast.rollout.prompts import Given
+from holdfast.rollout.settings import ModelSettings
+from holdfast.study import Study
+
+ORGANISM = "organism:"
+SMALL = 20_000_000
+"""Parameters below which one thread is the fastest."""
+DENOISED, DENOISED_SMALL = 16, 64
+"""Rows at once of a masked-diffusion model, which has no cache; of a small one."""
+MEMORY, LENGTH = 1 << 30, 1024
+"""What the cache of a first batch may take, if its rows have so many tokens."""
+
+
+class Session:
+    """What a stage is handed beside study and settings.
+
+    Attributes:
+        name: The model as the user named it.
+        settings: How it is loaded.
+        progress: Where a stage says what it does.
+        given: Prompts in memory, by role; None where they come from files.
+        directory: Absolute path of the model; None for an organism, a model of the
+            Hub or one in memory.
+    """
+
+    def __init__(
+        self,
+        model: str | Speaker,
+        settings: ModelSettings | None = None,
+        progress: Progress | None = None,
+        given: Given | None = None,
+        directory: str | None = None,
+    ) -> None:
+        """Remember the model and where it lies; nothing is loaded yet.
+
+        Args:
+            model: `organism:NAME`, a directory, a Hub id, or a model that
+                `holdfast.adapt` or `adapt_masked` has proved.
+            settings: How to load it.
+            progress: Where a stage says what it does; silent by default.
+            given: Prompts in memory, by role.
+            directory: Where a model lies that was named from another place.
+        """
+        self.settings = settings or ModelSettings()
+        self.progress = progress or Silent()
+        self.given = given
+        self._speaker = None if isinstance(model, str) else model
+        if self._speaker is not None and self.settings.rendering() != AS_IT_IS:
+            raise SettingsError(
+                "the way that prompts are rendered to be said of the tokenizer, for a "
+                "model in memory",
+                "ModelSettings that say it",
+                "Call holdfast.data.chat.thinking.configure(tokenizer, Rendering(...)) "
+                "before holdfast.adapt.",
+            )
+        self._is_given = self._speaker is not None
+        self.name = model if isinstance(model, str) else model.identity.model_id
+        self.directory = directory or (None if self._is_given else _lies(self.name))
+
+    @classmethod
+    def of(
+        cls, study: Study, settings: ModelSettings, progress: Progress | None = None
+    ) -> "Session":
+        """Return a session with the model that a study was made with.
+
+        Raises:
+            InputError: If the study has no rollouts yet, or its model lies no longer
+                where it lay.
+            SettingsError: If the study's model was in memory, so that no name leads
+                back to it.
+        """
+        known = study.manifest.get("model")
+        if known is None:
+            raise InputError(
+                f"a study with rollouts at {study.directory}",
+                "one without a model",
+                "Run `holdfast rollout MODEL -o STUDY` first.",
+            )
+        if known["id"] == "in-memory":
+            raise SettingsError(
+                "a model that can be loaded again",
+                "a study of a model in memory",
+                "Run this stage from Python, with the model at hand.",
+            )
+        loading = dict(study.manifest.get("loading", {}))
+        loading.pop("directory", None)
+        directory = _lay(study)
+        session = cls(
+            known["id"], settings.over(loading), progress, directory=directory
+        )
+        session.remember(study)
+        return session
+
+    def remember(self, study: Study) -> None:
+        """Take from a study what its first command settled, unless it is said anew.
+
+        That is the day that its prompts were told, and the place of its model where a
+        path of the same name leads nowhere from here.
+
+        Args:
+            study: The study; one without a model changes nothing.
+
+        Raises:
+            InputError: If its model is named by that path and lies there no longer.
+        """
+        model = study.manifest.get("model", {})
+        if self._speaker is None and self.directory is None:
+            if model.get("id") == self.name:
+                self.directory = _lay(study)
+        known = model.get("rendering", {}).get("date")
+        if known is None or self.settings.date is not None:
+            return
+        self.settings = replace(self.settings, date=known)
+        if self._speaker is not None:
+            tokenizer = self._speaker.tokenizer
+            set_rendering(tokenizer, replace(rendering_of(tokenizer), date=known))
+
+    @property
+    def speaker(self) -> Speaker:
+        """The model, proved on loading, whichever way it decodes.
+
+        Raises:
+            InputError: If no model is there.
+            ModelError: If the model does not fit.
+            EnvironmentProblem: If it cannot be reached or does not fit in memory.
+        """
+        if self._speaker is None:
+            self.progress.say(f"Loading {self.name} and proving that it fits.")
+            self._speaker = load_speaker(
+                self.directory or _locate(self.name),
+                revision=self.settings.revision,
+                device=self.settings.device,
+                dtype=self.settings.dtype,
+                rendering=self.settings.rendering(),
+            )
+            _choose_threads(self._speaker)
+        return self._speaker
+
+    @property
+    def adapter(self) -> Adapter:
+        """The model, if it writes from left to right.
+
+        Raises:
+            UnsupportedFamilyError: If it fills in masks.
+            HoldfastError: As `speaker` does.
+        """
+        speaker = self.speaker
+        if isinstance(speaker, MaskedModel):
+            raise UnsupportedFamilyError(
+                "a model that writes from left to right, whose heads can be measured "
+                "one by one",
+                f"{self.name}, a masked-diffusion model, which attends both ways",
+                "Use `holdfast rollout`, `evaluate`, `signal` and `guard` with it.",
+            )
+        return speaker
+
+    @property
+    def batch_size(self) -> int:
+        """Rows at once: as many as the user said, else what suits the model."""
+        return self.settings.batch_size or suitable_batch(self.speaker)
+
+    def fingerprints(self) -> dict[str, str]:
+        """Return what tells this model from others, without loading its weights.
+
+        Raises:
+            InputError: If no model is there.
+            ModelError: If a file of it is damaged.
+        """
+        if self._speaker is not None:
+            known = fingerprints(self._speaker.identity, self._speaker.tokenizer)
+        else:
+            known = fingerprint_source(
+                self.directory or _locate(self.name),
+                self.settings.revision,
+                self.settings.rendering(),
+            )
+        return known | {"dtype": self.settings.dtype}
+
+    def release(self) -> None:
+        """Let go of the model, so that another fits; it is loaded again if asked for.
+
+        A model that the caller holds in memory stays.
+        """
+        if not self._is_given:
+            self._speaker = None
+
+    def model_record(self) -> dict[str, Any]:
+        """Return the block `model` of the study and of the report."""
+        speaker = self.speaker
+        identity, thinking = speaker.identity, speaker.thinking
+        return {
+            "id": self.name,
+            "revision": identity.revision,
+            "type": identity.model_type,
+            "dtype": identity.dtype,
+            "template_sha256": identity.template_sha256,
+            "weights_sha256": identity.weights_sha256,
+            "tokenizer": {
+                "class": identity.tokenizer_class,
+                "source": identity.tokenizer_source,
+                "sha256": identity.tokenizer_sha256,
+            },
+            "rendering": rendering_record(speaker.tokenizer),
+            "thinking": thinking and asdict(thinking),
+        }
+
+    def claim(self, study: Study) -> None:
+        """Write the model into a study that has none, or check that it is the same.
+
+        A model that was moved, or is named from another place, keeps its name.
+
+        Raises:
+            InputError: If the study belongs to another model.
+        """
+        self.remember(study)
+        self.check_owner(study)
+        record = self.model_record()
+        known = study.manifest.get("model")
+        if known is not None:
+            self.name = record["id"] = known["id"]
+        if known is not None and known != record:
+            self.progress.say("The model has changed since: everything is done anew.")
+        study.manifest["model"] = record
+        study.manifest["loading"] = self.settings.kept() | {"directory": self.directory}
+        study.save()
+
+    def check_owner(self, study: Study) -> None:
+        """Refuse a study of a model of another name or place, unless that was moved.
+
+        Moved is a model that lies no longer where it lay, and has the same weights.
+
+        Raises:
+            InputError: If it is one.
+        """
+        known = study.manifest.get("model")
+        if known is None:
+            return
+        place = study.manifest.get("loading", {}).get("directory")
+        apart = known["id"] != self.name
+        if place is not None and self.directory is not None:
+            apart = place != self.directory
+        gone = place is not None and not Path(place).is_dir()
+        moved = gone and _weights(known) == _weights(self.fingerprints())
+        if apart and not moved:
+            told = f" in {place}" if place else ""
+            raise InputError(
+                f"a study of {self.directory or self.name} at {study.directory}",
+                f"one of {known['id']}{told}",
+                "Name another study with -o.",
+            )
+
+    def check_same(self, study: Study) -> None:
+        """Refuse to go on with other weights than those that gave the answers.
+
+        Raises:
+            InputError: If weights, template or arithmetic differ.
+        """
+        known, record = study.manifest["model"], self.model_record()
+        different = [key for key in record if known.get(key) != record[key]]
+        if different:
+            raise InputError(
+                f"the model that gave the rollouts of {study.directory}",
+                f"one that differs in {', '.join(different)}",
+                "Run `holdfast rollout` again, or load the model as it was.",
+            )
+
+
+def suitable_batch(speaker: Speaker) -> int:
+    """Return how many rows to begin with where the user has not said.
+
+    As many, in powers of two from 32 to 128, as have their keys and values in a
+    gibibyte. The rule depends on the model alone and not on what is free, so that a
+    stage that goes on runs the batches that it would have run; where the memory does
+    not suffice, batches are halved.
+    """
+    if isinstance(speaker, MaskedModel):
+        return DENOISED_SMALL if _n_parameters(speaker) < SMALL else DENOISED
+    room = MEMORY // (cache_bytes(speaker) * LENGTH)
+    return next((size for size in (128, 64) if size <= room), 32)
+
+
+def _n_parameters(speaker: Speaker) -> int:
+    return sum(each.numel() for each in speaker.model.parameters())
+
+
+def _choose_threads(speaker: Speaker) -> None:
+    """Use one thread for a small model on the CPU, unless the user has chosen.
+
+    Its steps are so short that threads spend them waiting for each other, above all
+    where something else is running. The rule depends on the model alone, since another
+    number of threads may change the last digit of a result.
+    """
+    chosen = "OMP_NUM_THREADS" in os.environ
+    small = _n_parameters(speaker) < SMALL
+    if speaker.device.type == "cpu" and small and not chosen:
+        torch.set_num_threads(1)
+
+
+def _lay(study: Study) -> str | None:
+    """Return where the model of a study lay; None for one that no path names.
+
+    Raises:
+        InputError: If it lies there no longer.
+    """
+    directory = study.manifest.get("loading", {}).get("directory")
+    if directory is not None and not Path(directory).is_dir():
+        raise InputError(
+            f"the model of {study.directory} in {directory}, where it lay",
+            "no such directory",
+            "Put it back; or name its new place in the command that made the "
+            "study, which goes on with it.",
+        )
+    return None if directory is None else str(directory)
+
+
+def _lies(name: str) -> str | None:
+    """Return the absolute path of a model that is named by a path."""
+    path = Path(name).expanduser()
+    # As it is written, links and all: where they lead may change with the model.
+    is_path = not name.startswith(ORGANISM) and path.is_dir()
+    return os.path.abspath(path) if is_path else None
+
+
+def _weights(record: Mapping[str, Any]) -> tuple[Any, ...]:
+    return tuple(record.get(key) for key in ("weights_sha256", "template_sha256"))
+
+
+def _locate(name: str) -> str:
+    """Return a directory or Hub id for a model as the user named it."""
+    if not name.startswith(ORGANISM):
+        return name
+    from holdfast.organisms.catalogue import resolve
+
+    return str(resolve(name))

@@ -1,0 +1,232 @@
+"""Ask every prompt, keep every answer token by token, and judge it."""
+
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict
+from typing import Any
+
+import pyarrow as pa
+
+from holdfast.judges.rules.rules import JUDGE_ID
+from holdfast.rollout.answers import drawn, imported
+from holdfast.rollout.imported import ImportedFile, read_completions, understand
+from holdfast.rollout.prompts import Asked, gather
+from holdfast.rollout.questions import (
+    answer_notes,
+    first_words,
+    fit_context,
+    outgrown,
+    prompt_notes,
+    questions,
+)
+from holdfast.rollout.rows import Rollout, assign, from_table, to_table
+from holdfast.rollout.sampling import (
+    STEPS,
+    Drawing,
+    Made,
+    draw_answers,
+    is_done,
+    sampling_for,
+    take_steps,
+    with_steps,
+)
+from holdfast.rollout.session import Session
+from holdfast.rollout.settings import RolloutSettings
+from holdfast.study import Study
+from holdfast.study.batches import ROW_ID
+
+STAGE = "rollout"
+OUTPUT = "rollouts.parquet"
+WARNING = "warning: "
+"""How a note on a source begins that the user must not miss."""
+
+
+def run(study: Study, settings: RolloutSettings, session: Session) -> dict[str, Any]:
+    """Draw and judge an answer to every prompt; writes `rollouts.parquet`.
+
+    Args:
+        study: Where the rollouts go.
+        settings: Prompts and sampling.
+        session: The model, and where progress is told.
+
+    Returns:
+        Number of rows, counts by role and verdict, and answers whose thinking was
+        closed by force.
+
+    Raises:
+        HoldfastError: If prompts, model or disk will not do.
+    """
+    if settings.imported is not None:
+        file = read_completions(
+            settings.imported,
+            settings.import_requests,
+            accept=settings.yes,
+            system_prompt=settings.system_prompt,
+        )
+        _import(study, settings, session, file)
+    else:
+        _ask(study, settings, session, gather(settings, session.given))
+    return _summary(study)
+
+
+def _ask(
+    study: Study, settings: RolloutSettings, session: Session, asked: Asked
+) -> None:
+    """Draw the answers, unless they are there."""
+    _tell(asked.sources, asked.overlap, session)
+    session.claim(study)
+    sampling = sampling_for(session, settings)
+    every = questions(session.speaker, asked, settings)
+    to_ask, unfit = fit_context(session.speaker, every, sampling)
+    notes = [*prompt_notes(session.speaker, asked), *unfit]
+    for note in notes:
+        session.progress.warn(note)
+    key = _key(settings, study) | {"sampling": asdict(sampling)}
+    inputs = {"prompts": asked.sha256}
+    if is_done(study, STAGE, key, inputs, output=OUTPUT, progress=session.progress):
+        return
+
+    def rows(made: Made) -> pa.Table:
+        found = [drawn(*each, settings.system_prompt) for each in made]
+        completions = {question.row_id: each for question, each in made}
+        table = to_table(sorted(found, key=lambda row: row.row_id))
+        return with_steps(table, completions)
+
+    drawing = Drawing(sampling, rows, system_prompt=settings.system_prompt)
+    table = draw_answers(study, STAGE, session, drawing, to_ask)
+    for note in outgrown(to_ask, table.column(ROW_ID).to_pylist()):
+        session.progress.warn(note)
+        notes.append(note)
+    answers, steps = take_steps(table)
+    made = from_table(answers)
+    facts = {
+        "sources": list(asked.sources),
+        "overlap": asked.overlap,
+        "prompt_notes": [*notes, *_openings(made, session)],
+    }
+    _finish(study, settings, made, facts, steps)
+
+
+def _openings(rows: Sequence[Rollout], session: Session) -> list[str]:
+    """Warn of answers that begin with a thinking in tags that are not the model's."""
+    speaker = session.speaker
+    openings = [
+        first_words(speaker, row.token_ids, row.spans, row.closed) for row in rows
+    ]
+    notes = answer_notes(speaker, openings)
+    for note in notes:
+        session.progress.warn(note)
+    return notes
+
+
+def _tell(
+    sources: Iterable[Mapping[str, Any]],
+    overlap: Mapping[str, Mapping[str, int]],
+    session: Session,
+) -> None:
+    """Say what was read, and every note on it, the doubtful ones so that they show."""
+    for source in sources:
+        session.progress.say(
+            f"{source['role']}: {source['rows']} rows from {source['source']}"
+        )
+        for note in source["notes"]:
+            doubt = note.removeprefix(WARNING)
+            if doubt == note:
+                session.progress.say(f"  {note}")
+            else:
+                session.progress.warn(f"{source['role']}: {doubt}")
+    for pair, counts in overlap.items():
+        if counts["exact"] or counts["similar"]:
+            session.progress.say(
+                f"{pair} share {counts['exact']} prompts and {counts['similar']} "
+                "similar pairs."
+            )
+
+
+def _key(settings: RolloutSettings, study: Study) -> dict[str, Any]:
+    """Return what the rollouts depend on, beside prompts and sampling."""
+    return {
+        "model": study.manifest["model"],
+        "judge": JUDGE_ID,
+        "samples": settings.samples,
+        "seed": settings.seed,
+        "system_prompt": settings.system_prompt,
+        "test_fraction": settings.test_fraction,
+    }
+
+
+def _import(
+    study: Study, settings: RolloutSettings, session: Session, file: ImportedFile
+) -> None:
+    """Take completions from a file in place of drawing them."""
+    speaker = session.speaker
+    session.claim(study)
+    key = _key(settings, study) | {"bare": settings.import_bare}
+    inputs = {"completions": file.sha256}
+    if is_done(study, STAGE, key, inputs, output=OUTPUT, progress=session.progress):
+        return
+    said, notes = understand(file, speaker.thinking, settings.import_bare)
+    rows = [
+        imported(each, parts, speaker, settings.system_prompt)
+        for each, parts in zip(file.rows, said, strict=True)
+    ]
+    # What is said of the file stands once, beside the first of its roles.
+    every = ["Completions were imported, not drawn here."]
+    sources = [
+        {
+            "role": role,
+            "source": file.source,
+            "column": file.column,
+            "rows": count,
+            "duplicates": 0,
+            "sha256": file.sha256,
+            "notes": every if place else [*every, *file.notes, *notes],
+        }
+        for place, (role, count) in enumerate(Counter(r.role for r in rows).items())
+    ]
+    _tell(sources, {}, session)
+    strange = _openings(rows, session)
+    facts = {"sources": sources, "overlap": {}, "prompt_notes": strange}
+    _finish(study, settings, rows, facts)
+
+
+def _finish(
+    study: Study,
+    settings: RolloutSettings,
+    rows: list[Rollout],
+    facts: Mapping[str, Any],
+    steps: pa.Table | None = None,
+) -> None:
+    """Assign the splits, now that the verdicts are known, and close the stage."""
+    assigned = assign(rows, settings.test_fraction)
+    study.write_table(OUTPUT, to_table(assigned.rows))
+    study.manifest["settings"] = {STAGE: asdict(settings)}
+    outputs = [OUTPUT]
+    if steps is not None:
+        study.write_table(STEPS, steps)
+        outputs.append(STEPS)
+    else:
+        study.path(STEPS).unlink(missing_ok=True)
+    study.finish(
+        STAGE,
+        outputs,
+        fractions=assigned.fractions,
+        split_notes=assigned.notes,
+        **facts,
+    )
+
+
+def _summary(study: Study) -> dict[str, Any]:
+    """Count verdicts by role, and the answers whose thinking was closed by force."""
+    table = study.read_table(OUTPUT)
+    roles, verdicts = (table.column(name).to_pylist() for name in ("role", "verdict"))
+    counts: dict[str, dict[str, int]] = {}
+    for (role, verdict), count in sorted(
+        Counter(zip(roles, verdicts, strict=True)).items()
+    ):
+        counts.setdefault(role, {})[verdict] = count
+    return {
+        "rows": table.num_rows,
+        "verdicts": counts,
+        "forced_close": sum(table.column("forced_close").to_pylist()),
+    }

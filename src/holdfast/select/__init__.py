@@ -1,0 +1,1 @@
+"""Selection of fine-tuning rows by their score along the probe."""

@@ -1,0 +1,172 @@
+"""The settings of `holdfast select`; nothing heavy is imported here."""
+
+from dataclasses import dataclass
+from typing import Annotated, Literal
+
+from cyclopts import Parameter
+
+from holdfast.errors import SettingsError
+from holdfast.ranges import require_numbers
+from holdfast.rollout.settings import parse_columns
+
+By = Literal[
+    "cliff",
+    "final",
+    "judge",
+    "rules",
+    "random",
+    "random-flagged",
+    "length",
+    "loss",
+]
+NEEDS_PROBE = ("cliff", "final")
+NEEDS_ANSWER = ("judge", "rules", "random-flagged")
+
+
+@dataclass(frozen=True)
+class SelectSettings:
+    """Which rows of a pool are chosen, and by what."""
+
+    pool: str
+    """The pool: a Parquet, JSONL, CSV or JSON file, or a folder of Parquet or JSONL
+    files. Rows have a prompt and a safe response, and a thinking in a field of its
+    own or in tags inside the response."""
+
+    by: By = "cliff"
+    """What makes a row worth training on: cliff (plateau less final score), final
+    (low final score), judge (the model's own answer is flagged), rules (it is no
+    refusal by written rules), random, random-flagged (at random among those that the
+    judge flags), length (long rows), loss (unlikely safe answers)."""
+
+    budget: str = "1.7%"
+    """How many rows: a number, or a share of the pool, rounded up."""
+
+    direction: str | None = None
+    """The probe that scores rows: a study, or a file of its folder probes. It must
+    have been fitted on this very model."""
+
+    thinking_of: Literal["own", "model"] = "own"
+    """Whose thinking: own (of the row), or model (drawn anew by the model)."""
+
+    flagged_only: bool = False
+    """Choose among rows whose answer the judge flags, whatever the score."""
+
+    quota: Literal["none", "equal", "proportional"] = "none"
+    """How the budget is divided among the categories of the pool."""
+
+    similar: float = 0.8
+    """Similarity of prompts (Jaccard, word triples) from which the worse row is passed
+    over; 0 passes over none, 1 exact copies alone."""
+
+    plateau: Literal["median", "maximum"] = "median"
+    """The plateau of one row; the maximum is the published rule."""
+
+    min_thinking: int = 20
+    """Thinking shorter than this many tokens has no plateau."""
+
+    column: Annotated[
+        tuple[str, ...],
+        Parameter(negative=(), consume_multiple=False, show_default=False),
+    ] = ()
+    """FIELD=NAME for a field under another name: prompt, response, thinking or
+    category. May be repeated."""
+
+    scores: str | None = None
+    """Folder of the scores, which other selections from this pool may share. Default:
+    beside the output."""
+
+    shard: str | None = None
+    """i/n: score only every n-th shard, beginning with the i-th, and choose nothing;
+    for one process an accelerator. Processes without it share the shards."""
+
+    shard_rows: int = 2000
+    """Rows a shard, which is what an interruption costs at most."""
+
+    system_prompt: str | None = None
+    """System prompt of every conversation."""
+
+    temperature: float | None = None
+    """Sampling temperature where the model draws. Default: its own, else greedy."""
+
+    max_thinking: int = 2048
+    """Tokens of thinking after which it is closed by force, where the model draws."""
+
+    max_answer: int = 256
+    """Tokens of answer after which it is cut, where the model draws."""
+
+    seed: int = 0
+    """Seed of every draw."""
+
+    def __post_init__(self) -> None:
+        """Refuse what cannot be meant."""
+        require_numbers(self)
+        for name in ("shard_rows", "min_thinking", "max_answer"):
+            _check(getattr(self, name) >= 1, name, "of 1 or more", getattr(self, name))
+        _check(
+            self.max_thinking >= 0, "max_thinking", "of 0 or more", self.max_thinking
+        )
+        _check(0 <= self.similar <= 1, "similar", "from 0 to 1", self.similar)
+        if self.temperature is not None:
+            _check(
+                self.temperature >= 0, "temperature", "of 0 or more", self.temperature
+            )
+        _check(self.part() is not None, "shard", "i/n with i from 1 to n", self.shard)
+        self.columns()
+        self.rows_of(100)
+
+    def rows_of(self, n_rows: int) -> int:
+        """Return the budget in rows of a pool.
+
+        Args:
+            n_rows: Rows of the pool.
+
+        Raises:
+            SettingsError: If it is no number and no share.
+        """
+        text = self.budget.strip()
+        try:
+            if text.endswith("%"):
+                share = float(text[:-1])
+                if 0 < share <= 100:
+                    # Rounded first, so that 10 % of 30 rows is not 3.0000000000000004.
+                    return max(1, -int(-round(share * n_rows / 100, 6) // 1))
+            elif int(text) >= 1:
+                return int(text)
+        except ValueError:
+            pass
+        raise SettingsError(
+            "--budget as a number of rows or a share of the pool above 0",
+            repr(self.budget),
+            "Write 700 or 1.7%.",
+        )
+
+    def part(self) -> tuple[int, int] | None:
+        """Return which part of how many, counted from 0; None for nonsense."""
+        if self.shard is None:
+            return 0, 1
+        first, slash, second = self.shard.partition("/")
+        if not (slash and first.isdigit() and second.isdigit()):
+            return None
+        place, parts = int(first), int(second)
+        return (place - 1, parts) if 1 <= place <= parts else None
+
+    def columns(self) -> dict[str, str]:
+        """Return the column of each field that has one.
+
+        Raises:
+            SettingsError: If an entry is not FIELD=NAME, or a field is named twice.
+        """
+        return parse_columns(self.column)
+
+    @property
+    def needs_answer(self) -> bool:
+        """Whether the model has to answer the prompts."""
+        return (
+            self.by in NEEDS_ANSWER or self.flagged_only or self.thinking_of == "model"
+        )
+
+
+def _check(holds: bool, name: str, what: str, found: object) -> None:
+    if not holds:
+        flag = "--" + name.replace("_", "-")
+        raise SettingsError(f"{flag} {what}", str(found), "Choose another.")

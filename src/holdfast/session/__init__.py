@@ -1,1 +1,0 @@
-"""What the stages share: settings, the model loaded once, rows, resumable batches."""

@@ -1,0 +1,1 @@
+"""Attention sinks: how far attention to the first token diverges."""

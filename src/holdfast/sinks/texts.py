@@ -1,0 +1,297 @@
+"""Harmful and reference texts, paired and cut to equal positions, by checkpoint."""
+
+import re
+from collections import Counter
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from holdfast.data.pool import Pool, PoolRow, render_row
+from holdfast.data.prompts import prompt_id
+from holdfast.errors import InputError, SettingsError, TooFewExamplesError
+from holdfast.models.loading.files import ADAPTER_CONFIG, CONFIG
+from holdfast.models.model import Adapter
+from holdfast.sinks.settings import SinksSettings
+
+LEAST = 2
+"""Prompts under which there is no interval."""
+NOTHING = "nothing to compare at equal positions"
+
+
+class Text(NamedTuple):
+    """Tokens of which the sink mass is read.
+
+    Attributes:
+        prompt: Hash of the prompt, which is the cluster of every interval.
+        token_ids: The whole text, or as much of it as is compared.
+        start: Position from which on queries are averaged.
+        length: Tokens of the whole text.
+    """
+
+    prompt: str
+    token_ids: tuple[int, ...]
+    start: int
+    length: int
+
+
+class Texts(NamedTuple):
+    """What is compared: in pairs, row by row, or two groups.
+
+    Attributes:
+        harmful: Harmful texts.
+        reference: Reference texts; of one length with the harmful ones if paired.
+        left_out: Rows or pairs that were left out, by reason.
+    """
+
+    harmful: list[Text]
+    reference: list[Text]
+    left_out: dict[str, int]
+
+
+class Source(NamedTuple):
+    """The rows of a file by prompt, in the order of the prompts' hashes.
+
+    Attributes:
+        rows: Rows of each prompt, by its hash.
+        record: What is said of the file.
+    """
+
+    rows: dict[str, list[PoolRow]]
+    record: dict[str, Any]
+
+
+class Material(NamedTuple):
+    """Both files, with the rows that are compared.
+
+    Attributes:
+        harmful: Harmful rows with the hash of their prompt.
+        reference: Reference rows; in pairs with the harmful ones if paired.
+        records: What is said of each file.
+    """
+
+    harmful: list[tuple[str, PoolRow]]
+    reference: list[tuple[str, PoolRow]]
+    records: dict[str, dict[str, Any]]
+
+
+def gather_texts(settings: SinksSettings) -> Material:
+    """Read both files, and pair their rows by prompt if that is wanted.
+
+    Args:
+        settings: Files, pairing and limit.
+
+    Returns:
+        The rows to compare.
+
+    Raises:
+        PromptFileError: If a file is missing or malformed.
+        InputError: If no harmful row has a reference row on its prompt.
+        TooFewExamplesError: If fewer than two prompts are left.
+    """
+    harmful, reference = (
+        _read(each, settings) for each in (settings.harmful, settings.reference)
+    )
+    records = {"harmful": harmful.record, "reference": reference.record}
+    if settings.pairing == "none":
+        groups = [_limited(each.rows, settings.limit) for each in (harmful, reference)]
+        _require(min(len(set(_names(group))) for group in groups), "in each file")
+        return Material(groups[0], groups[1], records)
+    shared = [name for name in harmful.rows if name in reference.rows]
+    if not shared:
+        raise InputError(
+            "harmful and reference rows on the same prompts, to pair them",
+            f"{_counted(harmful)} in `{settings.harmful}`, {_counted(reference)} in "
+            f"`{settings.reference}`, and not one prompt in both",
+            "Give a harmful and a reference response to each prompt; or compare the "
+            "groups as they are with --pairing none, where length and prompt are "
+            "confounds.",
+        )
+    _require(len(shared), "in both files")
+    pairs = [
+        (name, upper, lower)
+        for name in shared[: settings.limit]
+        # Rows beyond the shorter list have no partner.
+        for upper, lower in zip(harmful.rows[name], reference.rows[name], strict=False)
+    ]
+    for record in records.values():
+        record["paired"] = len(pairs)
+    return Material(
+        [(name, upper) for name, upper, _ in pairs],
+        [(name, lower) for name, _, lower in pairs],
+        records,
+    )
+
+
+def render_texts(
+    adapter: Adapter, material: Material, settings: SinksSettings
+) -> Texts:
+    """Return the texts as tokens of a model; pairs are cut to equal positions.
+
+    Args:
+        adapter: The model.
+        material: Rows to compare.
+        settings: Positions, cut and system prompt.
+
+    Returns:
+        The texts, and what was left out.
+
+    Raises:
+        TooFewExamplesError: If fewer than two prompts are left.
+    """
+    left: Counter[str] = Counter()
+    groups = [
+        [_text(adapter, name, row, settings) for name, row in rows]
+        for rows in (material.harmful, material.reference)
+    ]
+    if settings.pairing == "none":
+        kept = [_fitting(group, left) for group in groups]
+    else:
+        kept = [[], []]
+        for upper, lower in zip(*groups, strict=True):
+            pair = _matched(upper, lower)
+            if isinstance(pair, str):
+                left[pair] += 1
+            else:
+                kept[0].append(pair[0])
+                kept[1].append(pair[1])
+    why = "".join(f"; {n} left out: {reason}" for reason, n in left.items())
+    _require(min(len({t.prompt for t in group}) for group in kept), f"as tokens{why}")
+    return Texts(kept[0], kept[1], dict(left))
+
+
+def _read(source: str, settings: SinksSettings) -> Source:
+    pool = Pool(source, settings.columns())
+    found: dict[str, list[PoolRow]] = {}
+    for row in pool.rows(lambda number: True):
+        found.setdefault(prompt_id(row.prompt), []).append(row)
+    record = {
+        "source": Path(source).name,
+        "sha256": pool.survey.sha256,
+        "rows": pool.survey.n_rows,
+        "prompts": len(found),
+    }
+    return Source({name: found[name] for name in sorted(found)}, record)
+
+
+def _limited(
+    rows: dict[str, list[PoolRow]], limit: int | None
+) -> list[tuple[str, PoolRow]]:
+    return [(name, row) for name in list(rows)[:limit] for row in rows[name]]
+
+
+def _names(rows: Sequence[tuple[str, PoolRow]]) -> list[str]:
+    return [name for name, _ in rows]
+
+
+def _counted(source: Source) -> str:
+    return f"{source.record['rows']} rows on {source.record['prompts']} prompts"
+
+
+def _require(n: int, where: str) -> None:
+    if n < LEAST:
+        raise TooFewExamplesError(
+            f"at least {LEAST} prompts to compare on",
+            f"{n} {where}",
+            "Give more rows. A model that thinks needs rows with thinking.",
+        )
+
+
+def _text(
+    adapter: Adapter, name: str, row: PoolRow, settings: SinksSettings
+) -> Text | str:
+    """Return a row as tokens, or why it is left out."""
+    limit, system_prompt = adapter.max_positions, settings.system_prompt
+    rendered = render_row(
+        row, adapter.tokenizer, adapter.thinking, limit, system_prompt
+    )
+    if rendered.conversation is None:
+        return str(rendered.kind)
+    tokens, spans = rendered.conversation.token_ids, rendered.conversation.spans
+    start = 1 if settings.positions == "all" else max(1, spans.prompt[1])
+    return Text(name, tokens[: settings.max_tokens], start, len(tokens))
+
+
+def _matched(upper: Text | str, lower: Text | str) -> tuple[Text, Text] | str:
+    """Cut two texts to the positions that both have, or say why there are none."""
+    if isinstance(upper, str) or isinstance(lower, str):
+        return upper if isinstance(upper, str) else str(lower)
+    # Attention is causal: what follows a position changes nothing before it.
+    length = min(len(upper.token_ids), len(lower.token_ids))
+    start = max(upper.start, lower.start)
+    if length <= start:
+        return NOTHING
+    cut = [
+        each._replace(token_ids=each.token_ids[:length], start=start)
+        for each in (upper, lower)
+    ]
+    return cut[0], cut[1]
+
+
+def _fitting(group: Sequence[Text | str], left: Counter[str]) -> list[Text]:
+    kept = []
+    for each in group:
+        if isinstance(each, str):
+            left[each] += 1
+        elif len(each.token_ids) <= each.start:
+            left["no token after the first that looks back"] += 1
+        else:
+            kept.append(each)
+    return kept
+
+
+_NUMBERED = re.compile(r"checkpoint-(\d+)")
+BESIDE = ".checkpoints"
+"""`holdfast finetune` keeps the checkpoints of a running run in a folder beside it."""
+
+
+class Step(NamedTuple):
+    """One model of a series.
+
+    Attributes:
+        name: `organism:NAME`, a directory, or a Hub id.
+        step: Optimiser step, where the folder says so.
+    """
+
+    name: str
+    step: int | None
+
+
+def series(models: Sequence[str]) -> list[Step]:
+    """Return every model that names stand for, in order.
+
+    A folder with `checkpoint-N` folders in it, or beside it as `NAME.checkpoints`,
+    stands for those by number, and after them for itself if it holds a model.
+
+    Args:
+        models: What the user named.
+
+    Raises:
+        SettingsError: If nothing is named, or one model twice.
+    """
+    found = [step for model in models for step in _expand(model)]
+    names = [step.name for step in found]
+    twice = sorted({name for name in names if names.count(name) > 1})
+    if not found or twice:
+        raise SettingsError(
+            "each model once",
+            f"{', '.join(twice)} twice" if twice else "no model",
+            "Name every checkpoint once, or the folder that holds them.",
+        )
+    return found
+
+
+def _expand(model: str) -> list[Step]:
+    path = Path(model).expanduser()
+    if not path.is_dir() and not path.with_name(path.name + BESIDE).is_dir():
+        return [Step(model, None)]
+    folders = [path, path.with_name(path.name + BESIDE)]
+    numbered: dict[int, str] = {}
+    for folder in folders:
+        for each in folder.glob("checkpoint-*"):
+            number = _NUMBERED.fullmatch(each.name)
+            if number and each.is_dir():
+                numbered.setdefault(int(number[1]), str(each))
+    steps = [Step(numbered[number], number) for number in sorted(numbered)]
+    if not steps or any((path / name).is_file() for name in (CONFIG, ADAPTER_CONFIG)):
+        steps.append(Step(model, None))
+    return steps

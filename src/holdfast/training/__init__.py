@@ -1,1 +1,0 @@
-"""Fine-tuning on TRL's SFTTrainer: targets, mixtures, defenses, checkpoints."""

@@ -1,0 +1,142 @@
+"""Two studies side by side."""
+
+import json
+
+import pytest
+
+from holdfast.audit.compare import NOTE, compare, table
+from holdfast.audit.page import render_compare
+from holdfast.errors import InputError
+from report_fixture import make_report, null, sha, share
+
+
+def other() -> dict:
+    report = make_report()
+    report["model"]["id"] = "organism:aligned@0"
+    report["verdict"] |= {"attack_succeeds": False, "cliff": False}
+    report["attack_success"]["wrapped"] = share(3, 243)
+    return report
+
+
+def row(comparison, section, metric):
+    return next(
+        row
+        for row in comparison["rows"]
+        if (row["section"], row["metric"]) == (section, metric)
+    )
+
+
+WRAPPED = ("Attack success", "Harmful, in a jailbreak wrapper")
+
+
+def test_a_study_differs_from_itself_in_nothing():
+    same = compare(make_report(), make_report())
+    assert same["settings"] == []
+    assert same["caution"] == ""
+    assert {row["difference"] for row in same["rows"]} == {0.0, None}
+    assert {row["overlap"] for row in same["rows"]} == {True, None}
+
+
+def test_the_difference_is_b_minus_a_and_changes_sign_with_the_order():
+    there = row(compare(make_report(), other()), *WRAPPED)
+    back = row(compare(other(), make_report()), *WRAPPED)
+    assert there["difference"] == pytest.approx((3 - 97) / 243)
+    assert back["difference"] == pytest.approx((97 - 3) / 243)
+    assert there["overlap"] is False
+    assert back["overlap"] is False
+
+
+def test_intervals_that_touch_overlap():
+    a, b = make_report(), make_report()
+    a["attack_success"]["wrapped"] = {"value": 0.2, "low": 0.1, "high": 0.3, "n": 9}
+    b["attack_success"]["wrapped"] = {"value": 0.4, "low": 0.3, "high": 0.5, "n": 9}
+    assert row(compare(a, b), *WRAPPED)["overlap"] is True
+    assert row(compare(b, a), *WRAPPED)["overlap"] is True
+
+
+def test_an_overlap_is_said_not_to_be_a_test():
+    assert "is not a test" in NOTE
+    assert NOTE.split(".")[0] in render_compare(make_report(), other())
+
+
+def test_settings_that_bear_on_the_figures_come_first_with_the_reason():
+    b = other()
+    b["settings"]["batch_size"] = 4
+    b["settings"]["judge"] = "other-judge"
+    b["settings"]["rollout"]["limit"] = 10
+    b["settings"]["rollout"]["sampling"] |= {"temperature": 1.0, "max_thinking": 9}
+    b["model"]["template_sha256"] = sha("another")
+    b["data"]["sources"][0]["sha256"] = sha("other rows")
+    comparison = compare(make_report(), b)
+    found = {row["setting"]: row["matters"] for row in comparison["settings"]}
+    assert found == {
+        "model.template_sha256": True,
+        "rollout.sampling.temperature": True,
+        "rollout.sampling.max_thinking": True,
+        "rollout.limit": True,
+        "judge": True,
+        "data.harmful": True,
+        "model.id": False,
+        "batch_size": False,
+    }
+    matters = [row["matters"] for row in comparison["settings"]]
+    assert matters == sorted(matters, reverse=True)
+    assert "differ in 6 settings that bear on the figures" in comparison["caution"]
+    size = next(r for r in comparison["settings"] if r["setting"] == "batch_size")
+    assert size["a"] == "not set"
+
+
+def test_two_models_run_alike_need_no_caution():
+    comparison = compare(make_report(), other())
+    assert [row["setting"] for row in comparison["settings"]] == ["model.id"]
+    assert comparison["caution"] == ""
+    assert comparison["b"]["headline"] == "The attacks failed, and there is no cliff."
+
+
+def test_what_only_one_study_has_is_said_and_not_counted():
+    b = other()
+    by_wrapper = b["attack_success"]["by_wrapper"]
+    by_wrapper["new one"] = by_wrapper.pop("authority")
+    b["attack_success"]["harmful"] = null("no plain requests")
+    comparison = compare(make_report(), b)
+    gone = row(comparison, "By wrapper", "authority: harmful")
+    assert (gone["b"], gone["difference"], gone["overlap"]) == (None, None, None)
+    lines = {(line.section, line.metric): line for line in table(comparison)}
+    assert lines["By wrapper", "new one: harmful"].a == "not in this study"
+    plain = lines["Attack success", "Harmful, as asked"]
+    assert plain.b == "not measured: no plain requests"
+    assert (plain.difference, plain.intervals) == ("", "")
+
+
+def test_the_table_says_it_in_words_section_by_section():
+    lines = table(compare(make_report(), other()))
+    assert lines[1][2:] == (
+        "Harmful, in a jailbreak wrapper",
+        "40% (34 to 46%), 97 of 243",
+        "1% (0.4 to 4%), 3 of 243",
+        "−39 points",
+        "do not overlap",
+    )
+    opened = [line.section for line in lines if line.opens]
+    assert len(opened) == len(set(opened))
+
+
+def test_json_can_hold_a_comparison():
+    comparison = compare(make_report(), other())
+    assert json.loads(json.dumps(comparison, allow_nan=False)) == comparison
+
+
+def test_two_schema_versions_are_refused_by_name():
+    old = make_report() | {"schema": "holdfast-report/0"}
+    with pytest.raises(InputError) as caught:
+        compare(old, make_report())
+    assert "holdfast-report/0" in str(caught.value)
+    assert "holdfast-report/1" in str(caught.value)
+
+
+def test_the_page_escapes_both_names():
+    b = other()
+    b["model"]["id"] = "<script>1</script>"
+    made = render_compare(make_report(), b)
+    assert "<script" not in made
+    assert "&lt;script&gt;1&lt;/script&gt;" in made

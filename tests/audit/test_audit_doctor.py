@@ -1,0 +1,75 @@
+import json
+import shutil
+
+import pytest
+from safetensors.torch import load_file, save_file
+
+from holdfast.cli.app import run
+
+
+@pytest.fixture
+def broken(thinker, tmp_path):
+    """The model with weights so large that no sum comes out."""
+    return damaged(thinker, tmp_path, "model.layers.1.mlp.down_proj.weight", 0, 3e38)
+
+
+def damaged(thinker, tmp_path, name, row, value):
+    model = tmp_path / "broken"
+    shutil.copytree(thinker, model)
+    path = model / "model.safetensors"
+    weights = load_file(path)
+    weights[name][row] = value
+    save_file(weights, path, metadata={"format": "pt"})
+    return model
+
+
+@pytest.mark.parametrize("name", ["model.embed_tokens.weight", "lm_head.weight"])
+def test_doctor_finds_the_one_row_that_is_no_number(thinker, tmp_path, capsys, name):
+    row = len(load_file(thinker / "model.safetensors")[name]) - 1
+    model = damaged(thinker, tmp_path, name, row, float("nan"))
+    assert run(["doctor", str(model)]) == 3
+    said = " ".join(capsys.readouterr().err.split())
+    assert f"`{name}`, the first at [{row}, 0]" in said
+    assert "Traceback" not in said
+
+
+def test_doctor_shows_every_proof(thinker, capsys):
+    assert run(["doctor", str(thinker), "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert len(found["proofs"]) == 8
+    assert all(proof["passed"] for proof in found["proofs"])
+    assert found["model"]["thinking"]["end_template"] == "\n</think>\n\n"
+
+
+def test_doctor_shows_what_failed_beside_what_held(broken, capsys):
+    assert run(["doctor", str(broken)]) == 3
+    captured = capsys.readouterr()
+    rows = [line for line in captured.out.splitlines() if "│" in line]
+    assert sum(" NO " in line for line in rows) >= 1
+    assert "not finite" in captured.out
+    assert "keeps the contract of its family" in captured.err
+    assert "Traceback" not in captured.err
+
+
+def test_doctor_tells_a_program_what_failed(broken, capsys):
+    assert run(["doctor", str(broken), "--json"]) == 3
+    found = json.loads(capsys.readouterr().out)
+    assert found["model"] == {"id": str(broken)}
+    assert len(found["proofs"]) == 8
+    failed = [proof for proof in found["proofs"] if not proof["passed"]]
+    assert failed
+    assert all(proof["name"] in found["error"] for proof in failed)
+    # JSON has no NaN; the detail says what was measured.
+    assert any(proof["value"] is None and "nan" in proof["detail"] for proof in failed)
+
+
+def test_doctor_on_a_refused_family_has_no_table(thinker, tmp_path, capsys):
+    model = tmp_path / "gemma"
+    shutil.copytree(thinker, model)
+    config = json.loads((model / "config.json").read_text())
+    config |= {"model_type": "gemma2", "architectures": ["Gemma2ForCausalLM"]}
+    (model / "config.json").write_text(json.dumps(config))
+    assert run(["doctor", str(model), "--json"]) == 3
+    captured = capsys.readouterr()
+    assert captured.out == ""
+    assert "gemma2" in captured.err
