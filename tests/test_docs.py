@@ -17,6 +17,13 @@ def test_the_page_of_the_command_line_is_up_to_date():
     assert (DOCS / "cli.md").read_text() == script["page"](), "run docs/write_cli.py"
 
 
+def test_the_map_of_the_code_is_that_of_the_tree():
+    script = runpy.run_path(str(DOCS / "write_map.py"))
+    assert (DOCS / "map.md").read_text() == script["page"](), "run docs/write_map.py"
+    folders = {path.parent.name for path in script["SRC"].glob("*/__init__.py")}
+    assert folders == {name for names in script["PARTS"].values() for name in names}
+
+
 def test_the_page_of_the_verdict_gives_the_thresholds_of_the_code():
     numbers = set(re.findall(r"\d+(?:\.\d+)?", (DOCS / "verdict.md").read_text()))
     for name, value in dataclasses.asdict(Thresholds()).items():
