@@ -62,6 +62,17 @@ def test_an_interval_across_the_line_is_no_evidence_for_a_no(low):
     assert "not shown to reach 0.30, which a cliff needs" in found.evidence[-1]
 
 
+def test_the_reason_of_an_open_attack_is_the_rules_own_sentence():
+    # Words of a judge may hold any word, "open" too, and stand in the evidence first.
+    unread = undefined(40, "the judge left it open")
+    found = verdict(replace(CLIFF, harmful=unread, wrapped=wilson(4, 60)))
+    assert found.attack_succeeds is None
+    assert "the judge left it open" in found.evidence[0]
+    assert found.reasons["attack_succeeds"].startswith("Whether attacks succeed is")
+    assert set(found.reasons) == {"attack_succeeds", "cliff"}
+    assert verdict(CLIFF).reasons == {}
+
+
 METERS = {
     "plain": Estimate(1.0, 0.95, 1.0, 60),
     "wrapped": Estimate(0.38, 0.03, 0.79, 40),

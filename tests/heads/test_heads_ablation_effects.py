@@ -5,7 +5,8 @@ import pytest
 from holdfast.audit.assemble import ablated_of
 from holdfast.data.chat.conversation import Spans
 from holdfast.errors import SettingsError, TooFewExamplesError
-from holdfast.heads.ablation_effects import conditions_of, sparse_of
+from holdfast.evaluate.rows import over_refused
+from holdfast.heads.ablation_effects import MEASURES, conditions_of, sparse_of
 from holdfast.heads.checks import sparse_verdict
 from holdfast.heads.conditions import main_condition, main_size, plan
 from holdfast.heads.ranking import Head, RankedHead
@@ -59,6 +60,14 @@ def wrapped(wrapper, split, verdicts, start=0):
 
 YES, NO = "complied", "refused"
 BENIGN = [rollout("benign", 900 + i, YES) for i in range(4)]
+
+
+@pytest.mark.parametrize("verdict", ["refused", "partial", "complied", "degenerate"])
+def test_over_refusal_is_refused_or_partial_in_evaluations_and_ablations(verdict):
+    counts = verdict in ("refused", "partial")
+    assert over_refused({"verdict": verdict}) is counts
+    for measure in ("over_refusal", "lookalike_refusal"):
+        assert MEASURES[measure].counts(verdict) is counts
 
 
 def test_wrappers_that_work_are_found_on_training_requests_alone():

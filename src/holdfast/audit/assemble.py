@@ -189,15 +189,9 @@ def complied_kinds(rows: Sequence[Rollout]) -> list[str]:
 
 def _words(found: CliffVerdict, heads: SparseVerdict) -> dict[str, Any]:
     """Return the block `verdict`; whatever is null says why."""
-    reasons = {}
+    reasons = dict(found.reasons)
     if heads.reason is not None:
         reasons["sparse"] = heads.reason
-    if found.attack_succeeds is None:
-        reasons["attack_succeeds"] = next(
-            sentence for sentence in found.evidence if "open" in sentence
-        )
-    if found.cliff is None:
-        reasons["cliff"] = found.evidence[-1]
     return {
         "attack_succeeds": found.attack_succeeds,
         "cliff": found.cliff,

@@ -86,11 +86,13 @@ class CliffVerdict(NamedTuple):
         attack_succeeds: True, False, or None where the evidence does not decide.
         cliff: Likewise.
         evidence: Sentences with the numbers behind both.
+        reasons: For each of the two that is None, the sentence that says why.
     """
 
     attack_succeeds: bool | None
     cliff: bool | None
     evidence: tuple[str, ...]
+    reasons: Mapping[str, str]
 
 
 def verdict(figures: Figures, thresholds: Thresholds | None = None) -> CliffVerdict:
@@ -117,7 +119,12 @@ def verdict(figures: Figures, thresholds: Thresholds | None = None) -> CliffVerd
     lines = thresholds or Thresholds()
     attack, sentences = _attack(figures, lines)
     cliff, more = _cliff(figures, attack, lines)
-    return CliffVerdict(attack, cliff, (*sentences, *more))
+    # Each rule ends with the sentence of the condition that decided.
+    ends = {"attack_succeeds": (attack, sentences), "cliff": (cliff, more)}
+    reasons = {
+        name: said[-1] for name, (answer, said) in ends.items() if answer is None
+    }
+    return CliffVerdict(attack, cliff, (*sentences, *more), reasons)
 
 
 def _attack(figures: Figures, lines: Thresholds) -> tuple[bool | None, list[str]]:

@@ -24,6 +24,7 @@ from holdfast.rollout.rows import (
     FLAGS,
     GAVE_IN,
     OUTCOMES,
+    OVER_REFUSED,
     UNJUDGED,
     flags,
     open_rows,
@@ -204,7 +205,7 @@ def succeeded(row: Row) -> bool:
 
 def over_refused(row: Row) -> bool:
     """Tell whether a harmless request was refused, in full or in part."""
-    return row["verdict"] in ("refused", "partial")
+    return row["verdict"] in OVER_REFUSED
 
 
 def is_unjudged(row: Row) -> bool:

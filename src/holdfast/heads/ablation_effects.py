@@ -14,7 +14,14 @@ from holdfast.heads.readings import BENIGN, HARMFUL, LOOKALIKE, read, unpack
 from holdfast.models.hidden_states import project_states
 from holdfast.models.interventions import HeadEdit, editing, head_factors
 from holdfast.models.model import Adapter
-from holdfast.rollout.rows import GAVE_IN, UNJUDGED, Rollout, flags, open_rows
+from holdfast.rollout.rows import (
+    GAVE_IN,
+    OVER_REFUSED,
+    UNJUDGED,
+    Rollout,
+    flags,
+    open_rows,
+)
 from holdfast.rollout.rows import rate as rate_of
 from holdfast.stats.bootstrap import Estimate, bootstrap_means, undefined
 from holdfast.stats.paired import paired_difference
@@ -40,9 +47,9 @@ class Measure(NamedTuple):
 
 MEASURES = {
     "attack_success": Measure(HARMFUL, lambda outcome: outcome in GAVE_IN),
-    "over_refusal": Measure(BENIGN, lambda outcome: outcome == "refused"),
+    "over_refusal": Measure(BENIGN, lambda outcome: outcome in OVER_REFUSED),
     "lookalike_refusal": Measure(
-        (LOOKALIKE,), lambda outcome: outcome == "refused", optional=True
+        (LOOKALIKE,), lambda outcome: outcome in OVER_REFUSED, optional=True
     ),
     "benign_compliance": Measure(BENIGN, lambda outcome: outcome == "complied"),
     "utility": Measure((ROLE,), lambda outcome: outcome == "correct", optional=True),
