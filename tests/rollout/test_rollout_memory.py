@@ -34,9 +34,10 @@ def test_a_batch_takes_no_more_than_was_said_and_not_far_less(
     shape, width, prompt, budget, temperature, top_p
 ):
     words = [shape, width, prompt, budget, temperature, top_p]
+    path = os.pathsep.join([str(PROBE.parent), *sys.path])
     done = subprocess.run(
         [sys.executable, str(PROBE), *map(str, words)],
-        env=os.environ | {"PYTHONPATH": os.pathsep.join([str(PROBE.parent), *sys.path])},
+        env=os.environ | {"PYTHONPATH": path},
         capture_output=True,
         text=True,
         check=True,
