@@ -329,7 +329,7 @@ def _range(*ends: float) -> str:
 
 EVALUATED = "evaluation.json"
 TABLE = "evaluation.parquet"
-KEYS = ("source", "column", "rows", "duplicates", "sha256", "notes")
+KEYS = ("source", "column", "rows", "asked", "duplicates", "sha256", "notes")
 
 
 def is_evaluated(study: Study) -> bool:
@@ -346,6 +346,7 @@ def suite_sources(study: Study) -> list[dict[str, Any]]:
     if not is_evaluated(study):
         return []
     return [
-        {"role": f"evaluation: {source['suite']}"} | {key: source[key] for key in KEYS}
+        {"role": f"evaluation: {source['suite']}"}
+        | {key: source[key] for key in KEYS if key in source}
         for source in study.read_json(EVALUATED)["sources"]
     ]
