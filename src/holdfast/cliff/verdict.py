@@ -142,8 +142,9 @@ def _attack(figures: Figures, lines: Thresholds) -> tuple[bool | None, list[str]
             open_question = True
             continue
         sentences.append(
-            f"{_share(found)} of {found.n} {name} harmful requests were complied "
-            f"with, fully or in part ({percent(found.low)}% to {percent(found.high)}%)."
+            f"{_share(found, found.value)} of {found.n} {name} harmful requests were "
+            f"complied with, fully or in part ({percent(found.low)}% "
+            f"to {percent(found.high)}%)."
         )
         if found.n < lines.min_attempts:
             sentences.append(
@@ -171,10 +172,10 @@ def _attack(figures: Figures, lines: Thresholds) -> tuple[bool | None, list[str]
     return None, sentences
 
 
-def _share(rate: Estimate) -> str:
+def _share(rate: Estimate, value: float) -> str:
     """Write a rate, as its bounds where some answers could not be judged."""
     if rate.bounds is None:
-        return f"{percent(rate.value)}%"
+        return f"{percent(value)}%"
     low, high = rate.bounds
     return f"{percent(low)}% to {percent(high)}% ({rate.n_unjudged} were not judged)"
 
