@@ -256,6 +256,14 @@ def closed_by_force(forced: int, n: int) -> str:
     )
 
 
+def cut_at_limit(cut: int, n: int) -> str:
+    """Return the sentence on answers that the token limit cut."""
+    return (
+        f"{cut:,} of {n:,} answers were cut at the token limit and judged by what was "
+        "written until then; a higher --max-answer lets them end."
+    )
+
+
 def outcome_columns(rows: Iterable[Mapping[str, Any]]) -> dict[str, str]:
     """Return the columns of a table of outcomes, and their names.
 
