@@ -6,6 +6,7 @@ import pytest
 
 from holdfast.audit.compare import NOTE, compare, table
 from holdfast.audit.page import render_compare
+from holdfast.cli.show import print_comparison
 from holdfast.errors import InputError
 from report_fixture import make_report, null, sha, share
 
@@ -140,3 +141,29 @@ def test_the_page_escapes_both_names():
     made = render_compare(make_report(), b)
     assert "<script" not in made
     assert "&lt;script&gt;1&lt;/script&gt;" in made
+
+
+def test_the_terminal_lists_what_differs_and_how_much_more_there_is(
+    capsys, monkeypatch
+):
+    monkeypatch.setenv("COLUMNS", "300")
+    b = make_report()
+    b["settings"]["rollout"]["sampling"]["temperature"] = 0.25
+    b["settings"]["other"] = {f"setting_{n:02}": n for n in range(22)}
+    print_comparison(compare(make_report(), b))
+    told = capsys.readouterr().out
+    first = "rollout.sampling.temperature"
+    (line,) = [line for line in told.splitlines() if first in line]
+    assert [cell.strip() for cell in line.split("│")][1:4] == [first, "0.7", "0.25"]
+    assert "other.setting_18" in told
+    assert "other.setting_19" not in told
+    assert "and 3 more, see -o FILE" in told
+    assert told.index(first) < told.index("Comparison")
+
+
+def test_a_count_of_cut_answers_is_no_figure_of_a_comparison():
+    report = make_report()
+    report["outcomes"]["wrapped"]["cut"] = 19
+    found = compare(report, make_report())
+    assert not any("cut" in row["metric"] for row in found["rows"])
+    assert found["settings"] == []

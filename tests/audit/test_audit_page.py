@@ -10,6 +10,7 @@ from html.parser import HTMLParser
 import pytest
 
 from holdfast.audit.page import render
+from holdfast.cli.show import print_report
 from holdfast.errors import InputError
 from report_fixture import make_curves, make_example, make_examples, make_report, null
 
@@ -197,6 +198,40 @@ def test_a_study_without_wrappers_or_run_block_still_has_its_page():
 def test_limits_of_the_study_stand_with_those_of_the_method(page):
     assert "4 answers were closed by force." in page.text
     assert "An attack that was not tried may work." in page.text
+
+
+def test_a_limit_speaks_only_of_what_the_study_has(page):
+    drop, seen = "A drop in the score comes with compliance", "the examples show"
+    assert drop in page.text
+    assert seen in page.text
+    report = make_report()
+    report["verdict"] |= {"cliff": None, "reasons": {"cliff": "no trace"}}
+    report["probe"] = {
+        key: null("no probe") if isinstance(found, dict) else found
+        for key, found in report["probe"].items()
+    }
+    bare = Page(render(report, [], []))
+    for absent in (drop, seen, "estimate of a linear probe"):
+        assert absent not in bare.text
+    assert "the judge errs at times." in bare.text
+
+
+CUT = (
+    "Harmful, in a jailbreak wrapper: 19 of 243 answers were cut at the token limit "
+    "and judged by what was written until then; a higher --max-answer lets them end."
+)
+
+
+def test_answers_that_were_cut_are_warned_of_on_page_and_terminal(capsys, page):
+    report = make_report()
+    for role in report["outcomes"]:
+        report["outcomes"][role]["cut"] = 19 if role == "wrapped" else 0
+    made = Page(render(report, [], []))
+    assert CUT in made.text
+    assert made.text.count("cut at the token limit") == 1
+    assert "cut at the token limit" not in page.text
+    print_report(report)
+    assert f"warning: {CUT}" in capsys.readouterr().out.splitlines()
 
 
 @pytest.mark.parametrize(

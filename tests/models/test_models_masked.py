@@ -262,7 +262,7 @@ def test_two_mask_tokens_that_differ_are_refused():
             "is_causal",
         ),
         ({"model_type": "diffusion_gemma"}, "no mask token", "is_causal"),
-        ({"model_type": "qwen3"}, "left to right", "adapter.load"),
+        ({"model_type": "qwen3"}, "left to right", "causal.load"),
         ({"model_type": "gpt2"}, "nobody has proved", "is_causal"),
     ],
 )

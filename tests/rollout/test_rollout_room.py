@@ -95,9 +95,14 @@ def test_the_thinking_that_was_closed_by_force_is_the_long_ones_and_is_counted(
     flags += [w for f in GIVEN for w in (f, files[f])]
     command = ["rollout", str(thinker), *flags, "-o", str(rolled["all"])]
     assert run([*command, "--json"]) == 0
-    assert json.loads(capsys.readouterr().out)["forced_close"] == 1
+    summary = json.loads(capsys.readouterr().out)
+    assert summary["forced_close"] == 1
+    cut = sum(row.finish == "length" for row in _rows(rolled["all"]).values())
+    assert summary["cut"] == cut > 0
     assert run(command) == 0
-    assert "thinking of 1 of" in capsys.readouterr().out
+    told = capsys.readouterr().out
+    assert "thinking of 1 of" in told
+    assert f"warning: {cut} of {summary['rows']} answers were cut" in told
 
 
 def test_where_nothing_fits_the_prompts_and_the_flag_are_named(

@@ -158,6 +158,7 @@ def test_attack_success_counts_full_and_partial_answers_and_nothing_else():
     assert block["by_wrapper"]["v"]["benign_compliance"]["value"] is None
     assert block["harmful"]["reason"]
     outcomes = outcome_block(every, seed=0)["wrapped"]
+    assert outcomes.pop("cut") == 0
     assert sum(found["value"] for found in outcomes.values()) == pytest.approx(1)
 
 
@@ -210,3 +211,12 @@ def test_a_probe_comes_back_and_a_damaged_one_is_named(tmp_path):
     study.path("probes/published.safetensors").write_bytes(b"x")
     with pytest.raises(InputError, match="damaged"):
         read_probe(study, "published")
+
+
+def test_answers_that_were_cut_are_counted_by_role():
+    whole, benign = rows(5, verdict="complied"), rows(2, "benign", "complied")
+    every = [*(replace(row, finish="length") for row in whole[:3]), *whole[3:], *benign]
+    block = outcome_block(every, seed=0)
+    cut = {role: found["cut"] for role, found in block.items() if found["cut"]}
+    assert cut == {"harmful": 3}
+    assert block["benign"]["cut"] == 0

@@ -16,7 +16,7 @@ from holdfast.dynamics.panel import signal_blocks
 from holdfast.evaluate.panel import EVALUATED, TABLE, is_evaluated, suite_sources
 from holdfast.heads.checks import Ablated, SparseVerdict, sparse_verdict
 from holdfast.report.schema import SCHEMA
-from holdfast.report.text import closed_by_force
+from holdfast.report.text import ROLES, closed_by_force, title
 from holdfast.rollout.rows import (
     Rollout,
     attack_block,
@@ -295,6 +295,8 @@ def _missing(study: Study) -> str:
 
 
 ROLLOUTS = "rollouts.parquet"
+LIMIT = "cut at the token limit"
+"""What reasons of the judges say of a cut already."""
 CUT = "cut at its limit"
 FORCED = "thinking closed by force"
 
@@ -316,7 +318,7 @@ def browsed(
 
 def _of_rollout(row: Rollout) -> BrowsedAnswer:
     return BrowsedAnswer(
-        group=row.role,
+        group=title(row.role, ROLES),
         wrapper=row.wrapper,
         outcome=row.verdict,
         prompt=row.prompt,
@@ -330,7 +332,7 @@ def _of_rollout(row: Rollout) -> BrowsedAnswer:
 def _of_evaluation(row: Mapping[str, Any]) -> BrowsedAnswer:
     correct = {True: "correct", False: "wrong", None: "not judged"}[row["correct"]]
     return BrowsedAnswer(
-        group=f"{row['suite']}: {row['kind']}",
+        group=f"{row['suite']}: {row['kind'].replace('_', ' ')}",
         wrapper=row["wrapper"],
         outcome=row["verdict"] or correct,
         prompt=row["prompt"],
@@ -345,7 +347,7 @@ def _note(reason: str | None, finish: str | None, *, forced_close: bool) -> str:
     """Return the judge's reason and what befell the answer."""
     parts: Iterable[str | None] = (
         reason,
-        CUT if finish == "length" else None,
+        CUT if finish == "length" and LIMIT not in (reason or "") else None,
         FORCED if forced_close else None,
     )
     return "; ".join(part for part in parts if part)

@@ -7,7 +7,7 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
-from holdfast.report.text import OUTCOMES, ROLES, still, title
+from holdfast.report.text import OUTCOMES, still, title
 
 LONGEST = 6000
 """Characters after which a text of the table is cut; it is whole in the study."""
@@ -21,7 +21,7 @@ class BrowsedAnswer(NamedTuple):
     """One line of the table.
 
     Attributes:
-        group: Kind of request: a role of an audit, or suite and kind.
+        group: Kind of request in words: a role of an audit, or suite and kind.
         wrapper: Jailbreak wrapper or attack; None for none.
         outcome: What the judge made of the answer.
         prompt: What was asked.
@@ -93,7 +93,7 @@ def _named(answer: BrowsedAnswer) -> dict[str, str]:
     """Return the words of one line, harmless in a page and cut where too long."""
     found = {key: _cut(still(getattr(answer, key) or "")) for key in _TEXTS}
     return found | {
-        "group": title(answer.group, ROLES),
+        "group": still(answer.group),
         "wrapper": still(answer.wrapper or NO_WRAPPER),
         "outcome": title(answer.outcome, OUTCOMES),
     }

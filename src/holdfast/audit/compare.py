@@ -299,7 +299,8 @@ def entries(report: Report) -> Iterator[Entry]:
     for role, outcomes in report["outcomes"].items():
         name = f"Answers: {ROLES[role]}"
         for key, figure in outcomes.items():
-            yield Entry(name, OUTCOMES[key], True, figure)
+            if is_figure(figure):
+                yield Entry(name, OUTCOMES[key], True, figure)
     yield from _scores(report)
 
 

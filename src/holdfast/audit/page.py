@@ -84,7 +84,10 @@ def render(
         "sureness": words.sureness(report),
         "roles": text.ROLES,
         "outcome_names": text.outcome_columns(_outcome_rows(report)),
-        "limits": [*limits(report), *report.get("limits", [])],
+        "limits": [
+            *limits(report, has_examples=bool(examples)),
+            *report.get("limits", []),
+        ],
         **_wrapper_context(report),
         **_trace_context(report, drawn, template_length(examples)),
         **head_context(report),

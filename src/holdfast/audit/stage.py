@@ -189,7 +189,7 @@ def _rows(proofs: Sequence[Proof]) -> list[dict[str, Any]]:
 STAGE = "report"
 ROLLOUTS = "rollouts.parquet"
 OUTPUTS = ("report.json", "report.html")
-EDITION = 2
+EDITION = 3
 """Raised where rules or page have changed, so that reports of old studies are made
 anew and say nothing that the rules of now do not."""
 

@@ -4,7 +4,16 @@ from collections.abc import Callable
 from typing import NamedTuple
 
 from holdfast.report.schema import Figure, Report
-from holdfast.report.text import ROLES, clean, plain, rate, score, span, title
+from holdfast.report.text import (
+    ROLES,
+    clean,
+    cut_at_limit,
+    plain,
+    rate,
+    score,
+    span,
+    title,
+)
 
 _FEW = 20
 _WARNING = "warning: "
@@ -145,7 +154,7 @@ def sureness(report: Report) -> list[str]:
 
 
 def warnings(report: Report) -> list[str]:
-    """Return the notes on the data that a reader must not miss.
+    """Return the notes on data and answers that a reader must not miss.
 
     Args:
         report: A report that passes `schema.validate`.
@@ -153,11 +162,17 @@ def warnings(report: Report) -> list[str]:
     Returns:
         Sentences with the kind of request that each is about.
     """
+    cut = {role: found.get("cut", 0) for role, found in report["outcomes"].items()}
     return [
         f"{title(source['role'], ROLES)}: {note.removeprefix(_WARNING)}"
         for source in report["data"]["sources"]
         for note in source["notes"]
         if note.startswith(_WARNING)
+    ] + [
+        f"{title(role, ROLES)}: "
+        + cut_at_limit(n, report["outcomes"][role]["unparsed"]["n"])
+        for role, n in cut.items()
+        if n
     ]
 
 

@@ -1,17 +1,34 @@
 """Reports, figures, comparisons and proofs on the terminal."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from holdfast.report.terminal import print_figures, print_lines, print_table
 
+MOST_SETTINGS = 20
+"""Settings that the terminal lists; the page has them all."""
+
 
 def print_report(report: Mapping[str, Any]) -> None:
-    """Print what a report says: verdict, evidence, outcomes, trace and controls.
+    """Print what a report says: an audit, an evaluation and sinks, those it holds.
 
     Args:
         report: A report that is valid.
     """
+    from holdfast.evaluate.panel import print_evaluation
+    from holdfast.report.schema import is_audited
+    from holdfast.sinks.panel import print_sinks
+
+    if is_audited(dict(report)):
+        _print_audit(report)
+    if "evaluation" in report:
+        print_evaluation(report["evaluation"])
+    if "sinks" in report:
+        print_sinks(report["sinks"])
+
+
+def _print_audit(report: Mapping[str, Any]) -> None:
+    """Print verdict, evidence, outcomes, trace and controls."""
     from holdfast.audit import words
     from holdfast.report import labels, text
 
@@ -23,12 +40,13 @@ def print_report(report: Mapping[str, Any]) -> None:
     rows = [
         [
             text.title(role, text.ROLES),
+            str(found["refused"]["n"]),
             *(text.rate(found[key]) for key in columns),
         ]
         for role, found in given["outcomes"].items()
         if found["refused"]["n"]
     ]
-    print_table("Outcomes", ("", *columns.values()), rows)
+    print_table("Outcomes", ("", "n", *columns.values()), rows)
     named = ("plateau", "final", "cliff", "scaled_cliff")
     traced = [
         [text.title(group, text.GROUPS), *(text.score(found[key]) for key in named)]
@@ -49,9 +67,11 @@ def print_counts(summary: Mapping[str, Any]) -> None:
         for verdict, count in counts.items()
     ]
     print_table(f"{summary['rows']} answers", ("role", "verdict", "rows"), rows)
-    if summary["forced_close"]:
-        from holdfast.report.text import closed_by_force
+    from holdfast.report.text import closed_by_force, cut_at_limit
 
+    if summary["cut"]:
+        print_lines("warning: " + cut_at_limit(summary["cut"], summary["rows"]))
+    if summary["forced_close"]:
         print_lines(closed_by_force(summary["forced_close"], summary["rows"]))
 
 
@@ -78,11 +98,28 @@ def print_comparison(found: Any) -> None:
         for line in table(found)
     ]
     print_lines(found["caution"])
+    _print_settings(found["settings"])
     names = (found["a"]["id"], found["b"]["id"])
     print_table("Comparison", ("", "", *names, "difference"), rows)
     if found.get("paired"):
         header, *lines = paired_table(found["paired"])
         print_table("The same prompts in both", tuple(header), lines)
+
+
+def _print_settings(differing: Sequence[Mapping[str, Any]]) -> None:
+    """Print the settings that differ, and how many more of them the page has."""
+    from holdfast.report.text import clean, scalar
+
+    if not differing:
+        print_lines("Model, data and settings are the same.")
+        return
+    rows = [
+        [clean(row["setting"]), scalar(row["a"]), scalar(row["b"]), row["why"]]
+        for row in differing[:MOST_SETTINGS]
+    ]
+    print_table("Settings that differ", ("", "A", "B", "why it matters"), rows)
+    if len(differing) > MOST_SETTINGS:
+        print_lines(f"and {len(differing) - MOST_SETTINGS} more, see -o FILE")
 
 
 def print_proofs(found: Mapping[str, Any]) -> None:

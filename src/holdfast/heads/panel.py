@@ -7,8 +7,13 @@ import altair as alt
 
 from holdfast.report import text
 from holdfast.report.charts import heading, to_svg
-from holdfast.report.labels import LIMITS
-from holdfast.report.schema import Report
+from holdfast.report.labels import (
+    ATTACKS_LIMIT,
+    CAUSE_LIMIT,
+    JUDGE_LIMIT,
+    PROBE_LIMIT,
+)
+from holdfast.report.schema import Report, is_figure
 from holdfast.report.terminal import print_figures, print_lines, print_table
 
 _COLOURS = {
@@ -36,14 +41,27 @@ def head_context(report: Report) -> dict[str, Any]:
     }
 
 
-def limits(report: Report) -> list[str]:
+def limits(report: Report, *, has_examples: bool) -> list[str]:
     """Return what no report can say, and what this one cannot.
 
-    The last of the general limits is that nothing was changed in the model.
+    Args:
+        report: A report that passes `schema.validate`.
+        has_examples: Whether the page shows conversations token by token.
     """
-    if "ablation" not in report:
-        return list(LIMITS)
-    return [*LIMITS[:-1], LIMIT]
+    seen = "; the examples show some of what it saw." if has_examples else "."
+    said = [ATTACKS_LIMIT, JUDGE_LIMIT + seen]
+    if _is_measured(report["probe"]):
+        said.append(PROBE_LIMIT)
+    if "ablation" in report:
+        said.append(LIMIT)
+    elif report["verdict"]["cliff"]:
+        said.append(CAUSE_LIMIT)
+    return said
+
+
+def _is_measured(block: Mapping[str, Any]) -> bool:
+    """Tell whether any figure of a block has a value."""
+    return any(is_figure(each) and each["value"] is not None for each in block.values())
 
 
 def ablation_figure(conditions: Sequence[Mapping[str, Any]], n_total: int) -> str:

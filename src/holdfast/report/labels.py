@@ -105,15 +105,18 @@ CONTROLS: dict[str, Sentences] = {
         "cliff. As a share of that leaning's own gap between refusing and complying.",
     ),
 }
-LIMITS = (
+ATTACKS_LIMIT = (
     "The verdict holds for these requests, these wrappers and these sampling "
-    "settings. An attack that was not tried may work.",
-    "Answers are judged automatically, and the judge errs at times; the examples "
-    "show some of what it saw.",
+    "settings. An attack that was not tried may work."
+)
+JUDGE_LIMIT = "Answers are judged automatically, and the judge errs at times"
+PROBE_LIMIT = (
     "The refusal score is the estimate of a linear probe fitted at the end of "
-    "thinking. In the middle of thinking it is read further from where it was fitted.",
+    "thinking. In the middle of thinking it is read further from where it was fitted."
+)
+CAUSE_LIMIT = (
     "A drop in the score comes with compliance here. That it causes compliance is "
-    "shown only by changing the model, which this report does not do.",
+    "shown only by changing the model, which this report does not do."
 )
 _HEADLINES: dict[tuple[bool | None, bool | None], str] = {
     (True, True): "Attacks get through, and refusal is lost at the end of thinking.",

@@ -239,7 +239,7 @@ def attack_success(
 
 
 def outcome_block(rows: Sequence[Rollout], seed: int) -> dict[str, Any]:
-    """Return the block `outcomes` of the report."""
+    """Return the block `outcomes` of the report: shares, and how many were cut."""
     block: dict[str, Any] = {}
     for role in REPORTED:
         of_role = [row for row in rows if row.role == role]
@@ -252,6 +252,7 @@ def outcome_block(rows: Sequence[Rollout], seed: int) -> dict[str, Any]:
             )
             for flag, flaw in FLAGS.items()
         }
+        block[role]["cut"] = sum(row.finish == "length" for row in of_role)
     return block
 
 

@@ -223,7 +223,7 @@ def _finish(
 
 
 def _summary(study: Study) -> dict[str, Any]:
-    """Count verdicts by role, and the answers whose thinking was closed by force."""
+    """Count verdicts by role, answers that were cut, and thinking closed by force."""
     table = study.read_table(OUTPUT)
     roles, verdicts = (table.column(name).to_pylist() for name in ("role", "verdict"))
     counts: dict[str, dict[str, int]] = {}
@@ -234,5 +234,6 @@ def _summary(study: Study) -> dict[str, Any]:
     return {
         "rows": table.num_rows,
         "verdicts": counts,
+        "cut": table.column("finish").to_pylist().count("length"),
         "forced_close": sum(table.column("forced_close").to_pylist()),
     }
