@@ -123,6 +123,34 @@ def test_a_model_without_thinking_has_outcomes_and_a_reason(
     assert (study / "report.html").exists()
 
 
+def test_a_verb_says_why_a_model_without_thinking_has_no_probe_and_no_trace(
+    plain_model, world, tmp_path, capsys
+):
+    study = str(tmp_path / "s")
+    command = ["audit", str(plain_model), *world, "-o", study, "--limit", "26"]
+    assert run(command) == 0
+    told = capsys.readouterr()
+    assert "wrapped: 26 of 180 rows from " in told.err
+    assert "154 prompts were left out by --limit 26." in told.err
+    page = (tmp_path / "s" / "report.html").read_text()
+    assert "<td>26 of 180</td>" in page
+    for _ in range(2):
+        assert run(["probe", study, "--json"]) == 0
+        told = capsys.readouterr()
+        figures = json.loads(told.out)
+        assert set(figures) >= {"accuracy", "auroc", "control_auroc"}
+        assert {figure["value"] for figure in figures.values()} == {None}
+        [reason] = {figure["reason"] for figure in figures.values()}
+        assert "without thinking nothing would be read off it" in reason
+        assert f"No probe was fitted: {reason}." in told.err
+        assert "up to date" not in told.err
+    assert run(["probe", study]) == 0
+    assert "not measured" in capsys.readouterr().out
+    assert run(["trace", study, "--json"]) == 0
+    traced = json.loads(capsys.readouterr().out)
+    assert {figure["value"] for figure in traced["controls"].values()} == {None}
+
+
 def test_too_few_refusals_are_counted_and_the_outcomes_kept(
     thinker, world, tmp_path, capsys
 ):

@@ -1,6 +1,7 @@
 """An evaluation from suites to table: two phases, each resumed, each its own judge."""
 
 import json
+import re
 from importlib import import_module
 from importlib.util import find_spec
 
@@ -17,6 +18,7 @@ from holdfast.judges.base import JudgeIdentity
 from holdfast.judges.settings import JudgeFlags
 from holdfast.judges.verdict import Verdict
 from holdfast.models.decoding import generate
+from holdfast.report import text
 from holdfast.report.progress import Silent
 from holdfast.rollout import sampling
 from holdfast.rollout.rows import OUTCOMES
@@ -105,6 +107,17 @@ def test_the_page_and_the_terminal_say_the_same(evaluated, capsys):
     assert "role_play" in printed
     assert "safe lookalikes" in printed
     assert "upper bound on harm" in printed
+    assert run(["report", str(evaluated)]) == 0
+    assert capsys.readouterr().out == printed
+    assert printed.endswith(f"\nThe report lies in {evaluated / 'report.html'}\n")
+    success = block_of(evaluated)["summary"]["attack_success"]["plain"]
+    said = f"Attack success {text.value(success, share=True)} of 12 ("
+    assert printed.startswith(f"\n{said}{text.span(success, share=True)});")
+    sums = r"Attack success, plain +│ " + re.escape(text.rate(success)) + " +│ 12 +│"
+    assert re.search(sums, printed)
+    assert f"<h1>{said}" in page
+    for audited in ("verdict", "Outcomes", "Probe"):
+        assert audited not in printed
 
 
 def test_a_second_run_draws_and_judges_nothing(evaluated, thinker, suites, monkeypatch):

@@ -140,7 +140,7 @@ def test_a_request_that_the_judge_did_not_read_makes_bounds(evaluated, capsys):
         assert figure["unjudged"] == 1
         assert figure["high"] > 1 / 8
     assert printed.startswith("\nAttack success 0 to 13% (1 of 8 not judged); ")
-    assert "0–12 (0–47)" in printed
+    assert "0–13 (0–47)" in printed
 
 
 row = st.fixed_dictionaries(

@@ -48,6 +48,27 @@ def test_authored_prompts_fill_what_is_not_given():
     ]
 
 
+def test_a_source_says_how_many_of_its_rows_the_limit_leaves_to_ask(tmp_path):
+    path = tmp_path / "harmful.txt"
+    path.write_text("".join(f"Say thing {place}.\n" for place in [*range(12), 3]))
+    asked = gather(RolloutSettings(harmful=str(path), limit=5))
+    sources = {source["role"]: source for source in asked.sources}
+    counts = {role: (each["rows"], each["asked"]) for role, each in sources.items()}
+    assert counts == {
+        "harmful": (13, 5),
+        "wrapped": (10, 5),
+        "benign": (5, 5),
+        "benign_wrapped": (10, 5),
+        "safe_lookalike": (5, 5),
+    }
+    # Of the 13 rows one repeats another, which is not for the limit to answer.
+    assert sources["harmful"]["notes"][-1] == "7 prompts were left out by --limit 5."
+    assert sources["benign"]["notes"] == []
+    unlimited = gather(RolloutSettings(harmful=str(path))).sources[0]
+    assert (unlimited["rows"], unlimited["asked"]) == (13, 12)
+    assert not any("--limit" in note for note in unlimited["notes"])
+
+
 def test_the_limit_takes_the_same_prompts_whatever_their_order(tmp_path):
     lines = [f"Number {index}, please." for index in range(30)]
     (tmp_path / "a.txt").write_text("\n".join(lines))

@@ -99,6 +99,21 @@ def test_another_model_of_the_same_relative_name_is_another_model(
         Session("runs/model").claim(claimed)
 
 
+def test_a_rollout_without_a_place_says_where_its_study_lies(
+    thinker, world, tmp_path, monkeypatch, capsys
+):
+    shutil.copytree(thinker, tmp_path / "model")
+    monkeypatch.chdir(tmp_path)
+    command = ["rollout", "model", *world, "--limit", "4"]
+    assert run(command) == 0
+    [study] = (tmp_path / "studies").iterdir()
+    assert study.name.startswith("model-")
+    said = f"\nThe study lies in {study.relative_to(tmp_path)}\n"
+    assert capsys.readouterr().out.endswith(said)
+    assert run([*command, "--json"]) == 0
+    assert "lies in" not in capsys.readouterr().out
+
+
 def test_a_report_does_not_tell_the_folders_of_this_machine(
     thinker, world, tmp_path, monkeypatch
 ):

@@ -6,9 +6,18 @@ import pytest
 
 from holdfast.audit.compare import compare
 from holdfast.audit.page import render
+from holdfast.cli.show import print_report
 from holdfast.errors import InputError
 from holdfast.report.schema import validate
-from holdfast.sinks.panel import count, curve_figure, mass, points, share, sink_context
+from holdfast.sinks.panel import (
+    count,
+    curve_figure,
+    mass,
+    points,
+    print_sinks,
+    share,
+    sink_context,
+)
 from report_fixture import fig, make_report, null
 
 
@@ -136,7 +145,7 @@ def test_the_page_has_the_section_and_a_link_to_it():
     assert 'id="sinks"' not in render(make_report(), [], [])
 
 
-def test_a_report_of_sinks_alone_is_a_page_of_its_own():
+def test_a_report_of_sinks_alone_is_a_page_of_its_own(capsys):
     report = made()
     for outcomes in report["outcomes"].values():
         for key in outcomes:
@@ -145,6 +154,11 @@ def test_a_report_of_sinks_alone_is_a_page_of_its_own():
     assert "measurement of" in page
     assert "12 of 12 heads diverge." in page
     assert 'id="trace"' not in page
+    print_report(report)
+    shown = capsys.readouterr().out
+    print_sinks(report["sinks"])
+    assert shown == capsys.readouterr().out
+    assert "12 of 12 heads diverge." in shown
 
 
 def test_the_schema_refuses_a_block_that_lacks_what_it_must_have():

@@ -52,7 +52,7 @@ LENGTHS = {
 }
 
 
-def _estimated(world, lengths, tmp_path, monkeypatch):
+def _estimated(world, lengths, tmp_path, monkeypatch, width=WIDTH):
     """The estimate after the first batch, and what the rest then took."""
     study = Study.create(tmp_path)
     study.stage("s", {}, {})
@@ -77,7 +77,7 @@ def _estimated(world, lengths, tmp_path, monkeypatch):
         items,
         name=lambda item: item[0],
         length=lambda item: item[1],
-        batch_size=WIDTH,
+        batch_size=width,
         work=answer,
         progress=Silent(),
         label="",
@@ -96,6 +96,17 @@ def test_the_estimate_after_one_batch_is_near_what_the_rest_takes(
 ):
     pace, took = _estimated(world, lengths, tmp_path, monkeypatch)
     assert pace.left == 192
+    assert took / 1.5 < pace.rest < took * 1.5
+
+
+@pytest.mark.parametrize("n_rows", [130, 258, 386, 514])
+def test_a_full_batch_is_measured_and_never_a_short_remainder(
+    n_rows, tmp_path, monkeypatch
+):
+    world = World(read=1e-4, step=0.02, attend=1.5e-6, steps=60)
+    lengths = [60 + place % 30 for place in range(n_rows)]
+    pace, took = _estimated(world, lengths, tmp_path, monkeypatch, width=128)
+    assert (pace.items, pace.left) == (128, n_rows - 128)
     assert took / 1.5 < pace.rest < took * 1.5
 
 

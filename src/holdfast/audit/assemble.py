@@ -9,8 +9,8 @@ from importlib.metadata import version
 from typing import Any, NamedTuple
 
 from holdfast.audit.browse import BrowsedAnswer
-from holdfast.cliff.groups import COMPLIED, CONTROL_FIGURES, FIGURES, NO_PLATEAU
-from holdfast.cliff.trace import doubts
+from holdfast.cliff.groups import COMPLIED, NO_PLATEAU, PROBE_FIGURES
+from holdfast.cliff.trace import doubts, no_trace
 from holdfast.cliff.verdict import CliffVerdict, Figures, verdict
 from holdfast.dynamics.panel import signal_blocks
 from holdfast.evaluate.panel import EVALUATED, TABLE, is_evaluated, suite_sources
@@ -18,26 +18,17 @@ from holdfast.heads.checks import Ablated, SparseVerdict, sparse_verdict
 from holdfast.report.schema import SCHEMA
 from holdfast.report.text import ROLES, closed_by_force, title
 from holdfast.rollout.rows import (
-    GROUPS,
     Rollout,
     attack_block,
     held_out,
     outcome_block,
 )
 from holdfast.sinks.panel import MASSES, is_measured, sink_sources
-from holdfast.stats.bootstrap import Estimate, undefined
+from holdfast.stats.bootstrap import Estimate
 from holdfast.study import Study
 from holdfast.study.directory import is_current
-from holdfast.study.figures import estimate_of, figure_of, study_seed
+from holdfast.study.figures import estimate_of, null_figures, study_seed
 
-PROBE = (
-    "accuracy",
-    "auroc",
-    "wrapped_auroc",
-    "control_auroc",
-    "logit_difference_correlation",
-    "second_source_auroc",
-)
 METERS = {"plain": "auroc", "wrapped": "wrapped_auroc"}
 """Figure of the probe that tells whether it reads refusal on a kind of request."""
 PATHS = (
@@ -64,8 +55,10 @@ def assemble(study: Study, rows: Sequence[Rollout]) -> dict[str, Any]:
     """
     seed = study_seed(study)
     unfit, untraced = (missing(study, stage) for stage in ("probe", "trace"))
-    probe = _read(study, "probe", "probes/summary.json") or _null(PROBE, unfit)
-    traced = _read(study, "trace", "trace.json") or _null_trace(untraced)
+    probe = _read(study, "probe", "probes/summary.json") or null_figures(
+        PROBE_FIGURES, unfit
+    )
+    traced = _read(study, "trace", "trace.json") or no_trace(untraced)
     probe |= traced.get("reach", {})
     thinks = study.manifest["model"]["thinking"] is not None
     success = attack_block(rows, seed)
@@ -127,19 +120,6 @@ def _read(study: Study, stage: str, name: str) -> dict[str, Any] | None:
     if name not in study.record(stage).get("outputs", []):
         return None
     return dict(study.read_json(name))
-
-
-def _null(names: Sequence[str], reason: str) -> dict[str, Any]:
-    return {name: figure_of(undefined(0, reason)) for name in names}
-
-
-def _null_trace(reason: str) -> dict[str, Any]:
-    group = _null(FIGURES, reason) | {"short_thinking_excluded": 0}
-    return {
-        "trace": {name: dict(group) for name in GROUPS},
-        "controls": _null(CONTROL_FIGURES, reason),
-        "n_requests": 0,
-    }
 
 
 def figures_of(

@@ -153,9 +153,8 @@ def _reported(place: Path, block: Any, json: bool) -> None:
     from holdfast.evaluate import panel as evaluate_panel
 
     in_study(place, None, MODEL, stage.write_report)
-    show(json, block, evaluate_panel.print_evaluation)
-    if not json:
-        terminal.print_lines("", f"The report lies in {place / 'report.html'}")
+    page = place / "report.html"
+    show(json, block, evaluate_panel.print_evaluation, lies=("report", page))
 
 
 def _list(json: bool) -> None:

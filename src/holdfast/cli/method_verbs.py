@@ -227,9 +227,8 @@ def sinks(
     work = partial(stage.run, settings=measuring, models=models)
     found = in_study(place, last, loading, work)
     in_study(place, None, MODEL, audit_stage.write_report)
-    show(json, found, sinks_panel.print_sinks)
-    if not json:
-        terminal.print_lines("", f"The report lies in {place / 'report.html'}")
+    page = place / "report.html"
+    show(json, found, sinks_panel.print_sinks, lies=("report", page))
 
 
 Watching = Annotated[SignalSettings, Flat]

@@ -54,9 +54,17 @@ def in_study(
         return work(study, session=session)
 
 
-def show(as_json: bool, value: Any, otherwise: Callable[[Any], None]) -> None:
-    """Show a result as JSON, or as a person reads it."""
+def show(
+    as_json: bool,
+    value: Any,
+    otherwise: Callable[[Any], None],
+    *,
+    lies: tuple[str, Path] | None = None,
+) -> None:
+    """Show a result as JSON, or as a person reads it, and say what lies where."""
     if as_json:
         terminal.print_json(value)
     else:
         otherwise(value)
+        if lies is not None:
+            terminal.print_lines("", f"The {lies[0]} lies in {lies[1]}")

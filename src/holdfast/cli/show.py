@@ -10,11 +10,25 @@ MOST_SETTINGS = 20
 
 
 def print_report(report: Mapping[str, Any]) -> None:
-    """Print what a report says: verdict, evidence, outcomes, trace and controls.
+    """Print what a report says: an audit, an evaluation and sinks, those it holds.
 
     Args:
         report: A report that is valid.
     """
+    from holdfast.evaluate.panel import print_evaluation
+    from holdfast.report.schema import is_audited
+    from holdfast.sinks.panel import print_sinks
+
+    if is_audited(dict(report)):
+        _print_audit(report)
+    if "evaluation" in report:
+        print_evaluation(report["evaluation"])
+    if "sinks" in report:
+        print_sinks(report["sinks"])
+
+
+def _print_audit(report: Mapping[str, Any]) -> None:
+    """Print verdict, evidence, outcomes, trace and controls."""
     from holdfast.audit import words
     from holdfast.report import labels, text
 
@@ -26,12 +40,13 @@ def print_report(report: Mapping[str, Any]) -> None:
     rows = [
         [
             text.title(role, text.ROLES),
+            str(found["refused"]["n"]),
             *(text.rate(found[key]) for key in columns),
         ]
         for role, found in given["outcomes"].items()
         if found["refused"]["n"]
     ]
-    print_table("Outcomes", ("", *columns.values()), rows)
+    print_table("Outcomes", ("", "n", *columns.values()), rows)
     named = ("plateau", "final", "cliff", "scaled_cliff")
     traced = [
         [text.title(group, text.GROUPS), *(text.score(found[key]) for key in named)]

@@ -108,9 +108,8 @@ def audit(
     settings = AuditSettings(asking, fitting, tracing, ranking, ablating, heads)
     place = output or default_study(model)
     report = in_study(place, model, loading, partial(stage.run, settings=settings))
-    show(json, report, cli_show.print_report)
-    if not json:
-        terminal.print_lines("", f"The report lies in {place / 'report.html'}")
+    page = place / "report.html"
+    show(json, report, cli_show.print_report, lies=("report", page))
     return exit_status(report["verdict"], fail_if, if_null)
 
 
@@ -137,7 +136,7 @@ def rollout(
 
     place = output or default_study(model)
     summary = in_study(place, model, loading, partial(stage.run, settings=asking))
-    show(json, summary, cli_show.print_counts)
+    show(json, summary, cli_show.print_counts, lies=("study", place))
 
 
 @app.command
@@ -197,7 +196,8 @@ def report(study: Path, /, *, json: Json = False) -> None:
     from holdfast.audit import stage
 
     found = in_study(study, None, MODEL, stage.write_report)
-    show(json, found, cli_show.print_report)
+    page = study / "report.html"
+    show(json, found, cli_show.print_report, lies=("report", page))
 
 
 @app.command

@@ -14,6 +14,7 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
+from holdfast.cliff.groups import PROBE_FIGURES
 from holdfast.cliff.probe import Probe, fit_probe, fit_stratified_probe
 from holdfast.cliff.probe_files import model_fingerprint, names, write_probe
 from holdfast.data.splits import Splits, Test, Train
@@ -27,7 +28,7 @@ from holdfast.stats.bootstrap import Estimate, undefined
 from holdfast.stats.rates import calibration_error, clustered_rate, pearson
 from holdfast.study import Study
 from holdfast.study.batches import ROW_ID, in_batches
-from holdfast.study.figures import figure_of, generator, study_seed
+from holdfast.study.figures import figure_of, generator, null_figures, study_seed
 
 MIN_PER_WRAPPER = 20
 
@@ -307,7 +308,8 @@ def run(study: Study, settings: ProbeSettings, session: Session) -> dict[str, An
         session: The model, and where progress is told.
 
     Returns:
-        Every figure of the block `probe` of the report.
+        Every figure of the block `probe` of the report; all null, with the reason,
+        for a model that does not think and has too few rows for a probe.
 
     Raises:
         TooFewExamplesError: If there are too few refusals or compliances.
@@ -315,16 +317,18 @@ def run(study: Study, settings: ProbeSettings, session: Session) -> dict[str, An
     inputs = {ROLLOUTS: study.input_hash(ROLLOUTS)}
     state, _ = study.stage(STAGE, settings, inputs)
     if state == "done":
+        if not study.record(STAGE)["outputs"]:
+            return _without_probe(study, session)
         session.progress.say("The probes are there and up to date.")
-        done = study.record(STAGE)["outputs"]
-        return dict(study.read_json(SUMMARY)) if done else {}
+        return dict(study.read_json(SUMMARY))
     rows = from_table(study.read_table(ROLLOUTS))
     train, validation, test = study.record("rollout")["fractions"]
     fractions = (train, validation, test)
     try:
         require_plain(rows, fractions)
     except TooFewExamplesError as error:
-        return _unfit(study, error)
+        _close_unfit(study, error)
+        return _without_probe(study, session)
     session.check_same(study)
     asked = [row for row in rows if row.role != "safe_lookalike"]
     decided = [row for row in asked if row.is_decided]
@@ -352,13 +356,13 @@ def run(study: Study, settings: ProbeSettings, session: Session) -> dict[str, An
     return summary
 
 
-def _unfit(study: Study, error: TooFewExamplesError) -> dict[str, Any]:
+def _close_unfit(study: Study, error: TooFewExamplesError) -> None:
     """Keep the reason why there is no probe; only a model that thinks needs one."""
     if study.manifest["model"]["thinking"] is None:
         # More prompts could fit one, but there would be no thinking to read it in.
         reason = f"{error.found}, and without thinking nothing would be read off it"
         study.finish(STAGE, [], reason=reason)
-        return {}
+        return
     limit = study.manifest["settings"]["rollout"]["limit"]
     if limit is not None:
         # Where the study asked fewer prompts than there were, more are there to ask.
@@ -367,6 +371,13 @@ def _unfit(study: Study, error: TooFewExamplesError) -> dict[str, Any]:
     study.manifest["stages"][STAGE]["reason"] = str(error)
     study.save()
     raise error
+
+
+def _without_probe(study: Study, session: Session) -> dict[str, Any]:
+    """Say that no probe could be fitted, and return every figure as null."""
+    reason = str(study.record(STAGE)["reason"])
+    session.progress.say(f"No probe was fitted: {reason}.")
+    return null_figures(PROBE_FIGURES, reason)
 
 
 def _states(study: Study, session: Session, rows: list[Rollout]) -> States:

@@ -167,6 +167,14 @@ def _regions(row: Rollout, n: int) -> list[str]:
 
 
 COMPLIED, REFUSED, BENIGN = GROUPS
+PROBE_FIGURES = (
+    "accuracy",
+    "auroc",
+    "wrapped_auroc",
+    "control_auroc",
+    "logit_difference_correlation",
+    "second_source_auroc",
+)
 CONTROL_FIGURES = (
     "excess_over_refused",
     "excess_over_benign",

@@ -15,7 +15,9 @@ from holdfast.cliff.groups import (
     AS_GENERATED,
     BENIGN,
     COMPLIED,
+    CONTROL_FIGURES,
     CONTROLS,
+    FIGURES,
     NO_PLATEAU,
     REFUSED,
     SCHEMA,
@@ -41,7 +43,7 @@ from holdfast.stats.auroc import auroc_interval
 from holdfast.stats.bootstrap import Estimate, undefined
 from holdfast.study import Study
 from holdfast.study.batches import ROW_ID, in_batches
-from holdfast.study.figures import figure_of, generator, study_seed
+from holdfast.study.figures import figure_of, generator, null_figures, study_seed
 
 STAGE = "trace"
 ROLLOUTS = "rollouts.parquet"
@@ -58,8 +60,8 @@ def run(study: Study, settings: TraceSettings, session: Session) -> dict[str, An
         session: The model, and where progress is told.
 
     Returns:
-        The figures of the blocks `trace` and `controls`, and the mean traces. Empty
-        for a model that does not think.
+        The figures of the blocks `trace` and `controls`, and the mean traces. All
+        null, with the reason, for a model that does not think.
 
     Raises:
         InputError: If the earlier stages are missing.
@@ -125,7 +127,17 @@ def _without_thinking(study: Study, settings: TraceSettings) -> dict[str, Any]:
     state, _ = study.stage(STAGE, settings, inputs)
     if state != "done":
         study.finish(STAGE, [], reason=NO_PLATEAU)
-    return {}
+    return no_trace(NO_PLATEAU)
+
+
+def no_trace(reason: str) -> dict[str, Any]:
+    """Return what `trace.json` would say, every figure null for one reason."""
+    group = null_figures(FIGURES, reason) | {"short_thinking_excluded": 0}
+    return {
+        "trace": {name: dict(group) for name in GROUPS},
+        "controls": null_figures(CONTROL_FIGURES, reason),
+        "n_requests": 0,
+    }
 
 
 TRUSTED = Thresholds().meter

@@ -20,6 +20,7 @@ from holdfast.report.text import (
     score,
     title,
 )
+from holdfast.stats.percent import percent
 from holdfast.study import Study
 
 SHORT = ("refused", "complied", "partial", "degenerate")
@@ -71,13 +72,13 @@ def name(row: Mapping[str, Any], *, several: bool = False) -> str:
 def _short(figure: Figure) -> str:
     value, low, high = figure["value"], figure["low"], figure["high"]
     if figure.get("bounds"):
-        least, most = (f"{100 * end:.0f}" for end in figure["bounds"])
+        least, most = map(percent, figure["bounds"])
         if value is None or low is None or high is None:
             return f"{least}–{most}?"
-        return f"{least}–{most} ({100 * low:.0f}–{100 * high:.0f})"
+        return f"{least}–{most} ({percent(low)}–{percent(high)})"
     if value is None or low is None or high is None:
         return "–"
-    return f"{100 * value:.0f} ({100 * low:.0f}–{100 * high:.0f})"
+    return f"{percent(value)} ({percent(low)}–{percent(high)})"
 
 
 def facts(block: Mapping[str, Any]) -> list[tuple[str, Figure]]:
@@ -125,7 +126,8 @@ def _told(figure: Figure) -> str:
         )
     if figure["value"] is None:
         return f"not measured ({clean(figure.get('reason', ''))})"
-    return f"{100 * figure['value']:.0f}%"
+    shown = text.value(figure, share=True)
+    return f"{shown} of {figure['n']} ({text.span(figure, share=True)})"
 
 
 def calibrated(block: Mapping[str, Any]) -> str:
@@ -193,12 +195,12 @@ def told(block: Mapping[str, Any]) -> list[str]:
 
 def print_evaluation(block: Mapping[str, Any]) -> None:
     """Print an evaluation: one table, its sums, and what a reader has to know."""
-    from holdfast.report import text
-
     print_lines("", headline(block), "")
     _print_rates(table(block))
-    sums = [[name, text.rate(figure)] for name, figure in facts(block)]
-    print_table("In sum", ("", "value"), sums)
+    sums = [
+        [name, text.rate(figure), str(figure["n"])] for name, figure in facts(block)
+    ]
+    print_table("In sum", ("", "value", "n"), sums)
     for task, numbers in block["lm_eval"].get("tasks", {}).items():
         rows = [[key, str(value)] for key, value in numbers.items()]
         print_table(f"lm-eval: {task}", ("", "value"), rows)
@@ -310,7 +312,7 @@ def paired_table(rows: Sequence[PairedRow]) -> list[list[str]]:
 
 
 def _percent(share: float | None) -> str:
-    return "not all judged" if share is None else f"{100 * share:.0f}%"
+    return "not all judged" if share is None else f"{percent(share)}%"
 
 
 def _points(difference: Figure) -> str:
@@ -320,16 +322,16 @@ def _points(difference: Figure) -> str:
     if difference["value"] is None:
         return f"{said} points: {missing(difference)}" if said else missing(difference)
     ends = [end for end in (difference["low"], difference["high"]) if end is not None]
-    return f"{said or plain(100 * difference['value'], 0)} ({_range(*ends)}) points"
+    return f"{said or percent(difference['value'])} ({_range(*ends)}) points"
 
 
 def _range(*ends: float) -> str:
-    return " to ".join(plain(100 * end, 0) for end in ends)
+    return " to ".join(map(percent, ends))
 
 
 EVALUATED = "evaluation.json"
 TABLE = "evaluation.parquet"
-KEYS = ("source", "column", "rows", "duplicates", "sha256", "notes")
+KEYS = ("source", "column", "rows", "asked", "duplicates", "sha256", "notes")
 
 
 def is_evaluated(study: Study) -> bool:
@@ -346,6 +348,7 @@ def suite_sources(study: Study) -> list[dict[str, Any]]:
     if not is_evaluated(study):
         return []
     return [
-        {"role": f"evaluation: {source['suite']}"} | {key: source[key] for key in KEYS}
+        {"role": f"evaluation: {source['suite']}"}
+        | {key: source[key] for key in KEYS if key in source}
         for source in study.read_json(EVALUATED)["sources"]
     ]

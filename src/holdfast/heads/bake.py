@@ -18,6 +18,7 @@ from holdfast.models.model import Adapter
 from holdfast.report import text
 from holdfast.rollout.rows import Rollout, from_table
 from holdfast.rollout.session import Session
+from holdfast.stats.percent import percent
 from holdfast.study import Study, atomic_write_text
 from holdfast.study.figures import figure_of, study_seed
 from holdfast.study.files import require_empty
@@ -172,8 +173,8 @@ def _check(
     if passed:
         raise ModelError(
             "a baked model whose attack success does not rise, with at most "
-            f"{settings.max_over_refusal:.0%} more refusals of harmless requests and "
-            f"{settings.max_degenerate:.0%} more broken answers",
+            f"{percent(settings.max_over_refusal)}% more refusals of harmless "
+            f"requests and {percent(settings.max_degenerate)}% more broken answers",
             "; ".join(passed),
             "Nothing was written. Choose other heads, a smaller --fraction, or a "
             "factor between 0 and 1.",

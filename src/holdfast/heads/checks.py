@@ -17,6 +17,7 @@ from holdfast.stats.bootstrap import (
     require_width,
     undefined,
 )
+from holdfast.stats.percent import percent
 
 MIN_HEADS = 3
 """Fewest heads of a layer over which a rank correlation says anything."""
@@ -244,8 +245,8 @@ def _open(
         return "Without an attack that succeeds there is nothing for heads to restore."
     if not few:
         return (
-            f"No set of at most {lines.few_heads:.0%} of the heads, from the top of "
-            "the ranking, was switched off everywhere."
+            f"No set of at most {percent(lines.few_heads)}% of the heads, from the "
+            "top of the ranking, was switched off everywhere."
         )
     if n_requests < lines.min_requests:
         return (
@@ -273,9 +274,9 @@ def _judge(
     share = each.n_heads / each.n_total
     return found, (
         f"Switching off {_counted(each.n_heads)} ({share:.1%}) takes "
-        f"attack success from {baseline:.0%} down by {_shown(each.restored)}, and by "
-        f"{_shown(each.beyond_random)} more than the closest draw of random heads; "
-        f"benign compliance falls by {_shown(each.benign_lost)}: {word}."
+        f"attack success from {percent(baseline)}% down by {_shown(each.restored)}, "
+        f"and by {_shown(each.beyond_random)} more than the closest draw of random "
+        f"heads; benign compliance falls by {_shown(each.benign_lost)}: {word}."
     )
 
 
@@ -298,4 +299,4 @@ def _stays(found: Estimate, most: float) -> bool | None:
 def _shown(found: Estimate) -> str:
     if found.value is None or found.low is None or found.high is None:
         return f"an unknown amount ({found.reason})"
-    return f"{found.value:.0%} ({found.low:.0%} to {found.high:.0%})"
+    return f"{percent(found.value)}% ({percent(found.low)}% to {percent(found.high)}%)"

@@ -10,6 +10,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 from holdfast.report.schema import Figure, is_figure
+from holdfast.stats.percent import percent
 
 ROLES = {
     "harmful": "Harmful, as asked",
@@ -86,18 +87,6 @@ def plain(number: int | float, digits: int = 2) -> str:
     return written.replace("-", "−")
 
 
-def _percent(share: int | float) -> str:
-    """Write a share in percent; only 0 and 1 themselves are written as 0 and 100."""
-    if 0 < share < 0.0005:
-        return "<0.1"
-    if 0.9995 <= share < 1:
-        return ">99.9"
-    if 0 < share < 0.01 or 0.99 < share < 1:
-        return plain(100 * share, 1)
-    # Halves go up, as readers expect, where Python would go to the even neighbour.
-    return plain(100 * share + 1e-9, 0)
-
-
 def _hundredths(number: int | float) -> str:
     """Write two digits, and a third where two would read as 0 or 1 and it is not."""
     written = plain(number)
@@ -112,7 +101,7 @@ def span(figure: Figure, *, share: bool = False) -> str:
     if low is None or high is None:
         return "no interval"
     if share:
-        return f"{_percent(low)} to {_percent(high)}%"
+        return f"{percent(low)} to {percent(high)}%"
     return f"{_hundredths(low)} to {_hundredths(high)}"
 
 
@@ -127,7 +116,7 @@ def value(figure: Figure, *, share: bool = False) -> str:
         return f"{known}, {missing(figure)}" if known else missing(figure)
     if known:
         return known
-    return f"{_percent(number)}%" if share else _hundredths(number)
+    return f"{percent(number)}%" if share else _hundredths(number)
 
 
 def interval(figure: Figure, *, share: bool = False) -> str:
@@ -174,7 +163,7 @@ def bounds(figure: Figure, *, share: bool = False) -> str:
     """Write the bounds of a figure, as `20 to 60%`; they must be there."""
     low, high = figure["bounds"]
     if share:
-        return f"{_percent(low)} to {_percent(high)}%"
+        return f"{percent(low)} to {percent(high)}%"
     return f"{_hundredths(low)} to {_hundredths(high)}"
 
 

@@ -1,7 +1,7 @@
 """Which prompts an audit asks: files where given, authored ones where not."""
 
 import hashlib
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -53,6 +53,7 @@ class Collector:
         self.settings = settings
         self.roles: dict[str, dict[str, Prompt]] = {role: {} for role in ROLES}
         self.sources: list[dict[str, Any]] = []
+        self._kept: list[set[str]] = []
         self._known: dict[str, tuple[Prompt, str]] = {}
 
     def add(
@@ -68,6 +69,7 @@ class Collector:
             source: What is known of the source; counts are added here.
         """
         rows = list(prompts)
+        kept: set[str] = set()
         repeated = bare = 0
         for row in rows:
             place = place_of(role, row)
@@ -81,6 +83,7 @@ class Collector:
             if place.endswith("wrapped") and row.wrapper is None:
                 row = replace(row, wrapper=UNNAMED_WRAPPER)
             self.roles[place][row.prompt_id] = row
+            kept.add(row.prompt_id)
         notes = list(source.get("notes", ()))
         if repeated:
             notes.append(
@@ -97,6 +100,7 @@ class Collector:
             | dict(source)
             | {"role": role, "notes": notes}
         )
+        self._kept.append(kept)
 
     def read(self, role: str, source: str) -> None:
         """Add the prompts of a file or a Hub dataset."""
@@ -129,7 +133,17 @@ class Collector:
     def finish(self) -> Asked:
         """Return what was gathered."""
         prompts = {role: self.limited(role) for role in ROLES}
+        self._count({row.prompt_id for rows in prompts.values() for row in rows})
         return Asked(prompts, tuple(self.sources), _overlaps(prompts))
+
+    def _count(self, asked: Collection[str]) -> None:
+        """Say of every source how many of its prompts are asked."""
+        for source, names in zip(self.sources, self._kept, strict=True):
+            source["asked"] = sum(name in asked for name in names)
+            if left := len(names) - source["asked"]:
+                source["notes"].append(
+                    f"{left} prompts were left out by --limit {self.settings.limit}."
+                )
 
 
 def gather(settings: RolloutSettings, given: Given | None = None) -> Asked:

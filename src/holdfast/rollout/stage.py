@@ -127,7 +127,7 @@ def _tell(
     """Say what was read, and every note on it, the doubtful ones so that they show."""
     for source in sources:
         session.progress.say(
-            f"{source['role']}: {source['rows']} rows from {source['source']}"
+            f"{source['role']}: {_count(source)} rows from {source['source']}"
         )
         for note in source["notes"]:
             doubt = note.removeprefix(WARNING)
@@ -141,6 +141,12 @@ def _tell(
                 f"{pair} share {counts['exact']} prompts and {counts['similar']} "
                 "similar pairs."
             )
+
+
+def _count(source: Mapping[str, Any]) -> str:
+    """Return how many rows were read, and how many are asked where that is fewer."""
+    rows, asked = source["rows"], source.get("asked", source["rows"])
+    return str(rows) if asked == rows else f"{asked} of {rows}"
 
 
 def _key(settings: RolloutSettings, study: Study) -> dict[str, Any]:

@@ -156,8 +156,9 @@ def in_batches(
         label: What the bar says.
         paced: Told once, after the first batch that this run works on.
         meter: Told by `work` of every pass; the bar then moves within a batch. What is
-            done first is then a batch from the middle, which says more of the others
-            than the longest, and the longest second, which shows what does not fit.
+            done first is then a full batch from the middle, which says more of the
+            others than the longest or a short remainder, and the longest second,
+            which shows what does not fit.
         cost: Of a batch, beside the first one that this run works on (the second
             argument), asked when that is done; by default its items.
 
@@ -175,7 +176,7 @@ def in_batches(
     batches = [[item for item in each if name(item) not in done] for each in whole]
     batches = [each for each in batches if each]
     if meter is not None and batches:
-        batches.insert(0, batches.pop(len(batches) // 2))
+        batches.insert(0, batches.pop(_measured_first(batches)))
     meter = meter or Meter()
     with progress.track(label, len(items)) as advance:
         advance(len(items) - sum(map(len, batches)))
@@ -191,6 +192,13 @@ def in_batches(
             if paced is not None and not number:
                 paced(_pace(batches, took, table, cost))
     return _in_order(tables, [name(item) for item in items])
+
+
+def _measured_first(batches: Sequence[list[T]]) -> int:
+    """Return the place of the middle one of the batches that are as full as any."""
+    most = max(map(len, batches))
+    full = [place for place, batch in enumerate(batches) if len(batch) == most]
+    return full[len(full) // 2]
 
 
 def _pace(

@@ -1,12 +1,13 @@
 """From estimates to the figures of a report, and the randomness behind intervals."""
 
 import hashlib
+from collections.abc import Iterable
 from typing import Any
 
 import torch
 
 from holdfast.report.schema import figure
-from holdfast.stats.bootstrap import Estimate
+from holdfast.stats.bootstrap import Estimate, undefined
 from holdfast.study.directory import Study
 
 DIGITS = 6
@@ -23,6 +24,11 @@ def figure_of(estimate: Estimate) -> dict[str, Any]:
     if estimate.n_unjudged:
         made["unjudged"] = estimate.n_unjudged
     return made
+
+
+def null_figures(names: Iterable[str], reason: str) -> dict[str, Any]:
+    """Return figures that are all null, for one reason."""
+    return {name: figure_of(undefined(0, reason)) for name in names}
 
 
 def estimate_of(figure: dict[str, Any]) -> Estimate:
