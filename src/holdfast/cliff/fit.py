@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import pyarrow as pa
 import torch
-from jaxtyping import Bool, Float
+from jaxtyping import Float
 from torch import Tensor, nn
 
 from holdfast.cliff.groups import PROBE_FIGURES
@@ -20,7 +20,15 @@ from holdfast.cliff.probe_files import model_fingerprint, names, write_probe
 from holdfast.data.splits import Splits, Test, Train
 from holdfast.errors import TooFewExamplesError
 from holdfast.models.hidden_states import final_states
-from holdfast.rollout.rows import Rollout, from_table, plain, require_plain, splits_of
+from holdfast.rollout.rows import (
+    Rollout,
+    from_table,
+    is_refused,
+    plain,
+    requests_of,
+    require_plain,
+    splits_of,
+)
 from holdfast.rollout.session import Session
 from holdfast.rollout.settings import ProbeSettings
 from holdfast.stats.auroc import auroc_interval, stratified_auroc
@@ -78,11 +86,11 @@ def fit_published(
         TooFewExamplesError: If a class has too few requests.
     """
     rows = plain(train.rows)
-    labels = _refused(rows)
+    labels = is_refused(rows)
     probe = fit_probe(
         states.of(rows),
         labels,
-        clusters=_clusters(rows),
+        clusters=requests_of(rows),
         seed=seed,
         folds=folds,
     )
@@ -114,16 +122,16 @@ def evaluate(
     rows = plain(test.rows)
     wrapped = [row for row in test.rows if row.role in ("wrapped", "benign_wrapped")]
     everything = [*rows, *wrapped]
-    logits, labels = fitted.probe.logit(states.of(rows)), _refused(rows)
+    logits, labels = fitted.probe.logit(states.of(rows)), is_refused(rows)
     calibration = calibration_error(
         torch.sigmoid(logits),
         labels,
-        _clusters(rows),
+        requests_of(rows),
         generator(seed, "probe/calibration"),
     )
     estimates = {
         "accuracy": clustered_rate(
-            (logits > 0) == labels, _clusters(rows), generator(seed, "probe/accuracy")
+            (logits > 0) == labels, requests_of(rows), generator(seed, "probe/accuracy")
         ),
         "auroc": _auroc(rows, fitted.probe, states, seed, "auroc"),
         "wrapped_auroc": _auroc(wrapped, fitted.probe, states, seed, "wrapped"),
@@ -131,7 +139,7 @@ def evaluate(
         "logit_difference_correlation": pearson(
             fitted.probe.logit(states.of(everything)).double(),
             (states.of(everything) @ fitted.difference).double(),
-            _clusters(everything),
+            requests_of(everything),
             generator(seed, "probe/correlation"),
         ),
         "calibration_error": calibration.expected_error,
@@ -144,7 +152,7 @@ def _auroc(
     rows: Sequence[Rollout], probe: Probe, states: States, seed: int, name: str
 ) -> Estimate:
     """Return the AUROC of refused against complied."""
-    labels = _refused(rows)
+    labels = is_refused(rows)
     if not 0 < int(labels.sum()) < len(rows):
         return undefined(
             len(rows),
@@ -154,7 +162,7 @@ def _auroc(
     return auroc_interval(
         probe.logit(states.of(rows)),
         labels,
-        _clusters(rows),
+        requests_of(rows),
         generator(seed, f"probe/{name}"),
     )
 
@@ -236,9 +244,9 @@ def fit_control(
     rows = [row for row in train if row.wrapper in wrappers.names and _is_wrapped(row)]
     return fit_stratified_probe(
         states.of(rows),
-        _refused(rows),
+        is_refused(rows),
         [str(row.wrapper) for row in rows],
-        clusters=_clusters(rows),
+        clusters=requests_of(rows),
         seed=seed,
         folds=folds,
     )
@@ -259,23 +267,15 @@ def evaluate_control(
     rows = [row for row in test if row.wrapper in wrappers.names and _is_wrapped(row)]
     return stratified_auroc(
         probe.logit(states.of(rows)),
-        _refused(rows),
+        is_refused(rows),
         [str(row.wrapper) for row in rows],
-        _clusters(rows),
+        requests_of(rows),
         generator(seed, "probe/control"),
     )
 
 
 def _is_wrapped(row: Rollout) -> bool:
     return row.role == "wrapped" and row.wrapper is not None
-
-
-def _refused(rows: Sequence[Rollout]) -> Bool[Tensor, "example"]:
-    return torch.tensor([row.is_refused for row in rows], dtype=torch.bool)
-
-
-def _clusters(rows: Sequence[Rollout]) -> list[str]:
-    return [row.request_id for row in rows]
 
 
 def count_plain(splits: Splits[Rollout]) -> dict[str, int]:

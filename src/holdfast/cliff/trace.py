@@ -30,13 +30,11 @@ from holdfast.cliff.groups import (
     scores_from_table,
     scores_to_table,
 )
-from holdfast.cliff.groups import scores_from_table as scores_of
 from holdfast.cliff.probe_files import names, read_probe
 from holdfast.cliff.verdict import Thresholds
 from holdfast.models.hidden_states import project_states
 from holdfast.report.schema import Example, Token
 from holdfast.rollout.rows import GROUPS, Rollout, from_table, held_out
-from holdfast.rollout.rows import GROUPS as ROLLOUT_GROUPS
 from holdfast.rollout.session import Session
 from holdfast.rollout.settings import TraceSettings
 from holdfast.stats.auroc import auroc_interval
@@ -79,7 +77,7 @@ def run(study: Study, settings: TraceSettings, session: Session) -> dict[str, An
     groups = held_out(rows)
     table = _read(study, session, groups)
     study.write_table(OUTPUT, table)
-    scores, seed = scores_of(table), study_seed(study)
+    scores, seed = scores_from_table(table), study_seed(study)
     summary = measure(groups, scores, settings, seed)
     summary["reach"] = reach(groups, scores, settings, seed)
     summary["curves"] = curves(groups, scores, settings.window, seed)
@@ -263,7 +261,7 @@ def examples(table: pa.Table, groups: Mapping[str, Sequence[Rollout]]) -> list[E
     """
     scores = scores_from_table(table)
     made = []
-    for group in ROLLOUT_GROUPS:
+    for group in GROUPS:
         rows = sorted(
             groups[group],
             key=lambda row: (-_fall(row, scores[_name(row)]), row.row_id),

@@ -13,7 +13,7 @@ from torch import Tensor
 from holdfast.cliff.probe import Probe
 from holdfast.dynamics.settings import SignalSettings
 from holdfast.dynamics.signal import Gauge
-from holdfast.rollout.rows import BESIDE, GAVE_IN, PLAIN, Rollout
+from holdfast.rollout.rows import BESIDE, GAVE_IN, PLAIN, Rollout, is_refused
 from holdfast.rollout.session import Session
 from holdfast.stats.groups import group_names
 from holdfast.study import Study
@@ -156,16 +156,6 @@ def groups_of(rows: Sequence[Rollout]) -> list[str]:
 def is_harmful(rows: Sequence[Rollout]) -> Bool[Tensor, "example"]:
     """Return whether each request is harmful."""
     return torch.tensor([row.label == "harmful" for row in rows], dtype=torch.bool)
-
-
-def is_refused(rows: Sequence[Rollout]) -> Bool[Tensor, "example"]:
-    """Return whether each answer is a refusal."""
-    return torch.tensor([row.is_refused for row in rows], dtype=torch.bool)
-
-
-def requests_of(rows: Sequence[Rollout]) -> list[str]:
-    """Return the base request of each row."""
-    return [row.request_id for row in rows]
 
 
 def _counts(row: Rollout, settings: SignalSettings) -> bool:

@@ -13,13 +13,13 @@ from torch import Tensor
 from holdfast.cliff.probe import FOLDS, fit_probe
 from holdfast.cliff.probe_files import model_fingerprint, names, write_probe
 from holdfast.dynamics.anchors import Anchors
-from holdfast.dynamics.rows import Source, is_refused, requests_of
+from holdfast.dynamics.rows import Source
 from holdfast.dynamics.settings import SignalSettings
 from holdfast.dynamics.signal import Kind, positions_of
 from holdfast.dynamics.states import Prefill, Replay, require_no_thinking
 from holdfast.errors import InputError
 from holdfast.models.model import MaskedModel
-from holdfast.rollout.rows import Rollout
+from holdfast.rollout.rows import Rollout, is_refused, requests_of
 from holdfast.rollout.sampling import STEPS, read_steps
 from holdfast.rollout.session import Session
 from holdfast.study import Study, atomic_write_bytes, file_sha256

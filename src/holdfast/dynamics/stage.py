@@ -29,11 +29,9 @@ from holdfast.dynamics.rows import (
     Watched,
     anchor_rows,
     is_harmful,
-    is_refused,
     matched_topics,
     read_pooled,
     read_signal,
-    requests_of,
     window_of,
 )
 from holdfast.dynamics.rows import MATCHED as MATCHED_LOGIT
@@ -56,7 +54,7 @@ from holdfast.dynamics.sources import (
 from holdfast.dynamics.summary import Read, step_examples, summary
 from holdfast.errors import InputError, TooFewExamplesError
 from holdfast.judges.rules.rules import JUDGE_ID
-from holdfast.rollout.rows import Rollout, from_table
+from holdfast.rollout.rows import Rollout, from_table, is_refused, requests_of
 from holdfast.rollout.sampling import read_steps
 from holdfast.rollout.session import Session
 from holdfast.study import Study, atomic_write_bytes, canonical_json

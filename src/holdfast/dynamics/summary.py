@@ -20,7 +20,6 @@ from holdfast.dynamics.rows import (
     groups_of,
     held_out,
     is_read,
-    requests_of,
 )
 from holdfast.dynamics.settings import SignalSettings
 from holdfast.dynamics.states import draft_steps, token_steps
@@ -34,7 +33,7 @@ from holdfast.dynamics.trajectories import (
     text_recovery,
 )
 from holdfast.models.decoding.row_state import Drafting
-from holdfast.rollout.rows import Rollout
+from holdfast.rollout.rows import Rollout, requests_of
 from holdfast.stats.auroc import auroc_difference, auroc_interval
 from holdfast.stats.bootstrap import Estimate, undefined
 from holdfast.stats.groups import (

@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-from holdfast.dynamics.rows import groups_of, requests_of
+from holdfast.dynamics.rows import groups_of
 from holdfast.dynamics.settings import GuardEvaluateSettings, GuardFitSettings
 from holdfast.dynamics.sources import require_identity
 from holdfast.dynamics.stage import SIGNAL
@@ -26,6 +26,7 @@ from holdfast.guard.rows import (
     joined,
     read_seen,
 )
+from holdfast.rollout.rows import requests_of
 from holdfast.rollout.session import Session
 from holdfast.stats.auroc import auroc_difference, stratified_auroc
 from holdfast.stats.bootstrap import undefined

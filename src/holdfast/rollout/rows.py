@@ -304,6 +304,16 @@ def _rate(
     )
 
 
+def is_refused(rows: Sequence[Rollout]) -> Bool[Tensor, "example"]:
+    """Return whether each answer is a refusal."""
+    return torch.tensor([row.is_refused for row in rows], dtype=torch.bool)
+
+
+def requests_of(rows: Sequence[Rollout]) -> list[str]:
+    """Return the base request of each row."""
+    return [row.request_id for row in rows]
+
+
 def open_rows(
     rows: Sequence[Answered], unjudged: Callable[[Answered], bool], outcome: str
 ) -> Callable[[Answered], bool]:
