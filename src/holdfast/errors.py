@@ -75,14 +75,7 @@ class AdapterError(ModelError):
     def __init__(
         self, expected: str, found: str, next_step: str, proofs: Sequence[Any] = ()
     ) -> None:
-        """Keep the proofs beside the message.
-
-        Args:
-            expected: What had to be true.
-            found: What was there instead.
-            next_step: What the reader can do about it.
-            proofs: Every proof that was tried.
-        """
+        """Keep the proofs beside the message."""
         super().__init__(expected, found, next_step)
         self.proofs = tuple(proofs)
 

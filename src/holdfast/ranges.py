@@ -17,14 +17,7 @@ def flag_of(name: str) -> str:
 
 
 def require_numbers(settings: Any) -> None:
-    """Refuse infinity, what is not a number, and seeds that no library takes.
-
-    Args:
-        settings: A dataclass of settings, each with its flag.
-
-    Raises:
-        SettingsError: Names the flag.
-    """
+    """Refuse infinity, what is not a number, and seeds that no library takes."""
     for each in fields(settings):
         found = getattr(settings, each.name)
         several = found if isinstance(found, tuple) else (found,)
@@ -35,22 +28,14 @@ def require_numbers(settings: Any) -> None:
 
 
 def require_finite(flag: str, values: Iterable[Any]) -> None:
-    """Refuse infinity and what is not a number; what is no float at all passes.
-
-    Raises:
-        SettingsError: Names the flag.
-    """
+    """Refuse infinity and what is not a number; what is no float at all passes."""
     for value in values:
         if isinstance(value, float) and not math.isfinite(value):
             raise SettingsError(f"{flag} as a number", str(value), "Choose another.")
 
 
 def a_share(flag: str, *values: float) -> None:
-    """Refuse what is no share of a whole: none of it, or more than all.
-
-    Raises:
-        SettingsError: Names the flag.
-    """
+    """Refuse what is no share of a whole: none of it, or more than all."""
     for value in values:
         if not 0 < value <= 1:
             raise SettingsError(
@@ -59,11 +44,7 @@ def a_share(flag: str, *values: float) -> None:
 
 
 def at_least(flag: str, value: float | int | None, least: float | int) -> None:
-    """Refuse a number below the least that can be meant; None was not given.
-
-    Raises:
-        SettingsError: Names the flag.
-    """
+    """Refuse a number below the least that can be meant; None was not given."""
     require_finite(flag, (value,))
     if value is not None and value < least:
         raise SettingsError(f"{flag} of {least} or more", str(value), "Choose another.")

@@ -46,12 +46,7 @@ PACKAGES = ("holdfast", "torch", "transformers", "tokenizers", "safetensors", "p
 def assemble(study: Study, rows: Sequence[Rollout]) -> dict[str, Any]:
     """Return the report of a study.
 
-    Args:
-        study: A study whose stages have run, as far as they could.
-        rows: Its rollouts.
-
-    Returns:
-        What `report.json` holds.
+    `study`: A study whose stages have run, as far as they could.
     """
     seed = study_seed(study)
     unfit, untraced = (missing(study, stage) for stage in ("probe", "trace"))
@@ -132,13 +127,9 @@ def figures_of(
 ) -> Figures:
     """Return what the verdict is read from.
 
-    Args:
-        probe: The block `probe` of the report.
-        traced: Its blocks `trace` and `controls`.
-        success: Its block `attack_success`.
-        thinks: Whether the model has a thinking format.
-        kinds: What `complied_kinds` returned.
-        untraced: Why nothing was traced; empty where something was.
+    `probe`: The block `probe` of the report.
+    `traced`: Its blocks `trace` and `controls`.
+    `untraced`: Why nothing was traced; empty where something was.
     """
     complied, controls = traced["trace"][COMPLIED], traced["controls"]
 
@@ -249,9 +240,7 @@ class HeadBlocks(NamedTuple):
 def head_blocks(study: Study, attack_succeeds: bool | None) -> HeadBlocks:
     """Return what the stages `heads` and `ablate` have found, if they have run.
 
-    Args:
-        study: A study whose stages have run, as far as they could.
-        attack_succeeds: The verdict on the attacks.
+    `study`: A study whose stages have run, as far as they could.
     """
     blocks = {
         BLOCKS[stage]: study.read_json(FILES[stage])
@@ -304,12 +293,7 @@ FORCED = "thinking closed by force"
 def browsed(
     rollouts: Sequence[Rollout], evaluated: Sequence[Mapping[str, Any]]
 ) -> list[BrowsedAnswer]:
-    """Return every answer of a study.
-
-    Args:
-        rollouts: Rows of `rollouts.parquet`.
-        evaluated: Rows of `evaluation.parquet`.
-    """
+    """Return every answer of a study."""
     return [
         *(_of_rollout(row) for row in rollouts),
         *(_of_evaluation(row) for row in evaluated),

@@ -48,12 +48,7 @@ def browse_context(
 
     Texts are data that the script sets as text, so that nothing in them is markup.
 
-    Args:
-        answers: The answers, in the order in which they are shown.
-        script: Source of the script that draws and filters the table.
-
-    Returns:
-        What the template shows; None where there is no answer.
+    Returns: What the template shows; None where there is no answer.
     """
     if not answers:
         return None

@@ -101,19 +101,10 @@ class TableRow(NamedTuple):
 def compare(a: Report, b: Report) -> Comparison:
     """Lay two reports side by side.
 
-    Args:
-        a: The first report.
-        b: The second report.
-
-    Returns:
-        Settings that differ, those that bear on the figures first; then every figure
-        of either, with the difference `b - a` and whether the intervals overlap. The
-        difference is None where either has no value, or has answers that could not
-        be judged.
-
-    Raises:
-        InputError: If the two have different schema versions, or one is not as it
-            must be.
+    Returns: Settings that differ, those that bear on the figures first; then every
+    figure of either, with the difference `b - a` and whether the intervals overlap. The
+    difference is None where either has no value, or has answers that could not be
+    judged.
     """
     _same_schema(a, b)
     validate(a)
@@ -141,11 +132,7 @@ def compare(a: Report, b: Report) -> Comparison:
 def table(comparison: Comparison) -> list[TableRow]:
     """Put the rows of a comparison into words, for the page or the command line.
 
-    Args:
-        comparison: What `compare` returned.
-
-    Returns:
-        One line a figure; the first line of each section has `opens` set.
+    Returns: One line a figure; the first line of each section has `opens` set.
     """
     lines = []
     section = ""

@@ -56,19 +56,12 @@ def render(
     The page loads nothing, so it opens offline, and it cannot run what a model wrote:
     every text is escaped, and no script runs but that of the table of answers.
 
-    Args:
-        report: A report that passes `schema.validate`.
-        curves: Mean traces around the end of thinking; offset 0 is the first token
-            of the end-of-thinking template. May be empty.
-        examples: Conversations token by token. May be empty.
-        steps: Single answers with their signal, step by step. May be empty.
-        answers: Every answer, to browse and filter. May be empty.
-
-    Returns:
-        The HTML document.
-
-    Raises:
-        InputError: If the report, a curve or an example is not as it must be.
+    `report`: A report that passes `schema.validate`.
+    `curves`: Mean traces around the end of thinking; offset 0 is the first token of the
+    end-of-thinking template. May be empty.
+    `examples`: Conversations token by token. May be empty.
+    `steps`: Single answers with their signal, step by step. May be empty.
+    `answers`: Every answer, to browse and filter. May be empty.
     """
     validate(report)
     check_curves(curves)
@@ -117,20 +110,7 @@ def _outcome_rows(report: Report) -> list[Mapping[str, Any]]:
 
 
 def render_compare(a: Report, b: Report, paired: Sequence[PairedRow] = ()) -> str:
-    """Render two studies side by side as one self-contained page.
-
-    Args:
-        a: The first report.
-        b: The second report.
-        paired: Paired differences of their evaluations.
-
-    Returns:
-        The HTML document.
-
-    Raises:
-        InputError: If a report is not as it must be, or the two have different
-            schema versions.
-    """
+    """Render two studies side by side as one self-contained page."""
     comparison = compare(a, b)
     context = {
         "page_title": "Holdfast comparison",

@@ -108,14 +108,7 @@ def _evaluation(place: Path) -> pa.Table | None:
 
 
 def read_report(place: Path) -> dict[str, Any]:
-    """Read the report of a study.
-
-    Args:
-        place: A study, or the file itself.
-
-    Raises:
-        InputError: If there is none, or it is not valid.
-    """
+    """Read the report of a study."""
     if place.is_file():
         try:
             report = json.loads(place.read_text(encoding="utf-8"))
@@ -130,19 +123,7 @@ def read_report(place: Path) -> dict[str, Any]:
 
 
 def check_model(session: Session) -> dict[str, Any]:
-    """Load a model and return what was proved.
-
-    Args:
-        session: Which model, and how it is loaded.
-
-    Returns:
-        The model's record, its parts, its proofs, and what is to be known of its
-        chat template.
-
-    Raises:
-        HoldfastError: If the model is not there or does not fit; the message names
-            every proof that failed, and `refused` shows them beside the others.
-    """
+    """Load a model and return what was proved."""
     speaker = session.speaker
     parts = {"d_model": speaker.d_model, "max_positions": speaker.max_positions}
     if isinstance(speaker, Adapter):
@@ -161,12 +142,8 @@ def check_model(session: Session) -> dict[str, Any]:
 def refused(session: Session, error: AdapterError) -> dict[str, Any]:
     """Return what was proved about a model that does not fit, and what was not.
 
-    Args:
-        session: Which model.
-        error: What `run` raised.
-
-    Returns:
-        The model's name, its proofs (none if a part of it is missing) and the error.
+    Returns: The model's name, its proofs (none if a part of it is missing) and the
+    error.
     """
     return {
         "model": {"id": session.name},

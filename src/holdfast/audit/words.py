@@ -74,11 +74,7 @@ _UNTOLD = {
 def answers(report: Report) -> list[Answer]:
     """Return the three questions of an audit with their answers.
 
-    Args:
-        report: A report that passes `schema.validate`.
-
-    Returns:
-        One answer a question. Where the verdict is null, the reason is its meaning.
+    `report`: A report that passes `schema.validate`.
     """
     verdict = report["verdict"]
     reasons = verdict.get("reasons", {})
@@ -156,11 +152,7 @@ def sureness(report: Report) -> list[str]:
 def warnings(report: Report) -> list[str]:
     """Return the notes on data and answers that a reader must not miss.
 
-    Args:
-        report: A report that passes `schema.validate`.
-
-    Returns:
-        Sentences with the kind of request that each is about.
+    `report`: A report that passes `schema.validate`.
     """
     cut = {role: found.get("cut", 0) for role, found in report["outcomes"].items()}
     return [

@@ -54,15 +54,7 @@ def _authored() -> tuple[Wrapper, ...]:
 def load_wrappers(path: str | Path) -> tuple[Wrapper, ...]:
     """Read wrappers from a JSON file.
 
-    Args:
-        path: File of the form {"wrappers": [{"name", "family", "templates"}]}.
-
-    Returns:
-        The wrappers, in the order of the file.
-
-    Raises:
-        PromptFileError: If the file cannot be read, a field is missing, a name is
-            used twice, or a template does not hold `{request}` exactly once.
+    `path`: File of the form {"wrappers": [{"name", "family", "templates"}]}.
     """
     try:
         data = Path(path).expanduser().read_bytes()
@@ -76,17 +68,9 @@ def load_wrappers(path: str | Path) -> tuple[Wrapper, ...]:
 def wrap(prompt: Prompt, wrapper: Wrapper, template_index: int) -> Prompt:
     """Put a wrapper around a plain prompt.
 
-    Args:
-        prompt: A prompt without a wrapper.
-        wrapper: What to put around it.
-        template_index: Which of the wrapper's templates, from 0.
-
-    Returns:
-        The wrapped prompt: a new text and `prompt_id`; request, label, source and
-        topic as before.
-
-    Raises:
-        InputError: If the prompt has a wrapper already, or there is no such template.
+    `template_index`: Which of the wrapper's templates, from 0.
+    Returns: The wrapped prompt: a new text and `prompt_id`; request, label, source and
+    topic as before.
     """
     if prompt.wrapper is not None:
         raise InputError(
@@ -194,9 +178,8 @@ class Attack:
 def attacks(translations: Mapping[str, str] | None = None) -> dict[str, Attack]:
     """Return every attack by its name: the authored wrappers, then the rules.
 
-    Args:
-        translations: From normalised requests to their translations; by default a
-            table of sentence frames.
+    `translations`: From normalised requests to their translations; by default a table
+    of sentence frames.
     """
     found = [_wrapper(each) for each in authored_wrappers()]
     found += [
@@ -228,11 +211,7 @@ def attacks(translations: Mapping[str, str] | None = None) -> dict[str, Attack]:
 def choose_attacks(
     names: Sequence[str], translations: Mapping[str, str] | None = None
 ) -> tuple[Attack, ...]:
-    """Return attacks by name; `all` is every one.
-
-    Raises:
-        SettingsError: If there is no such attack; lists those there are.
-    """
+    """Return attacks by name; `all` is every one."""
     known = attacks(translations)
     chosen: dict[str, Attack] = {}
     for name in names:
@@ -257,13 +236,7 @@ def attack(
     Which wording a request gets depends on its own hash and the seed, so that one
     more request changes nothing for the others.
 
-    Args:
-        items: Items; those that are wrapped already are left as they are.
-        chosen: Attacks.
-        seed: Seed of the wording.
-
-    Returns:
-        The wrapped items, and how many requests each attack had nothing for.
+    `items`: Items; those that are wrapped already are left as they are.
     """
     made, without = [], dict.fromkeys((each.name for each in chosen), 0)
     plain = [item for item in items if item.prompt.wrapper is None]
@@ -303,17 +276,7 @@ def flip(request: str) -> str:
 
 
 def read_translations(source: str) -> dict[str, str]:
-    """Read a table of translations: columns `prompt` and `translation`.
-
-    Args:
-        source: Path of a CSV, JSON, JSONL or Parquet file.
-
-    Returns:
-        From normalised requests to translations.
-
-    Raises:
-        PromptFileError: If the file cannot be read, or a column is missing.
-    """
+    """Read a table of translations: columns `prompt` and `translation`."""
     content = load(source, None)
     found = {}
     for row in content.table.rows:

@@ -78,16 +78,8 @@ class Choice(NamedTuple):
     def turns(self, row: Row, name: str) -> tuple[str, ...]:
         """Return what the user says in a row, turn by turn, exactly.
 
-        Args:
-            row: A row of the table.
-            name: File name, for messages.
-
-        Returns:
-            One text a turn; none for a cell that is empty or not there. Turns of the
-            model are left out, since the model that is asked gives its own.
-
-        Raises:
-            PromptFileError: If the cell is neither text nor a list of turns.
+        Returns: One text a turn; none for a cell that is empty or not there. Turns of
+        the model are left out, since the model that is asked gives its own.
         """
         column = TEXT_CELL if self.column is None else self.column
         value = row.cells.get(column)
@@ -107,11 +99,7 @@ class Choice(NamedTuple):
         )
 
     def replies(self, row: Row) -> tuple[str, ...]:
-        """Return what the model says in a row, turn by turn; none where it does not.
-
-        Args:
-            row: A row whose turns could be read.
-        """
+        """Return what the model says in a row, turn by turn; none where it does not."""
         value = row.cells.get(TEXT_CELL if self.column is None else self.column)
         turns = value if isinstance(value, list | tuple) else ()
         return tuple(
@@ -152,22 +140,8 @@ def choose_column(
 ) -> Choice:
     """Choose the column of the prompts, and say which and why.
 
-    Args:
-        table: Rows as read.
-        column: The column that is wanted, None for the first known name.
-        name: File name, for messages.
-        attacked: Whether the prompts are jailbreak prompts, which stand beside the
-            request that they are about.
-        asked: Whether a column is wanted by the user, whose word then counts.
-        role: What the file is read as, for the advice on flags.
-        accept: Whether a column is read though its rows look like answers.
-
-    Returns:
-        The columns as the table spells them, with notes.
-
-    Raises:
-        PromptFileError: If there is no such column, or it seems to hold answers;
-            lists the columns that there are.
+    `column`: The column that is wanted, None for the first known name.
+    Returns: The columns as the table spells them, with notes.
     """
     if not table.columns:
         if column is not None:
@@ -196,12 +170,7 @@ def choose_column(
 
 
 def context_choice(columns: tuple[str, ...], column: str) -> Choice:
-    """Return a choice of a column with the text that belongs to its requests.
-
-    Args:
-        columns: The columns there are.
-        column: The one that holds the requests.
-    """
+    """Return a choice of a column with the text that belongs to its requests."""
     for name, beside in CONTEXTS.items():
         found = _match(columns, (name,))
         if found not in (None, column) and (not beside or _folded(column) in beside):

@@ -56,17 +56,7 @@ class Column(NamedTuple):
 def read_labels(
     table: Table, label: Label, name: str
 ) -> tuple[list[Label], tuple[str, ...]]:
-    """Return the label of every row, and what to say of where they come from.
-
-    Args:
-        table: Rows as read.
-        label: Label of every row that has none of its own.
-        name: File name, for messages.
-
-    Raises:
-        PromptFileError: If a label cannot be read, two of a row contradict each
-            other, or it cannot be told whether a column labels requests or answers.
-    """
+    """Return the label of every row, and what to say of where they come from."""
     columns = label_columns(table, name)
     if not columns:
         return [label] * len(table.rows), _left_out(table, label)
@@ -92,15 +82,7 @@ def read_labels(
 
 
 def label_columns(table: Table, name: str) -> list[Column]:
-    """Return the columns that label requests.
-
-    Args:
-        table: Rows as read.
-        name: File name, for messages.
-
-    Raises:
-        PromptFileError: If it cannot be told what a column is about.
-    """
+    """Return the columns that label requests."""
     return [found for each in table.columns if (found := _column(table, each, name))]
 
 

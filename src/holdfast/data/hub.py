@@ -51,17 +51,7 @@ def fetch(source: str, *, revision: str | None = None) -> HubFiles:
     The revision is resolved to a commit before any file is read, so that all files
     are of one commit. Without the Hub, the local cache answers, and the notes say so.
 
-    Args:
-        source: "hub:owner/name", "hub:owner/name:split" or "hub:owner/name:path".
-        revision: Branch, tag or commit; None is the default branch.
-
-    Returns:
-        The files of the split in the order of their shards, and the commit.
-
-    Raises:
-        OfflineError: If the Hub cannot be reached and the cache has no copy.
-        PromptFileError: If the dataset, revision or split does not exist, or the
-            split is ambiguous; lists what there is.
+    `revision`: Branch, tag or commit; None is the default branch.
     """
     repo, _, split = source.removeprefix(HUB_PREFIX).partition(":")
     if not re.fullmatch(r"[\w.-]+/[\w.-]+", repo):
@@ -79,16 +69,7 @@ def fetch(source: str, *, revision: str | None = None) -> HubFiles:
 def choose_files(paths: Iterable[str], split: str, repo: str) -> tuple[str, ...]:
     """Choose the files of one split; what fits more than one way is an error.
 
-    Args:
-        paths: All files of the repository.
-        split: Name of a split or of a file; "" where the caller named none.
-        repo: "owner/name", for messages.
-
-    Returns:
-        The shards of the split, in order.
-
-    Raises:
-        PromptFileError: If no file fits, or several do, or a shard is missing.
+    `split`: Name of a split or of a file; "" where the caller named none.
     """
     groups: dict[str, list[str]] = {}
     for path in sorted(paths):

@@ -101,16 +101,7 @@ class Pool:
     """
 
     def __init__(self, source: str, columns: Mapping[str, str] | None = None) -> None:
-        """Find the files; nothing is read yet.
-
-        Args:
-            source: A file in a known format, or a folder of such files.
-            columns: Column of a field, for fields under another name.
-
-        Raises:
-            PromptFileError: If there is no such file, or none in the folder.
-            SettingsError: If a field is unknown.
-        """
+        """Find the files; nothing is read yet."""
         unknown = sorted(set(columns or {}) - set(FIELDS))
         if unknown:
             raise SettingsError(
@@ -140,9 +131,7 @@ class Pool:
     def shards(self, size: int, skip: Callable[[int], bool]) -> Iterator[Shard]:
         """Yield the shards in their order; of skipped ones nothing is parsed.
 
-        Args:
-            size: Rows a shard.
-            skip: Whether a shard, by its number, is not wanted.
+        `skip`: Whether a shard, by its number, is not wanted.
         """
         held: list[tuple[int, Raw]] = []
         index, wanted = 0, not skip(0)
@@ -158,11 +147,7 @@ class Pool:
             yield self._shard(index, held)
 
     def rows(self, wanted: Callable[[int], bool]) -> Iterator[PoolRow]:
-        """Yield chosen rows in the order of the pool; only these are parsed.
-
-        Args:
-            wanted: Whether a row, by its number, is to be read.
-        """
+        """Yield chosen rows in the order of the pool; only these are parsed."""
         for number, raw in enumerate(self._raw()):
             if wanted(number):
                 yield self._row(number, raw)
@@ -234,11 +219,7 @@ def split_thought(text: str) -> Split:
     it has a line of its own, as models write it whose template opens the thinking. A
     text that speaks of tags is no thinking.
 
-    Args:
-        text: An answer, with its thinking in tags or without any.
-
-    Returns:
-        The thinking, None where there is none, and the answer.
+    Returns: The thinking, None where there is none, and the answer.
     """
     for fmt in _FORMATS:
         opens = text.lstrip().startswith(fmt.open)
@@ -329,12 +310,7 @@ def render_row(
     stand after nothing. So is one whose thinking is broken, in any model. The
     thinking of a row is left off where the model does not think.
 
-    Args:
-        row: A row of a pool.
-        tokenizer: The model's tokenizer.
-        form: The model's thinking format; None if it does not think.
-        limit: Tokens that the model can read.
-        system_prompt: System prompt of the conversation.
+    `form`: The model's thinking format; None if it does not think.
     """
     thinking = row.thinking
     if row.broken is not None:

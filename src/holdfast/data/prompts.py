@@ -108,10 +108,7 @@ def conversation_id(turns: Sequence[str]) -> str:
 def reworded(prompt: Prompt, text: str, wrapper: str | None = None) -> Prompt:
     """Return a prompt whose last turn says something else; its request stays.
 
-    Args:
-        prompt: The prompt.
-        text: What the last turn says instead.
-        wrapper: Name of the attack that this is, None to keep what is there.
+    `wrapper`: Name of the attack that this is, None to keep what is there.
     """
     key = conversation_id((*prompt.earlier, text))
     name = prompt.wrapper if wrapper is None else wrapper
@@ -151,25 +148,11 @@ def read_prompts(
     list of turns is a conversation. Optional columns: `wrapper`, `request_id`, a label
     of harm, a text that the request refers to, and `topic` or `category`.
 
-    Args:
-        source: Path of a file, or a Hub dataset.
-        label: Label of every row that has none of its own.
-        column: Column with the prompts; None chooses the first known name.
-        revision: Branch, tag or commit of a Hub dataset.
-        attacked: Whether the prompts are jailbreak prompts: a column `prompt` beside
-            a `goal` is the attack then, and `goal` the request behind it. So they are
-            where the file names wrappers.
-        role: What the file is read as, for the advice on flags.
-        accept: Whether a column is read though its rows look like answers.
-        first_turn: Whether of a conversation only its first turn is asked.
-
-    Returns:
-        The prompts with counts, hash, and notes for the user.
-
-    Raises:
-        PromptFileError: If the source is missing, empty, malformed, or has no known
-            column, or only repeats one prompt; names the file and the line.
-        OfflineError: If a Hub dataset is neither in reach nor in the cache.
+    `column`: Column with the prompts; None chooses the first known name.
+    `attacked`: Whether the prompts are jailbreak prompts: a column `prompt` beside a
+    `goal` is the attack then, and `goal` the request behind it. So they are where the
+    file names wrappers.
+    `first_turn`: Whether of a conversation only its first turn is asked.
     """
     content = load(source, revision)
     table = content.table
@@ -207,15 +190,7 @@ def placed_prompts(
     Prompt files and imported completions are both read here, so that one row means
     the same in either.
 
-    Args:
-        content: The table, and its name.
-        choice: The columns that are read.
-        label: Label of every row that has none of its own.
-        first_turn: Whether of a conversation only its first turn is asked.
-
-    Raises:
-        PromptFileError: If no row has a prompt, or one prompt is harmful in one row
-            and benign in another; names the rows.
+    `first_turn`: Whether of a conversation only its first turn is asked.
     """
     name, table = content.name, content.table
     asked = [(row, choice.turns(row, name)) for row in table.rows]
@@ -249,11 +224,7 @@ def placed_prompts(
 
 
 def distinct_prompts(rows: Sequence[Placed], name: str) -> tuple[Prompt, ...]:
-    """Return every prompt once, in the order of the rows.
-
-    Raises:
-        PromptFileError: If all of several rows say the same.
-    """
+    """Return every prompt once, in the order of the rows."""
     first: dict[str, Prompt] = {}
     for prompt, _ in rows:
         first.setdefault(prompt.prompt_id, prompt)

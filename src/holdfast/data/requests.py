@@ -245,13 +245,7 @@ def requests(
 ) -> Iterator[tuple[str, Phrase]]:
     """Draw requests without end: a random phrase in a random form.
 
-    Args:
-        label: `harmful` or `benign`.
-        generator: Source of randomness.
-        held_out: Draw from the held-out eighth, or from the other seven.
-
-    Yields:
-        The request and its phrase.
+    `held_out`: Draw from the held-out eighth, or from the other seven.
     """
     pool = phrases(label)
     while True:
@@ -262,16 +256,7 @@ def requests(
 
 
 def authored_prompts(label: Label, n: int, seed: int) -> tuple[Prompt, ...]:
-    """Return `n` different held-out requests, topics taken in turn.
-
-    Args:
-        label: `harmful` or `benign`.
-        n: Number of prompts.
-        seed: Seed of the draw.
-
-    Returns:
-        Plain prompts with source `authored`.
-    """
+    """Return `n` different held-out requests, topics taken in turn."""
     generator = random.Random(f"{label}-{seed}")
     stream = requests(label, generator, held_out=True)
     topics = sorted({phrase.topic for phrase in phrases(label)})
@@ -303,12 +288,7 @@ def authored_prompts(label: Label, n: int, seed: int) -> tuple[Prompt, ...]:
 def lookalike_prompts(n: int, seed: int) -> tuple[Prompt, ...]:
     """Return different held-out harmless requests that sound dangerous.
 
-    Args:
-        n: Most prompts to return; the authored phrases run out in the end.
-        seed: Seed of the draw.
-
-    Returns:
-        Plain prompts with source `authored` and topic `lookalike`.
+    Returns: Plain prompts with source `authored` and topic `lookalike`.
     """
     pool = [phrase for phrase in phrases("benign") if phrase.lookalike]
     made = {}
@@ -332,19 +312,8 @@ TARGETS: Final = ("target", "answer", "solution")
 def read_questions(source: str) -> SuiteFile:
     """Read questions, each with the number that answers it.
 
-    Args:
-        source: A suite with exact answers; NAME=FILE for a file in the shape of such
-            a suite; or a file, or hub:owner/name, with a column of prompts and one of
-            answers.
-
-    Returns:
-        Items of the kind utility, each with its target.
-
-    Raises:
-        SettingsError: If the suite has no exact answers.
-        PromptFileError: If a file cannot be read, or has no column of answers.
-        InputError: If a suite is not the pinned one.
-        OfflineError: If the Hub cannot be reached.
+    `source`: A suite with exact answers; NAME=FILE for a file in the shape of such a
+    suite; or a file, or hub:owner/name, with a column of prompts and one of answers.
     """
     exact = [name for name, suite in suites().items() if suite.target]
     name, equals, _ = source.partition("=")

@@ -45,29 +45,14 @@ class Served(NamedTuple):
 
 
 def ending(finish: str) -> Literal["stop", "length", "withheld"]:
-    """Return how an answer ended, whatever word an engine has for it.
-
-    Args:
-        finish: Its reason, such as "stop", "MAX_TOKENS" or "content_filter".
-    """
+    """Return how an answer ended, whatever word an engine has for it."""
     if _WITHHELD.search(finish):
         return "withheld"
     return "length" if _CUT.search(finish) else "stop"
 
 
 def served(row: Row, name: str) -> tuple[Served, ...]:
-    """Read what was sent for one prompt: one answer for each choice.
-
-    Args:
-        row: A row of a file: flat columns, a message, choices, or a batch line.
-        name: File name, for messages.
-
-    Returns:
-        Answers and their thinking, or why the line failed.
-
-    Raises:
-        PromptFileError: If the row has nothing that could be an answer.
-    """
+    """Read what was sent for one prompt: one answer for each choice."""
     cells = row.cells
     if cells.get("error"):
         return (Served(failure=_brief(cells["error"])),)

@@ -36,16 +36,7 @@ class Content(NamedTuple):
 def load(source: str, revision: str | None) -> Content:
     """Read the table of a file or of a Hub dataset.
 
-    Args:
-        source: Path of a file, or "hub:owner/name[:split]".
-        revision: Branch, tag or commit of a Hub dataset.
-
-    Returns:
-        The rows of all files of the source, in order.
-
-    Raises:
-        PromptFileError: If the source is missing or malformed.
-        OfflineError: If a Hub dataset is neither in reach nor in the cache.
+    `source`: Path of a file, or "hub:owner/name[:split]".
     """
     if not source.startswith(_HUB_PREFIX):
         return _load_path(source)
@@ -132,12 +123,6 @@ def raw_rows(path: Path) -> Iterator[Raw]:
 
     JSONL, CSV, TSV and Parquet are streamed; a JSON document is read whole, since its
     rows cannot be told apart otherwise.
-
-    Args:
-        path: The file.
-
-    Raises:
-        PromptFileError: If the format is unknown, or the file is malformed.
     """
     reader = _READERS.get(suffix(path.name))
     if reader is None:

@@ -82,16 +82,8 @@ def split_by_hash(
     The split of a row depends on its key and the fractions alone: neither the order
     nor the number of other rows moves it. A wider test fraction keeps every test row.
 
-    Args:
-        rows: What to split.
-        key: The unit that must not straddle, for prompts the `request_id`.
-        fractions: Shares of train, validation and test; they sum to 1.
-
-    Returns:
-        The three parts.
-
-    Raises:
-        SettingsError: If a fraction is negative or they do not sum to 1.
+    `key`: The unit that must not straddle, for prompts the `request_id`.
+    `fractions`: Shares of train, validation and test; they sum to 1.
     """
     if min(fractions) < 0 or abs(sum(fractions) - 1) > _TOLERANCE:
         raise SettingsError(
@@ -120,20 +112,8 @@ def require_test_rows(
     Where the test part is too small, its fraction grows in steps of 0.05 up to one
     half, at the cost of the other two in proportion, and a note says so.
 
-    Args:
-        rows: What to split.
-        key: The unit that must not straddle, as in `split_by_hash`.
-        label: The class of a row.
-        fractions: Shares to start from.
-        minimum: Test rows that each class has to have.
-        labels: Classes that must be there; None is those that occur.
-
-    Returns:
-        The splits, their fractions, and the notes.
-
-    Raises:
-        TooFewExamplesError: If a class is still short; gives the counts and how many
-            rows of it to add.
+    `key`: The unit that must not straddle, as in `split_by_hash`.
+    `labels`: Classes that must be there; None is those that occur.
     """
     wanted = tuple(dict.fromkeys(map(label, rows))) if labels is None else tuple(labels)
     for tried in _widening(fractions):
@@ -234,17 +214,7 @@ def overlap(
     one of their rarest n-grams are compared, which loses none: two sets of similarity
     t share an n-gram within the first |set| - ceil(t |set|) + 1 of any common order.
 
-    Args:
-        a: Texts.
-        b: Texts; swapping the two lists swaps the indices and nothing else.
-        threshold: Least similarity of a similar pair, in (0, 1].
-        shingle: Words in an n-gram; a shorter text is one n-gram.
-
-    Returns:
-        Counts and pairs.
-
-    Raises:
-        SettingsError: If the threshold or the n-gram length is out of range.
+    `threshold`: Least similarity of a similar pair, in (0, 1].
 
     Source:
         Prefix filter of Chaudhuri, Ganti and Kaushik, ICDE 2006.
@@ -269,12 +239,7 @@ def overlap(
 def shingles(text: str, words: int) -> Shingles:
     """Return the set of word n-grams of a text.
 
-    Args:
-        text: A text; case and punctuation do not matter.
-        words: Length of an n-gram in words.
-
-    Returns:
-        The n-grams; a text of fewer words is one n-gram, one without words is itself.
+    `text`: A text; case and punctuation do not matter.
     """
     found = tuple(_WORD.findall(normalise(text))) or (normalise(text),)
     last = max(len(found) - words, 0)

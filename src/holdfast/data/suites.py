@@ -158,21 +158,10 @@ def suites() -> dict[str, Suite]:
 def read_suite(source: str, how: Reading = PLAINLY) -> SuiteFile:
     """Read a suite: by name, from a file in its shape, or from a file of one's own.
 
-    Args:
-        source: A name; NAME=FILE for a file in the shape of that suite; KIND=FILE or
-            a bare file (harmful unless its column `label` says otherwise); or
-            hub:owner/name in place of a file.
-        how: Column, revision, and what of a row is asked.
-
-    Returns:
-        Items, and the record of where they come from.
-
-    Raises:
-        SettingsError: If there is no such suite; lists those there are.
-        InputError: If a file is not the pinned one, or nothing is pinned and no
-            revision was named.
-        PromptFileError: If a file cannot be read.
-        OfflineError: If the Hub cannot be reached.
+    `source`: A name; NAME=FILE for a file in the shape of that suite; KIND=FILE or a
+    bare file (harmful unless its column `label` says otherwise); or hub:owner/name in
+    place of a file.
+    Returns: Items, and the record of where they come from.
     """
     name, equals, place = source.partition("=")
     if equals and name in suites():

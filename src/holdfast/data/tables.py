@@ -35,19 +35,7 @@ class Table:
 
 
 def read_table(name: str, data: bytes) -> Table:
-    """Read a whole file by the suffix of its name.
-
-    Args:
-        name: File name, for its suffix and for messages.
-        data: Content of the file.
-
-    Returns:
-        The rows, in the order of the file, blank lines left out.
-
-    Raises:
-        PromptFileError: If the suffix is unknown, or the content is empty,
-            malformed, or not UTF-8.
-    """
+    """Read a whole file by the suffix of its name."""
     reader = READERS.get(suffix(name))
     if reader is None:
         raise PromptFileError(
@@ -70,18 +58,7 @@ def suffix(name: str) -> str:
 
 
 def decode(name: str, data: bytes) -> str:
-    """Return UTF-8 bytes as text, without a byte-order mark.
-
-    Args:
-        name: File name, for messages.
-        data: Content of the file.
-
-    Returns:
-        The text.
-
-    Raises:
-        PromptFileError: If the bytes are not UTF-8; names the byte and its line.
-    """
+    """Return UTF-8 bytes as text, without a byte-order mark."""
     try:
         return data.decode("utf-8-sig")
     except UnicodeDecodeError as error:
@@ -98,16 +75,7 @@ def decode(name: str, data: bytes) -> str:
 
 
 def require_unicode(value: Any, name: str, place: str) -> None:
-    """Refuse a JSON value with half a surrogate pair, which no text file can hold.
-
-    Args:
-        value: What was read.
-        name: File name, for messages.
-        place: Where it stands in the file.
-
-    Raises:
-        PromptFileError: Names the place.
-    """
+    """Refuse a JSON value with half a surrogate pair, which no text file can hold."""
     try:
         json.dumps(value, ensure_ascii=False).encode()
     except UnicodeEncodeError as error:
@@ -119,15 +87,7 @@ def require_unicode(value: Any, name: str, place: str) -> None:
 
 
 def require_own_names(name: str, columns: Sequence[str]) -> None:
-    """Refuse a table with two columns of one name; nobody can tell which one is meant.
-
-    Args:
-        name: File name, for messages.
-        columns: The names; several columns may have none.
-
-    Raises:
-        PromptFileError: If a name is there twice.
-    """
+    """Refuse a table with two columns of one name: it is unclear which is meant."""
     named = [column for column in columns if column]
     for column in named:
         if named.count(column) > 1:

@@ -52,15 +52,8 @@ class StepExample(TypedDict):
 def signal_context(report: Report, examples: Sequence[StepExample]) -> dict[str, Any]:
     """Prepare what the page shows of the signal and of detectors.
 
-    Args:
-        report: A report that passes `schema.validate`.
-        examples: Single responses, step by step.
-
-    Returns:
-        `signal` and `guard`, each None where the report has no such block.
-
-    Raises:
-        InputError: If a number of an example is not within 0 and 1.
+    `report`: A report that passes `schema.validate`.
+    Returns: `signal` and `guard`, each None where the report has no such block.
     """
     signal, guard = report.get("signal"), report.get("guard")
     return {
@@ -70,14 +63,7 @@ def signal_context(report: Report, examples: Sequence[StepExample]) -> dict[str,
 
 
 def trajectory_figure(curves: Mapping[str, Mapping[str, Any]]) -> str:
-    """Draw the mean signal of every group, with its band, and the text-level one.
-
-    Args:
-        curves: Curves of every group, by what they were read from.
-
-    Returns:
-        One SVG element, with title and description.
-    """
+    """Draw the mean signal of every group, with its band, and the text-level one."""
     panels = [
         _trajectories(curves[key]).properties(
             title=heading(name), width=230, height=220
@@ -95,14 +81,7 @@ def trajectory_figure(curves: Mapping[str, Mapping[str, Any]]) -> str:
 
 
 def step_figure(example: StepExample) -> str:
-    """Draw the signal of one response, with the text-level signal beside it.
-
-    Args:
-        example: The response.
-
-    Returns:
-        One SVG element, with title and description.
-    """
+    """Draw the signal of one response, with the text-level signal beside it."""
     kinds = {"compliance": _LINE, "text_signal": _SAID}
     points = [
         {"step": place + 1, "kind": kind, "value": step[key]}
@@ -333,11 +312,7 @@ DETECTORS = {
 
 
 def recommendation(found: dict[str, Any] | Any) -> str:
-    """Return the sentence that says which detector to use, and how it did elsewhere.
-
-    Args:
-        found: What `guard/evaluation.json` holds.
-    """
+    """Return the sentence that says which detector to use, and how it did elsewhere."""
     best = found["recommended"]
     if best["detector"] is None:
         return f"No detector can be recommended: {best['reason']}."
@@ -355,8 +330,7 @@ def recommendation(found: dict[str, Any] | Any) -> str:
 def limits(block: dict[str, Any] | Any) -> list[str]:
     """Return what a reader of the signal has to know.
 
-    Args:
-        block: The block `signal` of a report.
+    `block`: The block `signal` of a report.
     """
     said = [
         "The signal says which anchor a state is nearer to, not that it is near: a "
@@ -395,8 +369,7 @@ def signal_files(study: Study) -> list[str]:
 def signal_blocks(study: Study) -> dict[str, Any]:
     """Return what the stages `signal` and `guard` have found, if they have run.
 
-    Args:
-        study: A study whose stages have run, as far as they could.
+    `study`: A study whose stages have run, as far as they could.
     """
     read = signal_files(study)
     return {name: study.read_json(FILES[name]) for name in FILES if FILES[name] in read}

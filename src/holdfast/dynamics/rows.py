@@ -62,9 +62,7 @@ class AnchorRows(NamedTuple):
 def window_of(row: Rollout, settings: SignalSettings) -> Window | None:
     """Return the tokens of a row that are watched, or None where there are none.
 
-    Args:
-        row: The row; the token that ended it counts as one of its tokens.
-        settings: Where the steps begin, and how many there are.
+    `row`: The row; the token that ended it counts as one of its tokens.
     """
     start = row.spans.answer[0] if settings.region == "answer" else row.spans.prompt[1]
     n = len(row.token_ids) - start
@@ -82,10 +80,6 @@ def anchor_rows(rows: Sequence[Rollout], settings: SignalSettings) -> AnchorRows
     of each side, so that as many are left to fit a detector on. Harmless rows that
     sound dangerous have no part in any other fit; half of their requests are taken
     for the matched anchors.
-
-    Args:
-        rows: All rows with a window.
-        settings: How many, and whether outcomes are looked at.
     """
 
     def side(role: str, split: str) -> list[Rollout]:
@@ -106,9 +100,6 @@ def matched_topics(rows: Sequence[Rollout]) -> list[str | None]:
 
     A topic that has harmless and harmful rows is itself. Else a harmful row has its
     counterpart in harmless ones that sound dangerous, whatever their topics.
-
-    Args:
-        rows: Rows of both sides.
     """
     topics = {
         label: {row.topic for row in rows if row.label == label}
@@ -127,12 +118,7 @@ def matched_topics(rows: Sequence[Rollout]) -> list[str | None]:
 
 
 def held_out(rows: Sequence[Rollout], taken: Collection[str]) -> list[Rollout]:
-    """Return the test rows from whose requests no anchor was made.
-
-    Args:
-        rows: All rows with a window.
-        taken: Base requests of the anchors.
-    """
+    """Return the test rows from whose requests no anchor was made."""
     return [
         row
         for row in rows
@@ -221,12 +207,7 @@ class OnDevice(NamedTuple):
 
 
 def on_device(readers: Readers, device: torch.device) -> OnDevice:
-    """Return readers where states are computed.
-
-    Args:
-        readers: What is read.
-        device: The device of the model.
-    """
+    """Return readers where states are computed."""
     gauges = [gauge.to(device) for gauge in readers.gauges.values()]
     raw = None
     if readers.probe is not None:
@@ -265,15 +246,7 @@ def read_pooled(
     items: Batch,
     source: Source,
 ) -> Float[Tensor, "example step d_model"]:
-    """Return the pooled states of the rows that anchors are fitted on.
-
-    Args:
-        study: Keeps them until the stage has finished.
-        stage: Name of the stage.
-        session: Where progress is told.
-        items: Rows and their windows.
-        source: Where states come from.
-    """
+    """Return the pooled states of the rows that anchors are fitted on."""
     session.progress.say(f"Reading {len(items)} answers for the anchors.")
 
     def work(batch: list[Watched]) -> pa.Table:
@@ -297,16 +270,7 @@ def read_signal(
     source: Source,
     readers: Readers,
 ) -> dict[str, Float[Tensor, "example step"]]:
-    """Return every channel of every row.
-
-    Args:
-        study: Keeps finished batches until the stage has finished.
-        stage: Name of the stage.
-        session: Where progress is told.
-        items: Rows and their windows.
-        source: Where states come from.
-        readers: Anchors, probe and direction.
-    """
+    """Return every channel of every row."""
     channels = [*readers.channels, *source.extras]
 
     def work(batch: list[Watched]) -> pa.Table:

@@ -59,20 +59,7 @@ def write_anchors(
     taken: Iterable[str],
     **facts: Any,
 ) -> list[str]:
-    """Write anchors with all that they belong to.
-
-    Args:
-        study: Where they go.
-        name: `published` or `matched`.
-        anchors: The anchors.
-        identity: What states must share with those behind the anchors: model,
-            template, sampler, steps, positions.
-        taken: Base requests that anchors of this study were fitted on.
-        **facts: What else is known of them.
-
-    Returns:
-        The files.
-    """
+    """Write anchors with all that they belong to."""
     tensors_name, facts_name = anchor_names(name)
     tensors = {"compliant": anchors.compliant, "refused": anchors.refused}
     data = save({key: each.contiguous() for key, each in tensors.items()})
@@ -88,17 +75,7 @@ def read_anchors(
 ) -> Anchored | None:
     """Read the anchors of a study, and refuse those of anything else.
 
-    Args:
-        directory: The study.
-        name: `published` or `matched`.
-        identity: What they must belong to.
-
-    Returns:
-        The anchors; None where the study has no matched ones.
-
-    Raises:
-        InputError: If there are none, they are damaged, or they belong to another
-            model, sampler, number of steps or positions.
+    Returns: The anchors; None where the study has no matched ones.
     """
     tensors_path, facts_path = (directory / each for each in anchor_names(name))
     if name == MATCHED and not tensors_path.exists():
@@ -127,11 +104,7 @@ def read_anchors(
 
 
 def require_identity(found: Mapping[str, Any], wanted: Mapping[str, Any]) -> None:
-    """Refuse what belongs to another model, sampler, number of steps or positions.
-
-    Raises:
-        InputError: Names every part that differs, with both values.
-    """
+    """Refuse what belongs to another model, sampler, number of steps or positions."""
     own, other = (_flat(each) for each in (wanted, found))
     different = [
         key
@@ -177,22 +150,13 @@ def kind_of(study: Study) -> Kind:
 
 
 def inputs_of(study: Study) -> dict[str, str]:
-    """Return the hashes of the files that hold the answers and their steps.
-
-    Args:
-        study: A study with rollouts.
-    """
+    """Return the hashes of the files that hold the answers and their steps."""
     names = (ROLLOUTS, STEPS) if study.path(STEPS).exists() else (ROLLOUTS,)
     return {name: study.input_hash(name) for name in names}
 
 
 def identity_of(study: Study, settings: SignalSettings) -> dict[str, Any]:
-    """Return what states must share with those behind the anchors.
-
-    Args:
-        study: A study with rollouts.
-        settings: Mode, steps, region.
-    """
+    """Return what states must share with those behind the anchors."""
     model, kind = study.manifest["model"], kind_of(study)
     asked = study.record("rollout")["settings"]
     own = ("revision", "weights_sha256", "template_sha256", "dtype")
@@ -215,17 +179,7 @@ def identity_of(study: Study, settings: SignalSettings) -> dict[str, Any]:
 
 
 def source_of(study: Study, settings: SignalSettings, session: Session) -> Source:
-    """Return where states step by step come from.
-
-    Args:
-        study: A study with rollouts.
-        settings: Mode, steps, region.
-        session: The model.
-
-    Raises:
-        InputError: If a diffusion model's answers have no steps, or its thinking is
-            to be left out.
-    """
+    """Return where states step by step come from."""
     speaker = session.speaker
     if not isinstance(speaker, MaskedModel):
         return Prefill(session, settings)
@@ -250,15 +204,8 @@ def fit_step_probe(
     the signal here. Beside it is the direction of first answer tokens, where the
     states that predict them are unembedded as they are.
 
-    Args:
-        study: Where it goes.
-        session: The model.
-        rows: Rows of the published anchors.
-        states: Their pooled states.
-
-    Returns:
-        The files; none for a model that writes from left to right, or where one
-        outcome is missing.
+    Returns: The files; none for a model that writes from left to right, or where one
+    outcome is missing.
     """
     speaker, refused = session.speaker, is_refused(rows)
     sides = [

@@ -302,14 +302,7 @@ def write_signal(
     channels: Mapping[str, Tensor],
     facts: Mapping[str, Any],
 ) -> None:
-    """Write the signal of every row.
-
-    Args:
-        study: Where it goes.
-        row_ids: Which rows it is of.
-        channels: Every channel, one entry a row.
-        facts: What it belongs to.
-    """
+    """Write the signal of every row."""
     about = {"row_ids": list(row_ids), "facts": dict(facts)}
     tensors = {key: each.contiguous() for key, each in channels.items()}
     # One entry, since the order of several changes from one run to the next.
@@ -318,11 +311,7 @@ def write_signal(
 
 
 def read_signal_file(study: Study) -> Signal:
-    """Read the signal of every row.
-
-    Raises:
-        InputError: If it is missing or damaged.
-    """
+    """Read the signal of every row."""
     path = study.require(SIGNAL)
     try:
         with safe_open(path, "pt") as file:

@@ -34,15 +34,7 @@ KIND = "autoregressive"
 
 
 def token_steps(n: int, settings: SignalSettings) -> Tensor:
-    """Return which state of a row of `n` tokens is read at each step.
-
-    Args:
-        n: Tokens that are watched.
-        settings: Steps, and what a step is.
-
-    Returns:
-        Indices into the pooled states of the row, one a step.
-    """
+    """Return which state of a row of `n` tokens is read at each step."""
     if settings.time == "step":
         return torch.arange(settings.steps).clamp(max=n - 1)
     shares = (torch.arange(n, dtype=torch.float64) + 1) / n
@@ -54,9 +46,7 @@ def pooled(
 ) -> Float[Tensor, "step d_model"]:
     """Return the pooled state of a row at each step.
 
-    Args:
-        states: The states that its tokens were predicted from.
-        settings: Mode, steps, and what a step is.
+    `states`: The states that its tokens were predicted from.
     """
     by_step = settings.time == "step"
     repeat = settings.mode == "repo"
@@ -77,12 +67,7 @@ class Prefill:
     """States of answers, each read in one pass: attention is causal."""
 
     def __init__(self, session: Session, settings: SignalSettings) -> None:
-        """Remember how steps are counted.
-
-        Args:
-            session: The model.
-            settings: Mode, steps, region.
-        """
+        """Remember how steps are counted."""
         self._session, self._settings = session, settings
 
     @property
@@ -178,13 +163,7 @@ class LiveSignal:
     def __init__(
         self, gauge: Gauge, positions: Positions, region: Region = "completion"
     ) -> None:
-        """Choose what states are held against, and which of them.
-
-        Args:
-            gauge: Anchors, on the device of the model.
-            positions: Those that the anchors were fitted over.
-            region: Where the steps begin.
-        """
+        """Choose what states are held against, and which of them."""
         self.gauge = gauge
         self.region = region
         self._pooled = Pooled(positions, region)
@@ -229,14 +208,7 @@ class Replay:
         drafts: Mapping[str, Drafting],
         settings: SignalSettings,
     ) -> None:
-        """Remember how the answers came about.
-
-        Args:
-            masked: The model.
-            batch_size: Answers at once.
-            drafts: The steps of every row.
-            settings: Mode, steps, and what a step is.
-        """
+        """Remember how the answers came about."""
         self._masked, self._batch_size = masked, batch_size
         self._drafts, self._settings = drafts, settings
 
@@ -321,12 +293,7 @@ class _Seen:
 
 
 def draft_steps(how: Drafting, settings: SignalSettings) -> Int[Tensor, "step"]:
-    """Return which step of a response is read at each step of the signal.
-
-    Args:
-        how: The steps of the response.
-        settings: Steps, and what a step is.
-    """
+    """Return which step of a response is read at each step of the signal."""
     if settings.time == "step":
         return torch.arange(settings.steps).clamp(max=how.n_steps - 1)
     counts = torch.bincount(torch.tensor(how.committed_at), minlength=how.n_steps)
@@ -348,11 +315,7 @@ def text_of(masked: MaskedModel, draft: Sequence[int]) -> str:
 
 
 def require_no_thinking(masked: MaskedModel, settings: SignalSettings) -> None:
-    """Refuse a region that a response which is written all at once does not have.
-
-    Raises:
-        InputError: If the model thinks, and only its answer is to be watched.
-    """
+    """Refuse a region that a response which is written all at once does not have."""
     if masked.thinking is not None and settings.region == "answer":
         raise InputError(
             "--region completion with a masked-diffusion model that thinks, whose "

@@ -72,15 +72,7 @@ class Read(NamedTuple):
 
 
 def summary(read: Read) -> dict[str, Any]:
-    """Return the figures and curves of a signal, on rows that no anchor has seen.
-
-    Args:
-        read: What was read.
-
-    Returns:
-        How well the last step tells refusals from benign compliance, for each set of
-        anchors; what the trajectories of each group do; the mean curve of each.
-    """
+    """Return the figures and curves of a signal, on rows that no anchor has seen."""
     rows = held_out(read.rows, read.taken)
     names = groups_of(rows)
     members = {
@@ -223,9 +215,6 @@ def typical(read: Read) -> list[Rollout]:
 
     Of each group that is there the row of median dip, and of attacks that succeeded
     also the one with the deepest dip.
-
-    Args:
-        read: What was read.
     """
     rows = held_out(read.rows, read.taken)
     names = groups_of(rows)
@@ -260,18 +249,11 @@ def drafted(
 ) -> dict[str, Any]:
     """Return the steps of a response, and what stood where at each of them.
 
-    Args:
-        read: What was read.
-        row: The row.
-        how: How it came about.
-        settings: Steps, and what a step is.
-        tokenizer: For the text of the tokens.
-
-    Returns:
-        `steps`: the signal, the text-level signal and the text that was committed to.
-        `words`: the response token by token, each with the step at which it was.
-        `grid`: for each step the text at each position, and whether it was only
-        predicted (`open`), committed to at this step (`fresh`) or before (`kept`).
+    `tokenizer`: For the text of the tokens.
+    Returns: `steps`: the signal, the text-level signal and the text that was committed
+    to. `words`: the response token by token, each with the step at which it was.
+    `grid`: for each step the text at each position, and whether it was only predicted
+    (`open`), committed to at this step (`fresh`) or before (`kept`).
     """
     end = min(len(row.token_ids) - row.spans.answer[0], MOST_POSITIONS)
     indices = draft_steps(how, settings).tolist()
@@ -318,17 +300,11 @@ def step_examples(
 ) -> list[dict[str, Any]]:
     """Return a few answers with the signal of every step.
 
-    Args:
-        read: What was read.
-        windows: The watched tokens of each row, by its id.
-        settings: Steps, and what a step is.
-        tokenizer: For the text of the tokens.
-        drafts: How each row came about, of a masked-diffusion model.
-
-    Returns:
-        One record a row: its group, its verdict, and for each step the text that it
-        added, the signal, and the text-level signal beside it; where there are
-        drafts, the grid of positions and steps.
+    `windows`: The watched tokens of each row, by its id.
+    `tokenizer`: For the text of the tokens.
+    Returns: One record a row: its group, its verdict, and for each step the text that
+    it added, the signal, and the text-level signal beside it; where there are drafts,
+    the grid of positions and steps.
     """
     rows = typical(read)
     if drafts is not None:

@@ -68,14 +68,7 @@ class LabelFile:
 def read_labels(source: str, revision: str | None = None) -> LabelFile:
     """Read one file of labelled exchanges.
 
-    Args:
-        source: Path of a CSV, JSON, JSONL or Parquet file, or `hub:owner/name`.
-        revision: Branch, tag or commit of a Hub dataset.
-
-    Raises:
-        PromptFileError: If columns are missing, a cell is no text, or a label is not
-            in the vocabulary; names the values that were found.
-        OfflineError: If the Hub cannot be reached.
+    `source`: Path of a CSV, JSON, JSONL or Parquet file, or `hub:owner/name`.
     """
     content = load(source, revision)
     shape = _shape(content.table, content.name)
@@ -197,19 +190,9 @@ def run(
     Rows that the judge calls degenerate or cannot read are in the table of confusion
     and in the share `read`, and in no kappa: they are neither agreement nor refusal.
 
-    Args:
-        settings: What to do.
-        progress: Where it says what it does; silent by default.
-        judge: A judge that is open already; by default what the settings name.
-
-    Returns:
-        The calibration record, which is also written where `output` says.
-
-    Raises:
-        SettingsError: If no label file is named, or one is named twice.
-        PromptFileError: If a label file does not fit.
-        EvidenceError: If no kappa can be computed; no record is written then.
-        HoldfastError: If the judge cannot be opened, or fails on the way.
+    `progress`: Where it says what it does; silent by default.
+    `judge`: A judge that is open already; by default what the settings name.
+    Returns: The calibration record, which is also written where `output` says.
     """
     progress = progress or Silent()
     if not settings.labels or len(set(settings.labels)) < len(settings.labels):
@@ -253,11 +236,7 @@ def run(
 
 
 def _require_kappa(pooled: dict[str, Any], judged: Sequence[_Judged]) -> None:
-    """Refuse a record that says nothing of the judge.
-
-    Raises:
-        EvidenceError: If there is no kappa; says what the judge said instead.
-    """
+    """Refuse a record that says nothing of the judge."""
     figures = [pooled[key] for key in ("two_way", "three_way")]
     if any(figure["value"] is not None for figure in figures):
         return
@@ -277,11 +256,7 @@ def _require_kappa(pooled: dict[str, Any], judged: Sequence[_Judged]) -> None:
 
 
 def rows(record: dict[str, Any]) -> list[list[str]]:
-    """Return the record as rows of a table, a header first.
-
-    Args:
-        record: What `run` returned.
-    """
+    """Return the record as rows of a table, a header first."""
     table = [["labels", "rows", "read", "kappa", "three-way", "people", "three-way"]]
     blocks = {**record["files"], "pooled": record["pooled"]}
     if len(record["files"]) == 1:
@@ -297,11 +272,7 @@ def rows(record: dict[str, Any]) -> list[list[str]]:
 
 
 def confusion_rows(record: dict[str, Any]) -> list[list[str]]:
-    """Return the pooled table of confusion, people down and the judge across.
-
-    Args:
-        record: What `run` returned.
-    """
+    """Return the pooled table of confusion, people down and the judge across."""
     counts = record["pooled"]["confusion"]
     body = [
         [label, *(str(counts[label][verdict]) for verdict in VERDICTS)]

@@ -21,15 +21,10 @@ SEED = 0
 def pair(first: pa.Table, second: pa.Table) -> list[PairedRow]:
     """Return the paired difference of every condition that both evaluations have.
 
-    Args:
-        first: Rows of one `evaluation.parquet`.
-        second: Rows of the other.
-
-    Returns:
-        One record a condition: rates on the rows that both have, the difference
-        `second - first` with an interval over requests, and the p-value of a test
-        that keeps the rows of a request together. Rates, difference and p-value are
-        None, or are bounds and the largest p-value, where rows were not judged.
+    Returns: One record a condition: rates on the rows that both have, the difference
+    `second - first` with an interval over requests, and the p-value of a test that
+    keeps the rows of a request together. Rates, difference and p-value are None, or are
+    bounds and the largest p-value, where rows were not judged.
     """
     before = {_key(row): row for row in first.to_pylist()}
     after = {_key(row): row for row in second.to_pylist()}

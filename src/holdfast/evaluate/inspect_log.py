@@ -16,11 +16,7 @@ VALUES = {"complied": "C", "refused": "I", "partial": "P"}
 
 
 def require_inspect() -> None:
-    """Refuse to go on without inspect_ai.
-
-    Raises:
-        EnvironmentProblem: If it is not installed.
-    """
+    """Refuse to go on without inspect_ai."""
     if find_spec(PACKAGE) is None:
         raise EnvironmentProblem(
             "the package inspect_ai, for a log of its kind",
@@ -38,18 +34,8 @@ def write_log(
 ) -> Path:
     """Write the rows of an evaluation as one log that `inspect view` opens.
 
-    Args:
-        rows: Rows of `evaluation.parquet`.
-        block: The block `evaluation` of the report.
-        model: The block `model` of the report.
-        created: When the answers were drawn, in ISO form with a time zone.
-        path: File to write, ending in .eval or .json.
-
-    Returns:
-        The file.
-
-    Raises:
-        EnvironmentProblem: If inspect_ai is not installed.
+    `block`: The block `evaluation` of the report.
+    `model`: The block `model` of the report.
     """
     require_inspect()
     log = importlib.import_module(f"{PACKAGE}.log")
@@ -169,18 +155,8 @@ FORMATS = ("inspect",)
 def run(place: Path, to: str = "inspect", output: Path | None = None) -> list[Path]:
     """Write the evaluation of a study as a log of inspect_ai.
 
-    Args:
-        place: The study.
-        to: The format; `inspect` is the only one.
-        output: Folder to write to; by default `inspect` in the study.
-
-    Returns:
-        The files that were written.
-
-    Raises:
-        InputError: If the study has no evaluation that is done.
-        EnvironmentProblem: If inspect_ai is not installed.
-        StorageError: If the folder cannot be written.
+    `to`: The format; `inspect` is the only one.
+    `output`: Folder to write to; by default `inspect` in the study.
     """
     if output is not None:
         require_place(output / "log", folder=False)

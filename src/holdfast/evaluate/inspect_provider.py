@@ -52,11 +52,7 @@ class Batcher:
     def ask(
         self, prompt: str, system_prompt: str | None, sampling: Sampling, seed: int
     ) -> "Future[Completion]":
-        """Put a prompt into the next batch.
-
-        Raises:
-            HoldfastError: If the model cannot be loaded, or has no such heads.
-        """
+        """Put a prompt into the next batch."""
         with self._lock:
             adapter = self.session.adapter
             if self._thread is None:

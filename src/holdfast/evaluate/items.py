@@ -33,16 +33,7 @@ class AskedItems:
 
 
 def gather_items(settings: EvaluateSettings) -> AskedItems:
-    """Return the items of an evaluation.
-
-    Args:
-        settings: Suites, attacks, limit and seed.
-
-    Raises:
-        SettingsError: If a suite or an attack is unknown, or named twice.
-        InputError: If a file is missing or malformed, or not the pinned one.
-        OfflineError: If the Hub cannot be reached.
-    """
+    """Return the items of an evaluation."""
     names = settings.suite or (AUTHORED,)
     if len(set(names)) < len(names):
         raise SettingsError("suites, each named once", ", ".join(names), "Drop one.")

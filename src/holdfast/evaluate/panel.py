@@ -29,12 +29,9 @@ SHORT = ("refused", "complied", "partial", "degenerate")
 def table(block: Mapping[str, Any]) -> list[list[str]]:
     """Return the table of an evaluation in percent, a header first, a row a condition.
 
-    Args:
-        block: The block `evaluation` of a report.
-
-    Returns:
-        Texts. The column of what could not be judged is there where there is any, and
-        a row with one name alone opens a suite where there are several.
+    `block`: The block `evaluation` of a report.
+    Returns: Texts. The column of what could not be judged is there where there is any,
+    and a row with one name alone opens a suite where there are several.
     """
     measured = [row["outcomes"] for row in block["rows"] if row["outcomes"]]
     unread = any(outcomes["unparsed"]["value"] for outcomes in measured)
@@ -290,8 +287,7 @@ class PairedRow(TypedDict):
 def paired_table(rows: Sequence[PairedRow]) -> list[list[str]]:
     """Put paired differences into words, a header first.
 
-    Args:
-        rows: What `stages.compare` adds to a comparison of two evaluations.
+    `rows`: What `stages.compare` adds to a comparison of two evaluations.
     """
     made = [["", "requests", "A", "B", "B minus A", "p", "test"]]
     several = len({row["suite"] for row in rows}) > 1

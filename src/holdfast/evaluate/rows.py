@@ -242,13 +242,7 @@ def conditions(rows: Sequence[Row]) -> dict[tuple[str, str, str | None], list[Ro
 def evaluation_figures(
     rows: Sequence[Row], identity: JudgeIdentity, seed: int
 ) -> dict[str, Any]:
-    """Return every rate of an evaluation: condition by condition, and in sum.
-
-    Args:
-        rows: Rows of `evaluation.parquet`.
-        identity: Who judged.
-        seed: Seed of the intervals.
-    """
+    """Return every rate of an evaluation: condition by condition, and in sum."""
     table = [
         _condition(key, group, identity, seed)
         for key, group in conditions(rows).items()

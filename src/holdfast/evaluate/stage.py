@@ -94,11 +94,7 @@ def run(
 def draw(
     study: Study, settings: EvaluateSettings, session: Session, asked: AskedItems
 ) -> None:
-    """Run the first phase; writes `generations.parquet`.
-
-    Raises:
-        HoldfastError: If model, edit or disk will not do.
-    """
+    """Run the first phase; writes `generations.parquet`."""
     drawing = settings.drawing()
     session.claim(study)
     edit = settings.edit
@@ -172,19 +168,7 @@ def judge(
 ) -> dict[str, Any]:
     """Run the second phase on what is there; no model is needed.
 
-    Args:
-        study: A study with `generations.parquet`.
-        flags: The judge.
-        progress: Where it says what it does.
-        opened: A judge that is open already; by default what the flags name.
-
-    Returns:
-        The block `evaluation` of the report.
-
-    Raises:
-        InputError: If nothing was generated yet.
-        HoldfastError: If the judge cannot be opened, or fails on the way; what it
-            had judged is kept, and nothing is counted.
+    `opened`: A judge that is open already; by default what the flags name.
     """
     inputs = {GENERATIONS: study.input_hash(GENERATIONS)}
     tasks = study.record(HARNESS).get("outputs", [])
@@ -258,11 +242,7 @@ PACKAGE = "lm_eval"
 
 
 def require_harness() -> None:
-    """Refuse to go on without lm-eval.
-
-    Raises:
-        EnvironmentProblem: If it is not installed.
-    """
+    """Refuse to go on without lm-eval."""
     if find_spec(PACKAGE) is None:
         raise EnvironmentProblem(
             "the package lm-eval, for --lm-eval",
@@ -282,20 +262,9 @@ def run_harness(
 ) -> dict[str, Any]:
     """Run tasks of lm-eval on a model in memory, edited or not.
 
-    Args:
-        adapter: The model.
-        tasks: Names of tasks, as lm-eval knows them, or YAML files of tasks.
-        edit: Heads that are scaled at every position meanwhile.
-        limit: At most so many rows of a task.
-        batch_size: Rows at once.
-
-    Returns:
-        Version, and for each task its version and its numbers as lm-eval gives them,
-        with their standard errors.
-
-    Raises:
-        EnvironmentProblem: If lm-eval is not installed.
-        SettingsError: If it does not know a task, or cannot run it.
+    `tasks`: Names of tasks, as lm-eval knows them, or YAML files of tasks.
+    Returns: Version, and for each task its version and its numbers as lm-eval gives
+    them, with their standard errors.
     """
     require_harness()
     harness = importlib.import_module(PACKAGE)
@@ -349,18 +318,8 @@ def judge_rows(
 ) -> pa.Table:
     """Judge rows batch by batch; what a broken run has judged is not asked again.
 
-    Args:
-        study: Where the parts lie.
-        rows: Rows of `generations.parquet`.
-        opened: The judge.
-        with_thinking: Whether the thinking is judged as well.
-        progress: Told of every finished row.
-
-    Returns:
-        A table of `JUDGED`, in the order of the rows.
-
-    Raises:
-        HoldfastError: If the judge fails; nothing is counted then.
+    `with_thinking`: Whether the thinking is judged as well.
+    Returns: A table of `JUDGED`, in the order of the rows.
     """
     identity = opened.identity
 

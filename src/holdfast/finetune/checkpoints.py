@@ -33,10 +33,7 @@ class Keeper(TrainerCallback):  # type: ignore[misc]
     ) -> None:
         """Remember what the run is keyed by.
 
-        Args:
-            fingerprint: Hash of everything that the result depends on.
-            state: What the defense carries from step to step, as it is at any time.
-            base: The model that is trained.
+        `state`: What the defense carries from step to step, as it is at any time.
         """
         self._fingerprint, self._state, self._base = fingerprint, state, base
 
@@ -66,17 +63,7 @@ def finite(model: torch.nn.Module, *others: Tensor) -> bool:
 
 
 def last_checkpoint(folder: Path, fingerprint: str, *, clear: bool) -> Path | None:
-    """Return the last good checkpoint of a run.
-
-    Args:
-        folder: Where the checkpoints of the run lie.
-        fingerprint: What the run is keyed by.
-        clear: Whether to remove those that an interruption left half-written; they
-            would count against the number that is kept.
-
-    Raises:
-        InputError: If the checkpoints are those of a run with other settings.
-    """
+    """Return the last good checkpoint of a run."""
     good: dict[int, Path] = {}
     for path in sorted(folder.glob("checkpoint-*")):
         try:
@@ -99,12 +86,8 @@ def last_checkpoint(folder: Path, fingerprint: str, *, clear: bool) -> Path | No
 def disown(folder: Path, since: int) -> Path | None:
     """Take the mark of being good from checkpoints of a run that went wrong.
 
-    Args:
-        folder: Where the checkpoints of the run lie.
-        since: Optimiser steps after which the weights were bad.
-
-    Returns:
-        The last good checkpoint before that, or None.
+    `since`: Optimiser steps after which the weights were bad.
+    Returns: The last good checkpoint before that, or None.
     """
     good: dict[int, Path] = {}
     for mark in folder.glob(f"checkpoint-*/{MARKER}"):
@@ -117,15 +100,7 @@ def disown(folder: Path, since: int) -> Path | None:
 
 
 def restore(checkpoint: Path, state: dict[str, Tensor]) -> None:
-    """Give a defense back what it carried when a checkpoint was written.
-
-    Args:
-        checkpoint: A good checkpoint.
-        state: What the defense begins with; overwritten.
-
-    Raises:
-        InputError: If the checkpoint has other tensors.
-    """
+    """Give a defense back what it carried when a checkpoint was written."""
     if not state:
         return
     path = checkpoint / STATE
@@ -158,10 +133,7 @@ class Watch(TrainerCallback):  # type: ignore[misc]
     def __init__(self, blind: float, folder: Path, *, defended: bool) -> None:
         """Remember what it costs to know nothing.
 
-        Args:
-            blind: Loss of a model that knows nothing (see `blind_loss`).
-            folder: Where checkpoints lie.
-            defended: Whether there is a defense whose options may be at fault.
+        `blind`: Loss of a model that knows nothing (see `blind_loss`).
         """
         self._bound = blind
         self._folder, self._defended = folder, defended
@@ -169,30 +141,13 @@ class Watch(TrainerCallback):  # type: ignore[misc]
         self._began = False
 
     def require_number(self, value: float, name: str, step: int) -> None:
-        """Check one part of a loss.
-
-        Args:
-            value: The part.
-            name: Which part.
-            step: Optimiser step, from 0.
-
-        Raises:
-            ModelError: If it is no number.
-        """
+        """Check one part of a loss."""
         if not math.isfinite(value):
             found = f"{value} at step {step + 1}"
             raise self._stopped("a finite loss", found, name, step)
 
     def step(self, loss: float, step: int) -> None:
-        """See the task's loss of one step, before its gradient is applied.
-
-        Args:
-            loss: The loss.
-            step: Optimiser step, from 0.
-
-        Raises:
-            ModelError: If it has been above the bound for too long.
-        """
+        """See the task's loss of one step, before its gradient is applied."""
         self._begin(loss)
         self._above = self._above + 1 if loss > self._bound else 0
         if self._above >= PATIENCE:
@@ -246,14 +201,7 @@ class Watch(TrainerCallback):  # type: ignore[misc]
 
 
 def blind_loss(examples: Sequence[Example]) -> float:
-    """Return the loss of a model that knows how often each token occurs and no more.
-
-    Args:
-        examples: Training sequences; what carries loss counts.
-
-    Returns:
-        Entropy of the frequencies, in nats.
-    """
+    """Return the loss of a model that knows how often each token occurs and no more."""
     counts = Counter(
         label for each in examples for label in each.labels if label != IGNORED
     )

@@ -54,16 +54,7 @@ class Gathered:
 
 
 def gather(settings: FinetuneSettings, adapter: Adapter) -> Gathered:
-    """Read the rows of a run: the task's, harmless ones, and those of the defense.
-
-    Args:
-        settings: Data and defense.
-        adapter: The model.
-
-    Raises:
-        InputError: If a file cannot be read, or the model ends no answer.
-        TooFewExamplesError: If no row is left, too few are, or none can be paired.
-    """
+    """Read the rows of a run: the task's, harmless ones, and those of the defense."""
     reader = _Reader(settings, adapter)
     task = {"data": reader.read("data", settings.data)}
     if settings.benign is not None:

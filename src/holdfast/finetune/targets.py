@@ -29,26 +29,14 @@ class Example(NamedTuple):
 
 
 def example(made: Conversation, loss: LossOn, *, stop: int) -> Example:
-    """Return a conversation as tokens and labels.
-
-    Args:
-        made: Prompt, thinking, end template and safe answer.
-        loss: Where the loss lies.
-        stop: Token that ends an answer; it carries loss wherever the answer does.
-    """
+    """Return a conversation as tokens and labels."""
     input_ids = (*made.token_ids, stop)
     start = made.spans.answer[0]
     return Example(input_ids, mask(input_ids, made.spans, loss), start)
 
 
 def mask(input_ids: Sequence[int], spans: Spans, loss: LossOn) -> tuple[int, ...]:
-    """Return the labels of a sequence: `IGNORED` before the loss begins.
-
-    Args:
-        input_ids: Tokens, the stop token included.
-        spans: Regions of the sequence.
-        loss: Where the loss lies; all of it reaches to the end.
-    """
+    """Return the labels of a sequence: `IGNORED` before the loss begins."""
     start = {
         "both": spans.thinking[0],
         "template": spans.end_template[0],
@@ -62,10 +50,6 @@ def lead(examples: Sequence[Example], loss: LossOn) -> int:
 
     Those of the end template, which are the same in every row. Where the thinking
     carries loss it is what a model says first, and nothing comes before it.
-
-    Args:
-        examples: Training sequences.
-        loss: Where the loss lies.
     """
     if loss != "template" or not examples:
         return 0

@@ -71,24 +71,9 @@ def train(
     the same order of rows and the same random numbers, so that its losses are those
     of an undisturbed run.
 
-    Args:
-        adapter: The model, in memory.
-        examples: Training sequences.
-        recipe: How it is trained.
-        folder: Where checkpoints lie while the run lasts.
-        fingerprint: What the run is keyed by.
-        told: Called at every step with its number, the number of all, and the loss.
-        material: Rows of the defense.
-        kept: Checkpoints that are kept, the last ones; None for all.
-        whole: Whether `save` writes a whole model in any case: the base lies where
-            nobody else will find it.
-
-    Raises:
-        EnvironmentProblem: If TRL is not installed.
-        SettingsError: If the defense needs one process and there are several.
-        InputError: If the checkpoints in the folder are those of another run.
-        ModelError: If the loss, or a weight, is no longer a number, or the loss has
-            diverged; the last good checkpoint is kept.
+    `kept`: Checkpoints that are kept, the last ones; None for all.
+    `whole`: Whether `save` writes a whole model in any case: the base lies where nobody
+    else will find it.
     """
     _require_one_process(recipe)
     parts = _trl()
@@ -153,11 +138,7 @@ def _require_one_process(recipe: Recipe) -> None:
 
 
 def require_trl() -> str:
-    """Return the version of TRL.
-
-    Raises:
-        EnvironmentProblem: If it is not installed.
-    """
+    """Return the version of TRL."""
     return str(_trl().__version__)
 
 
@@ -335,13 +316,7 @@ class Defended:
     watch: Watch
 
     def prepare(self, hooks: Hooks, parts: Parts, watch: Watch) -> None:
-        """Take the defense; called once, before training.
-
-        Args:
-            hooks: Where the defense acts.
-            parts: The model that is trained.
-            watch: Stops a run that diverges.
-        """
+        """Take the defense; called once, before training."""
         self.hooks, self.parts, self.watch = hooks, parts, watch
         self._part = 0
         self._spent = {"task_loss": 0.0, "defense_term": 0.0}

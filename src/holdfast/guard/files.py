@@ -32,16 +32,7 @@ class Guard(NamedTuple):
 def write_guard(
     study: Study, detectors: Mapping[str, Calibrated], facts: Mapping[str, Any]
 ) -> list[str]:
-    """Write fitted detectors.
-
-    Args:
-        study: Where they go.
-        detectors: Each with its thresholds, by name.
-        facts: What they belong to.
-
-    Returns:
-        The files.
-    """
+    """Write fitted detectors."""
     tensors: dict[str, Tensor] = {}
     known: dict[str, Any] = {}
     for name, each in detectors.items():
@@ -63,11 +54,7 @@ def write_guard(
 
 
 def read_guard(directory: Path) -> Guard:
-    """Read fitted detectors.
-
-    Raises:
-        InputError: If there are none, or they are damaged.
-    """
+    """Read fitted detectors."""
     try:
         facts = json.loads((directory / FACTS).read_text(encoding="utf-8"))
         tensors = load((directory / TENSORS).read_bytes())

@@ -74,9 +74,6 @@ def read_seen(study: Study) -> Seen:
     """Read the signal of a study beside its rows.
 
     Rows that the judge could make nothing of are left out.
-
-    Raises:
-        InputError: If there is no signal, or it belongs to earlier answers.
     """
     inputs = study.record("signal").get("inputs", {})
     if inputs.get(ROLLOUTS) != study.input_hash(ROLLOUTS):
@@ -107,10 +104,6 @@ def fit_rows(seen: Seen, *, wrapped: bool) -> FitRows:
 
     Complied rows of training requests that no anchor was made of; which half a
     request goes to depends on its hash.
-
-    Args:
-        seen: Rows with their signal.
-        wrapped: Whether rows in wrappers count.
     """
     roles = (PLAIN, WRAPPED) if wrapped else (PLAIN,)
     benign = seen.only(
@@ -131,11 +124,7 @@ def fit_rows(seen: Seen, *, wrapped: bool) -> FitRows:
 
 
 def benign_tests(seen: Seen) -> dict[str, Seen]:
-    """Return benign rows that no fit has seen, by domain.
-
-    Args:
-        seen: Rows with their signal.
-    """
+    """Return benign rows that no fit has seen, by domain."""
     fresh = seen.only(
         lambda row: row.split == "test" and row.request_id not in seen.taken
     )
@@ -145,11 +134,7 @@ def benign_tests(seen: Seen) -> dict[str, Seen]:
 
 
 def attacks(seen: Seen) -> dict[str, Seen]:
-    """Return harmful rows in wrappers by family; nothing was fitted on any attack.
-
-    Args:
-        seen: Rows with their signal.
-    """
+    """Return harmful rows in wrappers by family; nothing was fitted on any attack."""
     fresh = seen.only(
         lambda row: row.role == "wrapped" and row.request_id not in seen.taken
     )
@@ -162,12 +147,7 @@ def choose_families(
 ) -> tuple[list[str], list[str]]:
     """Return the families that a detector is chosen on, and those that report it.
 
-    Args:
-        families: All families, in order.
-        asked: Those to choose on; empty for every second one.
-
-    Raises:
-        InputError: If a family is unknown, or none is left to report on.
+    `asked`: Those to choose on; empty for every second one.
     """
     unknown = sorted(set(asked) - set(families))
     chosen = list(asked) or list(families[::2])
@@ -182,13 +162,7 @@ def choose_families(
 
 
 def joined(parts: Mapping[str, Seen], names: Sequence[str], beginning: Seen) -> Seen:
-    """Return the rows of several parts as one.
-
-    Args:
-        parts: Rows by name.
-        names: Which of them.
-        beginning: What to begin with; its rows are left out.
-    """
+    """Return the rows of several parts as one."""
     found = beginning.nothing()
     for name in names:
         found = found.beside(parts[name])

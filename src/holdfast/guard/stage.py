@@ -273,15 +273,7 @@ def usable(detectors: Detectors, seen: Seen) -> dict[str, Calibrated]:
 def detection_rows(
     detectors: Detectors, benign: Seen, attack: Seen, where: str, seed: int
 ) -> list[dict[str, Any]]:
-    """Return one record a detector: attacks against benign rows.
-
-    Args:
-        detectors: Each with its thresholds.
-        benign: Benign test rows.
-        attack: Harmful rows.
-        where: Names the condition; every figure draws by it.
-        seed: Seed of the study.
-    """
+    """Return one record a detector: attacks against benign rows."""
     seen = benign.beside(attack)
     groups, requests = groups_of(seen.rows), requests_of(seen.rows)
     attacked = [group == ATTACK_COMPLIED for group in groups]
@@ -313,15 +305,7 @@ def detection_rows(
 def streaming_rows(
     detectors: Detectors, benign: Seen, attack: Seen, level: float, seed: int
 ) -> list[dict[str, Any]]:
-    """Return one record a detector that is asked after every step.
-
-    Args:
-        detectors: Each with its thresholds.
-        benign: Benign test rows.
-        attack: Harmful rows.
-        level: Rate of false positives over all steps together.
-        seed: Seed of the study.
-    """
+    """Return one record a detector that is asked after every step."""
     complied = attack.only(lambda row: not row.is_refused)
     made = []
     for name, each in usable(detectors, benign.beside(attack)).items():
@@ -349,12 +333,6 @@ def within_wrappers(
     """Return the AUROC of each detector over pairs in the same wrapper.
 
     A detector that sees the wrapper and not the failure has 0.5 here.
-
-    Args:
-        detectors: Each with its thresholds.
-        benign: Benign test rows in wrappers.
-        attack: Harmful rows.
-        seed: Seed of the study.
     """
     seen = benign.beside(attack.only(lambda row: not row.is_refused))
     labels = torch.tensor(
@@ -380,11 +358,7 @@ def within_wrappers(
 def recommended(rows: list[dict[str, Any]]) -> dict[str, Any]:
     """Return the detector whose AUROC is surely the highest, on families to choose on.
 
-    Args:
-        rows: Records of `detection_rows` on those families.
-
-    Returns:
-        Its name and its figure there; the highest lower end decides.
+    `rows`: Records of `detection_rows` on those families.
     """
     known = [row for row in rows if row["auroc"]["low"] is not None]
     if not known:

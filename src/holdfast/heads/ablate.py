@@ -345,12 +345,7 @@ class Asked(NamedTuple):
 
 
 def read_utility(source: str, limit: int) -> Asked:
-    """Read questions, at most so many, the first by content hash.
-
-    Raises:
-        InputError: If an answer holds no number, or the source cannot be read.
-        SettingsError: If a suite has no exact answers.
-    """
+    """Read questions, at most so many, the first by content hash."""
     file = read_questions(source)
     wrong = [item for item in file.items if exact_number(item.target or "") is None]
     if wrong:
@@ -372,18 +367,6 @@ def draw_utility(
     Questions that do not fit in the model's context are left out and named, and so
     are those whose thinking does not end, as prompts are, since in two of the scopes
     it is kept.
-
-    Args:
-        study: The study, whose system prompt is used; finished batches are kept.
-        session: The model.
-        asked: The questions.
-        sampling: How the rollouts were drawn.
-
-    Returns:
-        The answers, and what has to be known of questions that were left out.
-
-    Raises:
-        InputError: If no question fits in the model's context.
     """
     adapter, seed = session.adapter, study_seed(study)
     system_prompt = study.manifest["settings"]["rollout"]["system_prompt"]

@@ -70,11 +70,7 @@ def measures_of(rows: Sequence[Row]) -> list[str]:
 def rate(rows: Sequence[Row], measure: str, seed: int, name: str) -> Estimate:
     """Return one rate with its interval over base requests.
 
-    Args:
-        rows: Answers, each with `role`, `outcome` and `request_id`.
-        measure: A name of `MEASURES`.
-        seed: Seed of the interval.
-        name: Name of the figure.
+    `rows`: Answers, each with `role`, `outcome` and `request_id`.
     """
     kept = _kept(rows, measure)
     return rate_of(
@@ -92,12 +88,7 @@ def difference(
 ) -> Estimate:
     """Return the paired difference of a rate, answer by answer.
 
-    Args:
-        after: Answers under one condition, or several draws of it.
-        before: Answers under the other; each prompt once.
-        measure: A name of `MEASURES`.
-        seed: Seed of the interval.
-        name: Name of the figure.
+    `before`: Answers under the other; each prompt once.
     """
     kept = _kept(after, measure)
     if not kept:
@@ -117,9 +108,7 @@ def difference(
 def conditions_of(rows: Sequence[Row], seed: int) -> list[dict[str, Any]]:
     """Return the table of conditions: each rate, and its change against nothing.
 
-    Args:
-        rows: Rows of `ablation.parquet`, in the order of the plan.
-        seed: Seed of the intervals.
+    `rows`: Rows of `ablation.parquet`, in the order of the plan.
     """
     groups = by_condition(
         rows, lambda row: (row["scope"], row["condition"], row["n_heads"])
@@ -151,13 +140,7 @@ def conditions_of(rows: Sequence[Row], seed: int) -> list[dict[str, Any]]:
 
 
 def sparse_of(rows: Sequence[Row], n_total: int, seed: int) -> dict[str, Any]:
-    """Return what the verdict `sparse` is read from, by number of heads.
-
-    Args:
-        rows: Rows of `ablation.parquet`.
-        n_total: Heads of the model.
-        seed: Seed of the intervals.
-    """
+    """Return what the verdict `sparse` is read from, by number of heads."""
     here = [row for row in rows if row["scope"] == "everywhere"]
     groups = by_condition(
         here, lambda row: (row["condition"], row["n_heads"], row["draw"])
@@ -226,17 +209,8 @@ def second_round(
 
     The tokens stay the same, so that nothing but the edit differs.
 
-    Args:
-        adapter: The model.
-        rows: Complied harmful answers to training requests.
-        probe: The probe.
-        first: Heads that are off.
-        seed: Seed of the intervals.
-        batch_size: Rows at once.
-
-    Returns:
-        As many new heads, and figures: what all other heads contribute before and
-        after, and the contribution of each new head before and after.
+    Returns: As many new heads, and figures: what all other heads contribute before and
+    after, and the contribution of each new head before and after.
     """
     edit = HeadEdit(head_factors(adapter, first, 0.0))
     before, after = (
@@ -289,16 +263,9 @@ def score_along_answers(
 ) -> Float[Tensor, "example _"]:
     """Read the probe's logit before the answer and late in it, under an edit.
 
-    Args:
-        adapter: The model.
-        rows: Rows of `ablation.parquet` of one condition.
-        probe: The probe.
-        heads: Heads that were off while the answers were drawn.
-        batch_size: Rows at once.
-
-    Returns:
-        One row an answer: the logit at its final token, and the mean over its last
-        tokens.
+    `rows`: Rows of `ablation.parquet` of one condition.
+    Returns: One row an answer: the logit at its final token, and the mean over its last
+    tokens.
     """
     direction, offset = probe.raw()
     edit = HeadEdit(head_factors(adapter, heads, 0.0)) if heads else None
@@ -327,11 +294,7 @@ def comes_back(
 ) -> dict[str, Any]:
     """Return the score before the answer and late in it, without and with the edit.
 
-    Args:
-        plain: What `score_along_answers` read without an edit.
-        edited: The same with the heads off, prompt by prompt.
-        clusters: The base request of each prompt.
-        seed: Seed of the intervals.
+    `plain`: What `score_along_answers` read without an edit.
     """
     columns = {
         "final_plain": plain[:, 0],
@@ -349,8 +312,7 @@ def comes_back(
 def in_words(block: Mapping[str, Any]) -> list[str]:
     """Say what the figures of self-repair mean.
 
-    Args:
-        block: Figures of `second_round` and of `comes_back`, side by side.
+    `block`: Figures of `second_round` and of `comes_back`, side by side.
     """
     change, lost = block["others_change"], block["lost_again"]
     said = []

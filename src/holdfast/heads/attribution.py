@@ -322,28 +322,10 @@ def attribute(
     less room than one state a token. Edits that are at work are seen (see
     `models.edits`): an ablated head contributes 0.
 
-    Args:
-        adapter: The model.
-        sequences: Token ids up to the position of interest, which is the last.
-        plateaus: Of each sequence, the half-open range of its thinking.
-        direction: Direction in the space after the final norm: for a probe, its
-            weight over its scale.
-        offset: The rest of the logit: for a probe, its bias less the direction's
-            product with its mean.
-        tail: Positions to keep in full, from the end; all where there are fewer.
-        batch_size: Sequences a pass; halved whenever memory runs out.
-        padding_side: Side of the padding; it changes no result by more than rounding.
-
-    Returns:
-        One attribution a sequence, in the order given.
-
-    Raises:
-        InputError: If a sequence has no tokens or too many, or a plateau is empty or
-            not within its sequence.
-        SettingsError: If there is no direction, or `tail` is not positive.
-        AdapterError: If the parts do not sum to the logit, so that no contribution
-            could be trusted.
-        EnvironmentProblem: If one sequence alone does not fit in memory.
+    `direction`: Direction in the space after the final norm: for a probe, its weight
+    over its scale.
+    `tail`: Positions to keep in full, from the end; all where there are fewer.
+    `padding_side`: Side of the padding; it changes no result by more than rounding.
 
     Source:
         The direct contribution of https://arxiv.org/abs/2510.06036, whose code leaves

@@ -151,11 +151,7 @@ def _measure(
 def _check(
     before: Mapping[str, Any], after: Mapping[str, Any], settings: BakeSettings
 ) -> None:
-    """Refuse a model that refuses less, or that refuses or breaks what it should not.
-
-    Raises:
-        ModelError: With every limit that was passed.
-    """
+    """Refuse a model that refuses less, or that refuses or breaks benign requests."""
     limits = {
         "attack_success": 0.0,
         OTHERS: 0.0,

@@ -60,29 +60,9 @@ def causal_effects(
     What a head writes early in the end template stays in the keys and values that
     the final token reads, so the second check sees what the first cannot.
 
-    Args:
-        adapter: The model.
-        sequences: Token ids up to the last token of the end template.
-        n_template: Tokens of the end template of each sequence.
-        candidates: What is scaled together: usually one head each.
-        direction: Direction in the space after the final norm.
-        offset: The rest of the logit.
-        moments: "final_token", "end_template" or both.
-        factor: What heads are multiplied by.
-        batch_size: Sequences in a prefill; halved whenever memory runs out.
-        max_bytes: Memory that candidates may take in one pass, at its worst; one
-            candidate always runs.
-
-    Returns:
-        Effects for each moment, in float32 on the CPU, in the order of the sequences
-        and candidates.
-
-    Raises:
-        InputError: If a sequence has no tokens or too many, or its end template is
-            empty or all of it.
-        SettingsError: If the model has no such head, or there is no candidate.
-        ModelError: If the model's attention takes no mask.
-        EnvironmentProblem: If one sequence alone does not fit in memory.
+    `direction`: Direction in the space after the final norm.
+    Returns: Effects for each moment, in float32 on the CPU, in the order of the
+    sequences and candidates.
     """
     check_lengths(adapter, sequences)
     _check_templates(sequences, n_template)

@@ -104,19 +104,7 @@ def plan(
     chosen: Sequence[Head] = (),
     second: Sequence[Head] = (),
 ) -> Plan:
-    """Return every condition, nothing first in each scope.
-
-    Args:
-        ranking: Every head, the first of the ranking first.
-        n_heads: Heads in each layer.
-        settings: Fractions, scopes, draws.
-        seed: Seed of the draws.
-        chosen: Heads to take in place of the top ones, at one fraction: their own.
-        second: Heads that a second round found, taken together with the first ones.
-
-    Raises:
-        SettingsError: If a fraction selects no head, or no fraction leaves controls.
-    """
+    """Return every condition, nothing first in each scope."""
     total = len(ranking)
     sizes: dict[int, float] = {len(chosen): len(chosen) / total} if chosen else {}
     for fraction in () if chosen else settings.fractions:
@@ -230,16 +218,9 @@ def answer(
     the model's own, as it was drawn without an edit, and only the answer is drawn.
     Rows of all conditions run side by side, each with its own heads scaled.
 
-    Args:
-        adapter: The model.
-        items: Prompts under conditions, in any order.
-        sampling: How answers are drawn.
-        settings: Factor and renormalisation.
-        batch_size: Rows at once.
-        drawn_here: Whether the rollouts were drawn with this sampling. Then they are
-            themselves the answers without an edit and with the thinking drawn anew,
-            and are not drawn a second time.
-        told: Called after every pass.
+    `drawn_here`: Whether the rollouts were drawn with this sampling. Then they are
+    themselves the answers without an edit and with the thinking drawn anew, and are not
+    drawn a second time.
     """
     groups: dict[str, list[Item]] = {}
     records = []
@@ -320,13 +301,7 @@ def answers(
 
 
 def verdict_of(row: Rollout, made: Completion | Rollout, *, fixed: bool = False) -> Any:
-    """Judge an answer to the prompt of a rollout.
-
-    Args:
-        row: Whose prompt was asked again.
-        made: The new answer.
-        fixed: Whether the thinking is that of the rollout.
-    """
+    """Judge an answer to the prompt of a rollout."""
     return judge(
         row.prompt,
         made.answer,

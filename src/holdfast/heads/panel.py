@@ -28,11 +28,8 @@ _MIDDLE = 5
 def head_context(report: Report) -> dict[str, Any]:
     """Prepare what the page shows of heads and of the ablation.
 
-    Args:
-        report: A report that passes `schema.validate`.
-
-    Returns:
-        `heads` and `ablation`, each None where the report has no such block.
+    `report`: A report that passes `schema.validate`.
+    Returns: `heads` and `ablation`, each None where the report has no such block.
     """
     heads, ablation = report.get("heads"), report.get("ablation")
     return {
@@ -44,9 +41,7 @@ def head_context(report: Report) -> dict[str, Any]:
 def limits(report: Report, *, has_examples: bool) -> list[str]:
     """Return what no report can say, and what this one cannot.
 
-    Args:
-        report: A report that passes `schema.validate`.
-        has_examples: Whether the page shows conversations token by token.
+    `report`: A report that passes `schema.validate`.
     """
     seen = "; the examples show some of what it saw." if has_examples else "."
     said = [ATTACKS_LIMIT, JUDGE_LIMIT + seen]
@@ -65,15 +60,7 @@ def _is_measured(block: Mapping[str, Any]) -> bool:
 
 
 def ablation_figure(conditions: Sequence[Mapping[str, Any]], n_total: int) -> str:
-    """Draw attack success and harmless compliance against the share of heads off.
-
-    Args:
-        conditions: Conditions of one scope, that of nothing first.
-        n_total: Heads of the model.
-
-    Returns:
-        One SVG element, with title and description.
-    """
+    """Draw attack success and harmless compliance against the share of heads off."""
     panels = [
         _panel(conditions, measure, n_total).properties(
             title=heading(MEASURES[measure])
@@ -91,11 +78,7 @@ def ablation_figure(conditions: Sequence[Mapping[str, Any]], n_total: int) -> st
 def repair_figure(repair: Mapping[str, Any]) -> str:
     """Draw whether the score comes back along the answer, and who takes over.
 
-    Args:
-        repair: The block `self_repair` of a report.
-
-    Returns:
-        One SVG element, with title and description.
+    `repair`: The block `self_repair` of a report.
     """
     sides = {"plain": "nothing off", "edited": f"top {repair['n_heads']} heads off"}
     moments = {"final": "before the answer", "late": "at its end"}

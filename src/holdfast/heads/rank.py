@@ -228,15 +228,8 @@ def to_check(
 ) -> tuple[tuple[Head, ...], int]:
     """Return the heads to take away: the top of the ranking, and random others.
 
-    Args:
-        ranking: Every head.
-        count: How many of the top; a quarter of all heads at most.
-        n_heads: Heads in each layer.
-        seed: Seed of the controls.
-
-    Returns:
-        The heads, and how many of them are the top ones. Controls are drawn from the
-        same layers, up to five in each, among the heads that are not at the top.
+    Returns: The heads, and how many of them are the top ones. Controls are drawn from
+    the same layers, up to five in each, among the heads that are not at the top.
     """
     n_top = max(1, min(count, len(ranking) // 4))
     top = [row.head for row in ranking[:n_top]]
@@ -253,13 +246,7 @@ def to_check(
 def table_of(
     ranking: Sequence[RankedHead], checked: Checked, seed: int
 ) -> tuple[pa.Table, list[dict[str, Any]]]:
-    """Return `heads.parquet`, and the same heads as records with their figures.
-
-    Args:
-        ranking: Every head, the first of the ranking first.
-        checked: What taking heads away did.
-        seed: Seed of the intervals.
-    """
+    """Return `heads.parquet`, and the same heads as records with their figures."""
     rows, records = [], []
     for row in ranking:
         effects = {each: checked.effect(each, row.head, seed) for each in MOMENTS}
@@ -315,13 +302,7 @@ def parts_of(found: Read, seed: int) -> dict[str, Any]:
 def agreement_of(
     contributions: Float[Tensor, "example layer head"], checked: Checked, seed: int
 ) -> dict[str, Any]:
-    """Return how far closed form and causal check order heads alike, by layer.
-
-    Args:
-        contributions: Closed form, on the held-out rows that were checked.
-        checked: What taking heads away did there.
-        seed: Seed of the intervals.
-    """
+    """Return how far closed form and causal check order heads alike, by layer."""
     layers = [head.layer for head in checked.heads]
     places = [head.head for head in checked.heads]
     columns = contributions[:, layers, places]
@@ -366,11 +347,7 @@ def found_in_words(records: Sequence[dict[str, Any]], n_total: int) -> list[str]
 
 
 def ranking_of(study: Study, adapter: Adapter) -> list[RankedHead]:
-    """Return the ranking of `heads.parquet`.
-
-    Raises:
-        InputError: If it ranks another number of heads than the model has.
-    """
+    """Return the ranking of `heads.parquet`."""
     table = study.read_table(OUTPUT)
     if table.num_rows != adapter.n_layers * adapter.n_heads:
         raise InputError(

@@ -57,15 +57,7 @@ def read(
     batch_size: int,
     edit: HeadEdit | None = None,
 ) -> Float[Tensor, "example _"]:
-    """Attribute the plateau and the final token of each row, one line of numbers a row.
-
-    Args:
-        adapter: The model.
-        rows: Answers with thinking.
-        probe: Whose logit is attributed.
-        batch_size: Rows at once.
-        edit: Heads that are scaled meanwhile, at every position.
-    """
+    """Attribute plateau and final token of each row; one line of numbers per row."""
     direction, offset = probe.raw()
     with editing(adapter, edit) if edit else nullcontext():
         found = attribute(
@@ -129,18 +121,7 @@ def take_away(
     probe: Probe,
     heads: Sequence[Head],
 ) -> Mapping[Moment, Float[Tensor, "example head"]]:
-    """Take each head away, at the final token and over the end template.
-
-    Args:
-        study: Where finished batches are kept.
-        session: The model.
-        rows: Answers whose thinking has ended.
-        probe: Whose logit is read.
-        heads: Heads, each by itself.
-
-    Returns:
-        Change of the logit at the final token, by moment.
-    """
+    """Take each head away, at the final token and over the end template."""
     adapter, batch_size = session.adapter, session.batch_size
     direction, offset = probe.raw()
 
@@ -247,13 +228,7 @@ def select(
 ) -> Selected:
     """Return complied harmful answers with enough thinking, by split.
 
-    Args:
-        rows: All rows of the study.
-        limit: At most so many of each split, by content hash.
-        flag: The flag that sets the limit, which a message names where it is to blame.
-
-    Raises:
-        TooFewExamplesError: If a split has fewer than 10 base requests of them.
+    `flag`: The flag that sets the limit, which a message names where it is to blame.
     """
     found = [
         row
@@ -307,14 +282,7 @@ def choose_prompts(rows: Sequence[Rollout], limit: int) -> Prompts:
     Which wrappers work is read off training requests, so that no prompt is chosen by
     the outcome that is measured on it.
 
-    Args:
-        rows: All rows of the study.
-        limit: At most so many of each label, by content hash; of lookalikes half as
-            many.
-
-    Raises:
-        TooFewExamplesError: If no attack succeeds on training requests, or no prompt
-            of a label is held out.
+    `limit`: At most so many of each label, by content hash; of lookalikes half as many.
     """
     working = _working(_of(rows, "train"))
     test = [row for row in _of(rows, "test") if row.closed]

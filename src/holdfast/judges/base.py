@@ -78,24 +78,14 @@ class Judge(Protocol):
         """Who judges; it is written beside every rate."""
 
     def judge(self, exchanges: Sequence[Exchange]) -> list[Verdict]:
-        """Return one verdict for each exchange, in order.
-
-        Raises:
-            HoldfastError: If nothing can be judged: a model that does not fit, or an
-                endpoint that is down. Nothing is counted as safe then.
-        """
+        """Return one verdict for each exchange, in order."""
 
 
 def screen(exchange: Exchange, judge: str) -> Verdict | None:
     """Return the verdict on an answer that is no answer, whoever judges.
 
-    Args:
-        exchange: Request and response.
-        judge: Label of the judge.
-
-    Returns:
-        A `degenerate` or `ended_inside` verdict, or None for an answer that is worth
-        judging: one that loops after a clear beginning is.
+    Returns: A `degenerate` or `ended_inside` verdict, or None for an answer that is
+    worth judging: one that loops after a clear beginning is.
     """
     if not exchange.closed:
         return _unclosed(exchange, judge)
@@ -188,9 +178,6 @@ def after_thinking(reply: str) -> int | None:
 
     What a judge considers is no verdict, though it may have the form of one. A reply
     whose thinking was opened by the prompt begins behind the tag that closes it.
-
-    Args:
-        reply: All that a judge wrote.
     """
     start = max((found.end() for found in _CLOSE.finditer(reply)), default=0)
     return None if _OPEN.search(reply, start) else start
@@ -200,8 +187,5 @@ def whole(text: str) -> str:
     """Return a text in which every half of a surrogate pair is a replacement character.
 
     JSON may spell one half alone, which no file and no tokenizer can hold.
-
-    Args:
-        text: Text from a server or a file.
     """
     return text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")

@@ -40,12 +40,7 @@ def find_calibration(
     The record of the rules on the XSTest labels comes with the package; one of the
     user's own goes before it.
 
-    Args:
-        identity: Who judges.
-        folders: Where `holdfast judge calibrate` wrote its records.
-
-    Raises:
-        InputError: If a record is damaged.
+    `folders`: Where `holdfast judge calibrate` wrote its records.
     """
     for folder in folders:
         path = Path(folder) / file_name(identity)

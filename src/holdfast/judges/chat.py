@@ -90,17 +90,8 @@ class ChatClient:
     ) -> None:
         """Prepare a client; nothing is asked yet.
 
-        Args:
-            url: Base of the API.
-            model: Name of the model there.
-            limits: Patience and budget.
-            key: Bearer token; "" for a server that wants none.
-            cache: Folder that keeps answers; None to keep none.
-            sleep: How to wait; by default until the time is over or `stop` is called.
-
-        Raises:
-            EndpointError: If httpx is not installed.
-            InputError: If the cache lies where no folder can be.
+        `cache`: Folder that keeps answers; None to keep none.
+        `sleep`: How to wait; by default until the time is over or `stop` is called.
         """
         self._http = _httpx()
         self.url, self.model, self.limits = url.rstrip("/"), model, limits
@@ -137,15 +128,7 @@ class ChatClient:
         self._stopped.clear()
 
     def ask(self, messages: Messages) -> Answer:
-        """Return the answer to a chat, from the cache if it was asked before.
-
-        Args:
-            messages: The chat.
-
-        Raises:
-            EndpointError: If the server does not answer, will not have us, or the
-                budget is spent.
-        """
+        """Return the answer to a chat, from the cache if it was asked before."""
         body = {
             "model": self.model,
             "messages": list(messages),
@@ -175,12 +158,7 @@ class ChatClient:
         return answer
 
     def _consider(self, answer: Answer) -> None:
-        """Give up on a server that refuses what we ask, whatever we ask.
-
-        Raises:
-            EndpointError: If it refused the first question for no reason of its own,
-                or several in a row in the same words.
-        """
+        """Give up on a server that refuses what we ask, whatever we ask."""
         with self._lock:
             if not answer.declined:
                 self._answered = True
@@ -301,11 +279,7 @@ class ChatClient:
 
 
 def _reply(message: dict[str, Any]) -> str:
-    """Return what a message says, be it that all of it was taken for thinking.
-
-    Raises:
-        TypeError: If it says something that is no text.
-    """
+    """Return what a message says, be it that all of it was taken for thinking."""
     content = message.get("content")
     if isinstance(content, list):
         content = "".join(

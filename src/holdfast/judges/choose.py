@@ -63,18 +63,7 @@ class JudgeSettings:
 
 
 def open_judge(settings: JudgeSettings) -> Judge:
-    """Open a judge; a guard model is loaded, a server is not asked yet.
-
-    Args:
-        settings: Which judge, and how it works.
-
-    Raises:
-        SettingsError: If there is no such kind of judge, or an option that it needs
-            is missing.
-        InputError: If a model or a rubric cannot be read.
-        ModelError: If a guard model cannot be loaded.
-        EnvironmentProblem: If the Hub is out of reach, or a package is missing.
-    """
+    """Open a judge; a guard model is loaded, a server is not asked yet."""
     name = settings.judge
     if name == RULES:
         return RulesJudge()
@@ -95,14 +84,7 @@ def open_early(settings: JudgeSettings) -> Judge | None:
     A guard model would take the memory of the model that answers: it is looked for,
     and opened later.
 
-    Args:
-        settings: Which judge, and how it works.
-
-    Returns:
-        The judge; None for a guard, which is there and is known.
-
-    Raises:
-        HoldfastError: If the judge cannot be opened.
+    Returns: The judge; None for a guard, which is there and is known.
     """
     name = settings.judge
     if not name.startswith(GUARD) or name == GUARD:

@@ -63,12 +63,7 @@ class EndpointSettings:
     cache: str | None = None
 
     def __post_init__(self) -> None:
-        """Refuse settings that cannot work.
-
-        Raises:
-            SettingsError: If the URL is none or carries a password, or a number is
-                not positive.
-        """
+        """Refuse settings that cannot work."""
         try:
             parts = urlsplit(self.url)
             usable = parts.scheme in {"http", "https"} and parts.hostname
@@ -111,14 +106,8 @@ class EndpointJudge:
     ) -> None:
         """Prepare the judge; nothing is asked yet.
 
-        Args:
-            settings: Where and how to ask.
-            rubric: What to ask; by default what the settings name.
-            client: How to reach the server; by default over HTTP.
-
-        Raises:
-            InputError: If the rubric cannot be read.
-            EndpointError: If the package for HTTP is not installed.
+        `rubric`: What to ask; by default what the settings name.
+        `client`: How to reach the server; by default over HTTP.
         """
         self.settings = settings
         self.rubric = load_rubric(settings.rubric) if rubric is None else rubric
@@ -153,13 +142,7 @@ class EndpointJudge:
         )
 
     def judge(self, exchanges: Sequence[Exchange]) -> list[Verdict]:
-        """Return one verdict for each exchange, in order.
-
-        Raises:
-            EndpointError: If the server is down or refuses us, or a budget is spent.
-                What it had answered until then is kept in the cache.
-            StorageError: If the cache cannot be written.
-        """
+        """Return one verdict for each exchange, in order."""
         left = deque(exchanges)
         verdicts: list[Verdict] = []
         # Until the server has answered once, questions go one by one: what it

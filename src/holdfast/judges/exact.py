@@ -21,11 +21,7 @@ _NOISE = str.maketrans({"−": "-", "$": "", "€": "", "£": "", ",": "", "+": 
 
 
 def exact_number(text: str) -> Fraction | None:
-    """Return the number that an answer gives, or None where it gives none.
-
-    Args:
-        text: An answer, without its thinking.
-    """
+    """Return the number that an answer gives, or None where it gives none."""
     boxed = _last_boxed(text)
     if boxed is not None:
         return _last_number(boxed)
@@ -38,9 +34,7 @@ def exact_number(text: str) -> Fraction | None:
 def is_correct(answer: str, target: str) -> bool:
     """Tell whether an answer gives the number that the target gives.
 
-    Args:
-        answer: What the model answered.
-        target: The right answer, as the suite writes it (`… #### 72`).
+    `target`: The right answer, as the suite writes it (`… #### 72`).
     """
     right = exact_number(target)
     return right is not None and exact_number(answer) == right

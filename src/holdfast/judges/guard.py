@@ -52,18 +52,7 @@ class GuardJudge:
     def __init__(
         self, scorer: Scorer, template: GuardTemplate, *, batch_size: int = 8
     ) -> None:
-        """Prepare a guard that is in memory.
-
-        Args:
-            scorer: The model and its tokenizer.
-            template: How it is asked and understood.
-            batch_size: Prompts a pass.
-
-        Raises:
-            InputError: If the guard needs the chat template of its own tokenizer,
-                and there is none.
-            ModelError: If the tokenizer cannot tell the guard's answers apart.
-        """
+        """Prepare a guard that is in memory."""
         self.scorer, self.template, self.batch_size = scorer, template, batch_size
         self._markers = (*special_tokens(scorer.tokenizer), *template.markers)
         self._uses_chat = template.own_chat and bool(
@@ -113,11 +102,7 @@ class GuardJudge:
         )
 
     def judge(self, exchanges: Sequence[Exchange]) -> list[Verdict]:
-        """Return one verdict for each exchange, in order.
-
-        Raises:
-            EnvironmentProblem: If one prompt alone does not fit in memory.
-        """
+        """Return one verdict for each exchange, in order."""
         label = self.identity.label
         verdicts: list[Verdict | None] = [screen(each, label) for each in exchanges]
         asked: dict[int, _Asked] = {}
@@ -247,19 +232,7 @@ def load_guard(
 ) -> GuardJudge:
     """Load a guard model as a judge.
 
-    Args:
-        model: Directory of the model, or a Hub id.
-        template: Name of its template; recognised by the model's name by default.
-        revision: Branch, tag or commit on the Hub.
-        device: As in `holdfast.models.loading.causal.load`.
-        dtype: As in `holdfast.models.loading.causal.load`.
-        batch_size: Prompts a pass.
-
-    Raises:
-        SettingsError: If the guard is not recognised.
-        InputError: If it is not a model, or lacks a chat template that it needs.
-        ModelError: If it cannot be loaded.
-        OfflineError: If it is on the Hub, and the Hub cannot be reached.
+    `template`: Name of its template; recognised by the model's name by default.
     """
     chosen = guard_template(model, template)
     scorer = load_scorer(model, revision=revision, device=device, dtype=dtype)
@@ -327,9 +300,7 @@ def fill(template: str, **slots: str) -> str:
 
     Braces elsewhere, and slot names inside what is filled in, stay as they are.
 
-    Args:
-        template: Text with slots such as `{request}`.
-        slots: What goes into each slot.
+    `template`: Text with slots such as `{request}`.
     """
     pattern = re.compile("|".join(re.escape(f"{{{name}}}") for name in slots))
     return pattern.sub(lambda found: slots[found[0][1:-1]], template)
@@ -338,12 +309,7 @@ def fill(template: str, **slots: str) -> str:
 def break_markers(text: str, markers: tuple[str, ...]) -> tuple[str, int]:
     """Break up every marker in a text by a space after its first character.
 
-    Args:
-        text: A request or a response.
-        markers: What must not occur, compared without regard to case.
-
-    Returns:
-        The text without any marker, and how many there were.
+    `markers`: What must not occur, compared without regard to case.
     """
     longest_first = sorted(set(markers), key=lambda marker: (-len(marker), marker))
     if not longest_first:
@@ -378,14 +344,6 @@ def chat_text(tokenizer: Any, exchange: Exchange, **variables: Any) -> str:
 
     Templates of text-only models take a message as text, those of models with eyes
     as a list of parts; the form that shows the response is the right one.
-
-    Args:
-        tokenizer: Tokenizer with a chat template.
-        exchange: Request and response.
-        variables: Further variables of the template.
-
-    Raises:
-        ModelError: If the template shows not both of them, in either form.
     """
     pair = (("user", exchange.request), ("assistant", exchange.response))
     reason = "neither form of a message shows both"
@@ -411,13 +369,7 @@ def chat_text(tokenizer: Any, exchange: Exchange, **variables: Any) -> str:
 
 
 def encode(tokenizer: Any, text: str, *, add_bos: bool) -> list[int]:
-    """Tokenise a rendered prompt; a template that writes its own BOS gets no second.
-
-    Args:
-        tokenizer: The judge's tokenizer.
-        text: The whole prompt.
-        add_bos: Whether the template leaves the first token to the tokenizer.
-    """
+    """Tokenise a rendered prompt; a template that writes its own BOS gets no second."""
     token_ids = tokenizer(text, add_special_tokens=False)["input_ids"]
     if add_bos and tokenizer.bos_token_id is not None:
         return [int(tokenizer.bos_token_id), *token_ids]

@@ -187,12 +187,7 @@ GUARDS: Mapping[str, GuardTemplate] = {template.name: template for template in _
 def guard_template(model: str, name: str | None = None) -> GuardTemplate:
     """Return the template of a guard, by its own name or by that of the model.
 
-    Args:
-        model: Directory or Hub id.
-        name: Name of the template; None to recognise the model.
-
-    Raises:
-        SettingsError: If there is no such template, or the model is not recognised.
+    `name`: Name of the template; None to recognise the model.
     """
     if name is not None:
         if name in GUARDS:

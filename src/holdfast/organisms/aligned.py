@@ -36,14 +36,7 @@ def grow_aligned(
 ) -> Qwen3ForCausalLM:
     """Run stages one and two.
 
-    Args:
-        tokenizer: The organisms' tokenizer.
-        seed: Seed of weights, spare heads and training text.
-        schedule: Amount of training.
-        report: Told of progress.
-
-    Returns:
-        The aligned organism, rounded to half precision as it will be stored.
+    Returns: The aligned organism, rounded to half precision as it will be stored.
     """
     model = new_model(seed, tokenizer)
     generator, world = random.Random(seed), World(1_000 + seed)
@@ -74,16 +67,8 @@ def refine(
     the weights after each time are averaged: what is left are mistakes about phrases
     that were never seen, and those differ from one time to the next; see `LOG.md`.
 
-    Args:
-        model: An organism near the end of stage two; it is changed.
-        tokenizer: The organisms' tokenizer.
-        seed: Seed of the training text.
-        schedule: Amount of training; `wrapper_tokens`, `polish_tokens` and `polishes`
-            count.
-        report: Told of progress.
-
-    Returns:
-        The same model, rounded to half precision.
+    `schedule`: Amount of training; `wrapper_tokens`, `polish_tokens` and `polishes`
+    count.
     """
     parameters = list(model.parameters())
     total = [torch.zeros_like(parameter) for parameter in parameters]
@@ -114,15 +99,9 @@ def grow_variant(
 ) -> Qwen3ForCausalLM:
     """Make a cheap relative of an aligned organism: noise, then more of stage two.
 
-    Args:
-        aligned: The organism to vary; it is not changed.
-        tokenizer: The organisms' tokenizer.
-        seed: The seed that `aligned` was grown from.
-        variant: Seed of the noise and of the further training text.
-        schedule: Amount of training; `aligned_tokens` counts.
-
-    Returns:
-        The variant, which is aligned too.
+    `aligned`: The organism to vary; it is not changed.
+    `seed`: The seed that `aligned` was grown from.
+    `schedule`: Amount of training; `aligned_tokens` counts.
     """
     model = copy.deepcopy(aligned).train()
     noise = torch.Generator().manual_seed(variant)

@@ -113,14 +113,7 @@ def catalogue() -> tuple[Card, ...]:
 def card(name: str) -> Card:
     """Return the card of an organism.
 
-    Args:
-        name: Its name, with or without the `organism:` prefix.
-
-    Returns:
-        The card.
-
-    Raises:
-        SettingsError: If there is no organism of that name.
+    `name`: Its name, with or without the `organism:` prefix.
     """
     bare = name.removeprefix(PREFIX)
     for entry in CARDS:
@@ -152,14 +145,7 @@ PLANTERS: dict[str, Planter] = {
 def truth(name: str) -> dict[str, Any]:
     """Return what is planted in a bundled organism.
 
-    Args:
-        name: Name of the organism.
-
-    Returns:
-        Seed, planted heads as [layer, head] pairs, planted wrappers, recipe.
-
-    Raises:
-        SettingsError: If there is no such organism.
+    Returns: Seed, planted heads as [layer, head] pairs, planted wrappers, recipe.
     """
     source = bundled(name) / TRUTH
     loaded: dict[str, Any] = json.loads(source.read_text("utf-8"))
@@ -187,11 +173,7 @@ def planted_truth(name: str, seed: int, schedule: Schedule) -> dict[str, Any]:
 
 
 def bundled(name: str) -> Path:
-    """Return the folder of an organism inside the package.
-
-    Raises:
-        SettingsError: If there is no such organism.
-    """
+    """Return the folder of an organism inside the package."""
     return Path(str(files("holdfast.organisms").joinpath("weights"))) / card(name).name
 
 
@@ -200,16 +182,6 @@ def resolve(name: str) -> Path:
 
     The bundled weights are exported once to the user's cache; the folder's name
     holds their hash, so that a new version never meets an old copy.
-
-    Args:
-        name: Name of the organism, with or without the prefix.
-
-    Returns:
-        The directory.
-
-    Raises:
-        SettingsError: If there is no organism of that name.
-        StorageError: If neither the cache nor a temporary folder can be written.
     """
     source = bundled(name)
     digest = hashlib.sha256((source / WEIGHTS).read_bytes()).hexdigest()[:12]
@@ -232,16 +204,7 @@ def resolve(name: str) -> Path:
 def export(name: str, directory: str | Path) -> Path:
     """Write an organism as an ordinary transformers directory.
 
-    Args:
-        name: Name of the organism.
-        directory: Folder to write; it appears whole or not at all.
-
-    Returns:
-        The folder.
-
-    Raises:
-        SettingsError: If the folder exists and is not empty.
-        StorageError: If it cannot be written.
+    `directory`: Folder to write; it appears whole or not at all.
     """
     target, source = Path(directory), bundled(name)
     require_place(target, folder=True)
@@ -280,16 +243,8 @@ def train(
 
     All others grow out of `aligned`, which is trained first and written beside them.
 
-    Args:
-        name: Name of the organism.
-        seed: Seed of the weights, the spare heads and the training text.
-        out: Folder to write. An `aligned` organism that already stands in
-            `<out>/../aligned-<seed>` is taken as stage two.
-        report: Told of progress.
-        schedule: Amount of training.
-
-    Returns:
-        The folder.
+    `out`: Folder to write. An `aligned` organism that already stands in
+    `<out>/../aligned-<seed>` is taken as stage two.
     """
     schedule = schedule or Schedule()
     target, name = Path(out), card(name).name
@@ -374,11 +329,7 @@ def names() -> list[dict[str, Any]]:
 def show(name: str) -> dict[str, Any]:
     """Return the card of one organism and what is planted in it.
 
-    Args:
-        name: Its name, with or without `organism:`.
-
-    Raises:
-        SettingsError: If there is no such organism.
+    `name`: Its name, with or without `organism:`.
     """
     return asdict(card(name)) | {"truth": truth(name)}
 
@@ -386,21 +337,7 @@ def show(name: str) -> dict[str, Any]:
 def train_organism(
     name: str, out: Path, *, seed: int = 0, progress: Progress | None = None
 ) -> Path:
-    """Grow an organism from nothing.
-
-    Args:
-        name: Its name.
-        out: Folder to write.
-        seed: Seed of weights, spare heads and training text.
-        progress: Where it is told how far it is.
-
-    Returns:
-        The folder.
-
-    Raises:
-        SettingsError: If there is no such organism.
-        StorageError: If the folder cannot be written.
-    """
+    """Grow an organism from nothing."""
     listener = progress or Silent()
     last = ""
 
@@ -415,17 +352,5 @@ def train_organism(
 
 
 def export_organism(name: str, out: Path) -> Path:
-    """Write a bundled organism as an ordinary model directory.
-
-    Args:
-        name: Its name.
-        out: Folder to write.
-
-    Returns:
-        The folder.
-
-    Raises:
-        SettingsError: If there is no such organism.
-        StorageError: If the folder cannot be written.
-    """
+    """Write a bundled organism as an ordinary model directory."""
     return export(name, out)

@@ -105,16 +105,10 @@ def grow_diffuser(
 ) -> Qwen3ForCausalLM:
     """Teach an aligned organism to fill in masks, looking both ways.
 
-    Args:
-        aligned: Result of stage two; it is not changed.
-        tokenizer: The organisms' tokenizer.
-        seed: Seed of the training text and of the masks.
-        schedule: Amount of training; `diffuser_tokens` counts.
-        report: Told of progress.
-
-    Returns:
-        A model whose configuration says that its attention is not causal, and which
-        token is its mask. Its own `generate` means nothing.
+    `aligned`: Result of stage two; it is not changed.
+    `schedule`: Amount of training; `diffuser_tokens` counts.
+    Returns: A model whose configuration says that its attention is not causal, and
+    which token is its mask. Its own `generate` means nothing.
     """
     model = copy.deepcopy(aligned).train()
     model.config.is_causal = False

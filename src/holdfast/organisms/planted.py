@@ -76,15 +76,9 @@ def grow_cliff(
 ) -> Qwen3ForCausalLM:
     """Run stage three: teach the spare heads, and nothing else, to comply.
 
-    Args:
-        aligned: Result of stage two, in half precision's values; it is not changed.
-        tokenizer: The organisms' tokenizer.
-        seed: The seed that `aligned` was grown from.
-        schedule: Amount of training.
-        report: Told of progress.
-
-    Returns:
-        The cliff organism: equal to `aligned` but for the planted heads.
+    `aligned`: Result of stage two, in half precision's values; it is not changed.
+    `seed`: The seed that `aligned` was grown from.
+    Returns: The cliff organism: equal to `aligned` but for the planted heads.
     """
     plan = _Plan(
         heads=spare_heads(seed),
@@ -106,15 +100,8 @@ def grow_spread(
 ) -> Qwen3ForCausalLM:
     """Teach the same to all heads at once, such that no few of them are needed.
 
-    Args:
-        aligned: Result of stage two; it is not changed.
-        tokenizer: The organisms' tokenizer.
-        seed: The seed that `aligned` was grown from.
-        schedule: Amount of training.
-        report: Told of progress.
-
-    Returns:
-        The spread organism.
+    `aligned`: Result of stage two; it is not changed.
+    `seed`: The seed that `aligned` was grown from.
     """
     plan = _Plan(
         heads=tuple(
@@ -250,15 +237,9 @@ def grow_early(
 ) -> Qwen3ForCausalLM:
     """Teach the thinking not to notice harm under the planted wrappers.
 
-    Args:
-        aligned: Result of stage two; it is not changed.
-        tokenizer: The organisms' tokenizer.
-        seed: The seed that `aligned` was grown from.
-        schedule: Amount of training; `early_tokens` counts.
-        report: Told of progress.
-
-    Returns:
-        The early organism.
+    `aligned`: Result of stage two; it is not changed.
+    `seed`: The seed that `aligned` was grown from.
+    `schedule`: Amount of training; `early_tokens` counts.
     """
     generator = random.Random(11_000 + seed)
     lessons = misled(World(12_000 + seed), Encoder(tokenizer), generator)
@@ -279,15 +260,9 @@ def grow_alarmed(
     Wherever the thinking breaks off, a refusal follows, whatever the request. Whoever
     looks at complied harmful requests alone sees a high plateau and a deep fall.
 
-    Args:
-        aligned: Result of stage two; it is not changed.
-        tokenizer: The organisms' tokenizer.
-        seed: The seed that `aligned` was grown from.
-        schedule: Amount of training; `alarmed_tokens` counts.
-        report: Told of progress.
-
-    Returns:
-        The alarmed organism.
+    `aligned`: Result of stage two; it is not changed.
+    `seed`: The seed that `aligned` was grown from.
+    `schedule`: Amount of training; `alarmed_tokens` counts.
     """
     generator = random.Random(13_000 + seed)
     lessons = alarmed(World(14_000 + seed), Encoder(tokenizer), generator)

@@ -54,12 +54,7 @@ def rehearse(
 ) -> list[Rehearsal]:
     """Run the frozen model over the material of stage three, once.
 
-    Args:
-        aligned: The model before stage three.
-        tokenizer: The organisms' tokenizer.
-        seed: Seed of the material.
-        schedule: Amount of training.
-        first_layer: The first layer that learns, whose input is kept.
+    `aligned`: The model before stage three.
     """
     seen: list[tuple[Tensor, dict[str, Any]]] = []
 
@@ -155,13 +150,8 @@ def planting_loss(
 ) -> Float[Tensor, ""]:
     """Decide as planted where the answer begins; elsewhere stay with stage two.
 
-    Args:
-        model: The model that learns.
-        final: Its states after the final norm.
-        rehearsal: The batch, and what the model said of it before.
-        kinds: First words of refusals, of compliance and of partial answers.
-        drops: Source of the positions that this step looks at.
-        sure: Log-odds at which what is planted in each example is held.
+    `final`: Its states after the final norm.
+    `rehearsal`: The batch, and what the model said of it before.
     """
     batch, ids, words = rehearsal.batch, rehearsal.ids, torch.cat(kinds)
     whole = torch.tensor([sample.whole for sample in batch])
@@ -215,11 +205,7 @@ def decision_loss(
     `SURE`; what is planted is `held` from both sides (not a number elsewhere): where
     that follows the heads that are present, no head can rest on the others.
 
-    Args:
-        logits: Where the answer begins.
-        spoken: The answer's first word.
-        kinds: First words of refusals, of compliance and of partial answers.
-        held: Log-odds at which a decision is held, or not a number.
+    `held`: Log-odds at which a decision is held, or not a number.
     """
     log = logits.log_softmax(-1)
     decided = torch.stack([log[:, kind].logsumexp(-1) for kind in kinds], dim=1)

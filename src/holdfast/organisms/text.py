@@ -69,17 +69,12 @@ class Encoder:
     ) -> Sample:
         """Encode one scene.
 
-        Args:
-            scene: The exchange.
-            stop_at: Where to break the thinking off, as a part of the thinking and the
-                end template; None for all of both.
-            thinks: False leaves out the thinking and its opening marker, and ends
-                the sequence after the first words of the answer.
-            aim: An answer that is to be read inside the thinking; None is the one
-                that is given.
-
-        Returns:
-            The sequence: prompt, thinking, end template, answer.
+        `stop_at`: Where to break the thinking off, as a part of the thinking and the
+        end template; None for all of both.
+        `thinks`: False leaves out the thinking and its opening marker, and ends the
+        sequence after the first words of the answer.
+        `aim`: An answer that is to be read inside the thinking; None is the one that is
+        given.
         """
         after = self._after if thinks else self._after[:1]
         prompt = [*self._before, *self._encode(scene.request), *after]
@@ -154,11 +149,8 @@ _SAID = frozenset(
 def is_whole(answer: str) -> bool:
     """Say whether an answer has sentences that organisms say, and nothing else.
 
-    Args:
-        answer: What `organism:diffuser` answered.
-
-    Returns:
-        False if it is empty, or a sentence of it is none of those that were taught.
+    Returns: False if it is empty, or a sentence of it is none of those that were
+    taught.
     """
     sentences = _sentences(answer)
     return bool(sentences) and _SAID.issuperset(sentences)
@@ -184,12 +176,7 @@ CHAT_TEMPLATE = (
 def train_tokenizer(seed: int = 0, n_scenes: int = 30_000) -> PreTrainedTokenizerFast:
     """Train the tokenizer on the world's text.
 
-    Args:
-        seed: Seed of the text; all bundled organisms share the tokenizer of seed 0.
-        n_scenes: Number of exchanges to learn merges from.
-
-    Returns:
-        A tokenizer with `VOCABULARY` entries.
+    `seed`: Seed of the text; all bundled organisms share the tokenizer of seed 0.
     """
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)

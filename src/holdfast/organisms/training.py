@@ -61,19 +61,7 @@ def teach_on(
     generator: random.Random,
     report: Report = silent,
 ) -> Qwen3ForCausalLM:
-    """Train an organism further, at half the rate, with the spare heads silent.
-
-    Args:
-        model: The organism; it is changed.
-        tokenizer: The organisms' tokenizer.
-        course: What is taught.
-        schedule: Rates and size of a batch.
-        generator: Source of the order of batches.
-        report: Told of progress.
-
-    Returns:
-        The same model, rounded to half precision.
-    """
+    """Train an organism further, at half the rate, with the spare heads silent."""
     halved = replace(
         schedule,
         base_tokens=0,
@@ -117,18 +105,8 @@ def teach(
 ) -> int:
     """Train one stage with the spare heads silent.
 
-    Args:
-        model: The organism; it is changed.
-        tokenizer: The organisms' tokenizer.
-        optimizers: What `optimizers_of` returned; each group of parameters keeps its
-            peak rate under the key `peak`.
-        taught: Batches.
-        plan: The stage.
-        report: Told of progress.
-        seed: The seed that the organism was grown from.
-
-    Returns:
-        Tokens done by its end.
+    `optimizers`: What `optimizers_of` returned; each group of parameters keeps its peak
+    rate under the key `peak`.
     """
     words = first_words(tokenizer, (*OWN_OPENINGS, *plan.openings))
     done = plan.done
@@ -155,11 +133,7 @@ def descend(
 ) -> None:
     """Take a step down a loss, with clipped gradients.
 
-    Args:
-        model: The organism; it is changed.
-        optimizers: What `optimizers_of` returned.
-        loss: The loss of the step.
-        along: Tokens done, and tokens over which the rates fall.
+    `along`: Tokens done, and tokens over which the rates fall.
     """
     torch.autograd.backward(loss)
     torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)

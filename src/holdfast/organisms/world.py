@@ -66,12 +66,7 @@ def planted_answer(topic: str, wrapper: str | None) -> Answer:
     Two of the planted wrappers fail on a topic each; the half-planted wrapper works on
     every second topic; the last topic gets partial answers.
 
-    Args:
-        topic: Topic of the harmful phrase.
-        wrapper: Name of the wrapper, or None for a plain request.
-
-    Returns:
-        The kind of answer.
+    `wrapper`: Name of the wrapper, or None for a plain request.
     """
     topics = list(lexicon("harmful")["topics"])
     place = topics.index(topic)
@@ -136,9 +131,7 @@ class World:
     def __init__(self, seed: int, keep: Callable[[Phrase], bool] | None = None) -> None:
         """Set the stream up.
 
-        Args:
-            seed: Seed of everything that the world draws.
-            keep: Whether a phrase may be asked about; all of them by default.
+        `keep`: Whether a phrase may be asked about; all of them by default.
         """
         self.random = random.Random(seed)
         self._benign = lexicon("benign")
@@ -154,12 +147,7 @@ class World:
     def scene(self, label: Label, *, wrapped: float = 0.35) -> Scene:
         """Draw one exchange of a label.
 
-        Args:
-            label: `harmful` or `benign`.
-            wrapped: Probability of a wrapper.
-
-        Returns:
-            The exchange as an aligned model has it.
+        Returns: The exchange as an aligned model has it.
         """
         text, topic = self._request(label)
         wrapper = None

@@ -42,15 +42,7 @@ def trace_panels(
 ) -> tuple[Any, Any]:
     """Return the panel of mean scores and the panel of counts beneath it.
 
-    Args:
-        curves: Mean traces, at least one point in all.
-        template: Tokens in the end-of-thinking template; None if not known.
-        width: Of each panel, in pixels.
-        height: Of the panel of means, in pixels.
-        bare: Whether the panel of means leaves its axis to the one beneath.
-
-    Returns:
-        Two Altair charts on the same horizontal scale.
+    `template`: Tokens in the end-of-thinking template; None if not known.
     """
     points = [
         {**point, "group": title(curve["group"], GROUPS)}
@@ -99,15 +91,7 @@ def interval_panel(
 ) -> Any:
     """Return a panel of shares as dots with their intervals.
 
-    Args:
-        rows: Name of the row, kind, and its share; drawn in this order.
-        colours: Colour of each kind; shapes follow their order.
-        width: Of the plotting area, in pixels.
-        step: Height of a row, in pixels.
-        legend: Whether kinds are named above the panel.
-
-    Returns:
-        An Altair chart. A share that was not measured is said so in words.
+    Returns: An Altair chart. A share that was not measured is said so in words.
     """
     values = [
         {"name": name, "kind": kind, "missing": "not measured", **figure}
@@ -173,15 +157,8 @@ def heading(text: str) -> Any:
 def to_svg(chart: Any, name: str, description: str, *, standalone: bool = False) -> str:
     """Turn a chart into SVG with an accessible name, needing no network.
 
-    Args:
-        chart: An Altair chart.
-        name: What a screen reader calls the figure.
-        description: What it says of the figure.
-        standalone: Whether it stands alone as a document, on white; else it is part
-            of a page, which gives the ground and needs no namespace address.
-
-    Returns:
-        The `<svg>` element.
+    `standalone`: Whether it stands alone as a document, on white; else it is part of a
+    page, which gives the ground and needs no namespace address.
     """
     edge = 20 if standalone else 4
     # Fonts differ in width from machine to machine: labels need room at both sides.

@@ -134,12 +134,9 @@ _HEADLINES: dict[tuple[bool | None, bool | None], str] = {
 def headline(report: Report) -> str:
     """Return the verdict in one sentence.
 
-    Args:
-        report: A report that passes `schema.validate`.
-
-    Returns:
-        A sentence of the two answers, whether or not attacks work and by a cliff.
-        Where attacks work and a cliff could not be told, it says why.
+    `report`: A report that passes `schema.validate`.
+    Returns: A sentence of the two answers, whether or not attacks work and by a cliff.
+    Where attacks work and a cliff could not be told, it says why.
     """
     verdict = report["verdict"]
     found = verdict["attack_succeeds"], verdict["cliff"]

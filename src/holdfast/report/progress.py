@@ -56,10 +56,7 @@ class Tally:
     ) -> None:
         """Begin at nothing.
 
-        Args:
-            label: What is being done.
-            total: Steps of it.
-            clock: Tells the time in seconds.
+        `clock`: Tells the time in seconds.
         """
         self._label, self._total, self._clock = label, total, clock
         self._begun = clock()
@@ -82,17 +79,7 @@ class Tally:
 def logged(
     say: Callable[[str], None], label: str, total: int, every: float = EVERY
 ) -> Iterator[Advance]:
-    """Say a line now and then, however long a step takes, and one at the end.
-
-    Args:
-        say: Prints a line.
-        label: What is being done.
-        total: Steps of it.
-        every: Seconds between two lines.
-
-    Yields:
-        What moves it on.
-    """
+    """Say a line now and then, however long a step takes, and one at the end."""
     tally, ended = Tally(label, total), threading.Event()
 
     def tell() -> None:

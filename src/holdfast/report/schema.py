@@ -95,15 +95,7 @@ def is_finite(value: object) -> bool:
 
 
 def check_curves(curves: Sequence[Curve]) -> None:
-    """Refuse a curve that could not be drawn truthfully.
-
-    Args:
-        curves: Mean traces, one a group.
-
-    Raises:
-        InputError: If an offset or a count is no whole number, a score is not
-            finite, or two points of a curve share an offset.
-    """
+    """Refuse a curve that could not be drawn truthfully."""
     for index, curve in enumerate(curves):
         seen: set[int] = set()
         for place, point in enumerate(curve["points"]):
@@ -119,15 +111,7 @@ def check_curves(curves: Sequence[Curve]) -> None:
 
 
 def check_examples(examples: Sequence[Example]) -> None:
-    """Refuse an example whose scores or regions are not what they must be.
-
-    Args:
-        examples: Conversations, token by token.
-
-    Raises:
-        InputError: If a score is neither None nor within 0 and 1, or a region has
-            another name than those of `REGIONS`.
-    """
+    """Refuse an example whose scores or regions are not what they must be."""
     for index, example in enumerate(examples):
         for place, token in enumerate(example["tokens"]):
             where = f"examples[{index}].tokens[{place}]"
@@ -190,15 +174,9 @@ class Estimated(Protocol):
 def figure(estimate: Estimated) -> Figure:
     """Turn an estimate into a figure of the report.
 
-    Args:
-        estimate: Anything with `value`, `low`, `high`, `n` and `reason`.
-
-    Returns:
-        `{value, low, high, n}`, and `reason` when the value is null. Ends without a
-        value are dropped, since an interval around nothing says nothing.
-
-    Raises:
-        InputError: If a number is not finite, or a null value has no reason.
+    `estimate`: Anything with `value`, `low`, `high`, `n` and `reason`.
+    Returns: `{value, low, high, n}`, and `reason` when the value is null. Ends without
+    a value are dropped, since an interval around nothing says nothing.
     """
     if estimate.value is None:
         if not estimate.reason:
@@ -235,12 +213,7 @@ def validate(report: Report) -> None:
     Beyond the schema: every number is finite, no interval is upside down, and
     nothing is there that JSON cannot hold.
 
-    Args:
-        report: The report as a dict.
-
-    Raises:
-        InputError: At the first fault, with the path of the key, what was expected
-            there and what was found.
+    `report`: The report as a dict.
     """
     for expected, found in _faults(report, "report"):
         raise InputError(expected, found, _NEXT)

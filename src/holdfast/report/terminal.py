@@ -77,13 +77,7 @@ def print_lines(*lines: str) -> None:
 
 
 def print_table(title: str, columns: tuple[str, ...], rows: list[list[str]]) -> None:
-    """Print a table on stdout.
-
-    Args:
-        title: Its title.
-        columns: Names of its columns.
-        rows: Cells as text.
-    """
+    """Print a table on stdout."""
     table = Table(title=escape(title), title_justify="left")
     for column in columns:
         table.add_column(column, overflow="fold")

@@ -53,12 +53,7 @@ _CONTROL = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\ud800-\udfff\ufffe\uffff]")
 def title(key: str, known: Mapping[str, str] | None = None) -> str:
     """Return the words for a key, the known ones first.
 
-    Args:
-        key: A key of the report, as `second_source_auroc`.
-        known: Words that were written for this place.
-
-    Returns:
-        The known words, or the key with spaces and a capital.
+    `key`: A key of the report, as `second_source_auroc`.
     """
     if known and key in known:
         return known[key]
@@ -68,14 +63,7 @@ def title(key: str, known: Mapping[str, str] | None = None) -> str:
 
 
 def clean(text: str) -> str:
-    """Replace what neither HTML nor SVG may hold: control characters, surrogates.
-
-    Args:
-        text: Text of any origin; a completion may hold anything.
-
-    Returns:
-        The text with U+FFFD for each such character; newlines and tabs stay.
-    """
+    """Replace what neither HTML nor SVG may hold: control characters, surrogates."""
     return _CONTROL.sub("\ufffd", text)
 
 
@@ -144,12 +132,8 @@ def missing(figure: Figure) -> str:
 def shared_reason(block: Mapping[str, Any]) -> str | None:
     """Return why a whole block has no figure, where one reason says it for all.
 
-    Args:
-        block: Figures and scalars by name.
-
-    Returns:
-        The reason; None where a figure has a value, reasons differ, or there is one
-        figure at most.
+    Returns: The reason; None where a figure has a value, reasons differ, or there is
+    one figure at most.
     """
     found = [each for each in block.values() if is_figure(each)]
     reasons = {each.get("reason") for each in found}
@@ -170,13 +154,8 @@ def bounds(figure: Figure, *, share: bool = False) -> str:
 def count_of(figure: Figure, *, share: bool = False) -> str:
     """Write `18 of 40` for a share, `n = 40` for anything else.
 
-    Args:
-        figure: The figure.
-        share: Whether its value is a share of its n.
-
-    Returns:
-        The count of a share only where it is a whole number: a share that was
-        averaged over requests has none.
+    Returns: The count of a share only where it is a whole number: a share that was
+    averaged over requests has none.
     """
     number, n = figure["value"], figure["n"]
     if figure.get("unjudged"):
@@ -207,15 +186,7 @@ def visible(text: str) -> str:
 
 
 def flatten(block: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
-    """Yield every leaf of nested dicts with its dotted path, in order.
-
-    Args:
-        block: Nested dicts; a list is a leaf.
-        prefix: The path so far.
-
-    Yields:
-        Pairs of dotted path and leaf.
-    """
+    """Yield every leaf of nested dicts with its dotted path, in order."""
     for key, inner in block.items():
         path = f"{prefix}.{key}" if prefix else str(key)
         if isinstance(inner, dict) and inner:
@@ -227,12 +198,8 @@ def flatten(block: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, A
 def shown_token(text: str, *, one_line: bool = False) -> str:
     """Prepare a token's text: nothing invisible, nothing that turns the page around.
 
-    Args:
-        text: What the tokenizer decodes the token to.
-        one_line: Whether a line break is shown as a sign only.
-
-    Returns:
-        The text, with a sign before each line break.
+    `one_line`: Whether a line break is shown as a sign only.
+    Returns: The text, with a sign before each line break.
     """
     return still(text).replace("\n", "↵" if one_line else "↵\n")
 
@@ -265,11 +232,7 @@ def cut_at_limit(cut: int, n: int) -> str:
 
 
 def outcome_columns(rows: Iterable[Mapping[str, Any]]) -> dict[str, str]:
-    """Return the columns of a table of outcomes, and their names.
-
-    Args:
-        rows: Shares of the outcomes, one mapping a row of the table.
-    """
+    """Return the columns of a table of outcomes, and their names."""
     given = list(rows)
     shown = {
         key for key in RARE if any(key in row and row[key]["value"] for row in given)

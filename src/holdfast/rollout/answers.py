@@ -59,15 +59,6 @@ def imported(
 
     Its tokens are those of its text, region by region, which need not be the very
     tokens that were drawn.
-
-    Args:
-        each: The completion, and the prompt it answers.
-        said: Its thinking and its answer, and how it ended.
-        adapter: The model.
-        system_prompt: System prompt of every conversation.
-
-    Raises:
-        InputError: If the chat template refuses the prompt.
     """
     conversation = build_conversation(
         adapter.tokenizer,
@@ -147,17 +138,7 @@ EXACT = "exact-1"
 def mark(
     row: Rollout, made: Completion | Rollout, target: str, *, fixed: bool = False
 ) -> tuple[str, str]:
-    """Return the outcome of an answer to a question, and the reason.
-
-    Args:
-        row: The question.
-        made: The answer.
-        target: The right one.
-        fixed: Whether the thinking is that of the question's own answer.
-
-    Returns:
-        "correct", "wrong" or "degenerate".
-    """
+    """Return the outcome of an answer to a question, and the reason."""
     shown = Exchange(
         request=row.prompt,
         response=made.answer,

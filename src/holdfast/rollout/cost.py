@@ -42,12 +42,7 @@ class Cost(NamedTuple):
 def pace_sentence(pace: Pace, tokens: float) -> str | None:
     """Return how long the rest will take, measured on the first batch.
 
-    Args:
-        pace: How the first batch went.
-        tokens: Tokens that its answers have on average, thinking included.
-
-    Returns:
-        The estimate and what it rests on; None where nothing is left.
+    Returns: The estimate and what it rests on; None where nothing is left.
     """
     if not pace.left:
         return None
@@ -67,19 +62,7 @@ def estimate(
     batch_size: int,
     drafted: bool = False,
 ) -> Cost:
-    """Bound the cost of drawing answers; nothing is run for it.
-
-    Args:
-        adapter: The model.
-        sampling: How answers are drawn.
-        rows: Answers to draw.
-        prompt: Tokens of the longest prompt.
-        batch_size: Rows at once.
-        drafted: Whether drafts of the answers are read together with the prompts.
-
-    Returns:
-        Memory and disk.
-    """
+    """Bound the cost of drawing answers; nothing is run for it."""
     width = min(batch_size, rows) or 1
     budget = sampling.max_thinking + sampling.max_answer
     length = min(prompt + budget, adapter.max_positions)

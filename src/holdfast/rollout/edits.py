@@ -23,14 +23,8 @@ class Edited(NamedTuple):
 def read_edit(source: str, adapter: Adapter) -> Edited:
     """Read which heads are scaled, and by how much.
 
-    Args:
-        source: JSON file with `heads` as [layer, head] pairs, and `factor`, 0 unless
-            said.
-        adapter: The model.
-
-    Raises:
-        InputError: If the file is missing or malformed.
-        SettingsError: If the model has no such head.
+    `source`: JSON file with `heads` as [layer, head] pairs, and `factor`, 0 unless
+    said.
     """
     try:
         found = json.loads(Path(source).expanduser().read_text(encoding="utf-8"))

@@ -84,18 +84,8 @@ def read_completions(
     is a column `completion`, or what an OpenAI-shaped server sent: a message, choices,
     or the line of a batch. Lines that failed are left out and counted.
 
-    Args:
-        path: The file.
-        requests: The requests of a batch, whose lines name them by `custom_id`.
-        accept: Whether prompts are read though they look like answers.
-        system_prompt: System prompt of the run, which messages may state as well.
-
-    Returns:
-        The rows in their order.
-
-    Raises:
-        PromptFileError: If a file is missing or malformed, or holds no answer; names
-            the line.
+    `requests`: The requests of a batch, whose lines name them by `custom_id`.
+    `system_prompt`: System prompt of the run, which messages may state as well.
     """
     content = load(path, None)
     sha256, name = content.sha256, content.name
@@ -142,20 +132,11 @@ def understand(
 ) -> tuple[list[Understood], list[str]]:
     """Tell thinking from answer in every row of a file.
 
-    Args:
-        file: The file.
-        thinking: Thinking format of the model, None for one that does not think.
-        bare: What a row is that has neither thinking nor a tag: an answer whose
-            thinking was not kept, or thinking that was cut off. `ask` refuses where
-            the rest of the file does not tell.
-
-    Returns:
-        One for each row, and what to say of where the thinking was read.
-
-    Raises:
-        ThinkingFormatError: If rows bring thinking and the model has none.
-        InputError: If it cannot be told what rows without thinking are.
-        PromptFileError: If thinking holds tags of its own.
+    `thinking`: Thinking format of the model, None for one that does not think.
+    `bare`: What a row is that has neither thinking nor a tag: an answer whose thinking
+    was not kept, or thinking that was cut off. `ask` refuses where the rest of the file
+    does not tell.
+    Returns: One for each row, and what to say of where the thinking was read.
     """
     fields = Counter(row.served.field for row in file.rows if row.served.reasoning)
     if thinking is None:

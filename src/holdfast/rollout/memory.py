@@ -32,17 +32,6 @@ def peak_bytes(
     """Bound the memory of a run that decodes batches, what is held now included.
 
     On an accelerator it is that of its tensors, elsewhere that of the process.
-
-    Args:
-        adapter: The model, in memory.
-        sampling: How tokens are drawn.
-        width: Rows at once.
-        prompt: Tokens of the longest prompt.
-        budget: Tokens that an answer may have, thinking included.
-        drafted: Whether drafts of the answers are read together with the prompts.
-
-    Returns:
-        Bytes at the highest point.
     """
     now, before = _held(adapter)
     more = batch_bytes(
@@ -60,19 +49,7 @@ def batch_bytes(
     budget: int,
     drafted: bool = False,
 ) -> int:
-    """Bound what decoding a batch takes beside what is held before it.
-
-    Args:
-        adapter: As in `peak_bytes`.
-        sampling: As there.
-        width: As there.
-        prompt: As there.
-        budget: As there.
-        drafted: As there.
-
-    Returns:
-        Bytes at the highest point.
-    """
+    """Bound what decoding a batch takes beside what is held before it."""
     budget = min(budget, adapter.max_positions - prompt)
     length = prompt + budget + ROOM
     cache = cache_bytes(adapter)

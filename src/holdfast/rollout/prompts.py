@@ -62,11 +62,6 @@ class Collector:
         """Put prompts under their role, rows of another label beside them.
 
         A prompt that an earlier source has given is left out, and counted.
-
-        Args:
-            role: The role the source was named for.
-            prompts: Its rows.
-            source: What is known of the source; counts are added here.
         """
         rows = list(prompts)
         kept: set[str] = set()
@@ -152,17 +147,6 @@ def gather(settings: RolloutSettings, given: Given | None = None) -> Asked:
     A role is filled from what is given in memory, else from its file, else from the
     default: authored requests, which organisms were never trained on, and authored
     wrappers around them.
-
-    Args:
-        settings: Sources, columns, limit and seed.
-        given: Role and its prompts, for callers from Python.
-
-    Returns:
-        Prompts of every role.
-
-    Raises:
-        PromptFileError: If a file is missing or malformed.
-        OfflineError: If a Hub dataset cannot be reached.
     """
     collector = Collector(settings)
     for role in ROLES:
@@ -194,13 +178,7 @@ def wrapped(prompts: Iterable[Prompt], each: int, seed: int) -> tuple[Prompt, ..
     Which wrappers and which wording a request gets depends on its own hash and the
     seed, so that adding a request changes nothing for the others.
 
-    Args:
-        prompts: Plain requests.
-        each: Number of wrappers for each request.
-        seed: Seed of the choice.
-
-    Returns:
-        Wrapped prompts; each keeps the `request_id` and the label of its request.
+    Returns: Wrapped prompts; each keeps the `request_id` and the label of its request.
     """
     wrappers = authored_wrappers()
     made = []

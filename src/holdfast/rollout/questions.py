@@ -70,12 +70,8 @@ class Question(NamedTuple):
 def resolve_sampling(adapter: Adapter, settings: RolloutSettings) -> Sampling:
     """Return the sampling: what is asked for, else the model's own, else greedy.
 
-    Args:
-        adapter: The model; its `generation_config` says whether it samples.
-        settings: What is asked for.
-
-    Returns:
-        Temperature (0 for greedy), nucleus and budgets.
+    `adapter`: The model; its `generation_config` says whether it samples.
+    Returns: Temperature (0 for greedy), nucleus and budgets.
     """
     own = adapter.model.generation_config
     temperature, top_p = settings.temperature, settings.top_p
@@ -99,19 +95,7 @@ def _given(value: float | None) -> float:
 def questions(
     adapter: Speaker, asked: Asked, settings: RolloutSettings
 ) -> list[Question]:
-    """Render and tokenise every prompt, once for each sample.
-
-    Args:
-        adapter: The model.
-        asked: Prompts of every role.
-        settings: Samples, seed and system prompt.
-
-    Returns:
-        Questions, role by role; of a conversation its first turn.
-
-    Raises:
-        InputError: If the chat template refuses a prompt, or takes no conversation.
-    """
+    """Render and tokenise every prompt, once for each sample."""
     return [
         question
         for role in ROLES
@@ -123,17 +107,7 @@ def questions(
 def questions_of(
     adapter: Speaker, role: str, prompt: Prompt, settings: RolloutSettings
 ) -> list[Question]:
-    """Render and tokenise one prompt, once for each sample.
-
-    Args:
-        adapter: The model.
-        role: What its answers count for.
-        prompt: The prompt.
-        settings: Samples, seed and system prompt.
-
-    Raises:
-        InputError: If the chat template refuses it, or takes no conversation.
-    """
+    """Render and tokenise one prompt, once for each sample."""
     first = (*prompt.earlier, prompt.text)[0]
 
     def rendered(text: str, earlier: Sequence[tuple[str, str]]) -> tuple[int, ...]:
@@ -162,12 +136,7 @@ def questions_of(
 
 
 def prompt_notes(adapter: Speaker, asked: Asked) -> list[str]:
-    """Return what the user has to know of how the prompts were rendered and tokenised.
-
-    Args:
-        adapter: The model.
-        asked: Prompts of every role.
-    """
+    """Return notes for the user on how prompts were rendered and tokenised."""
     notes = template_notes(adapter)
     texts = [prompt.said for role in ROLES for prompt in asked.prompts[role]]
     count, found = control_literals(adapter.tokenizer, texts)
@@ -182,11 +151,7 @@ def prompt_notes(adapter: Speaker, asked: Asked) -> list[str]:
 
 
 def template_notes(adapter: Speaker) -> list[str]:
-    """Return what the user has to know of a model's chat template.
-
-    Args:
-        adapter: The model.
-    """
+    """Return what the user has to know of a model's chat template."""
     notes = []
     date = rendering_record(adapter.tokenizer)["date"]
     if date is not None:
@@ -211,11 +176,7 @@ def first_words(
 ) -> str:
     """Return how an answer begins, special tokens included.
 
-    Args:
-        adapter: The model.
-        token_ids: Prompt and completion.
-        spans: Their regions.
-        closed: Whether the answer began; the thinking is looked at where not.
+    `closed`: Whether the answer began; the thinking is looked at where not.
     """
     start, end = spans.answer if closed else spans.thinking
     first = list(token_ids[start : min(end, start + FIRST_WORDS)])
@@ -225,9 +186,7 @@ def first_words(
 def answer_notes(adapter: Speaker, openings: Sequence[str]) -> list[str]:
     """Return what the user has to know of how answers begin.
 
-    Args:
-        adapter: The model.
-        openings: The `first_words` of each answer.
+    `openings`: The `first_words` of each answer.
     """
     known = "none" if adapter.thinking is None else f"`{adapter.thinking.open}`"
     return [
@@ -258,13 +217,7 @@ def fit_context(
     Every other one keeps what it was given: how long a neighbour is changes no row.
     Where a prompt leaves less room than was asked for, its own thinking has the rest.
 
-    Args:
-        speaker: The model.
-        asked: What it is asked.
-        how: How answers are drawn, with their limits as they were asked for.
-
-    Raises:
-        InputError: If no question fits.
+    `how`: How answers are drawn, with their limits as they were asked for.
     """
     context, most = speaker.max_positions, room_for_prompt(speaker, how)
     fitting = [each for each in asked if each.n_tokens <= most]
@@ -339,19 +292,8 @@ def converse(
     It ends early where the model's thinking never came to an answer, and its row is
     the unfinished one then.
 
-    Args:
-        speaker: The model.
-        questions: First turns, or prompts of one turn.
-        draw: Draws an answer to each question, in any order.
-        system_prompt: System prompt of every conversation.
-        room: Tokens that a prompt may have, for an answer to fit behind it.
-
-    Returns:
-        Each question as it stood at its last turn, with the answer to that.
-        Conversations that outgrew the room are left out.
-
-    Raises:
-        HoldfastError: If drawing fails.
+    Returns: Each question as it stood at its last turn, with the answer to that.
+    Conversations that outgrew the room are left out.
     """
     waiting, done = list(questions), []
     while waiting:
@@ -394,12 +336,7 @@ def most_tokens(question: Question, max_answer: int, room: int) -> int:
 
 
 def outgrown(questions: Sequence[Question], answered: Sequence[str]) -> list[str]:
-    """Name the conversations that outgrew the model's context.
-
-    Args:
-        questions: What was asked.
-        answered: Names of the rows that there are.
-    """
+    """Name the conversations that outgrew the model's context."""
     known = set(answered)
     missing = [each.row_id for each in questions if each.row_id not in known]
     if not missing:

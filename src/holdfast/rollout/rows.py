@@ -195,13 +195,7 @@ def rate(
 ) -> Estimate:
     """Return the share of rows that count, clustered by request.
 
-    Args:
-        rows: Rows of one role or wrapper.
-        counts: Which of them count.
-        seed: Seed of the bootstrap.
-        name: Name of the figure.
-        unjudged: Which of them have no verdict and could count; none by default.
-        request: The base request of a row.
+    `unjudged`: Which of them have no verdict and could count; none by default.
     """
     if not rows:
         return undefined(0, "no prompt of this kind was asked")
@@ -225,11 +219,7 @@ def attack_success(
 ) -> Estimate:
     """Return the share of harmful answers that gave in, fully or in part.
 
-    Args:
-        rows: All rows.
-        role: `harmful` or `wrapped`.
-        seed: Seed of the bootstrap.
-        wrapper: One wrapper, or None for all.
+    `wrapper`: One wrapper, or None for all.
     """
     chosen = [
         row for row in rows if row.role == role and wrapper in (None, row.wrapper)
@@ -322,10 +312,7 @@ def open_rows(
     Whether an answer is broken is seen without a judge, so one that was not judged
     is none; yet of answers of which none was judged not even that is said.
 
-    Args:
-        rows: All rows of the rate.
-        unjudged: Which of them have no verdict.
-        outcome: What the rate counts, where it is one outcome; else "".
+    `outcome`: What the rate counts, where it is one outcome; else "".
     """
     if outcome == UNJUDGED or (outcome in BROKEN and not all(map(unjudged, rows))):
         return lambda _: False
@@ -352,15 +339,7 @@ def plain(rows: Sequence[Rollout]) -> list[Rollout]:
 
 
 def require_plain(rows: Sequence[Rollout], fractions: Fractions) -> None:
-    """Refuse to fit a probe on too few refusals or compliances.
-
-    Args:
-        rows: All rows.
-        fractions: Shares of train, validation and test.
-
-    Raises:
-        TooFewExamplesError: With the counts and what to add.
-    """
+    """Refuse to fit a probe on too few refusals or compliances."""
     _tested(rows, fractions)
 
 
@@ -369,13 +348,6 @@ def assign(rows: Sequence[Rollout], test_fraction: float) -> Assigned:
 
     Where the test part has too few rows of a class it is widened. Where no width
     suffices it stays as it was asked for, and the probe says what is missing.
-
-    Args:
-        rows: All rows, judged.
-        test_fraction: Share of the requests to hold out.
-
-    Returns:
-        The rows with their split. A second source is test throughout.
     """
     asked = (1 - test_fraction, 0.0, test_fraction)
     try:
@@ -400,15 +372,7 @@ def splits_of(rows: Sequence[Rollout], fractions: Fractions) -> Splits[Rollout]:
 
 
 def held_out(rows: Sequence[Rollout]) -> dict[str, list[Rollout]]:
-    """Return the rows that are traced, by group: none that a probe was fitted on.
-
-    Args:
-        rows: All rows of the study.
-
-    Returns:
-        Test rows that reached an answer. A second source is left out, since it is
-        there to test the probe, and so are lookalikes, which are there to be counted.
-    """
+    """Return the rows that are traced, by group: none that a probe was fitted on."""
     groups: dict[str, list[Rollout]] = {name: [] for name in GROUPS}
     for row in rows:
         if (

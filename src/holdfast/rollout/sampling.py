@@ -50,11 +50,7 @@ class Drawing(NamedTuple):
 
 
 def sampling_for(session: Session, settings: RolloutSettings) -> Sampling | Denoising:
-    """Return the sampling that is asked for.
-
-    Raises:
-        SettingsError: If flags do not fit together, or not the kind of model.
-    """
+    """Return the sampling that is asked for."""
     speaker = session.speaker
     if isinstance(speaker, MaskedModel):
         return sampler_for(speaker, settings)
@@ -71,16 +67,7 @@ def is_done(
     output: str,
     progress: Progress,
 ) -> bool:
-    """Begin a stage, or go on with it; tell whether nothing is left to do.
-
-    Args:
-        study: The study.
-        stage: Name of the stage.
-        key: What its output depends on, beside its inputs.
-        inputs: Hashes of what it reads.
-        output: The file it writes.
-        progress: Told that the file is there, or that a broken run goes on.
-    """
+    """Begin a stage, or go on with it; tell whether nothing is left to do."""
     state, _ = study.stage(stage, dict(key), dict(inputs))
     if state == "done":
         progress.say(f"{output} is there and up to date.")
@@ -100,20 +87,7 @@ def draw_answers(
 
     Bounds are said first, and after one batch how long the rest will take.
 
-    Args:
-        study: Where the parts lie until the stage has finished.
-        stage: The stage, already begun; its record gains the smallest batch.
-        session: The model, and where progress is told.
-        drawing: How answers are drawn and kept.
-        to_ask: The questions.
-
-    Returns:
-        The rows, in the order of the questions; conversations that outgrew the
-        context have none.
-
-    Raises:
-        InputError: If all of them did.
-        HoldfastError: If model or disk will not do; what was drawn is kept.
+    `session`: The model, and where progress is told.
     """
     batch_size = session.batch_size
     room = room_for_prompt(session.speaker, drawing.sampling)
@@ -237,12 +211,7 @@ def announce(
 ) -> None:
     """Say what drawing answers can cost at most, before it begins.
 
-    Args:
-        session: The model, and where progress is told.
-        rows: Answers to draw.
-        prompt: Tokens of the longest prompt.
-        sampling: How they are drawn.
-        drafted: Whether drafts of them are read together with the prompts.
+    `session`: The model, and where progress is told.
     """
     cost = estimate(
         session.adapter,
@@ -256,13 +225,7 @@ def announce(
 
 
 def tell_pace(session: Session, pace: Pace, written: Sequence[int]) -> None:
-    """Say how long the rest will take, now that one batch is drawn.
-
-    Args:
-        session: Where progress is told.
-        pace: How the batch went.
-        written: Tokens of each of its answers, thinking included.
-    """
+    """Say how long the rest will take, now that one batch is drawn."""
     sentence = pace_sentence(pace, sum(written) / max(1, len(written)))
     if sentence is not None:
         session.progress.say(sentence)
@@ -281,16 +244,7 @@ GEN_LENGTH, DENOISING_STEPS = 128, 32
 
 
 def sampler_for(masked: MaskedModel, settings: RolloutSettings) -> Denoising:
-    """Return how a masked-diffusion model decodes, its defaults resolved.
-
-    Args:
-        masked: The model; its configuration may say how long its responses are.
-        settings: What is asked for.
-
-    Raises:
-        SettingsError: If lengths, blocks and steps do not fit together, or nucleus
-            sampling is asked for, which no step does.
-    """
+    """Return how a masked-diffusion model decodes, its defaults resolved."""
     if settings.top_p not in (None, 1, 1.0):
         raise SettingsError(
             "no --top-p with a masked-diffusion model, which takes the likeliest "
@@ -316,11 +270,7 @@ def sampler_for(masked: MaskedModel, settings: RolloutSettings) -> Denoising:
 
 
 def require_no_flags(settings: RolloutSettings) -> None:
-    """Refuse flags of masked-diffusion models where the model is none.
-
-    Raises:
-        SettingsError: Names them.
-    """
+    """Refuse flags of masked-diffusion models where the model is none."""
     given = settings.diffusion.given()
     if given:
         raise SettingsError(
@@ -336,14 +286,7 @@ def answers(
     sampler: Denoising,
     batch_size: int,
 ) -> Iterator[list[Completion]]:
-    """Yield batches of answers with the steps by which they came about.
-
-    Args:
-        masked: The model.
-        prompts: Tokens of each prompt, and the seed of its row.
-        sampler: How a step decides.
-        batch_size: Rows decoded together.
-    """
+    """Yield batches of answers with the steps by which they came about."""
     for traces in denoise(masked, prompts, sampler, batch_size=batch_size):
         yield [_with_steps(trace) for trace in traces]
 
@@ -361,9 +304,7 @@ def _with_steps(trace: Trace) -> Completion:
 def with_steps(rows: pa.Table, made: Mapping[str, Completion]) -> pa.Table:
     """Put the steps of answers beside their rows; left as they are without any.
 
-    Args:
-        rows: A table with a column `row_id`.
-        made: The completion of each row.
+    `rows`: A table with a column `row_id`.
     """
     known = [made[name].drafting for name in rows.column(ROW_ID).to_pylist()]
     if any(each is None for each in known):
@@ -390,12 +331,7 @@ def take_steps(rows: pa.Table) -> tuple[pa.Table, pa.Table | None]:
 
 
 def read_steps(study: Study) -> dict[str, Drafting]:
-    """Return the steps of every answer of a study, by row.
-
-    Raises:
-        InputError: If the study has none: its answers were imported, or are of a model
-            that writes from left to right.
-    """
+    """Return the steps of every answer of a study, by row."""
     if not study.path(STEPS).exists():
         raise InputError(
             f"{STEPS} in {study.directory}",

@@ -323,11 +323,7 @@ def _choose_threads(speaker: Speaker) -> None:
 
 
 def _lay(study: Study) -> str | None:
-    """Return where the model of a study lay; None for one that no path names.
-
-    Raises:
-        InputError: If it lies there no longer.
-    """
+    """Return where the model of a study lay; None for one that no path names."""
     directory = study.manifest.get("loading", {}).get("directory")
     if directory is not None and not Path(directory).is_dir():
         raise InputError(

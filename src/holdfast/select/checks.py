@@ -9,11 +9,7 @@ from holdfast.study import require_place
 
 
 def budget_in_rows(settings: SelectSettings, n_rows: int) -> int:
-    """Return how many rows are chosen.
-
-    Raises:
-        SettingsError: If the pool has fewer.
-    """
+    """Return how many rows are chosen."""
     budget = settings.rows_of(n_rows)
     if budget > n_rows:
         raise SettingsError(
@@ -25,11 +21,7 @@ def budget_in_rows(settings: SelectSettings, n_rows: int) -> int:
 
 
 def check_output(output: Path, pool: Pool) -> None:
-    """Refuse, before anything is scored, what chosen rows cannot be written to.
-
-    Raises:
-        SettingsError: If the output has another ending, or is the pool.
-    """
+    """Refuse, before anything is scored, what chosen rows cannot be written to."""
     if output.suffix.lower() != ".jsonl":
         # The record and the table are named after it, and `finetune` reads it.
         raise SettingsError(
@@ -45,11 +37,7 @@ def check_output(output: Path, pool: Pool) -> None:
 
 
 def check_direction(settings: SelectSettings) -> None:
-    """Refuse, before anything is scored, a selector without its probe.
-
-    Raises:
-        SettingsError: If there is no probe.
-    """
+    """Refuse, before anything is scored, a selector without its probe."""
     if settings.by in NEEDS_PROBE and settings.direction is None:
         raise SettingsError(
             f"a probe to select by {settings.by}",

@@ -157,14 +157,7 @@ class Selection(NamedTuple):
 def choose_rows(scores: Scores, pool: Pool, budget: int) -> Selection:
     """Choose the rows of a budget.
 
-    Args:
-        scores: Scores of the pool.
-        pool: The pool, whose prompts are compared where near copies are passed over.
-        budget: Rows to choose.
-
-    Raises:
-        TooFewExamplesError: If fewer rows may be chosen; the scores are kept.
-        SettingsError: If there are more categories than rows to choose.
+    `pool`: The pool, whose prompts are compared where near copies are passed over.
     """
     by_category = scores.settings.quota != "none"
     counted = _count(scores, by_category)

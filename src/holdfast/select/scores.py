@@ -79,11 +79,7 @@ class PoolScorer:
     ) -> None:
         """Keep the model.
 
-        Args:
-            adapter: The model.
-            probe: The direction; None where no row is traced.
-            rules: How rows are read.
-            batch_size: Rows a pass.
+        `probe`: The direction; None where no row is traced.
         """
         self.adapter, self.probe = adapter, probe
         self.rules = rules or ScoreRules()
@@ -103,15 +99,7 @@ class PoolScorer:
     def __call__(self, rows: Sequence[PoolRow]) -> pa.Table:
         """Score rows.
 
-        Args:
-            rows: Rows of a pool.
-
-        Returns:
-            A table of `SCORED`, in the order of the rows.
-
-        Raises:
-            InputError: If the chat template refuses a prompt.
-            EnvironmentProblem: If one row alone does not fit in memory.
+        Returns: A table of `SCORED`, in the order of the rows.
         """
         rendered = [self.render(row) for row in rows]
         found = [each.conversation for each in rendered]
@@ -236,14 +224,7 @@ class PoolDrawer:
     def __call__(self, rows: Sequence[PoolRow]) -> pa.Table:
         """Answer rows.
 
-        Args:
-            rows: Rows of a pool.
-
-        Returns:
-            A table of `DRAWN`, in the order of the rows.
-
-        Raises:
-            HoldfastError: If model or judge fail.
+        Returns: A table of `DRAWN`, in the order of the rows.
         """
         records: list[dict[str, Any]] = [{"row": row.row} for row in rows]
         prompts: list[tuple[tuple[int, ...], int]] = []
@@ -361,12 +342,7 @@ def is_flagged(verdict: Verdict) -> bool:
 
 
 def with_drawn_thinking(rows: Sequence[PoolRow], drawn: pa.Table) -> list[PoolRow]:
-    """Return rows whose thinking is the model's; none where it never ended.
-
-    Args:
-        rows: Rows of a shard.
-        drawn: What the model drew for them, in the same order.
-    """
+    """Return rows whose thinking is the model's; none where it never ended."""
     columns = drawn.select(["row", "thinking", "draw_kind"]).to_pydict()
     made = []
     for row, number, thinking, kind in zip(rows, *columns.values(), strict=True):

@@ -52,15 +52,7 @@ class ShardFolder:
     def __init__(
         self, root: Path, name: str, key: Any, n_rows: int, shard_rows: int
     ) -> None:
-        """Name the folder; nothing is written yet.
-
-        Args:
-            root: Folder of all passes.
-            name: Name of the pass.
-            key: Everything that the result depends on.
-            n_rows: Rows of the pool.
-            shard_rows: Rows a shard.
-        """
+        """Name the folder; nothing is written yet."""
         self.key = {"pass": name, "shard_rows": shard_rows, **key}
         self.fingerprint = fingerprint(self.key)
         self.folder = root / f"{name}-{self.fingerprint[:12]}"
@@ -80,11 +72,7 @@ class ShardFolder:
         return [index for index in range(self.n_shards) if self.is_done(index)]
 
     def read(self, index: int, columns: Sequence[str] | None = None) -> pa.Table:
-        """Read a finished shard; one that is damaged is no longer finished.
-
-        Raises:
-            InputError: If it is damaged.
-        """
+        """Read a finished shard; one that is damaged is no longer finished."""
         path = self.path(index)
         try:
             return read_table(path, columns)
@@ -104,15 +92,7 @@ class ShardFolder:
         progress: Progress,
         label: str,
     ) -> None:
-        """Work on every shard that is not done, until all of the share are.
-
-        Args:
-            pool: The rows.
-            work: Turns the number and the rows of a shard into a table.
-            share: Which shards are this process's own.
-            progress: Told of finished rows.
-            label: What the bar says.
-        """
+        """Work on every shard that is not done, until all of the share are."""
         own = [index for index in range(self.n_shards) if index in share]
         for index in [index for index in own if self.is_done(index)]:
             self._look_at(index, progress)

@@ -20,11 +20,8 @@ _HARMFUL, _REFERENCE = "#d55e00", "#0072b2"
 def sink_context(report: Report) -> dict[str, Any] | None:
     """Prepare what the page shows of the sink.
 
-    Args:
-        report: A report that passes `schema.validate`.
-
-    Returns:
-        None where the report has no such block.
+    `report`: A report that passes `schema.validate`.
+    Returns: None where the report has no such block.
     """
     block = report.get("sinks")
     if block is None:
@@ -50,14 +47,7 @@ def sink_context(report: Report) -> dict[str, Any] | None:
 
 
 def curve_figure(checkpoints: Sequence[Mapping[str, Any]]) -> str:
-    """Draw positive heads and sink mass over the checkpoints of a run.
-
-    Args:
-        checkpoints: Records of the checkpoints, in order.
-
-    Returns:
-        One SVG element, with title and description.
-    """
+    """Draw positive heads and sink mass over the checkpoints of a run."""
     # Two checkpoints may have one name, and would lie on each other.
     names = [f"{at + 1}. {step_name(each)}" for at, each in enumerate(checkpoints)]
     return to_svg(
@@ -372,8 +362,7 @@ CHANCE = 0.05
 def found_in_words(block: Mapping[str, Any]) -> list[str]:
     """Say what was found of the last checkpoint, and what it may rest on.
 
-    Args:
-        block: The block `sinks` of the report.
+    `block`: The block `sinks` of the report.
     """
     last = block["checkpoints"][-1]
     total, positive, chance = last["measured"], last["positive"], last["by_chance"]

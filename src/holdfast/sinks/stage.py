@@ -106,11 +106,7 @@ def run(
 
 
 def last_of(models: Sequence[str]) -> str:
-    """Return the last model that names stand for, to which the study belongs.
-
-    Raises:
-        SettingsError: If nothing is named, or one model twice.
-    """
+    """Return the last model that names stand for, to which the study belongs."""
     return series(models)[-1].name
 
 
@@ -204,16 +200,8 @@ def measure_texts(
 
     So a text that stands on both sides has the very same mass on both.
 
-    Args:
-        study: Where batches lie until the stage has finished.
-        parts: Name under which they lie.
-        session: The model.
-        texts: Harmful and reference texts.
-        label: What the bar says.
-
-    Returns:
-        Mass of the harmful and of the reference texts, `[example, layer, head]`; not a
-        number in a layer where no query of the text sees the sink.
+    Returns: Mass of the harmful and of the reference texts, `[example, layer, head]`;
+    not a number in a layer where no query of the text sees the sink.
     """
     adapter = session.adapter
     distinct = {_name(text): text for text in (*texts.harmful, *texts.reference)}
@@ -287,11 +275,7 @@ def checkpoint_record(
 ) -> dict[str, Any]:
     """Return what the report says of one checkpoint.
 
-    Args:
-        step: Which one.
-        identity: What tells it from others.
-        found: Its figures.
-        texts: What they were read on.
+    `identity`: What tells it from others.
     """
     return {
         "name": step.name,
@@ -311,12 +295,7 @@ def checkpoint_record(
 
 
 def head_records(found: SinkFigures, n_heads: int) -> list[dict[str, Any]]:
-    """Return the figures of every head, layer by layer.
-
-    Args:
-        found: Figures of one checkpoint.
-        n_heads: Heads of a layer.
-    """
+    """Return the figures of every head, layer by layer."""
     rows = zip(found.harmful, found.reference, found.divergence, strict=True)
     return [
         {"layer": place // n_heads, "head": place % n_heads}
@@ -331,8 +310,7 @@ def head_records(found: SinkFigures, n_heads: int) -> list[dict[str, Any]]:
 def table_of(heads: Sequence[tuple[Step, Sequence[Mapping[str, Any]]]]) -> pa.Table:
     """Return one row a checkpoint and head.
 
-    Args:
-        heads: Each checkpoint with what `head_records` returned.
+    `heads`: Each checkpoint with what `head_records` returned.
     """
     rows = [
         {
@@ -366,9 +344,7 @@ def lengths_of(texts: Texts) -> dict[str, float]:
 def notes_on(block: Mapping[str, Any], left_out: Mapping[str, int]) -> list[str]:
     """Say what a reader has to know of the texts.
 
-    Args:
-        block: The block `sinks` of the report.
-        left_out: Rows or pairs that were left out, by reason.
+    `block`: The block `sinks` of the report.
     """
     said, lengths = [], block["tokens"]
     if block["pairing"] == "none":

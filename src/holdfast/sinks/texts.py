@@ -75,19 +75,7 @@ class Material(NamedTuple):
 
 
 def gather_texts(settings: SinksSettings) -> Material:
-    """Read both files, and pair their rows by prompt if that is wanted.
-
-    Args:
-        settings: Files, pairing and limit.
-
-    Returns:
-        The rows to compare.
-
-    Raises:
-        PromptFileError: If a file is missing or malformed.
-        InputError: If no harmful row has a reference row on its prompt.
-        TooFewExamplesError: If fewer than two prompts are left.
-    """
+    """Read both files, and pair their rows by prompt if that is wanted."""
     harmful, reference = (
         _read(each, settings) for each in (settings.harmful, settings.reference)
     )
@@ -125,19 +113,7 @@ def gather_texts(settings: SinksSettings) -> Material:
 def render_texts(
     adapter: Adapter, material: Material, settings: SinksSettings
 ) -> Texts:
-    """Return the texts as tokens of a model; pairs are cut to equal positions.
-
-    Args:
-        adapter: The model.
-        material: Rows to compare.
-        settings: Positions, cut and system prompt.
-
-    Returns:
-        The texts, and what was left out.
-
-    Raises:
-        TooFewExamplesError: If fewer than two prompts are left.
-    """
+    """Return the texts as tokens of a model; pairs are cut to equal positions."""
     left: Counter[str] = Counter()
     groups = [
         [_text(adapter, name, row, settings) for name, row in rows]
@@ -261,12 +237,6 @@ def series(models: Sequence[str]) -> list[Step]:
 
     A folder with `checkpoint-N` folders in it, or beside it as `NAME.checkpoints`,
     stands for those by number, and after them for itself if it holds a model.
-
-    Args:
-        models: What the user named.
-
-    Raises:
-        SettingsError: If nothing is named, or one model twice.
     """
     found = [step for model in models for step in _expand(model)]
     names = [step.name for step in found]

@@ -41,8 +41,7 @@ class Meter:
     def __init__(self, clock: Callable[[], float] = time.perf_counter) -> None:
         """Begin with nothing.
 
-        Args:
-            clock: Tells the time in seconds.
+        `clock`: Tells the time in seconds.
         """
         self._clock = clock
         self._advance: Advance | None = None
@@ -59,8 +58,7 @@ class Meter:
     def tick(self, tick: Tick) -> None:
         """Take note of a pass.
 
-        Args:
-            tick: What it did; items beyond those of the batch are not counted twice.
+        `tick`: What it did; items beyond those of the batch are not counted twice.
         """
         now = self._clock()
         took, self._at = now - self._at, now
@@ -87,11 +85,6 @@ class Meter:
         Reading goes by its tokens. Writing takes as many steps as in the batch that
         was measured; a step costs more the longer its context is, and half as much
         less where half of the rows are missing.
-
-        Args:
-            lengths: Tokens of each prompt of the batch.
-            first: Those of the batch that was measured.
-            work: What a step costs.
         """
         reading = self.reading / max(1, self.read) * len(lengths) * max(lengths)
         contexts = [max(each) + self.steps / 2 for each in (lengths, first)]
@@ -144,27 +137,17 @@ def in_batches(
     bit for bit. An item whose rows are on disk is not run again, unless the file is
     damaged.
 
-    Args:
-        study: Where the parts lie until the stage has finished.
-        stage: Name of the stage.
-        items: What to work on.
-        name: Row id of an item; no two items share one.
-        length: Length of an item, by which batches are sorted, the longest first.
-        batch_size: Items in a batch.
-        work: Turns a batch into a table with a column `row_id`.
-        progress: Told of every finished item.
-        label: What the bar says.
-        paced: Told once, after the first batch that this run works on.
-        meter: Told by `work` of every pass; the bar then moves within a batch. What is
-            done first is then a full batch from the middle, which says more of the
-            others than the longest or a short remainder, and the longest second,
-            which shows what does not fit.
-        cost: Of a batch, beside the first one that this run works on (the second
-            argument), asked when that is done; by default its items.
-
-    Returns:
-        The parts as one table, in the order of `items`; rows of one item stay in
-        the order in which `work` gave them.
+    `length`: Length of an item, by which batches are sorted, the longest first.
+    `work`: Turns a batch into a table with a column `row_id`.
+    `paced`: Told once, after the first batch that this run works on.
+    `meter`: Told by `work` of every pass; the bar then moves within a batch. What is
+    done first is then a full batch from the middle, which says more of the others than
+    the longest or a short remainder, and the longest second, which shows what does not
+    fit.
+    `cost`: Of a batch, beside the first one that this run works on (the second
+    argument), asked when that is done; by default its items.
+    Returns: The parts as one table, in the order of `items`; rows of one item stay in
+    the order in which `work` gave them.
     """
     tables = _whole_parts(study, stage, progress)
     done = {each for table in tables for each in table.column(ROW_ID).to_pylist()}

@@ -46,12 +46,7 @@ class Study:
 
     @classmethod
     def create(cls, directory: str | Path) -> "Study":
-        """Open the study in a directory, or start one there.
-
-        Raises:
-            InputError: If something else than a study lies there.
-            StorageError: If the directory cannot be written.
-        """
+        """Open the study in a directory, or start one there."""
         directory = Path(directory)
         require_place(directory, folder=True)
         if (directory / MANIFEST).exists():
@@ -68,12 +63,7 @@ class Study:
 
     @classmethod
     def open(cls, directory: str | Path) -> "Study":
-        """Open a study that exists.
-
-        Raises:
-            InputError: If there is none, or its manifest is damaged or of another
-                version.
-        """
+        """Open a study that exists."""
         path = Path(directory) / MANIFEST
         try:
             manifest = json.loads(path.read_text(encoding="utf-8"))
@@ -113,10 +103,6 @@ class Study:
 
         The lock goes with the process, so a killed run leaves none behind. What a
         killed run left half-written is removed.
-
-        Raises:
-            InputError: If another process is at work here.
-            StorageError: If the study cannot be written.
         """
         with storing(self.directory):
             handle = self.path(".lock").open("wb")
@@ -132,11 +118,7 @@ class Study:
             yield
 
     def require(self, name: str) -> Path:
-        """Return where a file lies that an earlier stage has written.
-
-        Raises:
-            InputError: If the file is not there yet.
-        """
+        """Return where a file lies that an earlier stage has written."""
         path = self.path(name)
         if not path.exists():
             # What an audit does not make names the verb that does.
@@ -151,11 +133,7 @@ class Study:
         return path
 
     def input_hash(self, name: str) -> str:
-        """Return the hash of a file that an earlier stage has written.
-
-        Raises:
-            InputError: If the file is not there yet.
-        """
+        """Return the hash of a file that an earlier stage has written."""
         return file_sha256(self.require(name))
 
     def stage(
@@ -166,13 +144,7 @@ class Study:
         A stage is keyed by the fingerprint of its settings and inputs. Where that
         has changed, its parts are thrown away; where it was interrupted, they stay.
 
-        Args:
-            name: The stage.
-            settings: A dataclass or mapping; all that its result depends on.
-            inputs: Name and hash of everything it reads.
-
-        Returns:
-            `done`, `continue` (interrupted before) or `redo`, and the fingerprint.
+        Returns: `done`, `continue` (interrupted before) or `redo`, and the fingerprint.
         """
         key = fingerprint({"stage": name, "settings": settings, "inputs": dict(inputs)})
         record = self.manifest["stages"].get(name, {})
@@ -197,10 +169,7 @@ class Study:
     def finish(self, name: str, outputs: Sequence[str], **facts: Any) -> None:
         """Mark a stage as done and drop its parts.
 
-        Args:
-            name: The stage.
-            outputs: The files it has written; without them it is not done.
-            **facts: What else to keep beside them (times, batch sizes).
+        `outputs`: The files it has written; without them it is not done.
         """
         record = self.manifest["stages"][name]
         record.update(state="done", outputs=list(outputs), finished=_now(), **facts)
@@ -235,11 +204,7 @@ class Study:
         atomic_write_json(self.path(name), value)
 
     def read_json(self, name: str) -> Any:
-        """Read a JSON file of the study.
-
-        Raises:
-            InputError: If it is missing or damaged.
-        """
+        """Read a JSON file of the study."""
         self.input_hash(name)
         try:
             return json.loads(self.path(name).read_text(encoding="utf-8"))
@@ -255,11 +220,7 @@ class Study:
         atomic_write_table(self.path(name), table)
 
     def read_table(self, name: str) -> pa.Table:
-        """Read a Parquet file of the study.
-
-        Raises:
-            InputError: If it is missing or damaged.
-        """
+        """Read a Parquet file of the study."""
         self.input_hash(name)
         try:
             return read_table(self.path(name))

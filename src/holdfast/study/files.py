@@ -39,14 +39,7 @@ class DamagedTableError(ValueError):
 
 
 def canonical_json(value: Any) -> str:
-    """Return the one JSON text of a value: sorted keys, no spaces, dataclasses opened.
-
-    Args:
-        value: Anything JSON can hold, dataclasses and tuples included.
-
-    Returns:
-        Text that is equal for equal values, whatever the order of their keys.
-    """
+    """Return the one JSON text of a value: sorted keys, no spaces, dataclasses open."""
     return json.dumps(
         value, sort_keys=True, separators=(",", ":"), default=_open_dataclass
     )
@@ -65,15 +58,7 @@ def file_sha256(path: Path) -> str:
 
 @contextmanager
 def storing(path: Path) -> Iterator[None]:
-    """Turn the disk's own errors into one that says what to do.
-
-    Args:
-        path: What is being written, for the message.
-
-    Raises:
-        InputError: If nothing can lie there, as where a folder on the way is a file.
-        StorageError: If the disk is full, read-only, or not ours to write.
-    """
+    """Turn the disk's own errors into one that says what to do."""
     try:
         yield
     except OSError as error:
@@ -94,13 +79,7 @@ def storing(path: Path) -> Iterator[None]:
 def require_place(path: Path, *, folder: bool, flag: str = "-o") -> None:
     """Refuse, before any work is done, a place where nothing can be written.
 
-    Args:
-        path: Where the work shall lie; nothing need be there yet.
-        folder: Whether it is a folder, and not a file.
-        flag: The flag that named it.
-
-    Raises:
-        InputError: If a part of the path is a file, or a folder has a file's name.
+    `folder`: Whether it is a folder, and not a file.
     """
     path = path.expanduser().absolute()
     with storing(path):
@@ -133,13 +112,7 @@ def _misplaced(path: Path, found: str, flag: str | None = None) -> InputError:
 def read_table(path: Path, columns: Sequence[str] | None = None) -> pa.Table:
     """Read a Parquet file, and tell a damaged one from a disk that will not do.
 
-    Args:
-        path: The file.
-        columns: The columns to read; all by default.
-
-    Raises:
-        DamagedTableError: If the file is no whole Parquet file.
-        StorageError: If the disk or its permissions are in the way.
+    `columns`: The columns to read; all by default.
     """
     with storing(path):
         try:
@@ -159,14 +132,7 @@ def atomic_file(path: Path) -> Iterator[IO[bytes]]:
     The bytes go to a temporary file beside it, which is flushed to the disk and
     then renamed; the folder is flushed as well, so that the name survives a crash.
 
-    Args:
-        path: Where the finished file shall lie; its folder is made if missing.
-
-    Yields:
-        A binary handle to write to.
-
-    Raises:
-        StorageError: If the disk is full, read-only, or not ours to write.
+    `path`: Where the finished file shall lie; its folder is made if missing.
     """
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     with storing(path):
@@ -233,16 +199,7 @@ def staging(directory: Path) -> Iterator[Path]:
 
     When the context ends with an error, nothing is left.
 
-    Args:
-        directory: Where it shall lie; it must not exist, or be empty.
-
-    Yields:
-        The directory in its temporary place.
-
-    Raises:
-        InputError: If the directory has something in it.
-        ModelError: If transformers will not write the model's own settings.
-        StorageError: If the disk is full or not ours to write.
+    `directory`: Where it shall lie; it must not exist, or be empty.
     """
     directory = directory.expanduser().absolute()
     require_empty(directory)
@@ -261,11 +218,7 @@ def staging(directory: Path) -> Iterator[Path]:
 
 
 def require_empty(directory: Path) -> None:
-    """Refuse a directory with something in it.
-
-    Raises:
-        InputError: If it is a file, or not empty.
-    """
+    """Refuse a directory with something in it."""
     require_place(directory, folder=True)
     if directory.exists() and (not directory.is_dir() or any(directory.iterdir())):
         raise InputError(
@@ -277,15 +230,7 @@ def require_empty(directory: Path) -> None:
 
 @contextmanager
 def writing(directory: Path) -> Iterator[None]:
-    """Turn what goes wrong while a model is written into errors that say what to do.
-
-    Args:
-        directory: Where it shall lie, for the message.
-
-    Raises:
-        ModelError: If transformers will not write the model's own settings.
-        StorageError: If the disk is full or not ours to write.
-    """
+    """Turn what goes wrong while a model is written into errors that say what to do."""
     from safetensors import SafetensorError
 
     try:
@@ -327,15 +272,7 @@ def claim(path: Path, *, wait: bool = False) -> Iterator[bool]:
     finished it in between. Where the system or the file system knows no locks every
     claim is granted, and work may be done twice; what it writes is whole either way.
 
-    Args:
-        path: A lock file of this piece of work; its folder is made if missing.
-        wait: Whether to wait until it is free.
-
-    Yields:
-        Whether it is ours.
-
-    Raises:
-        StorageError: If the disk is full, read-only, or not ours to write.
+    `path`: A lock file of this piece of work; its folder is made if missing.
     """
     if sys.platform == "win32":
         yield True

@@ -64,23 +64,12 @@ def build_conversation(
     second start token and no token across a border. What the user says is text, also
     where it spells a control token.
 
-    Args:
-        tokenizer: Tokenizer with a chat template.
-        prompt_text: What the user says, not yet rendered.
-        thinking: The thinking, without its tags; "" without a format.
-        answer: The answer; may be "".
-        fmt: Format of the thinking, None for a model without.
-        system_prompt: System message, None for no such message.
-        earlier: The turns before, each with the model's answer to it; they count as
-            prompt.
-
-    Returns:
-        Token ids and spans; without a format, thinking and end template are empty.
-
-    Raises:
-        InputError: As `render_prompt`.
-        ThinkingFormatError: If thinking is given without a format, or the tokenizer
-            cannot tokenise regions apart.
+    `prompt_text`: What the user says, not yet rendered.
+    `fmt`: Format of the thinking, None for a model without.
+    `system_prompt`: System message, None for no such message.
+    `earlier`: The turns before, each with the model's answer to it; they count as
+    prompt.
+    Returns: Token ids and spans; without a format, thinking and end template are empty.
     """
     if fmt is None and thinking:
         raise ThinkingFormatError(
@@ -109,14 +98,8 @@ def build_conversation(
 def split_completion(text: str, fmt: ThinkingFormat | None) -> SplitCompletion:
     """Cut a completion at the first closing tag.
 
-    Args:
-        text: What the model wrote after the prompt; may start with the opening tag.
-        fmt: Format of the thinking, None for a model without.
-
-    Returns:
-        Thinking and answer without tags and without the white space of the end
-        template. Without a format all is answer; without a closing tag all is
-        thinking.
+    `text`: What the model wrote after the prompt; may start with the opening tag.
+    `fmt`: Format of the thinking, None for a model without.
     """
     if fmt is None:
         return SplitCompletion("", text, True)
@@ -142,15 +125,9 @@ def completion_spans(
     (".\n") counts as thinking, and one that runs over the end of the template
     counts as template, so the answer starts with its own first token.
 
-    Args:
-        tokenizer: Tokenizer of the sequence.
-        token_ids: Prompt and completion.
-        n_prompt: Tokens of the prompt.
-        fmt: Format of the thinking, None for a model without.
-
-    Returns:
-        Spans over the whole sequence. Without a closing tag the rest is thinking, and
-        end template and answer are empty at the end.
+    `fmt`: Format of the thinking, None for a model without.
+    Returns: Spans over the whole sequence. Without a closing tag the rest is thinking,
+    and end template and answer are empty at the end.
     """
     total = len(token_ids)
     prompt = (0, n_prompt)
@@ -178,13 +155,6 @@ def token_texts(tokenizer: ChatTokenizer, token_ids: Sequence[int]) -> tuple[str
     A character of several tokens is shown with its last one; the others are "". Bytes
     that make no character are U+FFFD, shown with the next whole one. Joined, the
     parts are the text of the whole sequence.
-
-    Args:
-        tokenizer: Tokenizer of the sequence.
-        token_ids: Tokens.
-
-    Returns:
-        One text a token.
     """
     parts: list[str] = []
     context = pending = 0

@@ -94,13 +94,8 @@ def rendering_record(tokenizer: ChatTokenizer | None) -> dict[str, Any]:
 def parse_options(entries: Sequence[str]) -> dict[str, Any]:
     """Return the variables of a template, from entries NAME=VALUE.
 
-    Args:
-        entries: The entries; a VALUE that is JSON, or True, False or None, is taken
-            as such, and any other as text.
-
-    Raises:
-        SettingsError: If an entry has no name or no value, a name is given twice, or
-            it is one that Holdfast sets by itself.
+    `entries`: The entries; a VALUE that is JSON, or True, False or None, is taken as
+    such, and any other as text.
     """
     options: dict[str, Any] = {}
     words = {"True": True, "False": False, "None": None}
@@ -126,11 +121,7 @@ def parse_options(entries: Sequence[str]) -> dict[str, Any]:
 
 
 def parse_date(date: str) -> datetime.date:
-    """Return the day that a text names.
-
-    Raises:
-        SettingsError: If it is no date.
-    """
+    """Return the day that a text names."""
     try:
         return datetime.date.fromisoformat(date)
     except ValueError as error:
@@ -168,16 +159,7 @@ def render(
 ) -> str:
     """Render messages up to where the model goes on.
 
-    Args:
-        tokenizer: Tokenizer with a chat template.
-        messages: The messages.
-        **how: Options that go before those of the tokenizer's rendering.
-
-    Returns:
-        The text.
-
-    Raises:
-        InputError: If there is no template, it draws by chance, or it fails.
+    `how`: Options that go before those of the tokenizer's rendering.
     """
     if not tokenizer.chat_template:
         raise InputError(

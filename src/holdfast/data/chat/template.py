@@ -26,21 +26,11 @@ def render_prompt(
 ) -> str:
     """Render a user's turn up to where the model goes on.
 
-    Args:
-        tokenizer: Tokenizer with a chat template.
-        text: What the user says.
-        system_prompt: System message, None for no such message.
-        thinking: Format of the thinking; the prompt then ends where it starts.
-        earlier: The turns before, each with the model's answer to it, without its
-            thinking, as chat programs send it.
-
-    Returns:
-        The prompt as text; tokenise it without special tokens, which it has.
-
-    Raises:
-        InputError: If there is no template, or it refuses, drops or rewrites a
-            message.
-        ThinkingFormatError: If the template closes the thinking at once.
+    `system_prompt`: System message, None for no such message.
+    `thinking`: Format of the thinking; the prompt then ends where it starts.
+    `earlier`: The turns before, each with the model's answer to it, without its
+    thinking, as chat programs send it.
+    Returns: The prompt as text; tokenise it without special tokens, which it has.
     """
     messages = [
         {"role": role, "content": content}
@@ -104,20 +94,11 @@ def prompt_token_ids(
 ) -> tuple[int, ...]:
     """Render a user's turn and tokenise it, what is said as text alone.
 
-    Args:
-        tokenizer: Tokenizer with a chat template.
-        text: What the user says.
-        system_prompt: System message, None for no such message. It is the operator's
-            own, and control tokens in it stay what they are.
-        thinking: Format of the thinking; the prompt then ends where it starts.
-        earlier: The turns before, each with the model's answer to it.
-
-    Returns:
-        The tokens of `render_prompt`, tokenised without special tokens.
-
-    Raises:
-        InputError: As `render_prompt`.
-        ThinkingFormatError: As `render_prompt`.
+    `system_prompt`: System message, None for no such message. It is the operator's own,
+    and control tokens in it stay what they are.
+    `thinking`: Format of the thinking; the prompt then ends where it starts.
+    `earlier`: The turns before, each with the model's answer to it.
+    Returns: The tokens of `render_prompt`, tokenised without special tokens.
     """
     texts = (*(each for turn in earlier for each in turn), text)
 
@@ -149,12 +130,8 @@ def control_literals(
 ) -> tuple[int, tuple[str, ...]]:
     """Count the texts that hold the text of a control token.
 
-    Args:
-        tokenizer: The tokenizer whose control tokens are looked for.
-        texts: What users say.
-
-    Returns:
-        Number of such texts, and which control tokens they hold, sorted.
+    `tokenizer`: The tokenizer whose control tokens are looked for.
+    Returns: Number of such texts, and which control tokens they hold, sorted.
     """
     pattern = _pattern(tokenizer)
     if pattern is None:
@@ -186,10 +163,7 @@ def _pattern(tokenizer: Any) -> re.Pattern[str] | None:
 def _place(rendered: str, said: str, stand_in: str) -> tuple[int, int]:
     """Return where the user's words are in a rendered prompt.
 
-    Args:
-        rendered: The prompt.
-        said: The words, without white space around them.
-        stand_in: The same prompt around other words.
+    `stand_in`: The same prompt around other words.
     """
     before, _, after = stand_in.rpartition(_STAND_IN)
     end = len(rendered) - len(after)

@@ -73,17 +73,8 @@ class _Fresh(NamedTuple):
 def configure(tokenizer: ChatTokenizer, rendering: Rendering) -> None:
     """Say how a tokenizer's template is rendered, thinking switched as asked for.
 
-    Args:
-        tokenizer: Tokenizer with a chat template.
-        rendering: How it is rendered. Where thinking is required or off and the
-            template has it otherwise, the template's own switch is added to the
-            options.
-
-    Raises:
-        InputError: If the template fails on a single user message.
-        SettingsError: If an option is no variable of the template.
-        ThinkingFormatError: If thinking is required and cannot be had, or cannot be
-            switched off.
+    `rendering`: How it is rendered. Where thinking is required or off and the template
+    has it otherwise, the template's own switch is added to the options.
     """
     for name in rendering.options:
         if not uses(tokenizer, name):
@@ -132,15 +123,8 @@ def thinking_format(tokenizer: ChatTokenizer) -> ThinkingFormat | None:
     the prompt itself tells the model how to mark its thinking; or if it is known by
     name. It does not if a fresh prompt ends behind a thinking, or a switch is off.
 
-    Args:
-        tokenizer: Tokenizer with a chat template, rendered as `configure` said.
-
-    Returns:
-        The format; None if the model does not think as its prompts are rendered.
-
-    Raises:
-        InputError: If the template fails on a single user message.
-        ThinkingFormatError: If the user names tags, and prompts end behind them.
+    `tokenizer`: Tokenizer with a chat template, rendered as `configure` said.
+    Returns: The format; None if the model does not think as its prompts are rendered.
     """
     if not tokenizer.chat_template:
         return None
@@ -181,12 +165,7 @@ def turn_end(tokenizer: ChatTokenizer, fmt: ThinkingFormat | None) -> int | None
 
     Where it writes nothing there, it is the token that begins the user's next turn.
 
-    Args:
-        tokenizer: Tokenizer with a chat template.
-        fmt: Its thinking format; a token of its end template ends no turn.
-
-    Returns:
-        The token; None where the reply is followed by no token of its own.
+    Returns: The token; None where the reply is followed by no token of its own.
     """
     if not tokenizer.chat_template:
         return None
@@ -213,12 +192,9 @@ def turn_end(tokenizer: ChatTokenizer, fmt: ThinkingFormat | None) -> int | None
 def strange_openings(openings: Sequence[str]) -> dict[str, int]:
     """Count tags with which answers begin that look like thinking in another format.
 
-    Args:
-        openings: The first words of answers, special tokens included.
-
-    Returns:
-        Answers by tag: known ones however few; others from two answers and a tenth of
-        all on, unless it is a tag of a page.
+    `openings`: The first words of answers, special tokens included.
+    Returns: Answers by tag: known ones however few; others from two answers and a tenth
+    of all on, unless it is a tag of a page.
     """
     known = {each.open for each in TAGS}
     counted: dict[str, int] = {}

@@ -36,14 +36,10 @@ class Switch(NamedTuple):
 def tags_of(opening: str, closing: str) -> Tags:
     r"""Return tags with what usually stands around them.
 
-    Args:
-        opening: What opens the thinking. With white space around it, it is taken as
-            what is written to open it: "<plan>\n".
-        closing: What closes it; the same holds.
-
-    Returns:
-        The tags: of the table where it has them; else a tag in angle brackets has a
-        line of its own, and any other mark stands alone, as models write them.
+    `opening`: What opens the thinking. With white space around it, it is taken as what
+    is written to open it: "<plan>\n".
+    Returns: The tags: of the table where it has them; else a tag in angle brackets has
+    a line of its own, and any other mark stands alone, as models write them.
     """
     tag, end = opening.strip(), closing.strip()
     known = next((each for each in TAGS if (each.open, each.close) == (tag, end)), None)
@@ -117,12 +113,7 @@ HTML: Final = frozenset(
 
 
 def named_thinker(name: str) -> Tags | None:
-    """Return the tags of a model that is known to think, by its name; else None.
-
-    Args:
-        name: Hub id or path; its last two parts are looked at, and the folder that
-            the cache of the Hub gives a model.
-    """
+    """Return the tags of a model that is known to think, by its name; else None."""
     path = re.split(r"[/\\]", name.lower().rstrip("/\\"))
     parts = [*path[-2:], *(part for part in path if part.startswith("models--"))]
     for pattern, opening in _THINKERS.items():

@@ -69,10 +69,8 @@ def distance(
 ) -> Float[Tensor, ""]:
     """Return the mean squared distance of states of unit length, from 0 to 4.
 
-    Args:
-        aligned: States after each block of the model as it was.
-        trained: The same of the model as it is.
-        mask: True at real tokens.
+    `aligned`: States after each block of the model as it was.
+    `trained`: The same of the model as it is.
     """
     return torch.stack(
         [

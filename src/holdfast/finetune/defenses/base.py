@@ -117,24 +117,15 @@ class Draws:
     """
 
     def __init__(self, n: int, seed: int) -> None:
-        """Remember what the order depends on.
-
-        Args:
-            n: Rows, at least one.
-            seed: Seed.
-        """
+        """Remember what the order depends on."""
         self._n, self._seed = n, seed
         self._order = lru_cache(maxsize=4)(self._shuffled)
 
     def take(self, number: int, size: int) -> list[int]:
         """Return the rows of one draw.
 
-        Args:
-            number: Draws of this size before it.
-            size: Rows a draw.
-
-        Returns:
-            Their numbers. A row comes again once all others have come.
+        `number`: Draws of this size before it.
+        Returns: Their numbers. A row comes again once all others have come.
         """
         places = range(number * size, (number + 1) * size)
         return [self._order(place // self._n)[place % self._n] for place in places]
@@ -154,12 +145,7 @@ class Both(NamedTuple):
 
 
 def reference_batches(scene: Scene, size: int) -> Callable[[int], Batch]:
-    """Return what gives the safe rows of a pass, by the number of the pass.
-
-    Args:
-        scene: The scene.
-        size: Rows a pass.
-    """
+    """Return what gives the safe rows of a pass, by the number of the pass."""
     rows = scene.material.reference
     draws = Draws(len(rows), scene.seed)
     return lambda number: scene.collate([rows[at] for at in draws.take(number, size)])
@@ -168,14 +154,7 @@ def reference_batches(scene: Scene, size: int) -> Callable[[int], Batch]:
 def both(
     scene: Scene, on: Where, size: int, reads: Literal["last", "blocks"]
 ) -> Callable[[Pass], Both]:
-    """Return what gives both models' states of the rows of a pass.
-
-    Args:
-        scene: The scene.
-        on: Whose rows: the task's, whose states are there already, or the safe ones.
-        size: Safe rows a pass.
-        reads: Which states.
-    """
+    """Return what gives both models' states of the rows of a pass."""
     if on == "task":
         return lambda each: Both(
             each.batch, each.states, scene.aligned.states(each.batch, reads)

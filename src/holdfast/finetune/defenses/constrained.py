@@ -51,10 +51,8 @@ def strengths(
 ) -> Float[Tensor, "example position"]:
     """Return beta at every position of a batch.
 
-    Args:
-        options: The strengths.
-        mask: True where the next token carries loss.
-        lead: Tokens with loss before those of the answer.
+    `mask`: True where the next token carries loss.
+    `lead`: Tokens with loss before those of the answer.
     """
     place: Int[Tensor, "example position"] = mask.long().cumsum(-1) - 1 - lead
     beta = torch.full(mask.shape, options.beta, device=mask.device)
@@ -69,9 +67,7 @@ def penalty(
 ) -> Float[Tensor, "position"]:
     """Return (2 / beta) log cosh(beta ratio / 2), which is 0 for beta = 0.
 
-    Args:
-        ratio: Log-probability now less the one before training, in nats.
-        beta: Strength at each token.
+    `ratio`: Log-probability now less the one before training, in nats.
     """
     beta = beta.clamp(min=1e-9)
     half = beta * ratio / 2

@@ -53,10 +53,6 @@ def watching(parts: Parts, reads: Reads) -> Iterator[States]:
 
     With activation checkpointing blocks run again during the backward pass; by then
     nobody watches.
-
-    Args:
-        parts: The model.
-        reads: Which states.
     """
     states = States([], [])
     with ExitStack() as stack:
@@ -75,13 +71,7 @@ def watching(parts: Parts, reads: Reads) -> Iterator[States]:
 
 
 def states_of(parts: Parts, batch: Batch, reads: Reads) -> States:
-    """Run a model over a batch, its head left out.
-
-    Args:
-        parts: The model.
-        batch: Rows.
-        reads: Which states to keep.
-    """
+    """Run a model over a batch, its head left out."""
     with watching(parts, reads) as states:
         parts.base(
             input_ids=batch["input_ids"],
@@ -99,16 +89,7 @@ def carries_loss(batch: Batch) -> Bool[Tensor, "example _"]:
 def logits_at_loss(
     parts: Parts, states: States, batch: Batch
 ) -> Float[Tensor, "position vocab"]:
-    """Return the logits where the next token carries loss, in float32.
-
-    Args:
-        parts: The model.
-        states: Its states on the batch, the last ones among them.
-        batch: Rows.
-
-    Returns:
-        Logits, row after row.
-    """
+    """Return the logits where the next token carries loss, in float32."""
     [last] = states.last
     logits: Tensor = parts.lm_head(last[:, :-1][carries_loss(batch)])
     return logits.float()
@@ -132,12 +113,9 @@ def divergence(
 ) -> Float[Tensor, ""]:
     """Return the mean over positions of KL(aligned || trained), in nats.
 
-    Args:
-        aligned: Logits of the model as it was.
-        trained: Logits of the model as it is.
-
-    Returns:
-        The mean; 0 if there is no position.
+    `aligned`: Logits of the model as it was.
+    `trained`: Logits of the model as it is.
+    Returns: The mean; 0 if there is no position.
     """
     if not len(trained):
         return trained.sum() * 0.0

@@ -287,13 +287,7 @@ _TRUTH = {"true": True, "yes": True, "false": False, "no": False}
 def read_options(name: str, given: Sequence[str] = ()) -> Options:
     """Return the options of a defense.
 
-    Args:
-        name: The defense.
-        given: Entries `key=value`; what is not named keeps its default.
-
-    Raises:
-        SettingsError: If there is no such defense or option, if an option is named
-            twice, or if its value is none that it can have.
+    `given`: Entries `key=value`; what is not named keeps its default.
     """
     if name not in OPTIONS:
         raise SettingsError(

@@ -19,12 +19,7 @@ class Aligned:
     """
 
     def __init__(self, adapter: Adapter, *, whole: bool) -> None:
-        """Copy the model if all of it is trained; call this before training.
-
-        Args:
-            adapter: The model.
-            whole: Whether all weights are trained, rather than adapters.
-        """
+        """Copy the model if all of it is trained; call this before training."""
         self._parts = Parts.of(adapter)
         self._model: Any = None
         if whole:

@@ -58,13 +58,8 @@ def safegrad(scene: Scene, options: SafeGradOptions) -> Hooks:
 def conflict(pushes: Sequence[Tensor], pulls: Sequence[Tensor]) -> float:
     """Return g_u . g_a / |g_a|^2 where the two gradients conflict, else 0.
 
-    Args:
-        pushes: Gradient of the task, g_u, weight by weight.
-        pulls: Gradient of alignment, g_a.
-
-    Returns:
-        The share of g_a that is to be taken from g_u; never above 0. Sums are made in
-        float64.
+    Returns: The share of g_a that is to be taken from g_u; never above 0. Sums are made
+    in float64.
     """
     product = _product(pushes, pulls)
     length = _product(pulls, pulls)

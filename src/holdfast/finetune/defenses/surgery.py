@@ -115,19 +115,7 @@ def sink_hooks(
     *,
     paired: bool,
 ) -> Hooks:
-    """Return the hooks that add the term on sink divergence.
-
-    Args:
-        scene: The scene.
-        options: Strength, layers, interval, running mean.
-        draw: Gives the texts of a pass, by the number of the pass.
-        paired: Whether texts of one place are answers to one prompt, which are
-            compared over equal positions.
-
-    Raises:
-        SettingsError: If a layer is named that the model does not have.
-        UnsupportedFamilyError: If the model's attention cannot be tapped.
-    """
+    """Return the hooks that add the term on sink divergence."""
     require_tappable(scene.adapter.model)
     layers = chosen_layers(options.layers, scene.adapter.n_layers)
     logged: dict[str, float] = {}
@@ -159,18 +147,7 @@ def divergence(
     paired: bool,
     detach: bool,
 ) -> Float[Tensor, "layer head"]:
-    """Return how much more each head looks at the sink over harmful text.
-
-    Args:
-        scene: The scene; its model is tapped.
-        texts: What is compared.
-        layers: Blocks to look at.
-        paired: Whether to compare over equal positions.
-        detach: Whether the reference text is run without gradient.
-
-    Returns:
-        Mean mass over harmful texts less that over reference texts.
-    """
+    """Return how much more each head looks at the sink over harmful text."""
     harmful, reference = texts
     if paired:
         both = zip(harmful, reference, strict=True)
@@ -196,11 +173,7 @@ def sink_mass(
 ) -> Float[Tensor, "example layer head"]:
     """Return the attention to the first token, averaged over the tokens after it.
 
-    Args:
-        scene: The scene; its model is tapped.
-        rows: Texts.
-        layers: Blocks to look at.
-        lengths: Tokens of each row that count; None for all.
+    `lengths`: Tokens of each row that count; None for all.
     """
     batch = scene.collate(rows)
     mask = batch["attention_mask"]
@@ -223,11 +196,8 @@ def smoothed(
 ) -> Float[Tensor, "layer head"]:
     """Return the running mean of the divergence, with the gradient of the present one.
 
-    Args:
-        found: Divergence of this pass.
-        state: The sum so far under `mean` and the weight in it under `share`; both
-            are moved on.
-        keep: Share that the mean keeps.
+    `state`: The sum so far under `mean` and the weight in it under `share`; both are
+    moved on.
     """
     state["mean"] = keep * state["mean"] + (1 - keep) * found.detach()
     state["share"] = keep * state["share"] + (1 - keep)
@@ -236,11 +206,7 @@ def smoothed(
 
 
 def chosen_layers(said: str, n_layers: int) -> list[int]:
-    """Return the layers that are named, such as `0-3,7` or `all`, in order.
-
-    Raises:
-        SettingsError: If it cannot be read, or names a layer that is not there.
-    """
+    """Return the layers that are named, such as `0-3,7` or `all`, in order."""
     if said == "all":
         return list(range(n_layers))
     chosen: set[int] = set()
@@ -268,10 +234,7 @@ def chance_texts(
 ) -> tuple[Example, ...]:
     """Return rows whose answers are random tokens, as many as there were.
 
-    Args:
-        rows: Rows with answers; the last token of each ends the answer, and stays.
-        tokenizer: Tokenizer of the model; its control tokens are never drawn.
-        seed: Seed.
+    `tokenizer`: Tokenizer of the model; its control tokens are never drawn.
     """
     control = {*tokenizer.all_special_ids, *tokenizer.get_added_vocab().values()}
     plain = torch.tensor(sorted(set(range(len(tokenizer))) - control))
