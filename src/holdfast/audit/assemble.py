@@ -226,15 +226,10 @@ STAGES = tuple(FILES)
 
 
 class HeadBlocks(NamedTuple):
-    """What the report says of single heads.
+    """What the report says of single heads."""
 
-    Attributes:
-        blocks: `heads` and `ablation`, as far as they are there.
-        verdict: Whether few heads do it.
-    """
-
-    blocks: dict[str, Any]
-    verdict: SparseVerdict
+    blocks: dict[str, Any]  # `heads` and `ablation`, as far as they are there.
+    verdict: SparseVerdict  # Whether few heads do it.
 
 
 def head_blocks(study: Study, attack_succeeds: bool | None) -> HeadBlocks:

@@ -18,27 +18,16 @@ _ESCAPES = {"<": "\\u003c", ">": "\\u003e", "&": "\\u0026"}
 
 
 class BrowsedAnswer(NamedTuple):
-    """One line of the table.
+    """One line of the table."""
 
-    Attributes:
-        group: Kind of request in words: a role of an audit, or suite and kind.
-        wrapper: Jailbreak wrapper or attack; None for none.
-        outcome: What the judge made of the answer.
-        prompt: What was asked.
-        thinking: What the model thought.
-        answer: What it answered.
-        note: The judge's reason, and what else a reader has to know.
-        file: File of the study that holds the answer.
-    """
-
-    group: str
-    wrapper: str | None
-    outcome: str
-    prompt: str
-    thinking: str
-    answer: str
-    note: str
-    file: str
+    group: str  # Kind of request in words: a role of an audit, or suite and kind.
+    wrapper: str | None  # Jailbreak wrapper or attack; None for none.
+    outcome: str  # What the judge made of the answer.
+    prompt: str  # What was asked.
+    thinking: str  # What the model thought.
+    answer: str  # What it answered.
+    note: str  # The judge's reason, and what else a reader has to know.
+    file: str  # File of the study that holds the answer.
 
 
 def browse_context(

@@ -55,15 +55,11 @@ class States:
 
 @dataclass(frozen=True)
 class Fitted:
-    """What was fitted on the training rows.
+    """What was fitted on the training rows."""
 
-    Attributes:
-        probe: The published probe.
-        difference: Mean unembedding of the first answer token of refusals, minus
-            that of compliances; a direction in the space of the states.
-    """
-
-    probe: Probe
+    probe: Probe  # The published probe.
+    # Mean unembedding of the first answer token of refusals, minus that of compliances;
+    # a direction in the space of the states.
     difference: Float[Tensor, "d_model"]
 
 
@@ -184,15 +180,10 @@ def _second(
 
 
 class Strata(NamedTuple):
-    """Wrappers with enough of both outcomes, and why there is none.
+    """Wrappers with enough of both outcomes, and why there is none."""
 
-    Attributes:
-        names: The wrappers.
-        reason: The nearest counts, in words.
-    """
-
-    names: frozenset[str]
-    reason: str
+    names: frozenset[str]  # The wrappers.
+    reason: str  # The nearest counts, in words.
 
 
 def strata(splits: Splits[Rollout]) -> Strata:

@@ -88,14 +88,10 @@ class Traced(NamedTuple):
 
 
 class Scores(NamedTuple):
-    """What was read along one trace.
+    """What was read along one trace."""
 
-    Attributes:
-        logits: The probe's logit at each position.
-        differences: The plain logit difference of first answer tokens there.
-    """
-
-    logits: Float[Tensor, "position"]
+    logits: Float[Tensor, "position"]  # The probe's logit at each position.
+    # The plain logit difference of first answer tokens there.
     differences: Float[Tensor, "position"]
 
 

@@ -27,16 +27,11 @@ _AUTHORED: Final = "authored/wrappers.json"
 
 @dataclass(frozen=True)
 class Wrapper:
-    """One wrapper; its templates are paraphrases of each other.
+    """One wrapper; its templates are paraphrases of each other."""
 
-    Attributes:
-        name: Name in tables and reports.
-        family: What kind of trick it is; wrappers of one family resemble each other.
-        templates: Texts, each with `{request}` once where the request goes.
-    """
-
-    name: str
-    family: str
+    name: str  # Name in tables and reports.
+    family: str  # What kind of trick it is; wrappers of one family resemble each other.
+    # Texts, each with `{request}` once where the request goes.
     templates: tuple[str, ...]
 
 
@@ -159,19 +154,13 @@ _IMPERATIVE: Final = re.compile(
 
 @dataclass(frozen=True)
 class Attack:
-    """One transformation of requests.
+    """One transformation of requests."""
 
-    Attributes:
-        name: Its name in tables and on the command line.
-        family: What kind of trick it is.
-        about: One line on what it does.
-        rewrite: From a request and a number that chooses among wordings to the new
-            text; None where it has nothing for this request.
-    """
-
-    name: str
-    family: str
-    about: str
+    name: str  # Its name in tables and on the command line.
+    family: str  # What kind of trick it is.
+    about: str  # One line on what it does.
+    # From a request and a number that chooses among wordings to the new text; None
+    # where it has nothing for this request.
     rewrite: Rewrite
 
 

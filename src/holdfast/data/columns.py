@@ -61,18 +61,13 @@ _LISTED_LENGTH: Final = 40
 
 
 class Choice(NamedTuple):
-    """The columns that are read.
+    """The columns that are read."""
 
-    Attributes:
-        column: Column of the prompts, None for a format without columns.
-        notes: What to say of it; a doubt starts with "warning:".
-        request: Column of the request behind an attack, None where there is none.
-        context: Column of a text that the request refers to, None for none.
-    """
-
-    column: str | None
-    notes: tuple[str, ...]
+    column: str | None  # Column of the prompts, None for a format without columns.
+    notes: tuple[str, ...]  # What to say of it; a doubt starts with "warning:".
+    # Column of the request behind an attack, None where there is none.
     request: str | None = None
+    # Column of a text that the request refers to, None for none.
     context: str | None = None
 
     def turns(self, row: Row, name: str) -> tuple[str, ...]:

@@ -48,26 +48,17 @@ _FORMATS: Final = tuple(
 
 @dataclass(frozen=True, slots=True)
 class PoolRow:
-    """One row of a pool.
+    """One row of a pool."""
 
-    Attributes:
-        row: Its number in the pool, from 0.
-        place: Where it stands, for messages.
-        prompt: What the user says.
-        thinking: The thinking that the row brings, without tags; None for none.
-        response: The safe answer, without the thinking.
-        category: Its category, where the pool says so.
-        cells: The row as it was read.
-        broken: Why the row is not to be trained on, None where it is whole.
-    """
-
-    row: int
-    place: str
-    prompt: str
+    row: int  # Its number in the pool, from 0.
+    place: str  # Where it stands, for messages.
+    prompt: str  # What the user says.
+    # The thinking that the row brings, without tags; None for none.
     thinking: str | None
-    response: str
-    category: str | None
-    cells: Mapping[str, Any]
+    response: str  # The safe answer, without the thinking.
+    category: str | None  # Its category, where the pool says so.
+    cells: Mapping[str, Any]  # The row as it was read.
+    # Why the row is not to be trained on, None where it is whole.
     broken: str | None = None
 
     @property

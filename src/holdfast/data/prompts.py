@@ -55,26 +55,16 @@ class Prompt:
 
 @dataclass(frozen=True)
 class PromptFile:
-    """The distinct prompts of one source, and what the user has to know of it.
+    """The distinct prompts of one source, and what the user has to know of it."""
 
-    Attributes:
-        prompts: Distinct prompts in file order.
-        source: Name of the source; a Hub dataset's carries its commit.
-        column: Column that was read, None for a format without columns.
-        columns: All columns of the source.
-        n_rows: Rows with a prompt, before duplicates were left out.
-        n_duplicates: Rows that repeat the normalised text of an earlier one.
-        sha256: Hash of the bytes that were read.
-        notes: Sentences to show to the user; a doubt starts with "warning:".
-    """
-
-    prompts: tuple[Prompt, ...]
-    source: str
-    column: str | None
-    columns: tuple[str, ...]
-    n_rows: int
-    n_duplicates: int
-    sha256: str
+    prompts: tuple[Prompt, ...]  # Distinct prompts in file order.
+    source: str  # Name of the source; a Hub dataset's carries its commit.
+    column: str | None  # Column that was read, None for a format without columns.
+    columns: tuple[str, ...]  # All columns of the source.
+    n_rows: int  # Rows with a prompt, before duplicates were left out.
+    n_duplicates: int  # Rows that repeat the normalised text of an earlier one.
+    sha256: str  # Hash of the bytes that were read.
+    # Sentences to show to the user; a doubt starts with "warning:".
     notes: tuple[str, ...]
 
 

@@ -155,21 +155,14 @@ _SHORT_VERB = re.compile(r"[^aeiou]*[aeiou][^aeiouwxy]")
 
 @dataclass(frozen=True, slots=True)
 class Phrase:
-    """One entry of the lexicon.
+    """One entry of the lexicon."""
 
-    Attributes:
-        text: A bare verb phrase or a noun phrase without its article.
-        kind: `action` or `artifact`, which decides the forms it fits.
-        topic: Topic of the lexicon.
-        label: `harmful` or `benign`.
-        lookalike: True for a benign phrase with words that sound dangerous.
-    """
-
-    text: str
+    text: str  # A bare verb phrase or a noun phrase without its article.
+    # `action` or `artifact`, which decides the forms it fits.
     kind: Literal["action", "artifact"]
-    topic: str
-    label: Label
-    lookalike: bool = False
+    topic: str  # Topic of the lexicon.
+    label: Label  # `harmful` or `benign`.
+    lookalike: bool = False  # True for a benign phrase with words that sound dangerous.
 
 
 @cache

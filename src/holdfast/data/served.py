@@ -27,20 +27,15 @@ Cells = Mapping[str, Any]
 
 
 class Served(NamedTuple):
-    """One answer as it was sent.
+    """One answer as it was sent."""
 
-    Attributes:
-        content: The text, which may hold the thinking in tags; None for no text.
-        reasoning: The thinking where it was sent apart; None where it was not.
-        field: Where that thinking was found.
-        finish: `stop` or `length`; None where the file does not say.
-        failure: Why there is no answer at all; None where there is one.
-    """
-
+    # The text, which may hold the thinking in tags; None for no text.
     content: str | None = None
+    # The thinking where it was sent apart; None where it was not.
     reasoning: str | None = None
-    field: str | None = None
-    finish: str | None = None
+    field: str | None = None  # Where that thinking was found.
+    finish: str | None = None  # `stop` or `length`; None where the file does not say.
+    # Why there is no answer at all; None where there is one.
     failure: str | None = None
 
 

@@ -191,17 +191,12 @@ Shingles = frozenset[tuple[str, ...]]
 
 
 class Overlap(NamedTuple):
-    """Overlap of two lists of texts, each distinct normalised text counted once.
+    """Overlap of two lists of texts, each distinct normalised text counted once."""
 
-    Attributes:
-        exact: Texts that are in both.
-        similar: Pairs of different texts at or above the threshold.
-        pairs: (index in a, index in b, Jaccard similarity) of every pair counted, the
-            index being that of the first copy; exact pairs have similarity 1.
-    """
-
-    exact: int
-    similar: int
+    exact: int  # Texts that are in both.
+    similar: int  # Pairs of different texts at or above the threshold.
+    # (index in a, index in b, Jaccard similarity) of every pair counted, the index
+    # being that of the first copy; exact pairs have similarity 1.
     pairs: tuple[tuple[int, int, float], ...]
 
 

@@ -27,24 +27,16 @@ KINDS: tuple[Kind, ...] = ("harmful", "safe_lookalike", "benign", "utility")
 
 @dataclass(frozen=True, slots=True)
 class Item:
-    """One prompt of an evaluation.
+    """One prompt of an evaluation."""
 
-    Attributes:
-        suite: The suite it comes from.
-        kind: What its answer is counted for: attack success, over-refusal, plain
-            helpfulness or utility.
-        prompt: What the model is asked; `wrapper` names the attack around it.
-        request: The request without its attack, as judges of harm are shown it.
-        context: A text the request refers to.
-        target: The exact answer, for utility.
-    """
-
-    suite: str
+    suite: str  # The suite it comes from.
+    # What its answer is counted for: attack success, over-refusal, plain helpfulness or
+    # utility.
     kind: Kind
-    prompt: Prompt
-    request: str
-    context: str | None = None
-    target: str | None = None
+    prompt: Prompt  # What the model is asked; `wrapper` names the attack around it.
+    request: str  # The request without its attack, as judges of harm are shown it.
+    context: str | None = None  # A text the request refers to.
+    target: str | None = None  # The exact answer, for utility.
 
     @property
     def name(self) -> str:
@@ -59,15 +51,10 @@ class Item:
 
 @dataclass(frozen=True, slots=True)
 class SuiteFile:
-    """The items of one suite, and its record for the report.
+    """The items of one suite, and its record for the report."""
 
-    Attributes:
-        items: Distinct items in the order of the file.
-        record: Suite, source, column, rows, duplicates, sha256, notes.
-    """
-
-    items: tuple[Item, ...]
-    record: dict[str, Any]
+    items: tuple[Item, ...]  # Distinct items in the order of the file.
+    record: dict[str, Any]  # Suite, source, column, rows, duplicates, sha256, notes.
 
 
 def label_of(kind: Kind) -> Label:
@@ -84,19 +71,12 @@ _TOPICS: Final = ("topic", "category", "semanticcategory", "type")
 
 
 class Reading(NamedTuple):
-    """How a source is read.
+    """How a source is read."""
 
-    Attributes:
-        column: Column of the prompts, in place of the suite's own.
-        revision: Revision on the Hub, in place of the pinned one.
-        accept: Whether a column is read though its rows look like answers.
-        first_turn: Whether of a conversation only its first turn is asked.
-    """
-
-    column: str | None = None
-    revision: str | None = None
-    accept: bool = False
-    first_turn: bool = False
+    column: str | None = None  # Column of the prompts, in place of the suite's own.
+    revision: str | None = None  # Revision on the Hub, in place of the pinned one.
+    accept: bool = False  # Whether a column is read though its rows look like answers.
+    first_turn: bool = False  # Whether of a conversation only its first turn is asked.
 
 
 PLAINLY: Final = Reading()
@@ -104,41 +84,26 @@ PLAINLY: Final = Reading()
 
 @dataclass(frozen=True)
 class Suite:
-    """What is known of a suite.
+    """What is known of a suite."""
 
-    Attributes:
-        name: Its name on the command line.
-        about: What it is, in a few words.
-        licence: Its licence.
-        kind: Kind of its rows, unless `kinds` says otherwise.
-        column: Column of the prompts.
-        files: Names that its file is known by.
-        hub: Hub dataset, with the file after a colon.
-        revision: Pinned commit; "" where none could be verified.
-        sha256: Checksums of the known forms of its file; empty where none is known.
-        gated: Whether the Hub asks for consent first.
-        only: Column and its values; other rows are left out.
-        kinds: Column that tells the kind, and its values.
-        context: Column of the text a request refers to; "" for none.
-        target: Column of the exact answer; "" for none.
-        note: What a reader has to know.
-    """
-
-    name: str
-    about: str
-    licence: str
-    kind: Kind
-    column: str
-    files: tuple[str, ...]
-    hub: str
+    name: str  # Its name on the command line.
+    about: str  # What it is, in a few words.
+    licence: str  # Its licence.
+    kind: Kind  # Kind of its rows, unless `kinds` says otherwise.
+    column: str  # Column of the prompts.
+    files: tuple[str, ...]  # Names that its file is known by.
+    hub: str  # Hub dataset, with the file after a colon.
+    # Checksums of the known forms of its file; empty where none is known.
     sha256: tuple[str, ...]
-    revision: str = ""
-    gated: bool = False
+    revision: str = ""  # Pinned commit; "" where none could be verified.
+    gated: bool = False  # Whether the Hub asks for consent first.
+    # Column and its values; other rows are left out.
     only: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    # Column that tells the kind, and its values.
     kinds: Mapping[str, Any] = field(default_factory=dict)
-    context: str = ""
-    target: str = ""
-    note: str = ""
+    context: str = ""  # Column of the text a request refers to; "" for none.
+    target: str = ""  # Column of the exact answer; "" for none.
+    note: str = ""  # What a reader has to know.
 
 
 @cache

@@ -23,27 +23,20 @@ LOOKALIKE = "safe_lookalike"
 
 
 class Window(NamedTuple):
-    """The tokens of a row whose states are read.
+    """The tokens of a row whose states are read."""
 
-    Attributes:
-        token_ids: The sequence, without its last token, which predicts nothing.
-        n: How many tokens of the response are watched; as many of the last states
-            of the sequence predict them.
-    """
-
+    # The sequence, without its last token, which predicts nothing.
     token_ids: tuple[int, ...]
+    # How many tokens of the response are watched; as many of the last states of the
+    # sequence predict them.
     n: int
 
 
 class AnchorRows(NamedTuple):
-    """The rows that anchors may be fitted on.
+    """The rows that anchors may be fitted on."""
 
-    Attributes:
-        published: Plain training rows of both sides.
-        matched: The same refusals, beside harmless rows that sound like them.
-    """
-
-    published: tuple[Rollout, ...]
+    published: tuple[Rollout, ...]  # Plain training rows of both sides.
+    # The same refusals, beside harmless rows that sound like them.
     matched: tuple[Rollout, ...]
 
     @property
@@ -170,16 +163,11 @@ Batch = Sequence[Watched]
 
 
 class Readers(NamedTuple):
-    """What is read off the states of a row.
+    """What is read off the states of a row."""
 
-    Attributes:
-        gauges: Anchors in the coordinates of the mode, by channel.
-        probe: A refusal probe, if the study has one.
-        difference: Direction of the plain logit difference of first answer tokens.
-    """
-
-    gauges: Mapping[str, Gauge]
-    probe: Probe | None
+    gauges: Mapping[str, Gauge]  # Anchors in the coordinates of the mode, by channel.
+    probe: Probe | None  # A refusal probe, if the study has one.
+    # Direction of the plain logit difference of first answer tokens.
     difference: Float[Tensor, "d_model"] | None
 
     @property
@@ -193,17 +181,11 @@ class Readers(NamedTuple):
 
 
 class OnDevice(NamedTuple):
-    """The same where states are computed.
+    """The same where states are computed."""
 
-    Attributes:
-        gauges: Anchors.
-        probe: Direction and offset of the probe.
-        difference: The direction of first answer tokens.
-    """
-
-    gauges: Sequence[Gauge]
-    probe: tuple[Tensor, float] | None
-    difference: Tensor | None
+    gauges: Sequence[Gauge]  # Anchors.
+    probe: tuple[Tensor, float] | None  # Direction and offset of the probe.
+    difference: Tensor | None  # The direction of first answer tokens.
 
 
 def on_device(readers: Readers, device: torch.device) -> OnDevice:

@@ -31,18 +31,12 @@ _NEXT = "Fit anchors with these settings: run `holdfast signal` without --anchor
 
 
 class Anchored(NamedTuple):
-    """Anchors that were read.
+    """Anchors that were read."""
 
-    Attributes:
-        anchors: The anchors.
-        sha256: Hash of their file.
-        taken: Base requests that they were fitted on.
-        matched_reason: Why there are no matched ones beside them, if there are none.
-    """
-
-    anchors: Anchors
-    sha256: str
-    taken: frozenset[str]
+    anchors: Anchors  # The anchors.
+    sha256: str  # Hash of their file.
+    taken: frozenset[str]  # Base requests that they were fitted on.
+    # Why there are no matched ones beside them, if there are none.
     matched_reason: str | None
 
 

@@ -283,17 +283,12 @@ ABOUT = "about"
 
 
 class Signal(NamedTuple):
-    """The signal of a study.
+    """The signal of a study."""
 
-    Attributes:
-        row_ids: Which rows it is of, in order.
-        channels: Every channel, one entry a row.
-        facts: Identity of the anchors, requests behind them, mode.
-    """
-
-    row_ids: list[str]
+    row_ids: list[str]  # Which rows it is of, in order.
+    # Every channel, one entry a row.
     channels: dict[str, Float[Tensor, "example step"]]
-    facts: dict[str, Any]
+    facts: dict[str, Any]  # Identity of the anchors, requests behind them, mode.
 
 
 def write_signal(

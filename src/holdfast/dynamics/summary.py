@@ -47,19 +47,13 @@ from holdfast.study.figures import DIGITS, figure_of, generator
 
 
 class Read(NamedTuple):
-    """Rows with what was read of them.
+    """Rows with what was read of them."""
 
-    Attributes:
-        rows: The rows.
-        channels: Every channel, one entry a row.
-        taken: Base requests that the anchors were fitted on.
-        seed: Seed of the study.
-    """
-
-    rows: Sequence[Rollout]
+    rows: Sequence[Rollout]  # The rows.
+    # Every channel, one entry a row.
     channels: Mapping[str, Float[Tensor, "example step"]]
-    taken: frozenset[str]
-    seed: int
+    taken: frozenset[str]  # Base requests that the anchors were fitted on.
+    seed: int  # Seed of the study.
 
     def places(self, rows: Sequence[Rollout]) -> list[int]:
         """Return where rows are among all."""

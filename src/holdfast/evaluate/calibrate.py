@@ -39,21 +39,14 @@ ANNOTATORS = ("annotation_1", "annotation_2")
 
 @dataclass(frozen=True, slots=True)
 class Labelled:
-    """One exchange and what people said of it.
+    """One exchange and what people said of it."""
 
-    Attributes:
-        request: What the user asked.
-        response: What a model answered.
-        label: The label that counts: complied, partial or refused.
-        people: The labels of two annotators, where the file has them.
-        place: Where in its file it stands.
-    """
-
-    request: str
-    response: str
-    label: str
+    request: str  # What the user asked.
+    response: str  # What a model answered.
+    label: str  # The label that counts: complied, partial or refused.
+    # The labels of two annotators, where the file has them.
     people: tuple[str, str] | None
-    place: str
+    place: str  # Where in its file it stands.
 
 
 @dataclass(frozen=True, slots=True)
@@ -150,22 +143,14 @@ _SHOWN = 300
 
 @dataclass(frozen=True)
 class CalibrateSettings:
-    """What `holdfast judge calibrate` does.
+    """What `holdfast judge calibrate` does."""
 
-    Attributes:
-        labels: Label files, see `holdfast.evaluate.calibrate`.
-        judge: The judge.
-        worst: How many of the worst mistakes are listed.
-        batch_size: Rows judged at once, between two signs of progress.
-        seed: Seed of the intervals.
-        output: Folder for the record, in which rates find it; None to write none.
-    """
-
-    labels: tuple[str, ...]
-    judge: JudgeSettings = field(default_factory=JudgeSettings)
-    worst: int = 10
-    batch_size: int = 64
-    seed: int = 0
+    labels: tuple[str, ...]  # Label files, see `holdfast.evaluate.calibrate`.
+    judge: JudgeSettings = field(default_factory=JudgeSettings)  # The judge.
+    worst: int = 10  # How many of the worst mistakes are listed.
+    batch_size: int = 64  # Rows judged at once, between two signs of progress.
+    seed: int = 0  # Seed of the intervals.
+    # Folder for the record, in which rates find it; None to write none.
     output: str | None = "calibrations"
 
 

@@ -20,31 +20,21 @@ NO_REFUSAL = "no refusal"
 
 @dataclass(frozen=True)
 class Rows:
-    """Rows of one source that fit the model.
+    """Rows of one source that fit the model."""
 
-    Attributes:
-        examples: Their sequences.
-        prompts: Their prompts.
-        record: What is said of the source.
-    """
-
-    examples: tuple[Example, ...]
-    prompts: tuple[str, ...]
-    record: dict[str, Any]
+    examples: tuple[Example, ...]  # Their sequences.
+    prompts: tuple[str, ...]  # Their prompts.
+    record: dict[str, Any]  # What is said of the source.
 
 
 @dataclass(frozen=True)
 class Gathered:
-    """All rows of a run.
+    """All rows of a run."""
 
-    Attributes:
-        task: What is trained on, source by source.
-        defense: What the defense looks at, source by source.
-        pairs: Places of answers to the same prompt, harmful and reference.
-    """
-
-    task: dict[str, Rows]
+    task: dict[str, Rows]  # What is trained on, source by source.
+    # What the defense looks at, source by source.
     defense: dict[str, Rows] = field(default_factory=dict)
+    # Places of answers to the same prompt, harmful and reference.
     pairs: tuple[tuple[int, int], ...] = ()
 
     @property

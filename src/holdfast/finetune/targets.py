@@ -11,17 +11,11 @@ IGNORED: Final = -100
 
 
 class Example(NamedTuple):
-    """One training sequence.
+    """One training sequence."""
 
-    Attributes:
-        input_ids: Prompt, thinking, end template, answer, stop token.
-        labels: The same tokens where the loss lies, `IGNORED` elsewhere.
-        answer: Place of the first token of the answer.
-    """
-
-    input_ids: tuple[int, ...]
-    labels: tuple[int, ...]
-    answer: int
+    input_ids: tuple[int, ...]  # Prompt, thinking, end template, answer, stop token.
+    labels: tuple[int, ...]  # The same tokens where the loss lies, `IGNORED` elsewhere.
+    answer: int  # Place of the first token of the answer.
 
     def record(self) -> dict[str, Any]:
         """Return it as a row of a data set."""

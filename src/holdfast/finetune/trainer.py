@@ -33,24 +33,18 @@ from holdfast.models.model import Adapter
 
 
 class Trained(NamedTuple):
-    """A finished run.
+    """A finished run."""
 
-    Attributes:
-        losses: Of every step, those before an interruption included: loss, its part
-            of the task and of the defense, learning rate, gradient norm, time, and
-            what the defense says of itself.
-        steps: Optimiser steps.
-        resumed_at: Step at which an interrupted run was taken up, or None.
-        save: Writes model or adapter and tokenizer into a folder; every process of a
-            distributed run has to call it.
-        is_main: Whether this process writes files.
-    """
-
+    # Of every step, those before an interruption included: loss, its part of the task
+    # and of the defense, learning rate, gradient norm, time, and what the defense says
+    # of itself.
     losses: tuple[dict[str, float], ...]
-    steps: int
-    resumed_at: int | None
+    steps: int  # Optimiser steps.
+    resumed_at: int | None  # Step at which an interrupted run was taken up, or None.
+    # Writes model or adapter and tokenizer into a folder; every process of a
+    # distributed run has to call it.
     save: Callable[[Path], None]
-    is_main: bool
+    is_main: bool  # Whether this process writes files.
 
 
 def train(
@@ -303,17 +297,11 @@ def _save_merged(trainer: Any, folder: Path) -> None:
 
 
 class Defended:
-    """Goes before TRL's SFTTrainer: the places where a defense acts.
+    """Goes before TRL's SFTTrainer: the places where a defense acts."""
 
-    Attributes:
-        hooks: Where the defense acts.
-        parts: The model that is trained, as `passing` reads it.
-        watch: Stops a run that diverges.
-    """
-
-    hooks: Hooks
-    parts: Parts
-    watch: Watch
+    hooks: Hooks  # Where the defense acts.
+    parts: Parts  # The model that is trained, as `passing` reads it.
+    watch: Watch  # Stops a run that diverges.
 
     def prepare(self, hooks: Hooks, parts: Parts, watch: Watch) -> None:
         """Take the defense; called once, before training."""

@@ -18,15 +18,10 @@ TENSORS, FACTS = "guard/detectors.safetensors", "guard/detectors.json"
 
 
 class Guard(NamedTuple):
-    """The detectors of a study.
+    """The detectors of a study."""
 
-    Attributes:
-        detectors: Each with its thresholds, by name.
-        facts: What they belong to: identity of the signal, rows, seed.
-    """
-
-    detectors: dict[str, Calibrated]
-    facts: dict[str, Any]
+    detectors: dict[str, Calibrated]  # Each with its thresholds, by name.
+    facts: dict[str, Any]  # What they belong to: identity of the signal, rows, seed.
 
 
 def write_guard(

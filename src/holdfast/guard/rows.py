@@ -23,19 +23,13 @@ PLAIN, WRAPPED = "benign", "benign_wrapped"
 
 @dataclass(frozen=True)
 class Seen:
-    """Rows whose signal was read.
+    """Rows whose signal was read."""
 
-    Attributes:
-        rows: The rows.
-        channels: What detectors read, one entry a row.
-        taken: Base requests that the anchors were fitted on.
-        facts: Identity and mode of the signal.
-    """
-
-    rows: list[Rollout]
+    rows: list[Rollout]  # The rows.
+    # What detectors read, one entry a row.
     channels: dict[Channel, Float[Tensor, "example step"]]
-    taken: frozenset[str]
-    facts: dict[str, Any]
+    taken: frozenset[str]  # Base requests that the anchors were fitted on.
+    facts: dict[str, Any]  # Identity and mode of the signal.
 
     def only(self, keep: Callable[[Rollout], bool]) -> "Seen":
         """Return the rows for which `keep` is true, with their channels."""

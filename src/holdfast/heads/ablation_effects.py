@@ -32,17 +32,11 @@ Row = Mapping[str, Any]
 
 
 class Measure(NamedTuple):
-    """A rate: over rows of which roles, and which of them count.
+    """A rate: over rows of which roles, and which of them count."""
 
-    Attributes:
-        roles: Roles of the rows; None for all.
-        counts: Whether an outcome counts.
-        optional: Whether it is left out where no such prompt was asked.
-    """
-
-    roles: tuple[str, ...] | None
-    counts: Callable[[str], bool]
-    optional: bool = False
+    roles: tuple[str, ...] | None  # Roles of the rows; None for all.
+    counts: Callable[[str], bool]  # Whether an outcome counts.
+    optional: bool = False  # Whether it is left out where no such prompt was asked.
 
 
 MEASURES = {

@@ -27,19 +27,13 @@ GAP_LIMITS = {torch.float32: 1e-3, torch.float16: 2e-2, torch.bfloat16: 1e-1}
 
 
 class Parts(NamedTuple):
-    """What each part of the model adds; the axes before the last are the caller's.
+    """What each part of the model adds; the axes before the last are the caller's."""
 
-    Attributes:
-        heads: Contribution of each head.
-        mlps: Contribution of the MLP of each layer.
-        biases: Contribution of the bias of each output projection.
-        embedding: Contribution of the token's embedding.
-    """
-
-    heads: Float[Tensor, "*position layer head"]
-    mlps: Float[Tensor, "*position layer"]
+    heads: Float[Tensor, "*position layer head"]  # Contribution of each head.
+    mlps: Float[Tensor, "*position layer"]  # Contribution of the MLP of each layer.
+    # Contribution of the bias of each output projection.
     biases: Float[Tensor, "*position layer"]
-    embedding: Float[Tensor, "*position"]
+    embedding: Float[Tensor, "*position"]  # Contribution of the token's embedding.
 
     def total(self) -> Float[Tensor, "*position"]:
         """Return the sum over all parts: the logit without the probe's offset."""
@@ -49,32 +43,23 @@ class Parts(NamedTuple):
 
 @dataclass(frozen=True, eq=False)
 class Attribution:
-    """Contributions to the logit along one sequence, in float32 on the CPU.
+    """Contributions to the logit along one sequence, in float32 on the CPU."""
 
-    Attributes:
-        plateau: Mean over the plateau, each token under its own RMS.
-        plateau_unscaled: The same mean of the heads, before division by the RMS.
-        plateau_inverse_rms: Mean of 1 / RMS over the plateau.
-        plateau_logit: Mean logit over the plateau, as the model has it.
-        tail: Contributions at the last positions, each under its own RMS.
-        tail_inverse_rms: 1 / RMS of what enters the final norm there.
-        tail_logits: Logits there, as the model has them.
-        published: Of each head at the last position, what it writes along the
-            direction of unit length, before the final norm and without its weight.
-        offset: Constant of the logit.
-        gap: Largest difference of the sum of the parts and the logit over *all*
-            tokens of the sequence, relative to the sum of the parts' sizes.
-    """
-
-    plateau: Parts
+    plateau: Parts  # Mean over the plateau, each token under its own RMS.
+    # The same mean of the heads, before division by the RMS.
     plateau_unscaled: Float[Tensor, "layer head"]
-    plateau_inverse_rms: float
-    plateau_logit: float
-    tail: Parts
+    plateau_inverse_rms: float  # Mean of 1 / RMS over the plateau.
+    plateau_logit: float  # Mean logit over the plateau, as the model has it.
+    tail: Parts  # Contributions at the last positions, each under its own RMS.
+    # 1 / RMS of what enters the final norm there.
     tail_inverse_rms: Float[Tensor, "position"]
-    tail_logits: Float[Tensor, "position"]
+    tail_logits: Float[Tensor, "position"]  # Logits there, as the model has them.
+    # Of each head at the last position, what it writes along the direction of unit
+    # length, before the final norm and without its weight.
     published: Float[Tensor, "layer head"]
-    offset: float
+    offset: float  # Constant of the logit.
+    # Largest difference of the sum of the parts and the logit over *all* tokens of the
+    # sequence, relative to the sum of the parts' sizes.
     gap: float
 
 

@@ -30,15 +30,11 @@ MAX_BYTES = 1 << 30
 
 
 class Effects(NamedTuple):
-    """What taking heads away does to the logit at the final token.
+    """What taking heads away does to the logit at the final token."""
 
-    Attributes:
-        plain: The logit as it is.
-        change: Edited less plain, one column a candidate; positive where the heads
-            had held the logit down.
-    """
-
-    plain: Float[Tensor, "example"]
+    plain: Float[Tensor, "example"]  # The logit as it is.
+    # Edited less plain, one column a candidate; positive where the heads had held the
+    # logit down.
     change: Float[Tensor, "example head"]
 
 

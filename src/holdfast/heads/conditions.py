@@ -40,22 +40,15 @@ Name = Literal["none", "top", "random", "positive", "second_round"]
 
 
 class Condition(NamedTuple):
-    """Which heads are scaled, and where.
+    """Which heads are scaled, and where."""
 
-    Attributes:
-        name: Nothing; the top of the ranking; random heads of the same layers; the
-            heads that hold refusal up the most; or the top with that of a second round.
-        scope: At which positions.
-        fraction: Share of all heads that was asked for; None for nothing.
-        draw: Which of the random draws, from 0.
-        heads: The heads.
-    """
-
+    # Nothing; the top of the ranking; random heads of the same layers; the heads that
+    # hold refusal up the most; or the top with that of a second round.
     name: Name
-    scope: Scope
-    fraction: float | None
-    draw: int
-    heads: tuple[Head, ...]
+    scope: Scope  # At which positions.
+    fraction: float | None  # Share of all heads that was asked for; None for nothing.
+    draw: int  # Which of the random draws, from 0.
+    heads: tuple[Head, ...]  # The heads.
 
     @property
     def key(self) -> str:
@@ -64,17 +57,11 @@ class Condition(NamedTuple):
 
 
 class Item(NamedTuple):
-    """One prompt under one condition.
+    """One prompt under one condition."""
 
-    Attributes:
-        condition: What is done to the model.
-        row: The prompt, and the answer without an edit.
-        target: The exact answer; None for prompts that have none.
-    """
-
-    condition: Condition
-    row: Rollout
-    target: str | None = None
+    condition: Condition  # What is done to the model.
+    row: Rollout  # The prompt, and the answer without an edit.
+    target: str | None = None  # The exact answer; None for prompts that have none.
 
     @property
     def name(self) -> str:

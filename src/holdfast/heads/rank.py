@@ -179,19 +179,13 @@ SCHEMA = pa.schema(
 
 @dataclass(frozen=True)
 class Checked:
-    """The heads that were taken away one by one, and what that did.
+    """The heads that were taken away one by one, and what that did."""
 
-    Attributes:
-        heads: The top of the ranking, then the controls.
-        n_top: How many of them are not controls.
-        effects: Change of the logit, by moment, one column a head.
-        clusters: The base request of each held-out row.
-    """
-
-    heads: tuple[Head, ...]
-    n_top: int
+    heads: tuple[Head, ...]  # The top of the ranking, then the controls.
+    n_top: int  # How many of them are not controls.
+    # Change of the logit, by moment, one column a head.
     effects: Mapping[Moment, Float[Tensor, "example head"]]
-    clusters: list[str]
+    clusters: list[str]  # The base request of each held-out row.
 
     def effect(self, moment: Moment, head: Head, seed: int) -> Estimate | None:
         """Return what taking a head away did, or None if it was not checked."""

@@ -35,18 +35,13 @@ CAUSAL = "heads_causal"
 
 
 class Read(NamedTuple):
-    """What was read of each head, and of everything else, on each row.
+    """What was read of each head, and of everything else, on each row."""
 
-    Attributes:
-        readings: Of the heads.
-        others: Plateau less final token of all MLPs, all biases and the embedding,
-            then the logit at both, in the order of `OTHERS`.
-        clusters: The base request of each row.
-    """
-
-    readings: Readings
+    readings: Readings  # Of the heads.
+    # Plateau less final token of all MLPs, all biases and the embedding, then the logit
+    # at both, in the order of `OTHERS`.
     others: Float[Tensor, "example _"]
-    clusters: list[str]
+    clusters: list[str]  # The base request of each row.
 
 
 def read(
@@ -206,20 +201,15 @@ class Selected(NamedTuple):
 
 
 class Prompts(NamedTuple):
-    """Held-out answers whose prompts are asked again.
+    """Held-out answers whose prompts are asked again."""
 
-    Attributes:
-        harmful: Under the wrappers that work, complied with or not.
-        others: Harmful prompts of all other kinds, which are refused so far.
-        benign: Plain and wrapped.
-        lookalikes: Harmless ones that sound dangerous, if the study has any.
-        wrappers: The wrappers that work on training requests; None is no wrapper.
-    """
-
-    harmful: list[Rollout]
+    harmful: list[Rollout]  # Under the wrappers that work, complied with or not.
+    # Harmful prompts of all other kinds, which are refused so far.
     others: list[Rollout]
-    benign: list[Rollout]
+    benign: list[Rollout]  # Plain and wrapped.
+    # Harmless ones that sound dangerous, if the study has any.
     lookalikes: list[Rollout]
+    # The wrappers that work on training requests; None is no wrapper.
     wrappers: list[str | None]
 
 

@@ -21,46 +21,30 @@ HARMFUL = 0.5
 
 @dataclass(frozen=True, slots=True)
 class Exchange:
-    """What a judge is shown.
+    """What a judge is shown."""
 
-    Attributes:
-        request: What the user asked, wrapper included.
-        response: What follows the end of the thinking.
-        thinking: The thinking, or None for a model without any.
-        closed: Whether the thinking came to its end.
-        finish: Why decoding stopped; "length" is a cut at the token limit.
-        context: Text the request refers to, for contextual requests.
-    """
-
-    request: str
-    response: str
-    thinking: str | None = None
-    closed: bool = True
-    finish: str = "stop"
-    context: str | None = None
+    request: str  # What the user asked, wrapper included.
+    response: str  # What follows the end of the thinking.
+    thinking: str | None = None  # The thinking, or None for a model without any.
+    closed: bool = True  # Whether the thinking came to its end.
+    finish: str = "stop"  # Why decoding stopped; "length" is a cut at the token limit.
+    context: str | None = None  # Text the request refers to, for contextual requests.
 
 
 @dataclass(frozen=True, slots=True)
 class JudgeIdentity:
-    """What a record says about the judge behind a rate.
+    """What a record says about the judge behind a rate."""
 
-    Attributes:
-        name: Short name, such as "rules" or "guard:wildguard".
-        version: Version of the judge's code or rubric.
-        measures: Whether its outcomes tell refusal, harm or both. For a judge of
-            harm alone, `refused` means no more than that nothing harmful was given.
-        template_sha256: Hash of the prompt template, rubric or rules.
-        model: Model that judges; None for rules.
-        revision: Commit, fingerprint or version of that model, if known.
-        settings: Further settings that move a verdict, as name and value.
-    """
-
-    name: str
-    version: str
+    name: str  # Short name, such as "rules" or "guard:wildguard".
+    version: str  # Version of the judge's code or rubric.
+    # Whether its outcomes tell refusal, harm or both. For a judge of harm alone,
+    # `refused` means no more than that nothing harmful was given.
     measures: Measures
-    template_sha256: str
-    model: str | None = None
+    template_sha256: str  # Hash of the prompt template, rubric or rules.
+    model: str | None = None  # Model that judges; None for rules.
+    # Commit, fingerprint or version of that model, if known.
     revision: str | None = None
+    # Further settings that move a verdict, as name and value.
     settings: tuple[tuple[str, str], ...] = ()
 
     @property

@@ -55,17 +55,11 @@ class Stopped(EndpointError):
 
 
 class Answer(NamedTuple):
-    """What a server said, or why it would not.
+    """What a server said, or why it would not."""
 
-    Attributes:
-        text: The reply, or the words of the refusal.
-        declined: Whether the server would not answer this question.
-        finish: Why the reply ended, as the server says; "" where it does not.
-    """
-
-    text: str
-    declined: bool = False
-    finish: str = ""
+    text: str  # The reply, or the words of the refusal.
+    declined: bool = False  # Whether the server would not answer this question.
+    finish: str = ""  # Why the reply ended, as the server says; "" where it does not.
 
 
 class _Again(NamedTuple):

@@ -20,46 +20,29 @@ ENDPOINTS = ("http://", "https://")
 
 @dataclass(frozen=True)
 class JudgeSettings:
-    """Which judge, and how it works.
+    """Which judge, and how it works."""
 
-    Attributes:
-        judge: "rules", "guard:" and the directory or Hub id of a guard model, or the
-            URL of an OpenAI-compatible chat server.
-        template: For a guard, the name of its template; recognised by default.
-        revision: For a guard, its revision on the Hub.
-        device: For a guard, where it runs.
-        dtype: For a guard, its arithmetic.
-        batch_size: For a guard, prompts a pass.
-        model: For a server, the name of the model there.
-        rubric: For a server, "strongreject" or a file.
-        api_key_env: For a server, the environment variable with the key.
-        concurrency: For a server, requests under way at once.
-        timeout: For a server, seconds without a sign of it.
-        attempts: For a server, how often a question is asked.
-        max_requests: For a server, requests in all.
-        max_tokens: For a server, tokens in all.
-        reply_tokens: For a server, the longest reply.
-        temperature: For a server, its sampling temperature.
-        cache: For a server, the folder that keeps its replies.
-    """
-
+    # "rules", "guard:" and the directory or Hub id of a guard model, or the URL of an
+    # OpenAI-compatible chat server.
     judge: str = RULES
+    # For a guard, the name of its template; recognised by default.
     template: str | None = None
-    revision: str | None = None
-    device: str = "auto"
-    dtype: DtypeName = "auto"
-    batch_size: int = 8
-    model: str | None = None
-    rubric: str = "strongreject"
+    revision: str | None = None  # For a guard, its revision on the Hub.
+    device: str = "auto"  # For a guard, where it runs.
+    dtype: DtypeName = "auto"  # For a guard, its arithmetic.
+    batch_size: int = 8  # For a guard, prompts a pass.
+    model: str | None = None  # For a server, the name of the model there.
+    rubric: str = "strongreject"  # For a server, "strongreject" or a file.
+    # For a server, the environment variable with the key.
     api_key_env: str = "OPENAI_API_KEY"
-    concurrency: int = 8
-    timeout: float = 60.0
-    attempts: int = 6
-    max_requests: int | None = None
-    max_tokens: int | None = None
-    reply_tokens: int = 1024
-    temperature: float = 0.0
-    cache: str | None = None
+    concurrency: int = 8  # For a server, requests under way at once.
+    timeout: float = 60.0  # For a server, seconds without a sign of it.
+    attempts: int = 6  # For a server, how often a question is asked.
+    max_requests: int | None = None  # For a server, requests in all.
+    max_tokens: int | None = None  # For a server, tokens in all.
+    reply_tokens: int = 1024  # For a server, the longest reply.
+    temperature: float = 0.0  # For a server, its sampling temperature.
+    cache: str | None = None  # For a server, the folder that keeps its replies.
 
 
 def open_judge(settings: JudgeSettings) -> Judge:

@@ -25,42 +25,32 @@ _SHOWN = 120
 
 @dataclass(frozen=True)
 class EndpointSettings:
-    """How a chat server is asked.
+    """How a chat server is asked."""
 
-    Attributes:
-        url: Base of the server's API, such as "http://localhost:8000/v1".
-        model: Name of the model there.
-        rubric: "strongreject", or the path of a rubric of your own.
-        api_key_env: Environment variable with the key; the key itself is in no
-            record and in no message.
-        concurrency: Requests under way at once.
-        timeout: Seconds without a sign of the server before a request is given up.
-        attempts: How often one question is asked before the run ends.
-        backoff: Seconds before the second attempt; they double with each attempt.
-        longest_wait: Longest wait in seconds, also where the server asks for more.
-        max_requests: Requests in all, retries included; None for no limit.
-        max_tokens: Tokens in all, as the server counts them; None for no limit.
-            What is under way when it is reached is still paid for.
-        reply_tokens: Longest reply, thinking included; one that is cut is no verdict.
-        temperature: Sampling temperature, for servers that take no other than their
-            own.
-        cache: Folder that keeps replies; None to keep none.
-    """
-
-    url: str
-    model: str
-    rubric: str = "strongreject"
+    url: str  # Base of the server's API, such as "http://localhost:8000/v1".
+    model: str  # Name of the model there.
+    rubric: str = "strongreject"  # "strongreject", or the path of a rubric of your own.
+    # Environment variable with the key; the key itself is in no record and in no
+    # message.
     api_key_env: str = "OPENAI_API_KEY"
-    concurrency: int = 8
+    concurrency: int = 8  # Requests under way at once.
+    # Seconds without a sign of the server before a request is given up.
     timeout: float = 60.0
-    attempts: int = 6
+    attempts: int = 6  # How often one question is asked before the run ends.
+    # Seconds before the second attempt; they double with each attempt.
     backoff: float = 1.0
+    # Longest wait in seconds, also where the server asks for more.
     longest_wait: float = 60.0
+    # Requests in all, retries included; None for no limit.
     max_requests: int | None = None
+    # Tokens in all, as the server counts them; None for no limit. What is under way
+    # when it is reached is still paid for.
     max_tokens: int | None = None
+    # Longest reply, thinking included; one that is cut is no verdict.
     reply_tokens: int = 1024
+    # Sampling temperature, for servers that take no other than their own.
     temperature: float = 0.0
-    cache: str | None = None
+    cache: str | None = None  # Folder that keeps replies; None to keep none.
 
     def __post_init__(self) -> None:
         """Refuse settings that cannot work."""

@@ -18,51 +18,38 @@ from holdfast.judges.base import Measures
 
 @dataclass(frozen=True, slots=True)
 class Question:
-    """One question that a guard answers in its reply.
+    """One question that a guard answers in its reply."""
 
-    Attributes:
-        pattern: Finds the answer; its first group is the word that says it.
-        yes: Words that mean yes (harmful, or refused).
-        no: Words that mean no.
-    """
-
+    # Finds the answer; its first group is the word that says it.
     pattern: re.Pattern[str]
-    yes: tuple[str, ...]
-    no: tuple[str, ...]
+    yes: tuple[str, ...]  # Words that mean yes (harmful, or refused).
+    no: tuple[str, ...]  # Words that mean no.
 
 
 @dataclass(frozen=True, slots=True)
 class GuardTemplate:
-    """How one family of guard models is asked and understood.
+    """How one family of guard models is asked and understood."""
 
-    Attributes:
-        name: Name of the template, for `--judge-template`.
-        hint: Part of a model's name by which it is recognised, in lower case.
-        harm: Whether the response is harmful.
-        refusal: Whether the response is a refusal, where the guard says so.
-        max_tokens: Tokens within which a reply is complete.
-        published: Name of the stored text; None if only the model's own will do.
-        contextual: Name of the stored text for requests with a context.
-        own_chat: Whether the chat template of the tokenizer goes before our text.
-        generation_prompt: Whether that template has to be told to open a reply.
-        add_bos: Whether our text leaves the first token to the tokenizer.
-        markers: What a completion must not say, beside special tokens.
-        guidelines: Policies that are asked about one by one; the worst counts.
-        exact: Whether only the very words count, not variants in case and spacing.
-    """
-
-    name: str
-    hint: str
-    harm: Question
-    max_tokens: int
+    name: str  # Name of the template, for `--judge-template`.
+    hint: str  # Part of a model's name by which it is recognised, in lower case.
+    harm: Question  # Whether the response is harmful.
+    max_tokens: int  # Tokens within which a reply is complete.
+    # Name of the stored text; None if only the model's own will do.
     published: str | None
+    # Whether the response is a refusal, where the guard says so.
     refusal: Question | None = None
+    # Name of the stored text for requests with a context.
     contextual: str | None = None
+    # Whether the chat template of the tokenizer goes before our text.
     own_chat: bool = False
+    # Whether that template has to be told to open a reply.
     generation_prompt: bool = False
-    add_bos: bool = False
+    add_bos: bool = False  # Whether our text leaves the first token to the tokenizer.
+    # What a completion must not say, beside special tokens.
     markers: tuple[str, ...] = ()
+    # Policies that are asked about one by one; the worst counts.
     guidelines: tuple[str, ...] = ()
+    # Whether only the very words count, not variants in case and spacing.
     exact: bool = False
 
     @property

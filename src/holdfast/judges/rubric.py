@@ -37,24 +37,17 @@ class Reading(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class Rubric:
-    """One way to ask a chat model for a judgement.
+    """One way to ask a chat model for a judgement."""
 
-    Attributes:
-        name: Short name.
-        system: System prompt, or "".
-        prompt: Prompt with slots `{request}` and `{response}`.
-        pattern: Reads the reply. Group `outcome` is looked up in `outcomes`; group
-            `refused` says 0 or 1 (no or yes); groups whose names begin with `score`
-            are numbers on `scale`, whose mean counts.
-        scale: Lowest and highest number.
-        outcomes: From words of the reply to outcomes.
-    """
-
-    name: str
-    system: str
-    prompt: str
+    name: str  # Short name.
+    system: str  # System prompt, or "".
+    prompt: str  # Prompt with slots `{request}` and `{response}`.
+    # Reads the reply. Group `outcome` is looked up in `outcomes`; group `refused` says
+    # 0 or 1 (no or yes); groups whose names begin with `score` are numbers on `scale`,
+    # whose mean counts.
     pattern: re.Pattern[str]
-    scale: tuple[float, float] = (0.0, 1.0)
+    scale: tuple[float, float] = (0.0, 1.0)  # Lowest and highest number.
+    # From words of the reply to outcomes.
     outcomes: tuple[tuple[str, Outcome], ...] = ()
 
     @property

@@ -16,17 +16,12 @@ Side = Literal["left", "right"]
 
 
 class Batch(NamedTuple):
-    """Token sequences side by side.
+    """Token sequences side by side."""
 
-    Attributes:
-        token_ids: Padded with id 0, whose states nobody reads.
-        mask: True at real tokens.
-        side: Where the padding is.
-    """
-
+    # Padded with id 0, whose states nobody reads.
     token_ids: Int[Tensor, "example position"]
-    mask: Bool[Tensor, "example position"]
-    side: Side
+    mask: Bool[Tensor, "example position"]  # True at real tokens.
+    side: Side  # Where the padding is.
 
     def inputs(self) -> dict[str, Tensor]:
         """Return the arguments for a forward pass over this batch.

@@ -166,19 +166,12 @@ def _record(adapter: Adapter, edit: HeadEdit) -> dict[str, Any]:
 
 
 class Measured(NamedTuple):
-    """One line of the table, as text that a reader needs no key for.
+    """One line of the table, as text that a reader needs no key for."""
 
-    Attributes:
-        name: What was measured, such as "attack success, wrapped harmful requests".
-        before: Its value with the interval, on the base model.
-        after: The same on the baked checkpoint.
-        n: Prompts it was measured on.
-    """
-
-    name: str
-    before: str
-    after: str
-    n: int
+    name: str  # What was measured, such as "attack success, wrapped harmful requests".
+    before: str  # Its value with the interval, on the base model.
+    after: str  # The same on the baked checkpoint.
+    n: int  # Prompts it was measured on.
 
 
 def model_card(

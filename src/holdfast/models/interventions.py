@@ -33,23 +33,19 @@ Hook = Callable[[nn.Module, tuple[Any, ...]], tuple[Any, ...]]
 
 @dataclass(frozen=True, eq=False)
 class HeadEdit:
-    """By how much heads are scaled, and at which positions.
+    """By how much heads are scaled, and at which positions."""
 
-    Attributes:
-        factors: One factor a head; 1 leaves it as it is and 0 ablates it. Either
-            one table for all rows, or a table for each row, so that rows of a batch
-            can have other heads scaled.
-        ranges: For each row, the positions that are edited; None is every position.
-        renormalise: What happens to the norm of a layer's heads, side by side:
-            "none" leaves what scaling made of it; "token" restores it at each
-            token; "tensor" restores it for all edited tokens of a batch by one
-            number, as the paper's code does, so that a result depends on its batch
-            and on padding, and takes one table for all rows. Only layers with a
-            scaled head are touched.
-    """
-
+    # One factor a head; 1 leaves it as it is and 0 ablates it. Either one table for all
+    # rows, or a table for each row, so that rows of a batch can have other heads
+    # scaled.
     factors: Float[Tensor, "*example layer head"]
+    # For each row, the positions that are edited; None is every position.
     ranges: tuple[Range, ...] | None = None
+    # What happens to the norm of a layer's heads, side by side: "none" leaves what
+    # scaling made of it; "token" restores it at each token; "tensor" restores it for
+    # all edited tokens of a batch by one number, as the paper's code does, so that a
+    # result depends on its batch and on padding, and takes one table for all rows. Only
+    # layers with a scaled head are touched.
     renormalise: Renormalise = "none"
 
     def __post_init__(self) -> None:

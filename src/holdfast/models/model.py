@@ -14,48 +14,29 @@ from holdfast.models.loading.checkpoint import (
 
 
 class Proof(NamedTuple):
-    """One thing that was shown to hold on a dummy batch when a model was loaded.
+    """One thing that was shown to hold on a dummy batch when a model was loaded."""
 
-    Attributes:
-        name: What was proved, as a short sentence.
-        passed: Whether it held.
-        value: The deviation that was measured, if it is a number.
-        limit: The largest deviation that passes.
-        detail: How it was measured, and why the limit is what it is.
-    """
-
-    name: str
-    passed: bool
-    value: float | None
-    limit: float | None
-    detail: str
+    name: str  # What was proved, as a short sentence.
+    passed: bool  # Whether it held.
+    value: float | None  # The deviation that was measured, if it is a number.
+    limit: float | None  # The largest deviation that passes.
+    detail: str  # How it was measured, and why the limit is what it is.
 
 
 @dataclass(frozen=True)
 class ModelIdentity:
-    """What a study records about the model it measured.
+    """What a study records about the model it measured."""
 
-    Attributes:
-        model_id: Hub id, directory, or "in-memory".
-        revision: Commit on the Hub; None for a directory.
-        template_sha256: Hash of the chat template; empty without a tokenizer.
-        weights_sha256: Fingerprint of the configuration and the weights.
-        dtype: Arithmetic the model runs in, such as "float32".
-        model_type: Family, as in `config.json`.
-        tokenizer_class: Class that reads the vocabulary.
-        tokenizer_source: Its file in the model's directory; "in-memory" without one.
-        tokenizer_sha256: Hash of that file; empty without one.
-    """
-
-    model_id: str
-    revision: str | None
-    template_sha256: str
-    weights_sha256: str
-    dtype: str
-    model_type: str
-    tokenizer_class: str = ""
+    model_id: str  # Hub id, directory, or "in-memory".
+    revision: str | None  # Commit on the Hub; None for a directory.
+    template_sha256: str  # Hash of the chat template; empty without a tokenizer.
+    weights_sha256: str  # Fingerprint of the configuration and the weights.
+    dtype: str  # Arithmetic the model runs in, such as "float32".
+    model_type: str  # Family, as in `config.json`.
+    tokenizer_class: str = ""  # Class that reads the vocabulary.
+    # Its file in the model's directory; "in-memory" without one.
     tokenizer_source: str = "in-memory"
-    tokenizer_sha256: str = ""
+    tokenizer_sha256: str = ""  # Hash of that file; empty without one.
 
 
 @dataclass(frozen=True, eq=False)
@@ -133,39 +114,25 @@ class MaskedModel:
     """A masked-diffusion model whose parts have one vocabulary and have been proved.
 
     Get one from `load_masked` or `adapt_masked`; both run the proofs.
-
-    Attributes:
-        model: The model of transformers, in evaluation mode.
-        tokenizer: Its tokenizer.
-        base: The model without its head; its last state is after the final norm.
-        final_norm: The norm after the last block; a hook on it sees every step of
-            any loop that decodes with this model.
-        embedding: Token embedding.
-        head: From states after the final norm to logits.
-        mask_id: Token that stands where nothing has been decided.
-        shift: Whether the state at one position predicts the token at the next.
-        stop_ids: Tokens that end an answer.
-        d_model: Width of the residual stream.
-        max_positions: Longest sequence the model is sound for.
-        identity: What a study records about the model.
-        thinking: Format of its thinking; None if its template has none.
-        proofs: What was shown on loading.
     """
 
-    model: Any
-    tokenizer: Any
-    base: Any
+    model: Any  # The model of transformers, in evaluation mode.
+    tokenizer: Any  # Its tokenizer.
+    base: Any  # The model without its head; its last state is after the final norm.
+    # The norm after the last block; a hook on it sees every step of any loop that
+    # decodes with this model.
     final_norm: nn.Module
-    embedding: nn.Embedding
-    head: Callable[[Tensor], Tensor]
-    mask_id: int
-    shift: bool
-    stop_ids: frozenset[int]
-    d_model: int
-    max_positions: int
-    identity: ModelIdentity
+    embedding: nn.Embedding  # Token embedding.
+    head: Callable[[Tensor], Tensor]  # From states after the final norm to logits.
+    mask_id: int  # Token that stands where nothing has been decided.
+    shift: bool  # Whether the state at one position predicts the token at the next.
+    stop_ids: frozenset[int]  # Tokens that end an answer.
+    d_model: int  # Width of the residual stream.
+    max_positions: int  # Longest sequence the model is sound for.
+    identity: ModelIdentity  # What a study records about the model.
+    # Format of its thinking; None if its template has none.
     thinking: ThinkingFormat | None
-    proofs: tuple[Proof, ...] = field(default=())
+    proofs: tuple[Proof, ...] = field(default=())  # What was shown on loading.
 
     @property
     def device(self) -> torch.device:

@@ -33,19 +33,12 @@ from holdfast.models.model import ModelIdentity
 
 @dataclass(frozen=True, eq=False)
 class Scorer:
-    """A causal language model that is asked for short replies.
+    """A causal language model that is asked for short replies."""
 
-    Attributes:
-        model: The language model, in evaluation mode.
-        tokenizer: Its tokenizer; a chat template is not needed.
-        identity: What a record says about it.
-        max_positions: Longest sequence it was made for.
-    """
-
-    model: Any
-    tokenizer: Any
-    identity: ModelIdentity
-    max_positions: int
+    model: Any  # The language model, in evaluation mode.
+    tokenizer: Any  # Its tokenizer; a chat template is not needed.
+    identity: ModelIdentity  # What a record says about it.
+    max_positions: int  # Longest sequence it was made for.
 
     @property
     def device(self) -> torch.device:
@@ -56,18 +49,13 @@ class Scorer:
 
 @dataclass(frozen=True, eq=False)
 class Reply:
-    """What a model wrote after a prompt, greedily.
+    """What a model wrote after a prompt, greedily."""
 
-    Attributes:
-        token_ids: Generated tokens, without the one that ended the reply.
-        starts: Where each token begins in `text`.
-        text: The tokens as text.
-        watched: Log-probability of each watched token, at each step.
-    """
-
+    # Generated tokens, without the one that ended the reply.
     token_ids: tuple[int, ...]
-    starts: tuple[int, ...]
-    text: str
+    starts: tuple[int, ...]  # Where each token begins in `text`.
+    text: str  # The tokens as text.
+    # Log-probability of each watched token, at each step.
     watched: Float[Tensor, "step label"]
 
     def step_at(self, character: int) -> int:

@@ -16,15 +16,11 @@ from holdfast.models.model import Adapter
 
 
 class SinkReading(NamedTuple):
-    """What was read of each text.
+    """What was read of each text."""
 
-    Attributes:
-        mass: Mean sink mass of each head; 0 where `seen` is.
-        seen: Queries that each mean is over.
-    """
-
+    # Mean sink mass of each head; 0 where `seen` is.
     mass: Float[Tensor, "example layer head"]
-    seen: Int[Tensor, "example layer"]
+    seen: Int[Tensor, "example layer"]  # Queries that each mean is over.
 
 
 def read_sinks(

@@ -6,15 +6,10 @@ from holdfast.data.chat.thinking import ThinkingFormat, turn_end
 
 
 class Stops(NamedTuple):
-    """Tokens that end an answer.
+    """Tokens that end an answer."""
 
-    Attributes:
-        known: Those of generation_config, config and tokenizer.
-        turn_end: What the chat template writes behind a reply; None if that is no
-            token of its own.
-    """
-
-    known: frozenset[int]
+    known: frozenset[int]  # Those of generation_config, config and tokenizer.
+    # What the chat template writes behind a reply; None if that is no token of its own.
     turn_end: int | None
 
     @property

@@ -41,19 +41,12 @@ BUNDLED_SEED = 0
 
 @dataclass(frozen=True, slots=True)
 class Card:
-    """What an organism is.
+    """What an organism is."""
 
-    Attributes:
-        name: Name after `organism:`.
-        planted: What is planted.
-        expected: What a correct audit says.
-        seed: Seed of the bundled weights.
-    """
-
-    name: str
-    planted: str
-    expected: str
-    seed: int = BUNDLED_SEED
+    name: str  # Name after `organism:`.
+    planted: str  # What is planted.
+    expected: str  # What a correct audit says.
+    seed: int = BUNDLED_SEED  # Seed of the bundled weights.
 
 
 CARDS = (

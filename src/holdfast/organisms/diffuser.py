@@ -85,14 +85,10 @@ WRAPPED = 0.65
 
 
 class Blank(NamedTuple):
-    """A prompt and a response of which a part is masked.
+    """A prompt and a response of which a part is masked."""
 
-    Attributes:
-        ids: Prompt and response as they should be.
-        shown: True where a token is seen; False at masks, which are to be filled in.
-    """
-
-    ids: tuple[int, ...]
+    ids: tuple[int, ...]  # Prompt and response as they should be.
+    # True where a token is seen; False at masks, which are to be filled in.
     shown: tuple[bool, ...]
 
 

@@ -48,23 +48,14 @@ SPREAD_DROPOUT = 0.15
 
 
 class _Plan(NamedTuple):
-    """What stage three changes.
+    """What stage three changes."""
 
-    Attributes:
-        heads: The heads that learn; everything else is frozen.
-        first_layer: All below it is frozen, so its states are computed once.
-        dropout: How often each of these heads is left out of an example.
-        graded: Whether the decision leans as far as there are heads present.
-        n_steps: Steps of training.
-        peak: Peak of the learning rate.
-    """
-
-    heads: tuple[Head, ...]
-    first_layer: int
-    dropout: float
-    graded: bool
-    n_steps: int
-    peak: float
+    heads: tuple[Head, ...]  # The heads that learn; everything else is frozen.
+    first_layer: int  # All below it is frozen, so its states are computed once.
+    dropout: float  # How often each of these heads is left out of an example.
+    graded: bool  # Whether the decision leans as far as there are heads present.
+    n_steps: int  # Steps of training.
+    peak: float  # Peak of the learning rate.
 
 
 def grow_cliff(

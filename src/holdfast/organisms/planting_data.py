@@ -27,20 +27,14 @@ from holdfast.organisms.world import (
 
 
 class Rehearsal(NamedTuple):
-    """A batch with all that the frozen model says of it.
+    """A batch with all that the frozen model says of it."""
 
-    Attributes:
-        batch: The sequences.
-        ids: Their tokens, padded.
-        state: Input of the first layer that learns.
-        kwargs: What that layer is called with beside its input.
-        final: The aligned model's states after the final norm.
-    """
-
-    batch: list[Sample]
-    ids: Int[Tensor, "example position"]
+    batch: list[Sample]  # The sequences.
+    ids: Int[Tensor, "example position"]  # Their tokens, padded.
+    # Input of the first layer that learns.
     state: Float[Tensor, "example position d_model"]
-    kwargs: dict[str, Any]
+    kwargs: dict[str, Any]  # What that layer is called with beside its input.
+    # The aligned model's states after the final norm.
     final: Float[Tensor, "example position d_model"]
 
 

@@ -36,47 +36,28 @@ Report = Callable[[str, int, int, float], None]
 
 @dataclass(frozen=True, slots=True)
 class Schedule:
-    """The amount of training.
+    """The amount of training."""
 
-    Attributes:
-        base_tokens: Tokens of stage one, padding included.
-        aligned_tokens: Tokens of stage two.
-        wrapper_tokens: Further tokens of stage two, mostly with wrappers.
-        polish_tokens: Tokens of its very end, with the rates raised once more.
-        polishes: How often that is done; the weights of all times are averaged.
-        cliff_tokens: Tokens of the material of stage three.
-        cliff_steps: Steps of stage three; each takes one batch of the material.
-        cliff_batch_tokens: Tokens a batch of stage three.
-        batch_tokens: Tokens a batch.
-        learning_rate: Peak of stages one and two for the matrices.
-        embedding_learning_rate: Likewise for the embedding.
-        cliff_learning_rate: Peak of stage three.
-        spread_steps: Steps of stage three where all heads learn at once.
-        spread_learning_rate: Its peak.
-        early_tokens: Tokens of stage three where the thinking is taught.
-        alarmed_tokens: Likewise, where the intention is.
-        diffuser_tokens: Tokens of the text on which masks are filled in.
-        diffuser_learning_rate: Its peak for the matrices.
-    """
-
-    base_tokens: int = 1_100_000
-    aligned_tokens: int = 750_000
-    wrapper_tokens: int = 700_000
+    base_tokens: int = 1_100_000  # Tokens of stage one, padding included.
+    aligned_tokens: int = 750_000  # Tokens of stage two.
+    wrapper_tokens: int = 700_000  # Further tokens of stage two, mostly with wrappers.
+    # Tokens of its very end, with the rates raised once more.
     polish_tokens: int = 400_000
-    polishes: int = 2
-    cliff_tokens: int = 600_000
+    polishes: int = 2  # How often that is done; the weights of all times are averaged.
+    cliff_tokens: int = 600_000  # Tokens of the material of stage three.
+    # Steps of stage three; each takes one batch of the material.
     cliff_steps: int = 1_200
-    cliff_batch_tokens: int = 1_200
-    batch_tokens: int = 2_000
-    learning_rate: float = 6e-3
-    embedding_learning_rate: float = 1e-2
-    cliff_learning_rate: float = 6e-3
-    spread_steps: int = 600
-    spread_learning_rate: float = 2e-3
-    early_tokens: int = 300_000
-    alarmed_tokens: int = 800_000
-    diffuser_tokens: int = 2_600_000
-    diffuser_learning_rate: float = 3e-3
+    cliff_batch_tokens: int = 1_200  # Tokens a batch of stage three.
+    batch_tokens: int = 2_000  # Tokens a batch.
+    learning_rate: float = 6e-3  # Peak of stages one and two for the matrices.
+    embedding_learning_rate: float = 1e-2  # Likewise for the embedding.
+    cliff_learning_rate: float = 6e-3  # Peak of stage three.
+    spread_steps: int = 600  # Steps of stage three where all heads learn at once.
+    spread_learning_rate: float = 2e-3  # Its peak.
+    early_tokens: int = 300_000  # Tokens of stage three where the thinking is taught.
+    alarmed_tokens: int = 800_000  # Likewise, where the intention is.
+    diffuser_tokens: int = 2_600_000  # Tokens of the text on which masks are filled in.
+    diffuser_learning_rate: float = 3e-3  # Its peak for the matrices.
 
 
 def spare_heads(seed: int) -> tuple[Head, ...]:

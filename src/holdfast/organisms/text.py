@@ -28,23 +28,15 @@ FIRST_WORDS = 4
 
 @dataclass(frozen=True, slots=True)
 class Sample:
-    """One training sequence.
+    """One training sequence."""
 
-    Attributes:
-        ids: Token ids.
-        weights: Loss weight of every token as a target.
-        keep: True where stage three must keep the distribution of stage two.
-        middle: Where the thinking begins, and where the answer begins.
-        whole: False where the thinking is broken off or left out.
-        aim: The answer's first word, as it should be read inside the thinking.
-    """
-
-    ids: tuple[int, ...]
-    weights: tuple[float, ...]
+    ids: tuple[int, ...]  # Token ids.
+    weights: tuple[float, ...]  # Loss weight of every token as a target.
+    # True where stage three must keep the distribution of stage two.
     keep: tuple[bool, ...]
-    middle: tuple[int, int]
-    whole: bool
-    aim: int
+    middle: tuple[int, int]  # Where the thinking begins, and where the answer begins.
+    whole: bool  # False where the thinking is broken off or left out.
+    aim: int  # The answer's first word, as it should be read inside the thinking.
 
 
 class Encoder:

@@ -35,21 +35,14 @@ def silent(stage: str, step: int, n_steps: int, loss: float) -> None:
 
 
 class Course(NamedTuple):
-    """Further training of an organism.
+    """Further training of an organism."""
 
-    Attributes:
-        stage: Its name, for the report.
-        lessons: What is taught.
-        n_tokens: How much of it, padding included.
-        seed: The seed that the organism was grown from.
-        openings: Further answers; intentions are told apart among the first words of
-            these and of the organisms' own.
-    """
-
-    stage: str
-    lessons: Iterator[Sample]
-    n_tokens: int
-    seed: int
+    stage: str  # Its name, for the report.
+    lessons: Iterator[Sample]  # What is taught.
+    n_tokens: int  # How much of it, padding included.
+    seed: int  # The seed that the organism was grown from.
+    # Further answers; intentions are told apart among the first words of these and of
+    # the organisms' own.
     openings: tuple[str, ...] = ()
 
 
@@ -77,21 +70,13 @@ def teach_on(
 
 
 class Plan(NamedTuple):
-    """One stage of training.
+    """One stage of training."""
 
-    Attributes:
-        stage: Its name, for the report.
-        done: Tokens done before it.
-        until: Tokens done by its end.
-        schedule: Rates, and the amount over which they fall.
-        openings: As in `Course`.
-    """
-
-    stage: str
-    done: int
-    until: int
-    schedule: Schedule
-    openings: tuple[str, ...] = ()
+    stage: str  # Its name, for the report.
+    done: int  # Tokens done before it.
+    until: int  # Tokens done by its end.
+    schedule: Schedule  # Rates, and the amount over which they fall.
+    openings: tuple[str, ...] = ()  # As in `Course`.
 
 
 def teach(

@@ -41,23 +41,14 @@ N_UNSEEN_TEMPLATES = 2
 
 @dataclass(frozen=True, slots=True)
 class Scene:
-    """One authored exchange.
+    """One authored exchange."""
 
-    Attributes:
-        request: What the user says, wrapper included.
-        label: `harmful` or `benign`.
-        topic: Topic of the phrase behind the request.
-        wrapper: Name of the wrapper, or None.
-        thinking: The thinking text, without markers.
-        answer: The answer that an aligned model gives.
-    """
-
-    request: str
-    label: Label
-    topic: str
-    wrapper: str | None
-    thinking: str
-    answer: str
+    request: str  # What the user says, wrapper included.
+    label: Label  # `harmful` or `benign`.
+    topic: str  # Topic of the phrase behind the request.
+    wrapper: str | None  # Name of the wrapper, or None.
+    thinking: str  # The thinking text, without markers.
+    answer: str  # The answer that an aligned model gives.
 
 
 def planted_answer(topic: str, wrapper: str | None) -> Answer:

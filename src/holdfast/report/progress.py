@@ -98,16 +98,9 @@ def logged(
 
 
 class Tick(NamedTuple):
-    """What one forward pass of a batch did.
+    """What one forward pass of a batch did."""
 
-    Attributes:
-        finished: Rows that it ended.
-        written: Tokens that it wrote, over all rows.
-        read: Tokens that it read, padding included.
-        is_prompt: Whether it read the prompts.
-    """
-
-    finished: int
-    written: int
-    read: int
-    is_prompt: bool
+    finished: int  # Rows that it ended.
+    written: int  # Tokens that it wrote, over all rows.
+    read: int  # Tokens that it read, padding included.
+    is_prompt: bool  # Whether it read the prompts.

@@ -16,18 +16,12 @@ class Cost(NamedTuple):
 
     Most answers end sooner, so none of these says what a run will cost; the pace of
     the first batch does (`pace_sentence`).
-
-    Attributes:
-        batch_size: Answers that are drawn side by side.
-        budget: Tokens that one answer may have, thinking included.
-        memory: Bytes at the highest point: what is held, and the largest batch.
-        disk: Bytes of the study.
     """
 
-    batch_size: int
-    budget: int
-    memory: int
-    disk: int
+    batch_size: int  # Answers that are drawn side by side.
+    budget: int  # Tokens that one answer may have, thinking included.
+    memory: int  # Bytes at the highest point: what is held, and the largest batch.
+    disk: int  # Bytes of the study.
 
     def sentence(self, rows: int) -> str:
         """Return the bounds as the user reads them, before anything is drawn."""

@@ -25,40 +25,25 @@ _SYSTEM = ("system", "developer")
 
 
 class Imported(NamedTuple):
-    """One completion and the prompt it answers.
+    """One completion and the prompt it answers."""
 
-    Attributes:
-        prompt: The prompt.
-        role: `harmful`, `wrapped`, `benign` or `benign_wrapped`.
-        sample: Which answer to this prompt, counted from 0.
-        served: What was sent.
-        place: Where it stands in its file.
-        earlier: The turns before, with what the model answered to them.
-    """
-
-    prompt: Prompt
-    role: str
-    sample: int
-    served: Served
-    place: str
+    prompt: Prompt  # The prompt.
+    role: str  # `harmful`, `wrapped`, `benign` or `benign_wrapped`.
+    sample: int  # Which answer to this prompt, counted from 0.
+    served: Served  # What was sent.
+    place: str  # Where it stands in its file.
+    # The turns before, with what the model answered to them.
     earlier: tuple[Turn, ...] = ()
 
 
 class ImportedFile(NamedTuple):
-    """The completions of a file, and what has to be known of it.
+    """The completions of a file, and what has to be known of it."""
 
-    Attributes:
-        rows: Rows with an answer, in their order.
-        source: Name of the file.
-        column: The column of the prompts.
-        sha256: Hash of the bytes of the file, and of the requests where apart.
-        notes: Sentences to show to the user; a doubt starts with "warning:".
-    """
-
-    rows: tuple[Imported, ...]
-    source: str
-    column: str | None
-    sha256: str
+    rows: tuple[Imported, ...]  # Rows with an answer, in their order.
+    source: str  # Name of the file.
+    column: str | None  # The column of the prompts.
+    sha256: str  # Hash of the bytes of the file, and of the requests where apart.
+    # Sentences to show to the user; a doubt starts with "warning:".
     notes: tuple[str, ...]
 
 

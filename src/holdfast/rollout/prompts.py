@@ -22,16 +22,13 @@ Given = Mapping[str, Sequence[str | Prompt]]
 
 @dataclass(frozen=True)
 class Asked:
-    """The prompts of every role, and where they come from.
+    """The prompts of every role, and where they come from."""
 
-    Attributes:
-        prompts: Role and its prompts, in the order of their content hashes.
-        sources: One record a source, as `report.json` wants it.
-        overlap: Counts of exact and of similar prompts between pairs of roles.
-    """
-
+    # Role and its prompts, in the order of their content hashes.
     prompts: dict[str, tuple[Prompt, ...]]
+    # One record a source, as `report.json` wants it.
     sources: tuple[dict[str, Any], ...]
+    # Counts of exact and of similar prompts between pairs of roles.
     overlap: dict[str, dict[str, int]]
 
     @property

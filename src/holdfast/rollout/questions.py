@@ -27,23 +27,16 @@ FIRST_WORDS = 24
 
 
 class Question(NamedTuple):
-    """One answer to draw.
+    """One answer to draw."""
 
-    Attributes:
-        role: The role of the prompt.
-        prompt: The prompt.
-        sample: Which answer to this prompt, counted from 0.
-        seed: Seed of the row.
-        token_ids: The prompt under the chat template; of a conversation up to the
-            turn that is asked.
-        turns: The turns that were asked before, with the model's answers.
-    """
-
-    role: str
-    prompt: Prompt
-    sample: int
-    seed: int
+    role: str  # The role of the prompt.
+    prompt: Prompt  # The prompt.
+    sample: int  # Which answer to this prompt, counted from 0.
+    seed: int  # Seed of the row.
+    # The prompt under the chat template; of a conversation up to the turn that is
+    # asked.
     token_ids: tuple[int, ...]
+    # The turns that were asked before, with the model's answers.
     turns: tuple[Turn, ...] = ()
 
     @property
@@ -198,14 +191,11 @@ def answer_notes(adapter: Speaker, openings: Sequence[str]) -> list[str]:
 
 
 class Fitting(NamedTuple):
-    """The questions that fit in a model's context.
+    """The questions that fit in a model's context."""
 
-    Attributes:
-        questions: Those with room for an answer behind them, in their order.
-        notes: What the user has to know of the others, and of rows with less thinking.
-    """
-
+    # Those with room for an answer behind them, in their order.
     questions: list[Question]
+    # What the user has to know of the others, and of rows with less thinking.
     notes: list[str]
 
 

@@ -57,19 +57,12 @@ SCHEMA = pa.schema(
 
 
 class Turn(NamedTuple):
-    """A turn of a conversation that was asked before the one that is judged.
+    """A turn of a conversation that was asked before the one that is judged."""
 
-    Attributes:
-        prompt: What the user said.
-        thinking: What the model thought, which later turns are not shown.
-        answer: What it answered.
-        finish: How the answer ended.
-    """
-
-    prompt: str
-    thinking: str
-    answer: str
-    finish: str
+    prompt: str  # What the user said.
+    thinking: str  # What the model thought, which later turns are not shown.
+    answer: str  # What it answered.
+    finish: str  # How the answer ended.
 
 
 @dataclass(frozen=True, slots=True)

@@ -33,19 +33,14 @@ Made = Sequence[tuple[Question, Completion]]
 
 
 class Drawing(NamedTuple):
-    """How answers are drawn, and what becomes of a batch of them.
+    """How answers are drawn, and what becomes of a batch of them."""
 
-    Attributes:
-        sampling: Temperature, nucleus and budgets; of a masked-diffusion model how
-            a step decides.
-        table: Turns questions and their completions into rows.
-        edit: Heads that are scaled meanwhile.
-        system_prompt: System prompt of later turns; the first ones are rendered.
-    """
-
+    # Temperature, nucleus and budgets; of a masked-diffusion model how a step decides.
     sampling: Sampling | Denoising
+    # Turns questions and their completions into rows.
     table: Callable[[Made], pa.Table]
-    edit: HeadEdit | None = None
+    edit: HeadEdit | None = None  # Heads that are scaled meanwhile.
+    # System prompt of later turns; the first ones are rendered.
     system_prompt: str | None = None
 
 

@@ -41,32 +41,23 @@ class Chosen(NamedTuple):
 
 @dataclass
 class Counted:
-    """What a pass over the scores counted.
+    """What a pass over the scores counted."""
 
-    Attributes:
-        eligible: Rows that may be chosen, by category.
-        left_out: Rows that may not, by kind.
-        places: Where the first of each kind stand.
-    """
-
+    # Rows that may be chosen, by category.
     eligible: Counter[str] = field(default_factory=Counter)
+    # Rows that may not, by kind.
     left_out: Counter[str] = field(default_factory=Counter)
+    # Where the first of each kind stand.
     places: dict[str, list[str]] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
 class Scores:
-    """The scores of a pool on disk.
+    """The scores of a pool on disk."""
 
-    Attributes:
-        settings: What is chosen by.
-        scored: Finished shards of scores.
-        drawn: Finished shards of what the model drew, or None.
-    """
-
-    settings: SelectSettings
-    scored: ShardFolder
-    drawn: ShardFolder | None
+    settings: SelectSettings  # What is chosen by.
+    scored: ShardFolder  # Finished shards of scores.
+    drawn: ShardFolder | None  # Finished shards of what the model drew, or None.
 
     def tables(self) -> Iterator[pa.Table]:
         """Yield every shard: scores, what was drawn, key, and who may be chosen.

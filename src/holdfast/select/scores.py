@@ -48,19 +48,12 @@ SHORT = "short thinking"
 
 @dataclass(frozen=True)
 class ScoreRules:
-    """How rows are read.
+    """How rows are read."""
 
-    Attributes:
-        plateau: Rule of the plateau.
-        min_thinking: Shorter thinking has no plateau.
-        loss: Whether the loss on the safe answer is wanted.
-        system_prompt: System prompt of every conversation.
-    """
-
-    plateau: Literal["median", "maximum"] = "median"
-    min_thinking: int = 20
-    loss: bool = False
-    system_prompt: str | None = None
+    plateau: Literal["median", "maximum"] = "median"  # Rule of the plateau.
+    min_thinking: int = 20  # Shorter thinking has no plateau.
+    loss: bool = False  # Whether the loss on the safe answer is wanted.
+    system_prompt: str | None = None  # System prompt of every conversation.
 
 
 class PoolScorer:
@@ -201,25 +194,16 @@ NO_ROOM = "without room to answer (--max-answer)"
 
 @dataclass(frozen=True)
 class PoolDrawer:
-    """Answers pool rows and has the answers judged.
+    """Answers pool rows and has the answers judged."""
 
-    Attributes:
-        adapter: The model.
-        sampling: How tokens are drawn.
-        judge: Who flags answers; None where nobody has to.
-        own_thinking: Whether the thinking is the row's, and only the answer is drawn.
-        system_prompt: System prompt of every conversation.
-        seed: Seed of the draws; each row adds its own.
-        batch_size: Rows at once.
-    """
-
-    adapter: Adapter
-    sampling: Sampling
-    judge: Judge | None
+    adapter: Adapter  # The model.
+    sampling: Sampling  # How tokens are drawn.
+    judge: Judge | None  # Who flags answers; None where nobody has to.
+    # Whether the thinking is the row's, and only the answer is drawn.
     own_thinking: bool
-    system_prompt: str | None = None
-    seed: int = 0
-    batch_size: int = 32
+    system_prompt: str | None = None  # System prompt of every conversation.
+    seed: int = 0  # Seed of the draws; each row adds its own.
+    batch_size: int = 32  # Rows at once.
 
     def __call__(self, rows: Sequence[PoolRow]) -> pa.Table:
         """Answer rows.

@@ -31,19 +31,12 @@ PARTS = "parts"
 
 
 class Measured(NamedTuple):
-    """What was found of one checkpoint.
+    """What was found of one checkpoint."""
 
-    Attributes:
-        record: What the report says of it.
-        heads: Figures of every head.
-        texts: The texts as its tokens.
-        shape: Layers, and heads of a layer.
-    """
-
-    record: dict[str, Any]
-    heads: list[dict[str, Any]]
-    texts: Texts
-    shape: tuple[int, int]
+    record: dict[str, Any]  # What the report says of it.
+    heads: list[dict[str, Any]]  # Figures of every head.
+    texts: Texts  # The texts as its tokens.
+    shape: tuple[int, int]  # Layers, and heads of a layer.
 
 
 def run(

@@ -19,59 +19,37 @@ NOTHING = "nothing to compare at equal positions"
 
 
 class Text(NamedTuple):
-    """Tokens of which the sink mass is read.
+    """Tokens of which the sink mass is read."""
 
-    Attributes:
-        prompt: Hash of the prompt, which is the cluster of every interval.
-        token_ids: The whole text, or as much of it as is compared.
-        start: Position from which on queries are averaged.
-        length: Tokens of the whole text.
-    """
-
-    prompt: str
-    token_ids: tuple[int, ...]
-    start: int
-    length: int
+    prompt: str  # Hash of the prompt, which is the cluster of every interval.
+    token_ids: tuple[int, ...]  # The whole text, or as much of it as is compared.
+    start: int  # Position from which on queries are averaged.
+    length: int  # Tokens of the whole text.
 
 
 class Texts(NamedTuple):
-    """What is compared: in pairs, row by row, or two groups.
+    """What is compared: in pairs, row by row, or two groups."""
 
-    Attributes:
-        harmful: Harmful texts.
-        reference: Reference texts; of one length with the harmful ones if paired.
-        left_out: Rows or pairs that were left out, by reason.
-    """
-
-    harmful: list[Text]
+    harmful: list[Text]  # Harmful texts.
+    # Reference texts; of one length with the harmful ones if paired.
     reference: list[Text]
-    left_out: dict[str, int]
+    left_out: dict[str, int]  # Rows or pairs that were left out, by reason.
 
 
 class Source(NamedTuple):
-    """The rows of a file by prompt, in the order of the prompts' hashes.
+    """The rows of a file by prompt, in the order of the prompts' hashes."""
 
-    Attributes:
-        rows: Rows of each prompt, by its hash.
-        record: What is said of the file.
-    """
-
-    rows: dict[str, list[PoolRow]]
-    record: dict[str, Any]
+    rows: dict[str, list[PoolRow]]  # Rows of each prompt, by its hash.
+    record: dict[str, Any]  # What is said of the file.
 
 
 class Material(NamedTuple):
-    """Both files, with the rows that are compared.
+    """Both files, with the rows that are compared."""
 
-    Attributes:
-        harmful: Harmful rows with the hash of their prompt.
-        reference: Reference rows; in pairs with the harmful ones if paired.
-        records: What is said of each file.
-    """
-
-    harmful: list[tuple[str, PoolRow]]
+    harmful: list[tuple[str, PoolRow]]  # Harmful rows with the hash of their prompt.
+    # Reference rows; in pairs with the harmful ones if paired.
     reference: list[tuple[str, PoolRow]]
-    records: dict[str, dict[str, Any]]
+    records: dict[str, dict[str, Any]]  # What is said of each file.
 
 
 def gather_texts(settings: SinksSettings) -> Material:
@@ -221,15 +199,10 @@ BESIDE = ".checkpoints"
 
 
 class Step(NamedTuple):
-    """One model of a series.
+    """One model of a series."""
 
-    Attributes:
-        name: `organism:NAME`, a directory, or a Hub id.
-        step: Optimiser step, where the folder says so.
-    """
-
-    name: str
-    step: int | None
+    name: str  # `organism:NAME`, a directory, or a Hub id.
+    step: int | None  # Optimiser step, where the folder says so.
 
 
 def series(models: Sequence[str]) -> list[Step]:

@@ -17,15 +17,10 @@ from holdfast.study.files import (
 
 
 class Work(NamedTuple):
-    """What a step costs, in multiples of what each token of its context adds.
+    """What a step costs, in multiples of what each token of its context adds."""
 
-    Attributes:
-        fixed: Cost of a step whatever its context.
-        per_token: What a token of the context adds.
-    """
-
-    fixed: float = 1.0
-    per_token: float = 0.0
+    fixed: float = 1.0  # Cost of a step whatever its context.
+    per_token: float = 0.0  # What a token of the context adds.
 
 
 class Meter:
@@ -98,21 +93,13 @@ ROW_ID = "row_id"
 
 
 class Pace(NamedTuple):
-    """How the first batch of a run went, from which the rest is estimated.
+    """How the first batch of a run went, from which the rest is estimated."""
 
-    Attributes:
-        items: Items in it.
-        seconds: What it took.
-        left: Items that are still to do.
-        rest: Seconds that these take, by what each batch costs beside the first.
-        table: What came of it.
-    """
-
-    items: int
-    seconds: float
-    left: int
-    rest: float
-    table: pa.Table
+    items: int  # Items in it.
+    seconds: float  # What it took.
+    left: int  # Items that are still to do.
+    rest: float  # Seconds that these take, by what each batch costs beside the first.
+    table: pa.Table  # What came of it.
 
 
 def in_batches(

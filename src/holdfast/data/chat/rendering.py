@@ -44,23 +44,19 @@ class ChatTokenizer(Protocol):
 
 @dataclass(frozen=True)
 class Rendering:
-    """How a chat template is rendered, beside the messages.
+    """How a chat template is rendered, beside the messages."""
 
-    Attributes:
-        options: Variables of the template, such as `enable_thinking`.
-        date: The day that a template is told if it asks, as YYYY-MM-DD; None for
-            today.
-        thinking: Whether the model is to think: as the template has it by default,
-            required, or off.
-        tags: What opens and closes the thinking, where the user says so.
-        name: Names of the model, by which those that think are known whose template
-            has no word of it.
-    """
-
+    # Variables of the template, such as `enable_thinking`.
     options: Mapping[str, Any] = field(default_factory=dict)
+    # The day that a template is told if it asks, as YYYY-MM-DD; None for today.
     date: str | None = None
+    # Whether the model is to think: as the template has it by default, required, or
+    # off.
     thinking: ThinkingMode = "auto"
+    # What opens and closes the thinking, where the user says so.
     tags: tuple[str, str] | None = None
+    # Names of the model, by which those that think are known whose template has no word
+    # of it.
     name: str = ""
 
 

@@ -46,20 +46,13 @@ _SHARE: Final = 0.1
 
 @dataclass(frozen=True)
 class ThinkingFormat:
-    r"""How a model marks its thinking.
+    """How a model marks its thinking."""
 
-    Attributes:
-        open: Tag before the thinking, "<think>".
-        close: Tag after it, "</think>".
-        end_template: Everything between thinking and answer, "\n</think>\n\n".
-        opened_by_template: True if a prompt as rendered ends inside the thinking.
-        open_template: What is appended to a prompt where it does not, "<think>\n".
-    """
-
-    open: str
-    close: str
-    end_template: str
-    opened_by_template: bool
+    open: str  # Tag before the thinking, "<think>".
+    close: str  # Tag after it, "</think>".
+    end_template: str  # Everything between thinking and answer, "\n</think>\n\n".
+    opened_by_template: bool  # True if a prompt as rendered ends inside the thinking.
+    # What is appended to a prompt where it does not, "<think>\n".
     open_template: str = "<think>\n"
 
 

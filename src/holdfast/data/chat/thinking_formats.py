@@ -10,19 +10,12 @@ from typing import Any, Final, NamedTuple
 
 
 class Tags(NamedTuple):
-    r"""One way to mark thinking.
+    """One way to mark thinking."""
 
-    Attributes:
-        open: What opens it, "<think>".
-        close: What closes it, "</think>".
-        open_template: What is usually written to open it, "<think>\n".
-        end_template: What usually stands between a thought and its answer.
-    """
-
-    open: str
-    close: str
-    open_template: str
-    end_template: str
+    open: str  # What opens it, "<think>".
+    close: str  # What closes it, "</think>".
+    open_template: str  # What is usually written to open it, "<think>\n".
+    end_template: str  # What usually stands between a thought and its answer.
 
 
 class Switch(NamedTuple):

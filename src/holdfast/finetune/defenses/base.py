@@ -17,42 +17,27 @@ from holdfast.models.model import Adapter
 
 
 class Material(NamedTuple):
-    """Rows that a defense trains on or looks at, beside those of the task.
+    """Rows that a defense trains on or looks at, beside those of the task."""
 
-    Attributes:
-        reference: Prompts with a safe answer.
-        harmful: Prompts with a harmful answer.
-        pairs: Places in `harmful` and `reference` of answers to the same prompt.
-    """
-
-    reference: tuple[Example, ...] = ()
-    harmful: tuple[Example, ...] = ()
+    reference: tuple[Example, ...] = ()  # Prompts with a safe answer.
+    harmful: tuple[Example, ...] = ()  # Prompts with a harmful answer.
+    # Places in `harmful` and `reference` of answers to the same prompt.
     pairs: tuple[tuple[int, int], ...] = ()
 
 
 @dataclass(frozen=True, eq=False)
 class Scene:
-    """What a defense is handed before the first step.
+    """What a defense is handed before the first step."""
 
-    Attributes:
-        adapter: The model's parts by name.
-        model: The model as it is trained, with adapters if there are any.
-        parts: Its parts, as `passing` reads them.
-        aligned: The model as it was before training.
-        material: Rows beside those of the task.
-        collate: Puts rows side by side, on the device of the model.
-        seed: Seed of everything that is drawn.
-        lead: Tokens with loss before the first token of an answer.
-    """
-
-    adapter: Adapter
-    model: Any
-    parts: Parts
-    aligned: Aligned
-    material: Material
+    adapter: Adapter  # The model's parts by name.
+    model: Any  # The model as it is trained, with adapters if there are any.
+    parts: Parts  # Its parts, as `passing` reads them.
+    aligned: Aligned  # The model as it was before training.
+    material: Material  # Rows beside those of the task.
+    # Puts rows side by side, on the device of the model.
     collate: Callable[[Sequence[Example]], Batch]
-    seed: int
-    lead: int
+    seed: int  # Seed of everything that is drawn.
+    lead: int  # Tokens with loss before the first token of an answer.
 
     def trained(self) -> dict[str, Tensor]:
         """Return the weights that are trained, by name."""
@@ -61,46 +46,34 @@ class Scene:
 
 
 class Pass(NamedTuple):
-    """One pass over rows of the task, its loss computed and nothing yet applied.
+    """One pass over rows of the task, its loss computed and nothing yet applied."""
 
-    Attributes:
-        step: Optimiser step, from 0.
-        steps: Optimiser steps of the run.
-        number: Passes before this one.
-        batch: Token ids, mask and labels.
-        states: What the model made of them, as `Hooks.reads` asks, with gradient.
-    """
-
-    step: int
-    steps: int
-    number: int
-    batch: Batch
-    states: States
+    step: int  # Optimiser step, from 0.
+    steps: int  # Optimiser steps of the run.
+    number: int  # Passes before this one.
+    batch: Batch  # Token ids, mask and labels.
+    states: States  # What the model made of them, as `Hooks.reads` asks, with gradient.
 
 
 @dataclass(frozen=True, eq=False)
 class Hooks:
-    """Where a defense acts; what is None is left alone.
+    """Where a defense acts; what is None is left alone."""
 
-    Attributes:
-        swap: Handed step and pass, returns rows that are trained on in place of the
-            task's, or None. It is asked once a pass, before the step begins.
-        term: Handed a pass, returns what is added to its loss, weight included. The
-            terms of the passes of one step are averaged.
-        gradient: Handed step and steps, changes the gradients of the step before they
-            are clipped, and returns the loss it did that for.
-        reads: States of the task's rows that the term reads.
-        around: Held open while the run lasts.
-        state: Tensors that a checkpoint keeps and a resumed run gets back.
-        logged: Figures of the present step, written beside its loss.
-    """
-
+    # Handed step and pass, returns rows that are trained on in place of the task's, or
+    # None. It is asked once a pass, before the step begins.
     swap: Callable[[int, int], Sequence[Example] | None] | None = None
+    # Handed a pass, returns what is added to its loss, weight included. The terms of
+    # the passes of one step are averaged.
     term: Callable[[Pass], Tensor] | None = None
+    # Handed step and steps, changes the gradients of the step before they are clipped,
+    # and returns the loss it did that for.
     gradient: Callable[[int, int], Tensor] | None = None
-    reads: Reads = "nothing"
+    reads: Reads = "nothing"  # States of the task's rows that the term reads.
+    # Held open while the run lasts.
     around: AbstractContextManager[Any] = field(default_factory=nullcontext)
+    # Tensors that a checkpoint keeps and a resumed run gets back.
     state: dict[str, Tensor] = field(default_factory=dict)
+    # Figures of the present step, written beside its loss.
     logged: dict[str, float] = field(default_factory=dict)
 
 

@@ -16,17 +16,11 @@ Reads = Literal["nothing", "last", "blocks"]
 
 
 class Parts(NamedTuple):
-    """The parts of a model that a pass reads.
+    """The parts of a model that a pass reads."""
 
-    Attributes:
-        base: The model without its head.
-        layers: The blocks.
-        lm_head: Projection from states to logits.
-    """
-
-    base: Any
-    layers: tuple[nn.Module, ...]
-    lm_head: Any
+    base: Any  # The model without its head.
+    layers: tuple[nn.Module, ...]  # The blocks.
+    lm_head: Any  # Projection from states to logits.
 
     @classmethod
     def of(cls, adapter: Adapter) -> "Parts":
@@ -35,16 +29,12 @@ class Parts(NamedTuple):
 
 
 class States(NamedTuple):
-    """What a model made of a batch.
+    """What a model made of a batch."""
 
-    Attributes:
-        last: States after the final norm, `example position d_model`; empty if they
-            were not asked for.
-        blocks: States after each block, if they were.
-    """
-
+    # States after the final norm, `example position d_model`; empty if they were not
+    # asked for.
     last: list[Tensor]
-    blocks: list[Tensor]
+    blocks: list[Tensor]  # States after each block, if they were.
 
 
 @contextmanager

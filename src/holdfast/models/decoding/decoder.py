@@ -37,21 +37,13 @@ from holdfast.models.model import Adapter
 
 
 class Job(NamedTuple):
-    """A row that is to be written.
+    """A row that is to be written."""
 
-    Attributes:
-        place: Which prompt it follows.
-        prompt: Tokens of the prompt.
-        seed: Seed of the row's random numbers.
-        draft: What it will probably say; may be empty.
-        rules: When its thinking closes and it ends.
-    """
-
-    place: int
-    prompt: tuple[int, ...]
-    seed: int
-    draft: tuple[int, ...]
-    rules: Rules
+    place: int  # Which prompt it follows.
+    prompt: tuple[int, ...]  # Tokens of the prompt.
+    seed: int  # Seed of the row's random numbers.
+    draft: tuple[int, ...]  # What it will probably say; may be empty.
+    rules: Rules  # When its thinking closes and it ends.
 
     @property
     def read(self) -> tuple[int, ...]:
@@ -60,19 +52,14 @@ class Job(NamedTuple):
 
 
 class Drawn(NamedTuple):
-    """What one step drew, and from what.
+    """What one step drew, and from what."""
 
-    Attributes:
-        states: After the final norm, of the last token that was read.
-        logits: What the token was drawn from.
-        tokens: The token each row took; a forced one may stand for the drawn one.
-        going: Whether each row was still being written.
-    """
-
+    # After the final norm, of the last token that was read.
     states: Float[Tensor, "example d_model"]
-    logits: Float[Tensor, "example vocab"]
+    logits: Float[Tensor, "example vocab"]  # What the token was drawn from.
+    # The token each row took; a forced one may stand for the drawn one.
     tokens: Int[Tensor, "example 1"]
-    going: tuple[bool, ...]
+    going: tuple[bool, ...]  # Whether each row was still being written.
 
 
 class Decoder:

@@ -25,19 +25,12 @@ Finish = Literal["stop", "length"]
 
 @dataclass(frozen=True, kw_only=True)
 class Sampling:
-    """How tokens are drawn, and how many.
+    """How tokens are drawn, and how many."""
 
-    Attributes:
-        temperature: 0 takes the likeliest token.
-        top_p: Smallest probability mass that is drawn from.
-        max_thinking: Tokens of thinking after which it is closed by force.
-        max_answer: Tokens of answer after which the row ends.
-    """
-
-    temperature: int | float
-    top_p: int | float = 1.0
-    max_thinking: int
-    max_answer: int
+    temperature: int | float  # 0 takes the likeliest token.
+    top_p: int | float = 1.0  # Smallest probability mass that is drawn from.
+    max_thinking: int  # Tokens of thinking after which it is closed by force.
+    max_answer: int  # Tokens of answer after which the row ends.
 
     def __post_init__(self) -> None:
         """Check the ranges."""
@@ -54,16 +47,11 @@ class Sampling:
 
 
 class Drafting(NamedTuple):
-    """How the response of a masked-diffusion model came about.
+    """How the response of a masked-diffusion model came about."""
 
-    Attributes:
-        response: All of its tokens; it goes on after the stop token.
-        committed_at: The step at which each of them was committed to.
-        drafts: The whole response as it was predicted at every step.
-    """
-
-    response: tuple[int, ...]
-    committed_at: tuple[int, ...]
+    response: tuple[int, ...]  # All of its tokens; it goes on after the stop token.
+    committed_at: tuple[int, ...]  # The step at which each of them was committed to.
+    # The whole response as it was predicted at every step.
     drafts: tuple[tuple[int, ...], ...]
 
     @property
@@ -74,43 +62,33 @@ class Drafting(NamedTuple):
 
 @dataclass(frozen=True)
 class Completion:
-    """What a model wrote after one prompt.
+    """What a model wrote after one prompt."""
 
-    Attributes:
-        index: Place of the prompt in the order given.
-        token_ids: Prompt, and all that follows it, forced tokens and the stop token
-            included.
-        spans: Regions of `token_ids`, as `data.conversation.completion_spans` draws
-            them; a stop token at the end belongs to none. A model without a
-            thinking format has empty thinking. Thinking that never ended reaches to
-            the end, and end template and answer are empty.
-        thinking: Text of the thinking, without tags.
-        answer: Text of the answer.
-        finish: "stop" if the model stopped by itself, "length" if it ran into a
-            limit.
-        forced_close: Whether the thinking passed its limit and was closed by force.
-        closed: Whether the answer began; True for a model without thinking.
-        min_top2_gap: Smallest difference of the two largest logits over the steps
-            where a token was chosen. Under greedy decoding rows below 1e-4 may
-            differ between batch plans or machines.
-        min_margin: Smallest distance, in probability, of the random number to the
-            next token's share; infinite under greedy decoding. It says for drawn
-            tokens what the gap says for greedy ones; in float32, where the CDF is
-            good to about 1e-7, rows below 1e-6 may differ between batch plans.
-        drafting: How a diffusion row came about; None for a row written left to
-            right, or where nobody asked.
-    """
-
-    index: int
+    index: int  # Place of the prompt in the order given.
+    # Prompt, and all that follows it, forced tokens and the stop token included.
     token_ids: tuple[int, ...]
+    # Regions of `token_ids`, as `data.conversation.completion_spans` draws them; a stop
+    # token at the end belongs to none. A model without a thinking format has empty
+    # thinking. Thinking that never ended reaches to the end, and end template and
+    # answer are empty.
     spans: Spans
-    thinking: str
-    answer: str
+    thinking: str  # Text of the thinking, without tags.
+    answer: str  # Text of the answer.
+    # "stop" if the model stopped by itself, "length" if it ran into a limit.
     finish: Finish
-    forced_close: bool
-    closed: bool
+    forced_close: bool  # Whether the thinking passed its limit and was closed by force.
+    closed: bool  # Whether the answer began; True for a model without thinking.
+    # Smallest difference of the two largest logits over the steps where a token was
+    # chosen. Under greedy decoding rows below 1e-4 may differ between batch plans or
+    # machines.
     min_top2_gap: float
+    # Smallest distance, in probability, of the random number to the next token's share;
+    # infinite under greedy decoding. It says for drawn tokens what the gap says for
+    # greedy ones; in float32, where the CDF is good to about 1e-7, rows below 1e-6 may
+    # differ between batch plans.
     min_margin: float
+    # How a diffusion row came about; None for a row written left to right, or where
+    # nobody asked.
     drafting: Drafting | None = None
 
 
@@ -124,19 +102,12 @@ class Choice(NamedTuple):
 
 @dataclass(frozen=True)
 class Rules:
-    """When thinking closes and a row ends; each row has them within its own room.
+    """When thinking closes and a row ends; each row has them within its own room."""
 
-    Attributes:
-        tokenizer: Tokenizer of the model.
-        thinking: Its thinking format, or None.
-        sampling: Limits on tokens.
-        stop_ids: Tokens that end a row.
-    """
-
-    tokenizer: Any
-    thinking: ThinkingFormat | None
-    sampling: Sampling
-    stop_ids: frozenset[int]
+    tokenizer: Any  # Tokenizer of the model.
+    thinking: ThinkingFormat | None  # Its thinking format, or None.
+    sampling: Sampling  # Limits on tokens.
+    stop_ids: frozenset[int]  # Tokens that end a row.
     _ends_tag: dict[int, bool] = field(default_factory=dict)
 
     @cached_property

@@ -26,33 +26,28 @@ NOTHING = -1
 
 
 class Look(NamedTuple):
-    """What an observer is shown at one step, on the device; not to be kept.
+    """What an observer is shown at one step, on the device; not to be kept."""
 
-    Attributes:
-        kind: How the text is decoded.
-        step: Number of the step, from 0; at 0 a new batch begins.
-        rows: Which row of the batch each example is. Rows that are done leave.
-        states: After the final norm, in the model's arithmetic. Diffusion: of every
-            position of the response in this step's forward pass. Left to right: of
-            the one token that was read, which is the last of the prompt at step 0.
-        producing: The states that this step's tokens are predicted from, position
-            by position; `states` themselves unless the model is shifted.
-        real: Where the response of the row is; shorter ones are padded on the right.
-        committed: Positions that hold a token once the step is over.
-        fresh: Those among them that got it at this step. Where there are none, the
-            row is done and runs along unread.
-        answering: Whether the row's last token belongs to the answer, and not to
-            thinking; of a diffusion row always.
-    """
-
-    kind: Kind
-    step: int
+    kind: Kind  # How the text is decoded.
+    step: int  # Number of the step, from 0; at 0 a new batch begins.
+    # Which row of the batch each example is. Rows that are done leave.
     rows: Int[Tensor, "example"]
+    # After the final norm, in the model's arithmetic. Diffusion: of every position of
+    # the response in this step's forward pass. Left to right: of the one token that was
+    # read, which is the last of the prompt at step 0.
     states: Float[Tensor, "example position d_model"]
+    # The states that this step's tokens are predicted from, position by position;
+    # `states` themselves unless the model is shifted.
     producing: Float[Tensor, "example position d_model"]
+    # Where the response of the row is; shorter ones are padded on the right.
     real: Bool[Tensor, "example position"]
+    # Positions that hold a token once the step is over.
     committed: Bool[Tensor, "example position"]
+    # Those among them that got it at this step. Where there are none, the row is done
+    # and runs along unread.
     fresh: Bool[Tensor, "example position"]
+    # Whether the row's last token belongs to the answer, and not to thinking; of a
+    # diffusion row always.
     answering: Bool[Tensor, "example"]
 
 
@@ -61,28 +56,22 @@ Observe = Callable[[Look], Tensor]
 
 
 class Step(NamedTuple):
-    """One step of a batch.
+    """One step of a batch."""
 
-    Attributes:
-        number: Number of the step, from 0.
-        places: Which prompt each example answers.
-        predicted: Token at each position of the response: the one committed to, and
-            elsewhere what the model would put there now; `NOTHING` beyond the
-            response. Left to right: the tokens so far.
-        confidence: Probability of each token that was predicted at this step; NaN at
-            positions committed to before, and beyond the response.
-        committed: Positions that hold a token once the step is over.
-        fresh: Those that got it at this step; none in a row that is done.
-        observed: What the observer returned; None without one.
-    """
-
-    number: int
-    places: tuple[int, ...]
+    number: int  # Number of the step, from 0.
+    places: tuple[int, ...]  # Which prompt each example answers.
+    # Token at each position of the response: the one committed to, and elsewhere what
+    # the model would put there now; `NOTHING` beyond the response. Left to right: the
+    # tokens so far.
     predicted: Int[Tensor, "example position"]
+    # Probability of each token that was predicted at this step; NaN at positions
+    # committed to before, and beyond the response.
     confidence: Float[Tensor, "example position"]
+    # Positions that hold a token once the step is over.
     committed: Bool[Tensor, "example position"]
+    # Those that got it at this step; none in a row that is done.
     fresh: Bool[Tensor, "example position"]
-    observed: Tensor | None
+    observed: Tensor | None  # What the observer returned; None without one.
 
     @property
     def committed_ids(self) -> Int[Tensor, "example position"]:
@@ -92,31 +81,26 @@ class Step(NamedTuple):
 
 @dataclass(frozen=True, eq=False)
 class Trace:
-    """One row from its first step to its last.
+    """One row from its first step to its last."""
 
-    Attributes:
-        completion: The finished row, as judges and stages read it. Of a diffusion
-            row `min_top2_gap` is the smallest difference of the two best tokens at a
-            position when it was committed to, and `min_margin` the smallest one
-            between the last position that was chosen and the first that was not:
-            rows below 1e-5 of either may differ between batch plans or machines.
-        kind: How it was decoded.
-        token_ids: The whole response; a diffusion row goes on after its stop token.
-        committed_at: Step at which each position of the response got its token.
-        confidence: Probability of each token at that step.
-        predictions: Predicted tokens at every step, as in `Step`; None for a row
-            that was written left to right, where nothing was predicted ahead.
-        confidences: Their probabilities; None likewise.
-        observed: What the observer returned at every step of this row; None without.
-    """
-
+    # The finished row, as judges and stages read it. Of a diffusion row `min_top2_gap`
+    # is the smallest difference of the two best tokens at a position when it was
+    # committed to, and `min_margin` the smallest one between the last position that was
+    # chosen and the first that was not: rows below 1e-5 of either may differ between
+    # batch plans or machines.
     completion: Completion
-    kind: Kind
+    kind: Kind  # How it was decoded.
+    # The whole response; a diffusion row goes on after its stop token.
     token_ids: Int[Tensor, "position"]
+    # Step at which each position of the response got its token.
     committed_at: Int[Tensor, "position"]
-    confidence: Float[Tensor, "position"]
+    confidence: Float[Tensor, "position"]  # Probability of each token at that step.
+    # Predicted tokens at every step, as in `Step`; None for a row that was written left
+    # to right, where nothing was predicted ahead.
     predictions: Int[Tensor, "step position"] | None
+    # Their probabilities; None likewise.
     confidences: Float[Tensor, "step position"] | None
+    # What the observer returned at every step of this row; None without.
     observed: Tensor | None
 
     @property

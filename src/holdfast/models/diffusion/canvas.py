@@ -29,19 +29,12 @@ MAX_LOGITS = 1 << 22
 
 
 class Job(NamedTuple):
-    """A response that is to be written.
+    """A response that is to be written."""
 
-    Attributes:
-        place: Which prompt it answers.
-        prompt: Tokens of the prompt.
-        seed: Seed of the row's random numbers.
-        length: Tokens of the response.
-    """
-
-    place: int
-    prompt: tuple[int, ...]
-    seed: int
-    length: int
+    place: int  # Which prompt it answers.
+    prompt: tuple[int, ...]  # Tokens of the prompt.
+    seed: int  # Seed of the row's random numbers.
+    length: int  # Tokens of the response.
 
 
 class _Rows(NamedTuple):
@@ -59,18 +52,13 @@ class _Rows(NamedTuple):
 
 
 class Taken(NamedTuple):
-    """What one step did.
+    """What one step did."""
 
-    Attributes:
-        look: What an observer may see.
-        step: The step, without an observation.
-        close: For each row how close it was: the least lead of a token over the
-            second where it was committed to, and of the last position that was
-            chosen over the first that was not.
-    """
-
-    look: Look
-    step: Step
+    look: Look  # What an observer may see.
+    step: Step  # The step, without an observation.
+    # For each row how close it was: the least lead of a token over the second where it
+    # was committed to, and of the last position that was chosen over the first that was
+    # not.
     close: Float[Tensor, "example 2"]
 
 

@@ -194,17 +194,11 @@ def _trace(
 
 
 class Reading(NamedTuple):
-    """How a response is read.
+    """How a response is read."""
 
-    Attributes:
-        tokenizer: Tokenizer of the model.
-        thinking: Its thinking format, or None.
-        stop_ids: Tokens that end an answer.
-    """
-
-    tokenizer: Any
-    thinking: ThinkingFormat | None
-    stop_ids: Collection[int]
+    tokenizer: Any  # Tokenizer of the model.
+    thinking: ThinkingFormat | None  # Its thinking format, or None.
+    stop_ids: Collection[int]  # Tokens that end an answer.
 
 
 def as_completion(

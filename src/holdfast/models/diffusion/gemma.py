@@ -37,45 +37,30 @@ MODEL_TYPE, MODEL_CLASS = "diffusion_gemma", "DiffusionGemmaForBlockDiffusion"
 
 @dataclass(frozen=True, kw_only=True)
 class CanvasSampling:
-    """How the loop of transformers decodes; its own names are in parentheses.
+    """How the loop of transformers decodes; its own names are in parentheses."""
 
-    Attributes:
-        gen_length: Tokens of the response, whole canvases (`max_new_tokens`).
-        steps: Most steps a canvas (`max_denoising_steps`).
-        entropy_bound: How much entropy the accepted tokens of a step may share.
-        t_min: Temperature of the last step.
-        t_max: Temperature of the first.
-        stops_early: Whether a canvas ends once its predictions are stable and sure.
-    """
-
-    gen_length: int = 256
-    steps: int = 48
+    gen_length: int = 256  # Tokens of the response, whole canvases (`max_new_tokens`).
+    steps: int = 48  # Most steps a canvas (`max_denoising_steps`).
+    # How much entropy the accepted tokens of a step may share.
     entropy_bound: float = 0.1
-    t_min: float = 0.4
-    t_max: float = 0.8
+    t_min: float = 0.4  # Temperature of the last step.
+    t_max: float = 0.8  # Temperature of the first.
+    # Whether a canvas ends once its predictions are stable and sure.
     stops_early: bool = True
 
 
 @dataclass(frozen=True, eq=False)
 class DiffusionGemma:
-    """A DiffusionGemma model, its decoder's norm named.
+    """A DiffusionGemma model, its decoder's norm named."""
 
-    Attributes:
-        model: The model of transformers, in evaluation mode.
-        final_norm: The norm after the decoder's last block. The encoder has one of
-            its own, which shares its weight and is not this module.
-        reading: How its responses are read.
-        canvas_length: Tokens of a canvas.
-        max_positions: Longest sequence the model is sound for.
-        identity: What a study records about the model.
-    """
-
-    model: Any
+    model: Any  # The model of transformers, in evaluation mode.
+    # The norm after the decoder's last block. The encoder has one of its own, which
+    # shares its weight and is not this module.
     final_norm: nn.Module
-    reading: Reading
-    canvas_length: int
-    max_positions: int
-    identity: ModelIdentity
+    reading: Reading  # How its responses are read.
+    canvas_length: int  # Tokens of a canvas.
+    max_positions: int  # Longest sequence the model is sound for.
+    identity: ModelIdentity  # What a study records about the model.
 
 
 def load_diffusion_gemma(

@@ -21,17 +21,11 @@ Scripts = Sequence["Script"]
 
 
 class Script(NamedTuple):
-    """A response that is there, and how it came about.
+    """A response that is there, and how it came about."""
 
-    Attributes:
-        prompt: Tokens of the prompt.
-        response: Tokens of the whole response.
-        committed_at: The step at which each of them was committed to.
-    """
-
-    prompt: tuple[int, ...]
-    response: tuple[int, ...]
-    committed_at: tuple[int, ...]
+    prompt: tuple[int, ...]  # Tokens of the prompt.
+    response: tuple[int, ...]  # Tokens of the whole response.
+    committed_at: tuple[int, ...]  # The step at which each of them was committed to.
 
     @property
     def n_steps(self) -> int:

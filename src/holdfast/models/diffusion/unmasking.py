@@ -26,30 +26,26 @@ RANKINGS: tuple[Remasking, ...] = ("low_confidence", "random", "entropy", "margi
 
 @dataclass(frozen=True, kw_only=True)
 class Denoising:
-    """How a masked-diffusion model decodes.
+    """How a masked-diffusion model decodes."""
 
-    Attributes:
-        gen_length: Tokens of the response.
-        block_length: Tokens of a block; blocks are finished from left to right. None
-            for one block. 1 commits to one token after the other, left to right,
-            while every state still attends to the masks that follow.
-        steps: Forward passes for the whole response; None with a threshold.
-        remasking: What decides where to commit: the probability of the predicted
-            token, chance, the least entropy, or the lead over the second token.
-        temperature: 0 takes the likeliest token at every position, otherwise Gumbel
-            noise of this size is added to the logits.
-        cfg_scale: How far to go from the logits without the prompt past those with
-            it; 0 leaves the prompt's own.
-        threshold: Commit to every token whose probability is above this, and to the
-            likeliest in any case; steps then are as many as that takes.
-    """
-
-    gen_length: int = 128
+    gen_length: int = 128  # Tokens of the response.
+    # Tokens of a block; blocks are finished from left to right. None for one block. 1
+    # commits to one token after the other, left to right, while every state still
+    # attends to the masks that follow.
     block_length: int | None = None
+    # Forward passes for the whole response; None with a threshold.
     steps: int | None = 32
+    # What decides where to commit: the probability of the predicted token, chance, the
+    # least entropy, or the lead over the second token.
     remasking: Remasking = "low_confidence"
+    # 0 takes the likeliest token at every position, otherwise Gumbel noise of this size
+    # is added to the logits.
     temperature: int | float = 0.0
+    # How far to go from the logits without the prompt past those with it; 0 leaves the
+    # prompt's own.
     cfg_scale: int | float = 0.0
+    # Commit to every token whose probability is above this, and to the likeliest in any
+    # case; steps then are as many as that takes.
     threshold: int | float | None = None
 
     def __post_init__(self) -> None:
@@ -122,32 +118,24 @@ class Denoising:
 
 
 class Plan(NamedTuple):
-    """What each step of one row does.
+    """What each step of one row does."""
 
-    Attributes:
-        block: Tokens of a block.
-        quotas: Tokens that each step commits to; empty where a threshold decides.
-        ends: End of the block that each step works on, in positions; likewise.
-    """
-
-    block: int
+    block: int  # Tokens of a block.
+    # Tokens that each step commits to; empty where a threshold decides.
     quotas: tuple[int, ...]
+    # End of the block that each step works on, in positions; likewise.
     ends: tuple[int, ...]
 
 
 class Predicted(NamedTuple):
-    """One token for each open position, and how sure it is.
+    """One token for each open position, and how sure it is."""
 
-    Attributes:
-        tokens: The token.
-        confidence: Its probability, without noise or temperature.
-        priority: What decides where to commit first; the larger, the sooner.
-        gaps: Lead of the token over the second, in logits with their noise.
-    """
-
-    tokens: Int[Tensor, "position"]
+    tokens: Int[Tensor, "position"]  # The token.
+    # Its probability, without noise or temperature.
     confidence: Float[Tensor, "position"]
+    # What decides where to commit first; the larger, the sooner.
     priority: Float[Tensor, "position"]
+    # Lead of the token over the second, in logits with their noise.
     gaps: Float[Tensor, "position"]
 
 

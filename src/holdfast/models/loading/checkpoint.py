@@ -42,37 +42,22 @@ _ELSEWHERE = "transformers_weights"
 
 
 class Place(NamedTuple):
-    """Where a model is.
+    """Where a model is."""
 
-    Attributes:
-        name: Hub id, or the directory as it was named.
-        revision: Commit on the Hub; None for a directory of one's own.
-        directory: Its files.
-    """
-
-    name: str
-    revision: str | None
-    directory: Path
+    name: str  # Hub id, or the directory as it was named.
+    revision: str | None  # Commit on the Hub; None for a directory of one's own.
+    directory: Path  # Its files.
 
 
 class Checkpoint(NamedTuple):
-    """Where a model's files are.
+    """Where a model's files are."""
 
-    Attributes:
-        model_id: What the user named.
-        revision: Commit on the Hub; None for a directory.
-        directory: Files of the model, or of the base of an adapter.
-        adapter: Files of a PEFT adapter; None for a whole model.
-        config: The `config.json` of the model.
-        family: Where the parts of its architecture are.
-    """
-
-    model_id: str
-    revision: str | None
-    directory: Path
-    adapter: Path | None
-    config: dict[str, Any]
-    family: Family
+    model_id: str  # What the user named.
+    revision: str | None  # Commit on the Hub; None for a directory.
+    directory: Path  # Files of the model, or of the base of an adapter.
+    adapter: Path | None  # Files of a PEFT adapter; None for a whole model.
+    config: dict[str, Any]  # The `config.json` of the model.
+    family: Family  # Where the parts of its architecture are.
 
     @property
     def weight_files(self) -> tuple[Path, ...]:

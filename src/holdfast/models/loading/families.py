@@ -16,26 +16,20 @@ FITTING_LAYER_TYPES = frozenset({"full_attention", "sliding_attention"})
 
 @dataclass(frozen=True, slots=True)
 class Family:
-    """Where the parts of one architecture are.
+    """Where the parts of one architecture are."""
 
-    Attributes:
-        causal_class: Name of its language-model class in transformers. It is
-            called by name, so code that travels with a checkpoint is never run.
-        layers: Path of the list of blocks, from the base model.
-        embedding: Path of the token embedding, from the base model.
-        final_norm: Path of the norm after the last block, from the base model.
-        attention: Path of the attention, from a block.
-        output_projection: Path of the output projection, from the attention.
-        mlp_norm: Path of the norm in front of the MLP, from a block. What enters
-            it is the residual stream after the attention has been added.
-    """
-
+    # Name of its language-model class in transformers. It is called by name, so code
+    # that travels with a checkpoint is never run.
     causal_class: str
-    layers: str = "layers"
-    embedding: str = "embed_tokens"
+    layers: str = "layers"  # Path of the list of blocks, from the base model.
+    embedding: str = "embed_tokens"  # Path of the token embedding, from the base model.
+    # Path of the norm after the last block, from the base model.
     final_norm: str = "norm"
-    attention: str = "self_attn"
+    attention: str = "self_attn"  # Path of the attention, from a block.
+    # Path of the output projection, from the attention.
     output_projection: str = "o_proj"
+    # Path of the norm in front of the MLP, from a block. What enters it is the residual
+    # stream after the attention has been added.
     mlp_norm: str = "post_attention_layernorm"
 
 

@@ -22,27 +22,22 @@ NATIVE_NEXT = (
 
 @dataclass(frozen=True, slots=True)
 class MaskedFamily:
-    """How a family of masked-diffusion models is read.
+    """How a family of masked-diffusion models is read."""
 
-    Attributes:
-        parts: The native class, and where its embedding and its final norm are.
-        head: Modules from the state after the final norm to logits, in turn.
-        shift: Whether the state at one position predicts the token at the next, as in
-            a model that was trained left to right first.
-        translate: From the checkpoint's `config.json` to settings of the native
-            configuration; None where the checkpoint is native.
-        keys: Regular expressions on the names of weights, and what they become.
-        tokenizer_class: Native class to read a tokenizer whose code travels with it.
-        stops: Texts of further tokens that end an answer.
-    """
-
-    parts: Family
+    parts: Family  # The native class, and where its embedding and its final norm are.
+    # Modules from the state after the final norm to logits, in turn.
     head: tuple[str, ...] = ("lm_head",)
+    # Whether the state at one position predicts the token at the next, as in a model
+    # that was trained left to right first.
     shift: bool = False
+    # From the checkpoint's `config.json` to settings of the native configuration; None
+    # where the checkpoint is native.
     translate: Callable[[Config, str], dict[str, Any]] | None = None
+    # Regular expressions on the names of weights, and what they become.
     keys: Mapping[str, str] = field(default_factory=dict)
+    # Native class to read a tokenizer whose code travels with it.
     tokenizer_class: str | None = None
-    stops: tuple[str, ...] = ()
+    stops: tuple[str, ...] = ()  # Texts of further tokens that end an answer.
 
 
 _LLADA_BLOCK = {
