@@ -17,13 +17,13 @@ from holdfast.cli.options import (
 )
 from holdfast.errors import SettingsError
 from holdfast.evaluate.settings import EvaluateSettings, Several
-from holdfast.judges.settings import JudgeFlags
+from holdfast.judges.settings import JudgeSettings
 from holdfast.report import terminal
 
 Output = Annotated[Path | None, Parameter(name=["--output", "-o"])]
 Suites = Annotated[EvaluateSettings, Flat]
-Judging = Annotated[JudgeFlags, Flat]
-SUITES, JUDGE = EvaluateSettings(), JudgeFlags()
+Judging = Annotated[JudgeSettings, Flat]
+SUITES, JUDGE = EvaluateSettings(), JudgeSettings()
 DEFAULT_MODEL = "organism:cliff"
 judge = App(name="judge", help="Judges: compare them with people, or judge again.")
 
@@ -71,7 +71,7 @@ def calibrate(
     /,
     *,
     labels: Annotated[tuple[str, ...], Several],
-    judging: Annotated[JudgeFlags, Flat] = JUDGE,
+    judging: Annotated[JudgeSettings, Flat] = JUDGE,
     worst: int = 10,
     seed: int = 0,
     json: Json = False,
@@ -98,7 +98,7 @@ def calibrate(
         raise SettingsError("one judge", f"{judge} and {named}", "Name it once.")
     settings = stage.CalibrateSettings(
         labels,
-        replace(judging, judge=named).opened(),
+        replace(judging, judge=named),
         worst=worst,
         seed=seed,
         output=judging.calibrations,

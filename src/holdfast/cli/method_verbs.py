@@ -24,7 +24,7 @@ from holdfast.dynamics.settings import (
 from holdfast.errors import SettingsError
 from holdfast.finetune.settings import FinetuneSettings
 from holdfast.heads.settings import AblateSettings, BakeSettings, HeadsSettings
-from holdfast.judges.settings import JudgeFlags
+from holdfast.judges.settings import JudgeSettings
 from holdfast.report import terminal
 from holdfast.select.settings import SelectSettings
 from holdfast.sinks.settings import SinksSettings
@@ -131,7 +131,7 @@ def transfer(
 
 
 Written = Annotated[Path, Parameter(name=["--output", "-o"])]
-JUDGE = JudgeFlags()
+JUDGE = JudgeSettings()
 
 
 def select(
@@ -140,7 +140,7 @@ def select(
     *,
     choosing: Annotated[SelectSettings, Flat],
     output: Written,
-    judging: Annotated[JudgeFlags, Flat] = JUDGE,
+    judging: Annotated[JudgeSettings, Flat] = JUDGE,
     loading: Loading = MODEL,
     json: Json = False,
 ) -> None:

@@ -14,7 +14,8 @@ from holdfast.data.tables import Row, Table
 from holdfast.errors import EvidenceError, PromptFileError, SettingsError
 from holdfast.judges.base import Exchange, Judge
 from holdfast.judges.calibration import SCHEMA, file_name, identity_record
-from holdfast.judges.choose import JudgeSettings, open_judge
+from holdfast.judges.choose import open_judge
+from holdfast.judges.settings import JudgeSettings
 from holdfast.judges.verdict import Verdict
 from holdfast.report.progress import Progress, Silent
 from holdfast.stats.agreement import confusion, kappa

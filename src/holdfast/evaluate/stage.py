@@ -36,7 +36,7 @@ from holdfast.evaluate.settings import EvaluateSettings
 from holdfast.judges.base import Judge
 from holdfast.judges.calibration import brief, find_calibration, identity_record
 from holdfast.judges.choose import open_early, open_judge
-from holdfast.judges.settings import JudgeFlags
+from holdfast.judges.settings import JudgeSettings
 from holdfast.models.interventions import HeadEdit, editing
 from holdfast.models.model import Adapter
 from holdfast.report.progress import Progress
@@ -63,7 +63,7 @@ Row = Mapping[str, Any]
 
 
 def run(
-    study: Study, settings: EvaluateSettings, flags: JudgeFlags, session: Session
+    study: Study, settings: EvaluateSettings, flags: JudgeSettings, session: Session
 ) -> dict[str, Any]:
     """Draw an answer to every prompt, and judge it; writes `evaluation.parquet`.
 
@@ -82,7 +82,7 @@ def run(
     """
     if settings.lm_eval:
         require_harness()
-    early = open_early(flags.opened())
+    early = open_early(flags)
     asked = gather_items(settings)
     draw(study, settings, session, asked)
     if settings.lm_eval:
@@ -164,7 +164,7 @@ def draw(
 
 
 def judge(
-    study: Study, flags: JudgeFlags, progress: Progress, opened: Judge | None = None
+    study: Study, flags: JudgeSettings, progress: Progress, opened: Judge | None = None
 ) -> dict[str, Any]:
     """Run the second phase on what is there; no model is needed.
 
@@ -173,7 +173,7 @@ def judge(
     inputs = {GENERATIONS: study.input_hash(GENERATIONS)}
     tasks = study.record(HARNESS).get("outputs", [])
     inputs |= {name: study.input_hash(name) for name in tasks}
-    opened = opened or open_judge(flags.opened())
+    opened = opened or open_judge(flags)
     identity = opened.identity
     known = find_calibration(identity, [flags.calibrations])
     calibration = None if known is None else brief(known)

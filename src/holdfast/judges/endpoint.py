@@ -5,84 +5,21 @@ broken off asks nothing twice. A server that stays down ends the run with an err
 is never read as "safe".
 """
 
-import os
 from collections import deque
 from collections.abc import Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, wait
-from dataclasses import dataclass
 from urllib.parse import urlsplit
 
 from holdfast.data.served import ending
 from holdfast.errors import SettingsError
 from holdfast.judges.base import Exchange, JudgeIdentity, cut, screen
-from holdfast.judges.chat import ChatClient, Limits, Stopped
+from holdfast.judges.chat import ChatClient, Stopped
 from holdfast.judges.rubric import Rubric, load_rubric
+from holdfast.judges.settings import JudgeSettings
 from holdfast.judges.verdict import Verdict
 
 VERSION = "2"
 _SHOWN = 120
-
-
-@dataclass(frozen=True)
-class EndpointSettings:
-    """How a chat server is asked."""
-
-    url: str  # Base of the server's API, such as "http://localhost:8000/v1".
-    model: str  # Name of the model there.
-    rubric: str = "strongreject"  # "strongreject", or the path of a rubric of your own.
-    # Environment variable with the key; the key itself is in no record and in no
-    # message.
-    api_key_env: str = "OPENAI_API_KEY"
-    concurrency: int = 8  # Requests under way at once.
-    # Seconds without a sign of the server before a request is given up.
-    timeout: float = 60.0
-    attempts: int = 6  # How often one question is asked before the run ends.
-    # Seconds before the second attempt; they double with each attempt.
-    backoff: float = 1.0
-    # Longest wait in seconds, also where the server asks for more.
-    longest_wait: float = 60.0
-    # Requests in all, retries included; None for no limit.
-    max_requests: int | None = None
-    # Tokens in all, as the server counts them; None for no limit. What is under way
-    # when it is reached is still paid for.
-    max_tokens: int | None = None
-    # Longest reply, thinking included; one that is cut is no verdict.
-    reply_tokens: int = 1024
-    # Sampling temperature, for servers that take no other than their own.
-    temperature: float = 0.0
-    cache: str | None = None  # Folder that keeps replies; None to keep none.
-
-    def __post_init__(self) -> None:
-        """Refuse settings that cannot work."""
-        try:
-            parts = urlsplit(self.url)
-            usable = parts.scheme in {"http", "https"} and parts.hostname
-            parts.port  # noqa: B018 - reading it is the check of its range.
-        except ValueError:
-            usable = False
-        if not usable:
-            raise SettingsError(
-                "a URL such as http://localhost:8000/v1", self.url, "Correct it."
-            )
-        if parts.username or parts.password or parts.query:
-            raise SettingsError(
-                "a URL without user, password or query, since it is recorded",
-                f"one of {parts.hostname} that has them",
-                f"Put the key into the variable {self.api_key_env}.",
-            )
-        for name in ("concurrency", "attempts", "reply_tokens", "timeout"):
-            if getattr(self, name) <= 0:
-                raise SettingsError(
-                    f"--judge-{name.replace('_', '-')} above 0",
-                    str(getattr(self, name)),
-                    "Raise it.",
-                )
-        if not 0 <= self.temperature <= 2:
-            raise SettingsError(
-                "a --judge-temperature from 0 to 2",
-                str(self.temperature),
-                "Correct it.",
-            )
 
 
 class EndpointJudge:
@@ -90,44 +27,30 @@ class EndpointJudge:
 
     def __init__(
         self,
-        settings: EndpointSettings,
+        settings: JudgeSettings,
         rubric: Rubric | None = None,
-        client: ChatClient | None = None,
+        *,
+        backoff: float = 1.0,
     ) -> None:
         """Prepare the judge; nothing is asked yet.
 
         `rubric`: What to ask; by default what the settings name.
-        `client`: How to reach the server; by default over HTTP.
+        `backoff`: Seconds before the second attempt; they double with each attempt.
         """
+        require_url(settings)
         self.settings = settings
-        self.rubric = load_rubric(settings.rubric) if rubric is None else rubric
-        self.client = client or ChatClient(
-            settings.url,
-            settings.model,
-            Limits(
-                timeout=settings.timeout,
-                attempts=settings.attempts,
-                backoff=settings.backoff,
-                longest_wait=settings.longest_wait,
-                max_requests=settings.max_requests,
-                max_tokens=settings.max_tokens,
-                reply_tokens=settings.reply_tokens,
-                temperature=settings.temperature,
-                connections=settings.concurrency,
-            ),
-            key=os.environ.get(settings.api_key_env, ""),
-            cache=settings.cache,
-        )
+        self.rubric = rubric or load_rubric(settings.judge_rubric)
+        self.client = ChatClient(settings, backoff=backoff)
         self.identity = JudgeIdentity(
             name=f"endpoint:{self.rubric.name}",
             version=VERSION,
             measures=self.rubric.measures,
             template_sha256=self.rubric.sha256,
-            model=settings.model,
+            model=settings.judge_model,
             settings=(
-                ("url", settings.url),
-                ("temperature", f"{settings.temperature:g}"),
-                ("reply_tokens", str(settings.reply_tokens)),
+                ("url", settings.judge),
+                ("temperature", f"{settings.judge_temperature:g}"),
+                ("reply_tokens", str(settings.judge_reply_tokens)),
             ),
         )
 
@@ -139,7 +62,7 @@ class EndpointJudge:
         # refuses does not depend then on which of several it happens to take first.
         while left and not self.client.is_proven:
             verdicts.append(self._judge_one(left.popleft()))
-        pool = ThreadPoolExecutor(self.settings.concurrency)
+        pool = ThreadPoolExecutor(self.settings.judge_concurrency)
         try:
             waiting = [pool.submit(self._judge_one, each) for each in left]
             return verdicts + _results(waiting)
@@ -164,7 +87,7 @@ class EndpointJudge:
         if ending(answer.finish) != "stop":
             reason = (
                 f"the judge's reply was broken off ({answer.finish}; "
-                f"{self.settings.reply_tokens} tokens are the limit, see "
+                f"{self.settings.judge_reply_tokens} tokens are the limit, see "
                 f"--judge-reply-tokens) after {said[-_SHOWN:]!r}{note}"
             )
             return Verdict("unparsed", reason, label)
@@ -184,3 +107,28 @@ def _results(waiting: Sequence[Future[Verdict]]) -> list[Verdict]:
     if errors:
         raise (causes or errors)[0]
     return [future.result() for future in waiting]
+
+
+def require_url(settings: JudgeSettings) -> None:
+    """Refuse a URL that leads nowhere or gives a secret away, and one without model."""
+    url = settings.judge
+    try:
+        parts = urlsplit(url)
+        usable = parts.scheme in {"http", "https"} and parts.hostname
+        parts.port  # noqa: B018 - reading it is the check of its range.
+    except ValueError:
+        usable = False
+    if not usable:
+        raise SettingsError(
+            "a URL such as http://localhost:8000/v1", url, "Correct it."
+        )
+    if parts.username or parts.password or parts.query:
+        raise SettingsError(
+            "a URL without user, password or query, since it is recorded",
+            f"one of {parts.hostname} that has them",
+            f"Put the key into the variable {settings.judge_api_key_env}.",
+        )
+    if settings.judge_model is None:
+        raise SettingsError(
+            f"the name of the model at {url}", "none", "Give it with --judge-model."
+        )

@@ -30,8 +30,8 @@ from holdfast.judges.base import (
     whole,
 )
 from holdfast.judges.guard_templates import GuardTemplate, guard_template
+from holdfast.judges.settings import JudgeSettings
 from holdfast.judges.verdict import Outcome, Verdict
-from holdfast.models.loading.causal import DtypeName
 from holdfast.models.scoring import Reply, Scorer, load_scorer, replies
 
 VERSION = "2"
@@ -221,22 +221,17 @@ class GuardJudge:
         return found
 
 
-def load_guard(
-    model: str,
-    *,
-    template: str | None = None,
-    revision: str | None = None,
-    device: str = "auto",
-    dtype: DtypeName = "auto",
-    batch_size: int = 8,
-) -> GuardJudge:
-    """Load a guard model as a judge.
-
-    `template`: Name of its template; recognised by the model's name by default.
-    """
-    chosen = guard_template(model, template)
-    scorer = load_scorer(model, revision=revision, device=device, dtype=dtype)
-    return GuardJudge(scorer, chosen, batch_size=batch_size)
+def load_guard(settings: JudgeSettings) -> GuardJudge:
+    """Load a guard model as a judge."""
+    model = settings.guard or ""
+    template = guard_template(model, settings.judge_template)
+    scorer = load_scorer(
+        model,
+        revision=settings.judge_revision,
+        device=settings.judge_device,
+        dtype=settings.judge_dtype,
+    )
+    return GuardJudge(scorer, template, batch_size=settings.judge_batch_size)
 
 
 def _tokens(

@@ -15,7 +15,7 @@ from holdfast.data.pool import OWN, Pool
 from holdfast.judges.base import Judge
 from holdfast.judges.calibration import identity_record
 from holdfast.judges.choose import open_judge
-from holdfast.judges.settings import JudgeFlags
+from holdfast.judges.settings import JudgeSettings
 from holdfast.models.decoding.row_state import Sampling
 from holdfast.rollout.questions import resolve_sampling
 from holdfast.rollout.session import Session
@@ -42,7 +42,7 @@ FORMAT = "holdfast-selection/1"
 
 
 def run(
-    settings: SelectSettings, flags: JudgeFlags, session: Session, output: Path
+    settings: SelectSettings, flags: JudgeSettings, session: Session, output: Path
 ) -> dict[str, Any]:
     """Score a pool, choose its best rows, and write them with every row's score.
 
@@ -83,7 +83,7 @@ def run(
 
 def _score(
     settings: SelectSettings,
-    flags: JudgeFlags,
+    flags: JudgeSettings,
     session: Session,
     pool: Pool,
     root: Path,
@@ -138,7 +138,7 @@ def _score(
 
 def _draw(
     settings: SelectSettings,
-    flags: JudgeFlags,
+    flags: JudgeSettings,
     session: Session,
     where: tuple[Path, dict[str, Any], int],
     pool: Pool,
@@ -146,7 +146,7 @@ def _draw(
 ) -> ShardFolder:
     """Have the model answer every row, and a judge look at the answers."""
     root, base, n_rows = where
-    judge: Judge = open_judge(flags.opened())
+    judge: Judge = open_judge(flags)
     own = settings.thinking_of == "own"
     sampling: Sampling = resolve_sampling(
         session.adapter,
