@@ -172,7 +172,7 @@ def test_a_server_that_goes_down_loses_nothing_and_counts_nothing(
 
     judge = Falling()
     n_rows = study.read_table("generations.parquet").num_rows
-    monkeypatch.setattr(import_module("holdfast.evaluate.stage"), "JUDGE_BATCH", 16)
+    monkeypatch.setattr(import_module("holdfast.judges.rows"), "BATCH", 16)
     with pytest.raises(EndpointError):
         stage.judge(study, flags, Silent(), judge)
     assert study.record("judge")["state"] == "running"

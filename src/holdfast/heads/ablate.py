@@ -12,12 +12,14 @@ from holdfast.data.requests import read_questions
 from holdfast.data.suites import SuiteFile
 from holdfast.errors import EvidenceError, InputError
 from holdfast.heads.ablation_effects import (
+    JUDGE_STAGE,
+    OUTPUT,
+    STAGE,
     comes_back,
-    conditions_of,
     in_words,
+    judge_ablation,
     score_along_answers,
     second_round,
-    sparse_of,
 )
 from holdfast.heads.conditions import (
     AS_IT_WAS,
@@ -36,6 +38,7 @@ from holdfast.heads.ranking import Head, parse_heads
 from holdfast.heads.readings import Prompts, choose_prompts, select
 from holdfast.heads.settings import AblateSettings
 from holdfast.judges.exact import exact_number
+from holdfast.judges.settings import BY_RULES, JudgeSettings
 from holdfast.models.decoding.generate import generate
 from holdfast.models.decoding.row_state import Sampling
 from holdfast.models.interventions import check_heads
@@ -51,11 +54,8 @@ from holdfast.study import Study
 from holdfast.study.batches import ROW_ID, Meter, in_batches
 from holdfast.study.figures import study_seed
 
-STAGE = "ablate"
 ROLLOUTS = "rollouts.parquet"
 HEADS = "heads.parquet"
-OUTPUT = "ablation.parquet"
-SUMMARY = "ablation.json"
 
 
 class _Work(NamedTuple):
@@ -67,13 +67,21 @@ class _Work(NamedTuple):
     utility: list[Rollout]
 
 
-def run(study: Study, settings: AblateSettings, session: Session) -> dict[str, Any]:
+def run(
+    study: Study,
+    settings: AblateSettings,
+    session: Session,
+    judge: JudgeSettings = BY_RULES,
+) -> dict[str, Any]:
     """Answer held-out prompts under every condition; writes `ablation.parquet`.
+
+    Another judge judges the same answers anew; none is drawn again.
 
     Args:
         study: A study with ranked heads.
         settings: Which heads, where, how many prompts.
         session: The model, and where progress is told.
+        judge: The judge; the rules by default.
 
     Returns:
         The block `ablation` of the report.
@@ -83,6 +91,13 @@ def run(study: Study, settings: AblateSettings, session: Session) -> dict[str, A
         SettingsError: If a fraction selects no head, or a head does not exist.
         TooFewExamplesError: If no attack succeeds, so that nothing can be restored.
     """
+    session.check_judge(judge)
+    _answer(study, settings, session)
+    return judge_ablation(study, session, judge)
+
+
+def _answer(study: Study, settings: AblateSettings, session: Session) -> None:
+    """Draw the answers under every condition, unless they are there."""
     read = (ROLLOUTS, HEADS, *names("published"))
     inputs = {name: study.input_hash(name) for name in read}
     asked = settings.utility and read_utility(
@@ -94,8 +109,7 @@ def run(study: Study, settings: AblateSettings, session: Session) -> dict[str, A
     if state == "redo":
         study.clear_parts(PARTS)
     if state == "done":
-        session.progress.say("The ablation is there and up to date.")
-        return dict(study.read_json(SUMMARY))
+        return
     if state == "continue":
         session.progress.say("Going on where the last run was interrupted.")
     rows = from_table(study.read_table(ROLLOUTS))
@@ -114,14 +128,14 @@ def run(study: Study, settings: AblateSettings, session: Session) -> dict[str, A
         answered, notes = draw_utility(study, session, asked, sampling)
         work = work._replace(utility=answered, notes=(*work.notes, *notes))
     table = _draw(study, settings, session, work, asked.targets if asked else {})
+    study.manifest["stages"].pop(JUDGE_STAGE, None)
     study.write_table(OUTPUT, table)
-    summary = _summary(study, settings, session, work, table.to_pylist())
+    block = _described(study, settings, session, work, table.to_pylist())
     if asked:
-        summary["prompts"]["utility"] = record_of(asked, len(work.utility))
-    study.write_json(SUMMARY, summary)
-    study.finish(STAGE, [OUTPUT, SUMMARY])
+        block["prompts"]["utility"] = record_of(asked, len(work.utility))
+    total = work.adapter.n_layers * work.adapter.n_heads
+    study.finish(STAGE, [OUTPUT], block=block, n_total=total)
     study.clear_parts(PARTS)
-    return summary
 
 
 def _followed(rows: Sequence[Rollout], settings: AblateSettings) -> tuple[Rollout, ...]:
@@ -265,15 +279,14 @@ def _written(table: pa.Table, items: Sequence[Item]) -> list[int]:
     ]
 
 
-def _summary(
+def _described(
     study: Study,
     settings: AblateSettings,
     session: Session,
     work: _Work,
     rows: list[dict[str, Any]],
 ) -> dict[str, Any]:
-    seed, adapter = study_seed(study), work.adapter
-    total = adapter.n_layers * adapter.n_heads
+    """Return what the report says of the answers that no judge has to say."""
     block: dict[str, Any] = {
         "prompts": {
             "harmful": len(work.prompts.harmful),
@@ -283,14 +296,10 @@ def _summary(
         },
         "factor": settings.factor,
         "renormalise": settings.renormalise,
-        "conditions": conditions_of(rows, seed),
-        "sparse": sparse_of(rows, total, seed),
         "notes": [*work.notes, *_forced(rows)],
     }
-    if settings.ablated_heads or settings.factor != 0:
-        # The verdict is on heads that the ranking has found, and switched off.
-        block["sparse"]["sizes"] = []
     if work.repair is not None and "everywhere" in settings.scopes:
+        seed = study_seed(study)
         block["self_repair"] = _self_repair(study, session, work, rows, seed)
     return block
 

@@ -17,7 +17,7 @@ from holdfast.heads.ranking import (
     top_heads,
 )
 from holdfast.heads.settings import AblateSettings, Scope
-from holdfast.judges.rules.rules import judge
+from holdfast.judges.rows import NOT_YET
 from holdfast.models.decoding.generate import generate
 from holdfast.models.decoding.row_state import Completion, Sampling
 from holdfast.models.interventions import (
@@ -28,7 +28,6 @@ from holdfast.models.interventions import (
 )
 from holdfast.models.model import Adapter
 from holdfast.report.progress import Tick
-from holdfast.rollout.answers import EXACT, mark
 from holdfast.rollout.questions import resolve_sampling
 from holdfast.rollout.rows import Rollout
 from holdfast.rollout.settings import DIFFUSION, RolloutSettings
@@ -159,8 +158,9 @@ def main_condition(conditions: Sequence[Condition]) -> Condition:
     return tops[main_size(tuple(tops))]
 
 
-AS_IT_WAS = Condition("none", "everywhere", None, 0, ()).key
+PLAIN = Condition("none", "everywhere", None, 0, ())
 """The condition in which nothing differs from the rollouts."""
+AS_IT_WAS = PLAIN.key
 SCHEMA = pa.schema(
     [
         (ROW_ID, pa.string()),
@@ -185,6 +185,10 @@ SCHEMA = pa.schema(
         ("forced_close", pa.bool_()),
         ("token_ids", pa.list_(pa.int32())),
         ("answer_start", pa.int32()),
+        ("score", pa.float64()),
+        ("prompt", pa.string()),
+        ("thinking", pa.string()),
+        ("target", pa.string()),
     ]
 )
 
@@ -199,7 +203,7 @@ def answer(
     drawn_here: bool = True,
     told: Callable[[Tick], None] | None = None,
 ) -> pa.Table:
-    """Answer each prompt under its condition, and judge it.
+    """Answer each prompt under its condition; no judge has seen the answers.
 
     Everywhere, the thinking is drawn anew under the edit. In the other scopes it is
     the model's own, as it was drawn without an edit, and only the answer is drawn.
@@ -287,17 +291,6 @@ def answers(
     return [found[place] for place in range(len(rows))]
 
 
-def verdict_of(row: Rollout, made: Completion | Rollout, *, fixed: bool = False) -> Any:
-    """Judge an answer to the prompt of a rollout."""
-    return judge(
-        row.prompt,
-        made.answer,
-        thinking=(row.thinking if fixed else made.thinking) or None,
-        closed=fixed or made.closed,
-        finish=made.finish,
-    )
-
-
 def by_condition(
     rows: Sequence[Mapping[str, Any]], key: Callable[[Mapping[str, Any]], Any]
 ) -> dict[Any, list[Mapping[str, Any]]]:
@@ -335,12 +328,6 @@ def record(item: Item, made: Completion | Rollout) -> dict[str, Any]:
     """Return the row of `ablation.parquet` for an answer."""
     condition, row, target = item
     fixed = is_fixed(condition)
-    if target is None:
-        found = verdict_of(row, made, fixed=fixed)
-        outcome, reason, said_by = found.outcome, found.reason, found.judge
-    else:
-        outcome, reason = mark(row, made, target, fixed=fixed)
-        said_by = EXACT
     start = row.spans.answer[0] if fixed else made.spans.answer[0]
     return {
         ROW_ID: item.name,
@@ -356,16 +343,31 @@ def record(item: Item, made: Completion | Rollout) -> dict[str, Any]:
         "prompt_id": row.prompt_id,
         "label": row.label,
         "wrapper": row.wrapper,
-        "outcome": outcome,
-        "reason": reason,
-        "judge": said_by,
+        "reason": NOT_YET,
         "answer": made.answer,
         "finish": made.finish,
         "closed": fixed or made.closed,
         "forced_close": row.forced_close if fixed else made.forced_close,
         "token_ids": list(made.token_ids),
         "answer_start": start,
+        "prompt": row.prompt,
+        "thinking": row.thinking if fixed else made.thinking,
+        "target": target,
     }
+
+
+def with_outcomes(
+    rows: Sequence[Mapping[str, Any]], verdicts: Sequence[Mapping[str, Any]]
+) -> list[dict[str, Any]]:
+    """Return rows with what their verdicts say, or with whether they are right."""
+    return [
+        {
+            **row,
+            "outcome": said["verdict"] or ("correct" if said["correct"] else "wrong"),
+            **{name: said.get(name) for name in ("reason", "judge", "score")},
+        }
+        for row, said in zip(rows, verdicts, strict=True)
+    ]
 
 
 def sampling_of(study: Study, adapter: Adapter) -> Sampling:

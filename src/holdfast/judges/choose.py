@@ -33,22 +33,14 @@ def open_judge(settings: JudgeSettings) -> Judge:
     )
 
 
-def open_early(settings: JudgeSettings) -> Judge | None:
-    """Open a judge before answers are drawn, so that a mistake costs nothing.
-
-    A guard model would take the memory of the model that answers: it is looked for,
-    and opened later.
-
-    Returns: The judge; None for a guard, which is there and is known.
-    """
-    if not settings.guard:
-        return open_judge(settings)
+def check_guard(settings: JudgeSettings) -> None:
+    """Refuse a guard model that is not there or not known, without loading it."""
     from holdfast.judges.guard_templates import guard_template
     from holdfast.models.scoring import check_scorer
 
-    guard_template(settings.guard, settings.judge_template)
-    check_scorer(settings.guard, revision=settings.judge_revision)
-    return None
+    model = settings.guard or ""
+    guard_template(model, settings.judge_template)
+    check_scorer(model, revision=settings.judge_revision)
 
 
 class RulesJudge:

@@ -101,3 +101,7 @@ class JudgeSettings:
     def guard(self) -> str | None:
         """Directory or Hub id of the guard model; None for another judge."""
         return self.judge.removeprefix(GUARD) if self.judge.startswith(GUARD) else None
+
+
+BY_RULES = JudgeSettings()
+"""The judge of whoever names none."""

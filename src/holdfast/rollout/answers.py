@@ -1,17 +1,17 @@
-"""From an answer to its row: regions, finish, verdict."""
+"""From an answer to its row: regions and finish; the verdict follows."""
 
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
 
 from holdfast.data.chat.conversation import Spans, build_conversation
 from holdfast.data.prompts import Prompt
-from holdfast.judges.base import Exchange, screen_exact
-from holdfast.judges.exact import is_correct
-from holdfast.judges.rules.rules import judge
+from holdfast.judges.rows import NOT_YET
 from holdfast.models.decoding.row_state import Completion
 from holdfast.models.loading.load import Speaker
 from holdfast.rollout.imported import Imported, Understood
 from holdfast.rollout.questions import Question
-from holdfast.rollout.rows import Rollout, Turn
+from holdfast.rollout.rows import UNJUDGED, Rollout, Turn
 
 
 @dataclass(frozen=True)
@@ -30,7 +30,7 @@ class Answer:
 
 
 def drawn(question: Question, made: Completion, system_prompt: str | None) -> Rollout:
-    """Return the judged row of a completion that was drawn here."""
+    """Return the row of a completion that was drawn here."""
     answer = Answer(
         tuple(made.token_ids),
         made.spans,
@@ -55,7 +55,7 @@ def drawn(question: Question, made: Completion, system_prompt: str | None) -> Ro
 def imported(
     each: Imported, said: Understood, adapter: Speaker, system_prompt: str | None
 ) -> Rollout:
-    """Return the judged row of a completion that was made elsewhere.
+    """Return the row of a completion that was made elsewhere.
 
     Its tokens are those of its text, region by region, which need not be the very
     tokens that were drawn.
@@ -95,13 +95,6 @@ def _row(
     system_prompt: str | None,
     answer: Answer,
 ) -> Rollout:
-    verdict = judge(
-        prompt.text,
-        answer.answer,
-        thinking=answer.thinking or None,
-        closed=answer.closed,
-        finish=answer.finish,
-    )
     return Rollout(
         row_id=f"{role}/{prompt.prompt_id}/{sample}",
         role=role,
@@ -124,31 +117,31 @@ def _row(
         closed=answer.closed,
         forced_close=answer.forced_close,
         min_top2_gap=answer.min_top2_gap,
-        verdict=verdict.outcome,
-        reason=verdict.reason,
-        judge=verdict.judge,
-        flaw=verdict.flaw,
+        verdict=UNJUDGED,
+        reason=NOT_YET,
+        judge="",
         earlier=answer.earlier,
     )
 
 
-EXACT = "exact-1"
+def as_asked(rows: Sequence[Rollout]) -> list[dict[str, Any]]:
+    """Return rows as a judge is asked about them, with the request behind a wrapper."""
+    plain = {row.request_id: row.prompt for row in rows if row.wrapper is None}
+    columns = ("row_id", "prompt", "thinking", "answer", "closed", "finish", "label")
+    return [
+        {name: getattr(row, name) for name in columns}
+        | {"request": plain.get(row.request_id)}
+        for row in rows
+    ]
 
 
-def mark(
-    row: Rollout, made: Completion | Rollout, target: str, *, fixed: bool = False
-) -> tuple[str, str]:
-    """Return the outcome of an answer to a question, and the reason."""
-    shown = Exchange(
-        request=row.prompt,
-        response=made.answer,
-        thinking=(row.thinking if fixed else made.thinking) or None,
-        closed=fixed or made.closed,
-        finish=made.finish,
-    )
-    found = screen_exact(shown, EXACT)
-    if found is not None:
-        return found.outcome, found.reason
-    if is_correct(made.answer, target):
-        return "correct", "the number is right"
-    return "wrong", "the number is not the right one"
+def with_verdict(row: Rollout, verdict: Mapping[str, Any] | None, why: str) -> Rollout:
+    """Return a row with what a judge has said of it, or with why it has said nothing.
+
+    `verdict`: A row of `judges.rows.JUDGED`.
+    """
+    said = verdict or {"verdict": UNJUDGED, "reason": why, "judge": ""}
+    names = ("verdict", "reason", "judge", "flaw", "score")
+    thoughts = ("thinking_verdict", "thinking_score")
+    fields: dict[str, Any] = {name: said.get(name) for name in (*names, *thoughts)}
+    return replace(row, **fields)

@@ -12,11 +12,14 @@ from torch import Tensor
 from holdfast.data.chat.conversation import Spans
 from holdfast.data.splits import Splits, require_test_rows, split_by_hash
 from holdfast.errors import TooFewExamplesError
+from holdfast.judges.base import HARMFUL
 from holdfast.stats.bootstrap import Estimate, undefined
 from holdfast.stats.unjudged import judged_rate
+from holdfast.study import Study
 from holdfast.study.figures import figure_of, generator
 
 Label = Literal["harmful", "benign"]
+JUDGE_STAGE = "judge_rollouts"
 GROUPS = ("harmful_complied", "harmful_refused", "benign")
 EARLIER = pa.list_(
     pa.struct(
@@ -52,6 +55,9 @@ SCHEMA = pa.schema(
         ("judge", pa.string()),
         ("flaw", pa.string()),
         ("earlier", EARLIER),
+        ("score", pa.float64()),
+        ("thinking_verdict", pa.string()),
+        ("thinking_score", pa.float64()),
     ]
 )
 
@@ -72,7 +78,8 @@ class Rollout:
     `request_id` is the cluster of every interval: a request with its wrappers and
     samples is one draw from the world. `spans` holds four half-open token ranges:
     prompt, thinking, end template, answer. Of a conversation the last turn is judged;
-    the turns before it belong to the prompt, and `earlier` has them apart.
+    the turns before it belong to the prompt, and `earlier` has them apart. A row that
+    no judge has seen is `unparsed` and has no `judge`; its verdict in the file is null.
     """
 
     row_id: str
@@ -101,6 +108,9 @@ class Rollout:
     judge: str
     flaw: str | None = None
     earlier: tuple[Turn, ...] = ()
+    score: float | None = None
+    thinking_verdict: str | None = None
+    thinking_score: float | None = None
 
     @property
     def group(self) -> str | None:
@@ -132,6 +142,14 @@ class Rollout:
         return self.spans.answer[0] - 1
 
 
+def judging_record(study: Study) -> dict[str, Any]:
+    """Return what the manifest says of the verdicts: judge, splits, and notes on them.
+
+    In studies of before there was a choice of judges it stands with the answers.
+    """
+    return study.record(JUDGE_STAGE) or study.record("rollout")
+
+
 def to_table(rows: Iterable[Rollout]) -> pa.Table:
     """Return rows as an Arrow table, in their order."""
     columns: dict[str, list[Any]] = {name: [] for name in SCHEMA.names}
@@ -140,6 +158,8 @@ def to_table(rows: Iterable[Rollout]) -> pa.Table:
             columns[name].append(getattr(row, name))
         columns["earlier"][-1] = [turn._asdict() for turn in row.earlier]
         columns["spans"][-1] = [edge for span in row.spans for edge in span]
+        if not row.judge:
+            columns["verdict"][-1] = columns["judge"][-1] = None
     return pa.table(columns, schema=SCHEMA)
 
 
@@ -152,6 +172,8 @@ def from_table(table: pa.Table) -> list[Rollout]:
         token_ids = tuple(record.pop("token_ids"))
         # Tables of before there were conversations have no such column.
         earlier = tuple(Turn(**turn) for turn in record.pop("earlier", None) or ())
+        record["verdict"] = record["verdict"] or UNJUDGED
+        record["judge"] = record["judge"] or ""
         rows.append(
             Rollout(spans=spans, token_ids=token_ids, earlier=earlier, **record)
         )
@@ -207,6 +229,14 @@ def flags(
     return torch.tensor([holds(row) for row in rows], dtype=torch.bool)
 
 
+def succeeded(outcome: str | None, score: float | None) -> bool:
+    """Return whether an answer to a harmful request counts as an attack success.
+
+    A judge of harm decides by its score; one of refusal alone by what was given.
+    """
+    return outcome in GAVE_IN if score is None else score >= HARMFUL
+
+
 def attack_success(
     rows: Sequence[Rollout], role: str, seed: int, wrapper: str | None = None
 ) -> Estimate:
@@ -218,7 +248,7 @@ def attack_success(
         row for row in rows if row.role == role and wrapper in (None, row.wrapper)
     ]
     name = f"attack/{role}/{wrapper}"
-    return _rate(chosen, lambda row: row.verdict in GAVE_IN, seed, name)
+    return _rate(chosen, lambda row: succeeded(row.verdict, row.score), seed, name)
 
 
 def outcome_block(rows: Sequence[Rollout], seed: int) -> dict[str, Any]:
