@@ -17,7 +17,7 @@ from holdfast.judges.calibration import identity_record
 from holdfast.judges.rows import judge_rows
 from holdfast.judges.settings import JudgeSettings
 from holdfast.models.hidden_states import project_states
-from holdfast.models.interventions import HeadEdit, editing, head_factors
+from holdfast.models.interventions import HeadEdit, head_factors, scale_heads
 from holdfast.models.model import Adapter
 from holdfast.rollout.rows import (
     GAVE_IN,
@@ -322,7 +322,7 @@ def score_along_answers(
     """
     direction, offset = probe.raw()
     edit = HeadEdit(head_factors(adapter, heads, 0.0)) if heads else None
-    with editing(adapter, edit):
+    with scale_heads(adapter, edit):
         found = project_states(
             adapter,
             [row["token_ids"] for row in rows],
