@@ -8,8 +8,7 @@ from chat_server import Reply, serving
 from holdfast.data.chat.thinking_formats import TAGS
 from holdfast.errors import InputError
 from holdfast.judges.base import Exchange, after_thinking, whole
-from holdfast.judges.endpoint import EndpointJudge
-from holdfast.judges.rubric import STRONGREJECT, load_rubric
+from holdfast.judges.endpoint import STRONGREJECT, EndpointJudge, load_rubric
 from holdfast.judges.settings import JudgeSettings
 
 pytest.importorskip("httpx")

@@ -10,6 +10,7 @@ from holdfast.cli.options import (
     MODEL,
     Flat,
     Json,
+    Judging,
     Loading,
     default_study,
     in_study,
@@ -17,13 +18,12 @@ from holdfast.cli.options import (
 )
 from holdfast.errors import SettingsError
 from holdfast.evaluate.settings import EvaluateSettings, Several
-from holdfast.judges.settings import JudgeSettings
+from holdfast.judges.settings import BY_RULES
 from holdfast.report import terminal
 
 Output = Annotated[Path | None, Parameter(name=["--output", "-o"])]
 Suites = Annotated[EvaluateSettings, Flat]
-Judging = Annotated[JudgeSettings, Flat]
-SUITES, JUDGE = EvaluateSettings(), JudgeSettings()
+SUITES = EvaluateSettings()
 DEFAULT_MODEL = "organism:cliff"
 judge = App(name="judge", help="Judges: compare them with people, or judge again.")
 
@@ -33,7 +33,7 @@ def evaluate(
     /,
     *,
     asking: Suites = SUITES,
-    judging: Judging = JUDGE,
+    judging: Judging = BY_RULES,
     loading: Loading = MODEL,
     output: Output = None,
     list_: Annotated[
@@ -71,7 +71,7 @@ def calibrate(
     /,
     *,
     labels: Annotated[tuple[str, ...], Several],
-    judging: Annotated[JudgeSettings, Flat] = JUDGE,
+    judging: Judging = BY_RULES,
     worst: int = 10,
     seed: int = 0,
     json: Json = False,
@@ -93,8 +93,8 @@ def calibrate(
     from holdfast.evaluate import calibrate as stage
     from holdfast.evaluate import panel as evaluate_panel
 
-    named = judge if judging.judge == JUDGE.judge else judging.judge
-    if named != judge and judge != JUDGE.judge:
+    named = judge if judging.judge == BY_RULES.judge else judging.judge
+    if named != judge and judge != BY_RULES.judge:
         raise SettingsError("one judge", f"{judge} and {named}", "Name it once.")
     settings = stage.CalibrateSettings(
         labels,
@@ -108,7 +108,7 @@ def calibrate(
 
 
 @judge.command
-def again(study: Path, /, *, judging: Judging = JUDGE, json: Json = False) -> None:
+def again(study: Path, /, *, judging: Judging = BY_RULES, json: Json = False) -> None:
     """Judge the answers of an evaluation anew, with another judge; needs no model.
 
     Args:

@@ -10,6 +10,7 @@ from holdfast.cli.options import (
     MODEL,
     Flat,
     Json,
+    Judging,
     Loading,
     Output,
     default_study,
@@ -25,7 +26,7 @@ from holdfast.dynamics.settings import (
 from holdfast.errors import SettingsError
 from holdfast.finetune.settings import FinetuneSettings
 from holdfast.heads.settings import AblateSettings, BakeSettings, HeadsSettings
-from holdfast.judges.settings import JudgeSettings
+from holdfast.judges.settings import BY_RULES
 from holdfast.report import terminal
 from holdfast.select.settings import SelectSettings
 from holdfast.sinks.settings import SinksSettings
@@ -64,21 +65,27 @@ def ablate(
     /,
     *,
     ablating: Ablating = ABLATE,
+    judging: Judging = BY_RULES,
     loading: Loading = MODEL,
     json: Json = False,
 ) -> None:
     """Switch heads off on held-out prompts, beside nothing and random heads.
 
+    Another judge judges the same answers anew.
+
     Args:
         study: The study, with ranked heads.
         ablating: Which heads, where, on how many prompts.
+        judging: The judge.
         loading: The model; the study's own by default.
         json: Print the block `ablation` of the report as JSON, and nothing else.
     """
     from holdfast.heads import ablate as stage
     from holdfast.heads import panel as showing
 
-    found = in_study(study, None, loading, partial(stage.run, settings=ablating))
+    found = in_study(
+        study, None, loading, partial(stage.run, settings=ablating, judge=judging)
+    )
     show(json, found, showing.print_ablation)
 
 
@@ -132,7 +139,6 @@ def transfer(
 
 
 Written = Annotated[Path, Parameter(name=["--output", "-o"])]
-JUDGE = JudgeSettings()
 
 
 def select(
@@ -141,7 +147,7 @@ def select(
     *,
     choosing: Annotated[SelectSettings, Flat],
     output: Written,
-    judging: Annotated[JudgeSettings, Flat] = JUDGE,
+    judging: Judging = BY_RULES,
     loading: Loading = MODEL,
     json: Json = False,
 ) -> None:

@@ -8,6 +8,7 @@ from typing import Annotated, Any
 
 from cyclopts import Parameter
 
+from holdfast.judges.settings import JudgeSettings
 from holdfast.report import terminal
 from holdfast.report.section import Section
 from holdfast.rollout.settings import ModelSettings
@@ -16,6 +17,7 @@ Flat = Parameter(name="*")
 Loading = Annotated[ModelSettings, Flat]
 Output = Annotated[Path | None, Parameter(name=["--output", "-o"])]
 Json = Annotated[bool, Parameter(name="--json", negative=(), show_default=False)]
+Judging = Annotated[JudgeSettings, Parameter(name="*", group="Judge")]
 MODEL = ModelSettings()
 
 

@@ -31,6 +31,7 @@ def print_report(report: Mapping[str, Any]) -> None:
 def _print_audit(report: Mapping[str, Any]) -> None:
     """Print verdict, evidence, outcomes, trace and controls."""
     from holdfast.audit import words
+    from holdfast.audit.page import judge_sentences
     from holdfast.report import labels, text
 
     given = dict(report)
@@ -48,6 +49,7 @@ def _print_audit(report: Mapping[str, Any]) -> None:
         if found["refused"]["n"]
     ]
     print_table("Outcomes", ("", "n", *columns.values()), rows)
+    print_lines(*judge_sentences(given))
     named = ("plateau", "final", "cliff", "scaled_cliff")
     traced = [
         [text.title(group, text.GROUPS), *(text.score(found[key]) for key in named)]

@@ -30,6 +30,7 @@ from holdfast.cli.options import (
     MODEL,
     Flat,
     Json,
+    Judging,
     Loading,
     Output,
     default_study,
@@ -38,6 +39,7 @@ from holdfast.cli.options import (
 )
 from holdfast.cli.organism_verbs import organism
 from holdfast.errors import AdapterError
+from holdfast.judges.settings import BY_RULES
 from holdfast.report import terminal
 from holdfast.rollout.settings import ProbeSettings, RolloutSettings, TraceSettings
 
@@ -76,6 +78,7 @@ def audit(
     ranking: Ranking = HEADS,
     ablating: Ablating = ABLATE,
     heads: bool = True,
+    judging: Judging = BY_RULES,
     loading: Loading = MODEL,
     output: Output = None,
     json: Json = False,
@@ -95,6 +98,7 @@ def audit(
         ranking: The ranking of heads.
         ablating: Which heads are switched off, where, on how many prompts.
         heads: Whether single heads are looked at.
+        judging: The judge of rollouts and ablations.
         loading: The model.
         output: The study. Default: studies/MODEL-DATE.
         json: Print the report as JSON, and nothing else, on stdout.
@@ -105,7 +109,9 @@ def audit(
     from holdfast.audit import stage
 
     check_asked(fail_if, with_heads=heads)
-    settings = AuditSettings(asking, fitting, tracing, ranking, ablating, heads)
+    settings = AuditSettings(
+        asking, fitting, tracing, ranking, ablating, heads, judging
+    )
     place = output or default_study(model)
     report = in_study(place, model, loading, partial(stage.run, settings=settings))
     page = place / "report.html"
@@ -119,15 +125,19 @@ def rollout(
     /,
     *,
     asking: Asking = ROLLOUT,
+    judging: Judging = BY_RULES,
     loading: Loading = MODEL,
     output: Output = None,
     json: Json = False,
 ) -> None:
     """Ask every prompt, keep and judge every answer; the first stage of an audit.
 
+    Another judge judges the same answers anew.
+
     Args:
         model: organism:NAME, a model directory, or a Hub id.
         asking: Prompts and sampling.
+        judging: The judge.
         loading: The model.
         output: The study. Default: studies/MODEL-DATE.
         json: Print the counts as JSON, and nothing else, on stdout.
@@ -135,7 +145,9 @@ def rollout(
     from holdfast.rollout import stage
 
     place = output or default_study(model)
-    summary = in_study(place, model, loading, partial(stage.run, settings=asking))
+    summary = in_study(
+        place, model, loading, partial(stage.run, settings=asking, judge=judging)
+    )
     show(json, summary, cli_show.print_counts, lies=("study", place))
 
 

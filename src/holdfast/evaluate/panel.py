@@ -129,7 +129,7 @@ def _told(figure: Figure) -> str:
 
 def calibrated(block: Mapping[str, Any]) -> str:
     """Say what the judge's verdicts are worth, against people."""
-    known = block["calibration"]
+    known = block.get("calibration")
     if known is None:
         return "This judge was never compared with people here."
     people = known["people_two_way"]["value"]
@@ -139,6 +139,17 @@ def calibrated(block: Mapping[str, Any]) -> str:
         f"Agreement with people on refusal (kappa): {score(known['two_way'])} on "
         f"{known['two_way']['n']} answers of {names}{against}."
     )
+
+
+def judge_sentences(
+    judge: Mapping[str, Any], calibration: Mapping[str, Any] | None
+) -> list[str]:
+    """Say who judged, and what that is worth."""
+    model = f", with {clean(judge['model'])}" if judge["model"] else ""
+    return [
+        f"Judge: {clean(judge['label'])}, which measures {judge['measures']}{model}.",
+        calibrated({"calibration": calibration}),
+    ]
 
 
 def _drawn(sampling: Mapping[str, Any]) -> str:
@@ -167,16 +178,13 @@ def _room(sampling: Mapping[str, Any]) -> str:
 
 def told(block: Mapping[str, Any]) -> list[str]:
     """Return the sentences that stand under the table."""
-    judge, generation = block["judge"], block["generation"]
+    generation = block["generation"]
     sampling = generation["sampling"]
     cut = sum(row["cut"] for row in block["rows"])
     forced = sum(row.get("forced", 0) for row in block["rows"])
     edits = [key for key, found in generation["edits"].items() if found]
     said = [
-        f"Judge: {clean(judge['label'])}, which measures {judge['measures']}"
-        + (f", with {clean(judge['model'])}" if judge["model"] else "")
-        + ".",
-        calibrated(block),
+        *judge_sentences(block["judge"], block["calibration"]),
         *block["notes"],
         f"Answers were drawn {_drawn(sampling)}, {generation['samples']} for each "
         f"prompt, {_room(sampling)}; {cut} were cut at the limit, and the thinking of "

@@ -35,7 +35,7 @@ def open_judge(settings: JudgeSettings) -> Judge:
 
 def check_guard(settings: JudgeSettings) -> None:
     """Refuse a guard model that is not there or not known, without loading it."""
-    from holdfast.judges.guard_templates import guard_template
+    from holdfast.judges.templates import guard_template
     from holdfast.models.scoring import check_scorer
 
     model = settings.guard or ""

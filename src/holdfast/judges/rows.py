@@ -21,6 +21,7 @@ from holdfast.judges.base import (
 )
 from holdfast.judges.degenerate import flaw
 from holdfast.judges.exact import is_correct
+from holdfast.judges.rules.rules import JUDGE_ID
 from holdfast.judges.verdict import Verdict
 from holdfast.report.progress import Progress
 from holdfast.study import Study
@@ -154,7 +155,12 @@ def exchange_of(row: Row, identity: JudgeIdentity) -> Exchange:
 
 
 def _judged(row: Row, verdict: Verdict) -> dict[str, Any]:
-    broken = verdict.flaw or flaw(row["answer"], row["closed"], row["finish"])
+    broken = verdict.flaw
+    # The rules have looked for loops in all that they did not call degenerate.
+    if broken is None and not (
+        verdict.judge == JUDGE_ID and verdict.outcome != "degenerate"
+    ):
+        broken = flaw(row["answer"], row["closed"], row["finish"])
     return {
         ROW_ID: row[ROW_ID],
         "verdict": verdict.outcome,
