@@ -7,7 +7,7 @@ from holdfast.errors import InputError
 from holdfast.models.diffusion.denoise import denoise
 from holdfast.models.diffusion.replay import Script, replay
 from holdfast.models.diffusion.unmasking import Denoising
-from holdfast.models.loading.load import load_speaker
+from holdfast.models.loading.load import load_language_model
 from holdfast.models.loading.masked import load_masked
 from masked_checkpoints import write_dream, write_llada
 from tiny_models import random_sequences
@@ -95,5 +95,5 @@ def test_parts_that_do_not_fit_together_are_refused(masked):
 
 
 def test_a_model_is_loaded_as_its_configuration_says(tmp_path, saved):
-    assert type(load_speaker(write_llada(tmp_path))).__name__ == "MaskedModel"
-    assert type(load_speaker(saved)).__name__ == "Adapter"
+    assert type(load_language_model(write_llada(tmp_path))).__name__ == "MaskedModel"
+    assert type(load_language_model(saved)).__name__ == "Adapter"

@@ -2,7 +2,7 @@
 
 import gc
 from collections.abc import Callable, Iterator, Sequence
-from typing import Literal, NamedTuple, TypeVar
+from typing import Any, Literal, NamedTuple, TypeVar
 
 import torch
 from jaxtyping import Bool, Int
@@ -23,14 +23,15 @@ class Batch(NamedTuple):
     mask: Bool[Tensor, "example position"]  # True at real tokens.
     side: Side  # Where the padding is.
 
-    def inputs(self) -> dict[str, Tensor]:
+    def inputs(self, *, two_way: bool = False) -> dict[str, Any]:
         """Return the arguments for a forward pass over this batch.
 
         Causal attention never looks to the right, so padding on the right needs no
-        mask, and attention without a mask is the fast path. Padding on the left
-        needs the mask and positions that count real tokens.
+        mask, and attention without a mask is the fast path. Other padding, and any
+        with `two_way` attention, needs the mask and positions of the real tokens.
         """
-        if self.side == "right" or bool(self.mask.all()):
+        unmasked = self.side == "right" and not two_way
+        if unmasked or bool(self.mask.all()):
             return {"input_ids": self.token_ids}
         return {
             "input_ids": self.token_ids,

@@ -17,8 +17,7 @@ from holdfast.models.batching import halving_batches, longest_first
 from holdfast.models.decoding.decoder import Decoder, Job, fits_drafts
 from holdfast.models.decoding.row_state import Completion, Row, Rules, Sampling
 from holdfast.models.interventions import HeadEdit, scale_heads
-from holdfast.models.model import Adapter
-from holdfast.models.stops import find_stops
+from holdfast.models.model import Adapter, LanguageModel
 from holdfast.report.progress import Tick
 
 
@@ -106,7 +105,7 @@ def prepare(
         SettingsError: As `generate` does.
     """
     _require_tokenizer(adapter)
-    stops = stop_tokens(adapter) if stop_ids is None else frozenset(stop_ids)
+    stops = adapter.stop_ids if stop_ids is None else frozenset(stop_ids)
     if not stops:
         raise InputError(
             "a token that ends an answer",
@@ -124,7 +123,7 @@ def prepare(
 
 
 def longest_prompt(
-    adapter: Adapter, sampling: Sampling, *, thinking_done: bool = False
+    adapter: LanguageModel, sampling: Sampling, *, thinking_done: bool = False
 ) -> int:
     """Return how many tokens a prompt may have, for an answer to fit behind it.
 
@@ -148,7 +147,7 @@ def longest_prompt(
 
 
 def _rules(
-    adapter: Adapter,
+    adapter: LanguageModel,
     sampling: Sampling,
     stops: frozenset[int],
     *,
@@ -158,18 +157,13 @@ def _rules(
     return Rules(adapter.tokenizer, thinking, sampling, stops)
 
 
-def _require_tokenizer(adapter: Adapter) -> None:
+def _require_tokenizer(adapter: LanguageModel) -> None:
     if adapter.tokenizer is None:
         raise InputError(
             "a tokenizer to read prompts and write answers",
             f"none with {adapter.identity.model_id}",
             "Give `adapt` the tokenizer of the model.",
         )
-
-
-def stop_tokens(adapter: Adapter) -> frozenset[int]:
-    """Return the tokens that end an answer, as configurations and template say."""
-    return find_stops(adapter.model, adapter.tokenizer, adapter.thinking).ids
 
 
 def _job(
@@ -180,11 +174,7 @@ def _job(
     seed: int,
     draft: Sequence[int],
 ) -> Job:
-    token_ids: Sequence[int]
-    if isinstance(prompt, str):
-        token_ids = adapter.tokenizer(prompt, add_special_tokens=False)["input_ids"]
-    else:
-        token_ids = prompt
+    token_ids = adapter.encode(prompt)
     most, room = adapter.max_positions - rules.least, adapter.max_positions
     if not 0 < len(token_ids) <= most:
         raise InputError(
@@ -198,7 +188,7 @@ def _job(
             "Shorten the prompt, or lower the limit on the answer.",
         )
     own = rules.within(room - len(token_ids))
-    return Job(index, tuple(token_ids), seed, tuple(draft[: own.budget]), own)
+    return Job(index, token_ids, seed, tuple(draft[: own.budget]), own)
 
 
 @torch.inference_mode()

@@ -112,13 +112,9 @@ def _jobs(
         zip(prompts, gen_lengths, strict=True)
     ):
         sampler.plan(length)
-        ids: Sequence[int]
-        if isinstance(prompt, str):
-            ids = masked.tokenizer(prompt, add_special_tokens=False)["input_ids"]
-        else:
-            ids = prompt
+        ids = masked.encode(prompt)
         require_room(len(ids), place, masked.max_positions, length)
-        jobs.append(Job(place, tuple(ids), seed, length))
+        jobs.append(Job(place, ids, seed, length))
     return jobs
 
 

@@ -25,9 +25,14 @@ from holdfast.models.decoding.row_state import Completion
 from holdfast.models.decoding.steps import NOTHING, Look, Observe, Trace
 from holdfast.models.diffusion.denoise import Reading, as_completion
 from holdfast.models.finite import check_numbers
-from holdfast.models.loading.causal import DtypeName, _check_tokenizer, _device, _dtype
 from holdfast.models.loading.checkpoint import find_whole
 from holdfast.models.loading.families import Family, _check_precision
+from holdfast.models.loading.parts import (
+    DtypeName,
+    check_tokenizer,
+    choose_device,
+    choose_dtype,
+)
 from holdfast.models.loading.weights import identify, read_model, read_tokenizer
 from holdfast.models.model import ModelIdentity
 from holdfast.models.stops import find_stops
@@ -87,14 +92,14 @@ def load_diffusion_gemma(
             transformers does not have the class.
         OfflineError: If it is on the Hub, and the Hub cannot be reached.
     """
-    place = _device(device)
+    place = choose_device(device)
     checkpoint = find_whole(id_or_path, revision, _family)
-    arithmetic = _dtype(dtype, place, checkpoint.config)
+    arithmetic = choose_dtype(dtype, place, checkpoint.config)
     tokenizer = read_tokenizer(checkpoint)
     model = read_model(checkpoint, arithmetic, place).eval()
     check_numbers(model, checkpoint.model_id)
     config = model.config.get_text_config()
-    _check_tokenizer(tokenizer, config.vocab_size, checkpoint.model_id)
+    check_tokenizer(tokenizer, config.vocab_size, checkpoint.model_id)
     identity = identify(checkpoint, tokenizer, arithmetic)
     thinking = thinking_format(tokenizer)
     stops = find_stops(model, tokenizer, thinking).ids
