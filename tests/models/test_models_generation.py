@@ -117,11 +117,11 @@ def test_the_batch_is_halved_when_memory_ends(qwen3, monkeypatch):
     expected = _complete(qwen3, prompts, DRAWN, 4)
     sizes = []
 
-    def narrow(adapter, rules, jobs, edit, told):
+    def narrow(adapter, rules, jobs, *others):
         sizes.append(len(jobs))
         if len(jobs) > 2:
             raise torch.OutOfMemoryError("out of memory")
-        return decode(adapter, rules, jobs, edit, told)
+        return decode(adapter, rules, jobs, *others)
 
     decode = decoding_generate._decode
     monkeypatch.setattr(decoding_generate, "_decode", narrow)

@@ -119,13 +119,8 @@ def halving_batches(
 ) -> Iterator[tuple[list[R], int]]:
     """Apply a function batch by batch, halving the batch when memory runs out.
 
-    Args:
-        function: From a batch of items to one result an item.
-        items: In the order in which they are to be batched.
-        batch_size: Size to begin with.
-
-    Yields:
-        The results of a batch, in order, and the batch size that is in use.
+    The function returns one result per item. Yields the results of a batch, in order,
+    and the batch size that is in use.
 
     Raises:
         SettingsError: If the batch size is not positive.
@@ -167,22 +162,31 @@ def _try(
     return None
 
 
-def with_batch_halving(
-    function: Callable[[Sequence[T]], list[R]], items: Sequence[T], batch_size: int
-) -> tuple[list[R], int]:
-    """Apply a function to all items, halving the batch when memory runs out.
+def batched(
+    function: Callable[[Sequence[int]], list[R]],
+    sequences: Sequence[Sequence[int]],
+    batch_size: int,
+) -> list[R]:
+    """Apply a function to batches of sequences, by their indices, longest first.
 
-    Args:
-        function: From a batch of items to one result an item.
-        items: In the order in which they are to be batched.
-        batch_size: Size to begin with.
-
-    Returns:
-        The results in the order of the items, and the batch size at the end.
+    Batches are halved when memory runs out; results are in the order of `sequences`.
 
     Raises:
         SettingsError: If the batch size is not positive.
-        EnvironmentProblem: If a single item does not fit in memory.
+        EnvironmentProblem: If a single sequence does not fit in memory.
+    """
+    order = longest_first(sequences)
+    results, _ = with_batch_halving(function, order, batch_size)
+    by_index = dict(zip(order, results, strict=True))
+    return [by_index[index] for index in range(len(sequences))]
+
+
+def with_batch_halving(
+    function: Callable[[Sequence[T]], list[R]], items: Sequence[T], batch_size: int
+) -> tuple[list[R], int]:
+    """Apply a function to all items (see `halving_batches`).
+
+    Returns the results in the order of the items, and the batch size at the end.
     """
     results: list[R] = []
     for batch, size in halving_batches(function, items, batch_size):

@@ -78,13 +78,18 @@ class LanguageModel:
         return states
 
     def encode(self, prompt: str | Sequence[int]) -> tuple[int, ...]:
-        """Return the tokens of a rendered prompt.
+        """Return the tokens of a rendered prompt."""
+        return encode(self.tokenizer, prompt)
 
-        Text is tokenised without special tokens, since templates write them.
-        """
-        if not isinstance(prompt, str):
-            return tuple(prompt)
-        return tuple(self.tokenizer(prompt, add_special_tokens=False)["input_ids"])
+
+def encode(tokenizer: Any, prompt: str | Sequence[int]) -> tuple[int, ...]:
+    """Return the tokens of a rendered prompt.
+
+    Text is tokenised without special tokens, since templates write them.
+    """
+    if not isinstance(prompt, str):
+        return tuple(prompt)
+    return tuple(tokenizer(prompt, add_special_tokens=False)["input_ids"])
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)

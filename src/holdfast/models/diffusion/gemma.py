@@ -34,7 +34,7 @@ from holdfast.models.loading.parts import (
     choose_dtype,
 )
 from holdfast.models.loading.weights import identify, read_model, read_tokenizer
-from holdfast.models.model import ModelIdentity
+from holdfast.models.model import ModelIdentity, encode
 from holdfast.models.stops import find_stops
 
 MODEL_TYPE, MODEL_CLASS = "diffusion_gemma", "DiffusionGemmaForBlockDiffusion"
@@ -119,7 +119,7 @@ def denoise_canvases(
     sampling: CanvasSampling,
     *,
     observe: Observe | None = None,
-) -> Iterator[Trace]:
+) -> Iterator[Completion]:
     """Answer prompts one by one, in their order.
 
     Args:
@@ -131,7 +131,7 @@ def denoise_canvases(
             was never accepted before; what is accepted may be given up again.
 
     Returns:
-        An iterator over traces, with steps counted through all canvases.
+        An iterator over completions; steps of a trace count through all canvases.
         `committed_at` is the step from which a token stayed accepted, at the latest
         the last one of its canvas.
 
@@ -149,12 +149,9 @@ def denoise_canvases(
         )
     jobs = []
     for place, (prompt, seed) in enumerate(prompts):
-        ids = prompt
-        if isinstance(prompt, str):
-            tokenizer = gemma.reading.tokenizer
-            ids = tokenizer(prompt, add_special_tokens=False)["input_ids"]
+        ids = encode(gemma.reading.tokenizer, prompt)
         require_room(len(ids), place, gemma.max_positions, sampling.gen_length)
-        jobs.append((place, tuple(int(token) for token in ids), seed))
+        jobs.append((place, ids, seed))
     return (_answer(gemma, *job, sampling, observe) for job in jobs)
 
 
@@ -182,7 +179,7 @@ def _answer(
     seed: int,
     sampling: CanvasSampling,
     observe: Observe | None,
-) -> Trace:
+) -> Completion:
     device = gemma.model.device
     bound = transformers.EntropyBoundSamplerConfig(sampling.entropy_bound)
     with (
@@ -204,10 +201,9 @@ def _answer(
         ).sequences
     response = found[0, len(prompt) :].tolist()
     # Choices are draws here, and how close they were is not known.
-    completion = as_completion(
-        gemma.reading, place, prompt, response, gap=0.0, margin=0.0
+    return as_completion(
+        gemma.reading, place, prompt, watch.trace(response), gap=0.0, margin=0.0
     )
-    return watch.trace(completion, response)
 
 
 class Watch:
@@ -269,13 +265,8 @@ class Watch:
         self.confidences.append(self.sure[0])
         self.accepted.append(accepted)
 
-    def trace(self, completion: Completion, response: Sequence[int]) -> Trace:
-        """Return what was seen as a trace.
-
-        Args:
-            completion: The finished row.
-            response: Tokens of all canvases.
-        """
+    def trace(self, response: Sequence[int]) -> Trace:
+        """Return what was seen as a trace, given the tokens of all canvases."""
         n_steps, width = len(self.drafts), len(self.drafts[0])
         predictions = torch.full((n_steps, len(response)), NOTHING)
         confidences = torch.full((n_steps, len(response)), torch.nan)
@@ -293,7 +284,6 @@ class Watch:
             run = accepted.flip(0).cummin(0).values.sum(0).clamp(min=1)
             settled[(canvas - 1) * width : canvas * width] = steps[-1] + 1 - run
         return Trace(
-            completion=completion,
             kind="diffusion",
             token_ids=tokens,
             committed_at=settled,
