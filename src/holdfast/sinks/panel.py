@@ -283,7 +283,7 @@ MASSES = "sinks.json"
 
 
 def is_measured(study: Study) -> bool:
-    """Tell whether a study holds a comparison that is done."""
+    """Return whether a study holds a comparison that is done."""
     record = study.record(STAGE)
     return record.get("state") == "done" and study.path(MASSES).exists()
 
