@@ -1,3 +1,4 @@
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Annotated, Literal, NamedTuple
 
@@ -37,14 +38,15 @@ class Answer:
     mass: tuple[Float32, ...]
     turns: tuple[Turn, ...]
     span: Annotated[tuple[int, int], Column(pa.list_(pa.int32(), 2), list, tuple)]
+    words: Sequence[str] = ()
     flaw: str | None = None
 
 
 ROWS = [
-    Answer("a", "short", -1, 2**64 - 1, "g", True, None, (), (), (0, 3)),
+    Answer("a", "short", -1, 2**64 - 1, "g", True, None, (), (), (0, 3), ["x"]),
     Answer(
         "b", "long", 2**40, 0, "g", False, 0.1, (0.5, 2.0),
-        (Turn("p", 3), Turn("q", None)), (3, 4), "loop",
+        (Turn("p", 3), Turn("q", None)), (3, 4), [], "loop",
     ),
 ]  # fmt: skip
 
@@ -63,6 +65,7 @@ def test_the_fields_of_a_row_are_the_columns_of_its_table():
             ("mass", pa.list_(pa.float32())),
             ("turns", pa.list_(turn)),
             ("span", pa.list_(pa.int32(), 2)),
+            ("words", pa.list_(pa.string())),
             ("flaw", pa.string()),
         ]
     )

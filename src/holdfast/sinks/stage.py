@@ -181,8 +181,8 @@ class MassRow:
     """The sink masses of one text in a batch on disk."""
 
     row_id: str
-    mass: tuple[Float32, ...]  # Of every head, layer by layer.
-    seen: tuple[Int32, ...]  # Queries per layer that see the sink.
+    mass: Sequence[Float32]  # Of every head, layer by layer.
+    seen: Sequence[Int32]  # Queries per layer that see the sink.
 
 
 def measure_texts(

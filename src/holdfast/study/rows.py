@@ -5,7 +5,7 @@
 class Mass:
     row_id: str
     layer: Int32
-    mass: tuple[Float32, ...]
+    mass: Sequence[Float32]
     reason: str | None = None
 
 stage.write_table("mass.parquet", table_of(rows, Mass))
@@ -13,8 +13,8 @@ rows = rows_of(study.read_table("mass.parquet"), Mass)
 ```
 
 Columns stand in the order of the fields. An `int` lies as int64 and a `float` as
-float64 unless `Annotated` says another Arrow type; a tuple lies as a list, a dataclass
-or named tuple as a struct. Anything else is annotated with a `Column`.
+float64 unless `Annotated` says another Arrow type; a tuple or sequence lies as a list,
+a dataclass or named tuple as a struct. Anything else is annotated with a `Column`.
 """
 
 import dataclasses
@@ -122,8 +122,8 @@ def _column(hint: Any) -> Column:
     if origin in (Union, UnionType):
         [inner] = [each for each in arguments if each is not NoneType]
         return _column(inner)
-    if origin is tuple and arguments[1:] == (...,):
-        return _list(_column(arguments[0]))
+    if origin in (list, Sequence) or (origin is tuple and arguments[1:] == (...,)):
+        return _list(_column(arguments[0]), tuple if origin is tuple else list)
     if hint in PLAIN:
         return Column(PLAIN[hint])
     if dataclasses.is_dataclass(hint) or hasattr(hint, "_fields"):
@@ -131,12 +131,11 @@ def _column(hint: Any) -> Column:
     raise TypeError(f"{hint} lies in no column; annotate it with a Column")
 
 
-def _list(inner: Column) -> Column:
-    def unpack(values: Sequence[Any]) -> tuple[Any, ...]:
-        return tuple(_each(inner.unpack, values))
-
+def _list(inner: Column, kind: Callable[[Sequence[Any]], Any]) -> Column:
     return Column(
-        pa.list_(inner.type), lambda values: _each(inner.pack, values), unpack
+        pa.list_(inner.type),
+        lambda values: _each(inner.pack, values),
+        lambda values: kind(_each(inner.unpack, values)),
     )
 
 
