@@ -15,6 +15,7 @@ from holdfast.cli.options import (
     default_study,
     in_study,
     show,
+    show_section,
 )
 from holdfast.dynamics.settings import (
     GuardEvaluateSettings,
@@ -147,7 +148,7 @@ def select(
     """Choose the rows of a pool that are worth training on.
 
     Every row is scored with one prefill, shard by shard; run it again to continue.
-    Several processes may share a pool, one an accelerator.
+    Several processes may share a pool, one per accelerator.
 
     Args:
         model: organism:NAME, a model directory, or a Hub id.
@@ -228,7 +229,7 @@ def sinks(
     found = in_study(place, last, loading, work)
     in_study(place, None, MODEL, audit_stage.write_report)
     page = place / "report.html"
-    show(json, found, sinks_panel.print_sinks, lies=("report", page))
+    show_section(json, found, sinks_panel.section, lies=("report", page))
 
 
 Watching = Annotated[SignalSettings, Flat]
