@@ -108,7 +108,7 @@ def select(
     """Choose the rows of a pool that are worth training on.
 
     Every row is scored with one prefill, shard by shard; run it again to continue.
-    Several processes may share a pool, one an accelerator. For example, `holdfast
+    Several processes may share a pool, one per accelerator. For example, `holdfast
     select organism:cliff --pool pool.jsonl --direction studies/cliff -o chosen.jsonl`.
     """
     from holdfast.report.terminal import Shown

@@ -51,7 +51,7 @@ app = App(
     name="holdfast",
     help="Find where a language model's refusal lets go.",
     help_epilogue=(
-        "Every verb takes --config FILE, a TOML file with a table a verb.\n\n"
+        "Every verb takes --config FILE, a TOML file with a table per verb.\n\n"
         "Exit status: 0 done; 1 --fail-if applies; 2 bad input; 3 the model does not "
         "fit; 4 not enough evidence, also for --fail-if; 5 disk or network; 130 "
         "interrupted, run the same command again to continue."
