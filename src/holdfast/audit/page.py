@@ -80,7 +80,7 @@ def render(
         "sureness": words.sureness(report),
         "roles": text.ROLES,
         "outcome_names": text.outcome_columns(_outcome_rows(report)),
-        "judge_sentences": judge_sentences(report),
+        "judge_sentences": words.judge_sentences(report),
         "limits": [
             *limits(report, has_examples=bool(examples)),
             *report.get("limits", []),
@@ -104,14 +104,6 @@ def render(
     }
     page = "report.html.j2" if is_audited(report) else ONLY_EVALUATED
     return _environment().get_template(page).render(context)
-
-
-def judge_sentences(report: Report) -> list[str]:
-    """Say who judged the rollouts; nothing where the report does not name the judge."""
-    judge = report.get("judge")
-    if judge is None:
-        return []
-    return evaluate_panel.judge_sentences(judge, judge["calibration"])
 
 
 def sections(report: Report) -> list[Section]:

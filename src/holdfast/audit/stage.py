@@ -25,7 +25,7 @@ from holdfast.errors import (
 from holdfast.evaluate.compare import pair
 from holdfast.evaluate.panel import EVALUATED, TABLE, is_evaluated
 from holdfast.heads import ablate, rank
-from holdfast.models.model import Adapter, Proof
+from holdfast.models.model import Adapter, MaskedModel, Proof
 from holdfast.report.schema import Curve, Example, validate
 from holdfast.rollout import stage as rollout_stage
 from holdfast.rollout.questions import template_notes
@@ -140,7 +140,7 @@ def check_model(session: Session) -> dict[str, Any]:
     if isinstance(speaker, Adapter):
         heads = {"heads": speaker.n_heads, "head_width": speaker.head_width}
         parts = {"layers": speaker.n_layers, **heads, **parts}
-    else:
+    if isinstance(speaker, MaskedModel):
         parts["mask_token_id"] = speaker.mask_id
     return {
         "model": session.model_record(),
@@ -214,7 +214,7 @@ def write_report(study: Study, session: Session) -> dict[str, Any]:
     inputs = {name: study.input_hash(name) for name in sorted(read)}
     known = {stage: record.get("reason") for stage, record in below.items()}
     known |= {"edition": EDITION, "judge": judge_block(study)}
-    state, _ = study.stage(STAGE, known, inputs)
+    state, _ = study.begin(STAGE, known, inputs)
     if state == "done":
         session.progress.say("The report is there and up to date.")
         return dict(study.read_json(OUTPUTS[0]))

@@ -3,6 +3,7 @@
 from collections.abc import Callable
 from typing import NamedTuple
 
+from holdfast.evaluate import panel as evaluate_panel
 from holdfast.report.schema import Figure, Report
 from holdfast.report.text import (
     ROLES,
@@ -202,3 +203,11 @@ def _main_figures(report: Report) -> list[Figure]:
 def signed(number: int | float) -> str:
     """Write a difference with its sign."""
     return f"+{plain(number)}" if number > 0 else plain(number)
+
+
+def judge_sentences(report: Report) -> list[str]:
+    """Say who judged the rollouts; nothing where the report does not name the judge."""
+    judge = report.get("judge")
+    if judge is None:
+        return []
+    return evaluate_panel.judge_sentences(judge, judge["calibration"])

@@ -105,7 +105,7 @@ def _answer(study: Study, settings: AblateSettings, session: Session) -> None:
     )
     # The file is none of the study's, so its hash is a setting and no input.
     key = asdict(settings) | {"utility_sha256": asked.sha256} if asked else settings
-    state, _ = study.stage(STAGE, key, inputs)
+    state, _ = study.begin(STAGE, key, inputs)
     if state == "redo":
         study.clear_parts(PARTS)
     if state == "done":

@@ -215,7 +215,7 @@ def judge_ablation(
     judge, answered = session.open_judge(chosen), study.record(STAGE)
     identity = identity_record(judge.identity)
     key = {"judge": identity, "answers": answered["fingerprint"]}
-    state, _ = study.stage(JUDGE_STAGE, key, {})
+    state, _ = study.begin(JUDGE_STAGE, key, {})
     record = study.manifest["stages"][JUDGE_STAGE]
     if state == "done":
         session.progress.say("The ablation is there and up to date.")
@@ -317,8 +317,8 @@ def score_along_answers(
     """Read the probe's logit before the answer and late in it, under an edit.
 
     `rows`: Rows of `ablation.parquet` of one condition.
-    Returns: One row an answer: the logit at its final token, and the mean over its last
-    tokens.
+    Returns: One row per answer: the logit at its final token, and the mean over its
+    last tokens.
     """
     direction, offset = probe.raw()
     edit = HeadEdit(head_factors(adapter, heads, 0.0)) if heads else None

@@ -8,7 +8,7 @@ from holdfast.data.chat.conversation import Spans, build_conversation
 from holdfast.data.prompts import Prompt
 from holdfast.judges.rows import NOT_YET
 from holdfast.models.decoding.row_state import Completion
-from holdfast.models.loading.load import Speaker
+from holdfast.models.model import LanguageModel
 from holdfast.rollout.imported import Imported, Understood
 from holdfast.rollout.questions import Question
 from holdfast.rollout.rows import UNJUDGED, Rollout, Turn
@@ -53,7 +53,7 @@ def drawn(question: Question, made: Completion, system_prompt: str | None) -> Ro
 
 
 def imported(
-    each: Imported, said: Understood, adapter: Speaker, system_prompt: str | None
+    each: Imported, said: Understood, adapter: LanguageModel, system_prompt: str | None
 ) -> Rollout:
     """Return the row of a completion that was made elsewhere.
 

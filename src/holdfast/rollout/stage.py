@@ -241,7 +241,7 @@ def _judge(
         "thinking": chosen.judge_thinking,
         "answers": study.record(STAGE)["fingerprint"],
     }
-    state, _ = study.stage(JUDGE_STAGE, key, {})
+    state, _ = study.begin(JUDGE_STAGE, key, {})
     record = study.manifest["stages"][JUDGE_STAGE]
     if state == "done":
         record.update(known)

@@ -17,6 +17,7 @@ from torch import Tensor
 from holdfast.data.chat.conversation import Spans, completion_spans
 from holdfast.data.chat.thinking import ThinkingFormat
 from holdfast.errors import SettingsError
+from holdfast.models.decoding.steps import Trace
 from holdfast.models.finite import not_finite
 from holdfast.ranges import require_finite
 
@@ -90,6 +91,8 @@ class Completion:
     # How a diffusion row came about; None for a row written left to right, or where
     # nobody asked.
     drafting: Drafting | None = None
+    # How each token came about, where an observer looked on; None elsewhere.
+    trace: Trace | None = field(default=None, compare=False, repr=False)
 
 
 class Choice(NamedTuple):
@@ -346,6 +349,6 @@ def _nucleus(
 
 
 def uniforms_of(seed: int, n_steps: int) -> Float[Tensor, "step"]:
-    """Return the random numbers of a row, one a step, whatever stands beside it."""
+    """Return the random numbers of a row, one per step, whatever stands beside it."""
     generator = torch.Generator().manual_seed(seed)
     return torch.rand(n_steps, generator=generator, dtype=torch.float64)

@@ -1,6 +1,6 @@
 """Steps of decoding, the same for both kinds of model, and what an observer sees.
 
-A model that writes left to right takes one step a token; a masked-diffusion model
+A model that writes left to right takes one step per token; a masked-diffusion model
 predicts the whole response at every step and commits to a part of it. An observer is
 called once a step with the states that were computed anyway, and returns what is to
 be kept of them: states themselves never outlive their step.
@@ -16,7 +16,6 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from holdfast.errors import SettingsError
-from holdfast.models.decoding.row_state import Completion
 
 Kind = Literal["autoregressive", "diffusion"]
 Positions = Literal["committed", "all_response", "producing"]
@@ -81,14 +80,14 @@ class Step(NamedTuple):
 
 @dataclass(frozen=True, eq=False)
 class Trace:
-    """One row from its first step to its last."""
+    """One row from its first step to its last.
 
-    # The finished row, as judges and stages read it. Of a diffusion row `min_top2_gap`
-    # is the smallest difference of the two best tokens at a position when it was
-    # committed to, and `min_margin` the smallest one between the last position that was
-    # chosen and the first that was not: rows below 1e-5 of either may differ between
-    # batch plans or machines.
-    completion: Completion
+    Of a diffusion row `min_top2_gap` of the completion is the smallest difference of
+    the two best tokens at a position when it was committed to, and `min_margin` the
+    smallest one between the last position that was chosen and the first that was not:
+    rows below 1e-5 of either may differ between batch plans or machines.
+    """
+
     kind: Kind  # How it was decoded.
     # The whole response; a diffusion row goes on after its stop token.
     token_ids: Int[Tensor, "position"]
@@ -97,11 +96,11 @@ class Trace:
     confidence: Float[Tensor, "position"]  # Probability of each token at that step.
     # Predicted tokens at every step, as in `Step`; None for a row that was written left
     # to right, where nothing was predicted ahead.
-    predictions: Int[Tensor, "step position"] | None
+    predictions: Int[Tensor, "step position"] | None = None
     # Their probabilities; None likewise.
-    confidences: Float[Tensor, "step position"] | None
+    confidences: Float[Tensor, "step position"] | None = None
     # What the observer returned at every step of this row; None without.
-    observed: Tensor | None
+    observed: Tensor | None = None
 
     @property
     def n_steps(self) -> int:
@@ -222,7 +221,7 @@ class Collected:
             values: What the observer returned.
 
         Raises:
-            SettingsError: If it is not one entry a row.
+            SettingsError: If it is not one entry per row.
         """
         if values.shape[:1] != (len(places),):
             raise SettingsError(
