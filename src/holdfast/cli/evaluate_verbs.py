@@ -107,7 +107,7 @@ def calibrate(
         raise SettingsError("one judge", f"{judge} and {named}", "Name it once.")
     settings = stage.CalibrateSettings(
         labels,
-        replace(judging, judge=named).opened(),
+        replace(judging, judge=named),
         worst=worst,
         seed=seed,
         output=judging.calibrations,

@@ -22,6 +22,7 @@ from holdfast.cli.options import (
     JUDGE,
     MODEL,
     Json,
+    Judging,
     Loading,
     ModelName,
     Output,
@@ -90,9 +91,8 @@ def audit(
     or to refresh. For example, `holdfast audit organism:cliff --limit 60`.
     """
     check_asked(fail_if, with_heads=heads)
-    settings = AuditSettings(
-        asking, fitting, tracing, ranking, ablating, heads, judging
-    )
+    stages = (asking, fitting, tracing, ranking, ablating)
+    settings = AuditSettings(*stages, with_heads=heads, judge=judging)
     place = output or default_study(model)
     report = in_study(place, model, loading, "audit.stage:run", settings=settings)
     show(json, report, "audit.panel:print_report", report=place / "report.html")
@@ -112,7 +112,8 @@ def rollout(
 ) -> None:
     """Ask every prompt, keep and judge every answer; the first stage of an audit.
 
-    Another judge judges the same answers anew; none is drawn again. For example, `holdfast rollout organism:cliff --limit 60 -o studies/cliff`.
+    Another judge judges the same answers anew; none is drawn again. For example,
+    `holdfast rollout organism:cliff --limit 60 -o studies/cliff`.
     """
     place = output or default_study(model)
     given = {"settings": asking, "judge": judging}
