@@ -76,7 +76,7 @@ def evaluate(
     if list_:
         from holdfast.evaluate.panel import known
 
-        return show(json, known(), "evaluate.panel:print_known")
+        return show(json, known(), "evaluate.panel:suites_and_attacks")
     place = output or default_study(model)
     given = {"settings": asking, "flags": judging}
     block = in_study(place, model, loading, "evaluate.stage:run", **given)
@@ -113,7 +113,7 @@ def calibrate(
         output=judging.calibrations,
     )
     record = stage.run(settings, Shown())
-    show(json, record, "evaluate.panel:print_calibration")
+    show(json, record, "evaluate.panel:calibration")
 
 
 @judge.command

@@ -3,13 +3,14 @@
 from collections.abc import Mapping, Sequence
 from typing import Any, TypedDict
 
+import rich.table
 from rich import box
 from rich.console import Console
 from rich.markup import escape
-from rich.table import Table
 
 from holdfast.report import text
 from holdfast.report.schema import Figure
+from holdfast.report.section import Section, Table, table_of
 from holdfast.report.terminal import print_lines, print_table
 from holdfast.report.text import (
     RARE,
@@ -214,7 +215,7 @@ def print_evaluation(block: Mapping[str, Any]) -> None:
 
 def _print_rates(rows: list[list[str]]) -> None:
     """Print the table of an evaluation, narrow enough for a terminal."""
-    table = Table(
+    table = rich.table.Table(
         title="Shares of the answers in %, with 95% intervals",
         title_justify="left",
         box=box.SIMPLE,
@@ -230,29 +231,55 @@ def _print_rates(rows: list[list[str]]) -> None:
     Console(highlight=False).print(table)
 
 
-def print_calibration(record: Mapping[str, Any]) -> None:
-    """Print how far a judge agrees with people, and where it errs most."""
-    from holdfast.evaluate.calibrate import confusion_rows, rows
+def calibration(record: Mapping[str, Any]) -> Section:
+    """Return how far a judge agrees with people, and where it errs most.
 
-    given = dict(record)
-    for heading, found in (
-        (f"{given['judge']['label']} against people", rows(given)),
-        ("Answers by label and verdict", confusion_rows(given)),
-    ):
-        print_table(heading, tuple(found[0]), found[1:])
-    mistakes = [
+    `record`: What `holdfast judge calibrate` has found.
+    """
+    blocks = {**record["files"], "pooled": record["pooled"]}
+    if len(record["files"]) == 1:
+        del blocks["pooled"]
+    kappas = ("two_way", "three_way", "people_two_way", "people_three_way")
+    agreement = [
         [
-            f"{each['source']}, {each['place']}",
-            each["people"],
-            each["verdict"]["outcome"],
-            each["verdict"]["reason"],
-            each["response"][:160],
+            label,
+            str(block["rows"]),
+            f"{block['read']['value']:.1%}",
+            *(_kappa(block[key]) for key in kappas),
         ]
-        for each in given["worst"]
+        for label, block in blocks.items()
     ]
-    if mistakes:
-        columns = ("where", "people", "judge", "its reason", "answer")
-        print_table("Worst mistakes", columns, mistakes)
+    columns = ("labels", "rows", "read", "kappa", "three-way", "people", "three-way")
+    confusion = record["pooled"]["confusion"]
+    verdicts = list(next(iter(confusion.values())))
+    counted = [
+        [label, *(str(counts[verdict]) for verdict in verdicts)]
+        for label, counts in confusion.items()
+    ]
+    mistakes = table_of(
+        "Worst mistakes",
+        record["worst"],
+        {
+            "where": lambda each: f"{each['source']}, {each['place']}",
+            "people": lambda each: each["people"],
+            "judge": lambda each: each["verdict"]["outcome"],
+            "its reason": lambda each: each["verdict"]["reason"],
+            "answer": lambda each: each["response"][:160],
+        },
+    )
+    title = f"{record['judge']['label']} against people"
+    parts = [
+        Table(title, columns, agreement),
+        Table("Answers by label and verdict", ("people \\ judge", *verdicts), counted),
+        mistakes,
+    ]
+    return Section("", parts)
+
+
+def _kappa(figure: Mapping[str, Any]) -> str:
+    if figure["value"] is None:
+        return "–"
+    return f"{figure['value']:.2f} [{figure['low']:.2f}, {figure['high']:.2f}]"
 
 
 def known() -> dict[str, Any]:
@@ -275,22 +302,31 @@ def known() -> dict[str, Any]:
     }
 
 
-def print_known(known: Mapping[str, Any]) -> None:
-    """Print the suites and the attacks."""
-    suites = [
-        [
-            each["name"],
-            each["about"],
-            " or ".join(each["files"]),
-            f"{each['hub']}@{each['revision'][:12] if each['revision'] else '?'}",
-            "pinned" if each["sha256"] else "not known",
-        ]
-        for each in known["suites"]
-    ]
-    columns = ("suite", "what it is", "file", "on the Hub", "checksum")
-    print_table("Suites", columns, suites)
-    found = [[each["name"], each["family"], each["about"]] for each in known["attacks"]]
-    print_table("Attacks", ("attack", "family", "what it does"), found)
+def suites_and_attacks(known: Mapping[str, Any]) -> Section:
+    """Return the suites and the attacks that are known."""
+    suites = table_of(
+        "Suites",
+        known["suites"],
+        {
+            "suite": lambda each: each["name"],
+            "what it is": lambda each: each["about"],
+            "file": lambda each: " or ".join(each["files"]),
+            "on the Hub": lambda each: (
+                f"{each['hub']}@{(each['revision'] or '?')[:12]}"
+            ),
+            "checksum": lambda each: "pinned" if each["sha256"] else "not known",
+        },
+    )
+    attacks = table_of(
+        "Attacks",
+        known["attacks"],
+        {
+            "attack": lambda each: each["name"],
+            "family": lambda each: each["family"],
+            "what it does": lambda each: each["about"],
+        },
+    )
+    return Section("", [suites, attacks])
 
 
 class PairedRow(TypedDict):

@@ -11,6 +11,10 @@ from holdfast.ranges import at_least, require_numbers
 from holdfast.rollout.settings import DIFFUSION, DiffusionSettings, RolloutSettings
 
 AUTHORED = "authored"
+DRAWN = (
+    *("samples", "temperature", "top_p", "max_thinking", "max_answer"),
+    *("system_prompt", "seed", "diffusion"),
+)
 
 
 @dataclass(frozen=True)
@@ -97,16 +101,7 @@ class EvaluateSettings:
 
     def drawing(self) -> RolloutSettings:
         """Return the part that says how answers are drawn, as an audit says it."""
-        return RolloutSettings(
-            samples=self.samples,
-            temperature=self.temperature,
-            top_p=self.top_p,
-            max_thinking=self.max_thinking,
-            max_answer=self.max_answer,
-            system_prompt=self.system_prompt,
-            seed=self.seed,
-            diffusion=self.diffusion,
-        )
+        return RolloutSettings(**{name: getattr(self, name) for name in DRAWN})
 
     def of_suite(self, entries: tuple[str, ...], suite: str) -> str | None:
         """Return what was said for a suite among entries SUITE=VALUE."""

@@ -125,12 +125,23 @@ def _row(
 
 
 def as_asked(rows: Sequence[Rollout]) -> list[dict[str, Any]]:
-    """Return rows as a judge is asked about them, with the request behind a wrapper."""
+    """Return rows as a judge is asked about them.
+
+    `request` is the request behind a wrapper, if it was asked plainly as well, after
+    what the user said in the turns before.
+    """
     plain = {row.request_id: row.prompt for row in rows if row.wrapper is None}
     columns = ("row_id", "prompt", "thinking", "answer", "closed", "finish", "label")
     return [
         {name: getattr(row, name) for name in columns}
-        | {"request": plain.get(row.request_id)}
+        | {
+            "request": "\n\n".join(
+                (
+                    *(turn.prompt for turn in row.earlier),
+                    plain.get(row.request_id, row.prompt),
+                )
+            )
+        }
         for row in rows
     ]
 
