@@ -17,7 +17,7 @@ from holdfast.organisms.catalogue import (
     train,
     truth,
 )
-from holdfast.organisms.recipes import HEAD_WIDTH, Schedule
+from holdfast.organisms.training import HEAD_WIDTH, Schedule
 
 
 def load(name):

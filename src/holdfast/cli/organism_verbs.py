@@ -1,5 +1,6 @@
 """The verbs about the bundled organisms."""
 
+from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated
 
@@ -23,7 +24,7 @@ def list_(*, json: Json = False) -> None:
     """
     from holdfast.organisms import catalogue as stage
 
-    cards = stage.names()
+    cards = [asdict(card) for card in stage.catalogue()]
     if json:
         return terminal.print_json(cards)
     rows = [
@@ -74,7 +75,7 @@ def train(
 
     bare = name.removeprefix("organism:")
     place = output or Path("organisms") / f"{bare}-{seed}"
-    _told(stage.train_organism(name, place, seed=seed, progress=terminal.Shown()), json)
+    _told(stage.train(name, seed, place, terminal.Shown()), json)
 
 
 @organism.command
@@ -94,7 +95,7 @@ def export(
     """
     from holdfast.organisms import catalogue as stage
 
-    _told(stage.export_organism(name, output), json)
+    _told(stage.export(name, output), json)
 
 
 def _told(folder: Path, json: bool) -> None:
