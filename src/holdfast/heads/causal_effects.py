@@ -21,7 +21,7 @@ from holdfast.errors import InputError, ModelError, SettingsError
 from holdfast.models.batching import longest_first, pad, with_batch_halving
 from holdfast.models.finite import check_finite
 from holdfast.models.hidden_states import check_lengths
-from holdfast.models.interventions import Head, head_factors, scaled_tokens
+from holdfast.models.interventions import Head, head_factors, scale_heads
 from holdfast.models.model import Adapter
 
 Moment = Literal["final_token", "end_template"]
@@ -134,7 +134,7 @@ class _Prefix:
 
         def run(tables: Sequence[Tensor]) -> list[Tensor]:
             factors = torch.stack(list(tables)).repeat_interleave(length, 0)
-            with scaled_tokens(self.adapter, factors):
+            with scale_heads(self.adapter, factors, positions=True):
                 states = self.adapter.base(
                     **self._inputs(token_ids, len(tables)),
                     past_key_values=_SharedCache(self.cache),

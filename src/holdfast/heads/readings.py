@@ -22,7 +22,7 @@ from holdfast.heads.attribution import Attribution, attribute
 from holdfast.heads.causal_effects import MOMENTS, Moment, causal_effects
 from holdfast.heads.ranking import Head, Readings
 from holdfast.heads.settings import MIN_REQUESTS
-from holdfast.models.interventions import HeadEdit, editing
+from holdfast.models.interventions import HeadEdit, scale_heads
 from holdfast.models.model import Adapter
 from holdfast.rollout.rows import GAVE_IN, Rollout
 from holdfast.rollout.session import Session
@@ -54,7 +54,7 @@ def read(
 ) -> Float[Tensor, "example _"]:
     """Attribute plateau and final token of each row; one line of numbers per row."""
     direction, offset = probe.raw()
-    with editing(adapter, edit) if edit else nullcontext():
+    with scale_heads(adapter, edit) if edit else nullcontext():
         found = attribute(
             adapter,
             [row.token_ids[: row.final + 1] for row in rows],
