@@ -286,7 +286,7 @@ class Signal(NamedTuple):
     """The signal of a study."""
 
     row_ids: list[str]  # Which rows it is of, in order.
-    # Every channel, one entry a row.
+    # Every channel, one entry per row.
     channels: dict[str, Float[Tensor, "example step"]]
     facts: dict[str, Any]  # Identity of the anchors, requests behind them, mode.
 

@@ -273,7 +273,7 @@ def usable(detectors: Detectors, seen: Seen) -> dict[str, Calibrated]:
 def detection_rows(
     detectors: Detectors, benign: Seen, attack: Seen, where: str, seed: int
 ) -> list[dict[str, Any]]:
-    """Return one record a detector: attacks against benign rows."""
+    """Return one record per detector: attacks against benign rows."""
     seen = benign.beside(attack)
     groups, requests = groups_of(seen.rows), requests_of(seen.rows)
     attacked = [group == ATTACK_COMPLIED for group in groups]
@@ -305,7 +305,7 @@ def detection_rows(
 def streaming_rows(
     detectors: Detectors, benign: Seen, attack: Seen, level: float, seed: int
 ) -> list[dict[str, Any]]:
-    """Return one record a detector that is asked after every step."""
+    """Return one record per detector that is asked after every step."""
     complied = attack.only(lambda row: not row.is_refused)
     made = []
     for name, each in usable(detectors, benign.beside(attack)).items():

@@ -301,7 +301,7 @@ def head_records(found: SinkFigures, n_heads: int) -> list[dict[str, Any]]:
 
 
 def table_of(heads: Sequence[tuple[Step, Sequence[Mapping[str, Any]]]]) -> pa.Table:
-    """Return one row a checkpoint and head.
+    """Return one row per checkpoint and head.
 
     `heads`: Each checkpoint with what `head_records` returned.
     """

@@ -187,7 +187,7 @@ def _pace(
 
 
 def _whole_parts(study: Study, stage: str, progress: Progress) -> list[pa.Table]:
-    """Read the parts of a stage; one that is damaged is said, and taken away."""
+    """Read the parts of a stage; a damaged one is reported and removed."""
     tables = []
     for path in study.parts(stage):
         try:

@@ -139,7 +139,7 @@ class Study:
     def stage(
         self, name: str, settings: Any, inputs: Mapping[str, str]
     ) -> tuple[StageState, str]:
-        """Say whether a stage is done, and mark it as begun if it is not.
+        """Return whether a stage is done, and mark it as begun if it is not.
 
         A stage is keyed by the fingerprint of its settings and inputs. Where that
         has changed, its parts are thrown away; where it was interrupted, they stay.
@@ -246,7 +246,7 @@ def _try_lock(handle: IO[bytes]) -> bool:
 
 
 def _is_fresh(directory: Path) -> bool:
-    """Tell whether a directory holds nothing but what a killed start left."""
+    """Return whether a directory holds nothing but what a killed start left."""
     return directory.is_dir() and all(
         path.name.endswith(".tmp") for path in directory.iterdir()
     )
@@ -258,7 +258,7 @@ def _now() -> str:
 
 
 def is_current(study: Study, stage: str) -> bool:
-    """Tell whether a stage is done, on the files that the study holds now."""
+    """Return whether a stage is done, on the files that the study holds now."""
     record = study.record(stage)
     if record.get("state") != "done":
         return False

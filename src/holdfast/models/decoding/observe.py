@@ -1,4 +1,4 @@
-"""Left-to-right decoding, one observable step a token.
+"""Left-to-right decoding, one observable step per token.
 
 The rows, the cache and the draws are those of `generation`: this only looks on.
 """
@@ -52,7 +52,7 @@ def decode(
 
     Returns:
         An iterator over batches of traces; `completion` is what `generate` returns.
-        A row has one step a token, its stop token included, and no step after it.
+        A row has one step per token, its stop token included, and no step after it.
 
     Raises:
         InputError: As `generate` does.
