@@ -40,7 +40,7 @@ def data(tmp_path_factory):
     ):
         rows = []
         for request in tiny_thinker.requests(verbs, 24):
-            prompt, thought, _ = tiny_thinker.scene(request, "song", harmful)
+            prompt, thought, _ = tiny_thinker.context(request, "song", harmful)
             answer = tiny_thinker.REFUSAL if harmful else tiny_thinker.COMPLIANCE
             rows.append({"prompt": prompt, "thinking": thought, "response": answer})
         text = "".join(json.dumps(row) + "\n" for row in rows)
@@ -247,7 +247,7 @@ def test_a_finished_run_is_not_done_again_and_another_one_is_refused(
 def test_a_loss_that_is_no_number_stops_and_keeps_the_last_good_checkpoint(
     thinker, data, tmp_path, monkeypatch, capsys
 ):
-    def poisoned(scene, options):
+    def poisoned(context, options):
         return Hooks(
             term=lambda each: torch.tensor(math.nan if each.step >= 5 else 0.0)
         )
