@@ -63,7 +63,7 @@ def is_done(
     progress: Progress,
 ) -> bool:
     """Begin a stage, or go on with it; return whether nothing is left to do."""
-    state, _ = study.stage(stage, dict(key), dict(inputs))
+    state, _ = study.begin(stage, dict(key), dict(inputs))
     if state == "done":
         progress.say(f"{output} is there and up to date.")
     if state == "continue":
