@@ -15,6 +15,7 @@ from holdfast.data.served import Served, served
 from holdfast.data.sources import Content, load
 from holdfast.data.tables import Row, Table
 from holdfast.errors import InputError, PromptFileError, ThinkingFormatError
+from holdfast.models.decoding.row_state import Finish
 from holdfast.rollout.prompts import UNNAMED_WRAPPER, place_of
 from holdfast.rollout.rows import Turn
 
@@ -53,7 +54,7 @@ class Understood(NamedTuple):
     thinking: str
     answer: str
     closed: bool
-    finish: str
+    finish: Finish
 
 
 def read_completions(

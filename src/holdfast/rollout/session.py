@@ -23,7 +23,7 @@ from holdfast.models.loading.load import (
 )
 from holdfast.models.model import Adapter, MaskedModel
 from holdfast.report.progress import Progress, Silent
-from holdfast.rollout.memory import cache_bytes
+from holdfast.rollout.cost import cache_bytes
 from holdfast.rollout.prompts import Given
 from holdfast.rollout.settings import ModelSettings
 from holdfast.study import Study
