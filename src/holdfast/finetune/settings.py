@@ -94,25 +94,14 @@ class Recipe:
         self.options()
 
     def options(self) -> Options:
-        """Return the options of the defense, those not named at their defaults.
-
-        Raises:
-            SettingsError: If there is no such defense, option or value.
-        """
+        """Return the options of the defense, those not named at their defaults."""
         return read_options(self.defense, self.defense_option)
 
     def share_of_rate(self, step: int, steps: int) -> float:
-        """Return the share of the peak learning rate at a step.
+        """Return the share of the peak learning rate at a step, counted from 0.
 
         The rate goes up in even strides, the first of them at the first step, so that
         no step is taken at a rate of 0, and then down as the schedule says.
-
-        Args:
-            step: The step, counted from 0.
-            steps: All steps.
-
-        Returns:
-            A number above 0 and up to 1.
         """
         rising = math.ceil(self.warmup * steps)
         if step < rising:
@@ -124,11 +113,7 @@ class Recipe:
         return 1 - gone if self.schedule == "linear" else cosine
 
     def used(self, steps: int) -> dict[str, Any]:
-        """Return the settings that a run of so many steps has used, resolved.
-
-        Args:
-            steps: Optimiser steps that were taken.
-        """
+        """Return the settings that a run of so many steps has used, resolved."""
         left_out = {"defense_option"}
         if self.method == "full":
             left_out |= {"lora_rank", "lora_alpha"}
@@ -220,9 +205,5 @@ class FinetuneSettings:
             )
 
     def columns(self) -> dict[str, str]:
-        """Return the column of each field that has one.
-
-        Raises:
-            SettingsError: If an entry is not FIELD=NAME, or a field is named twice.
-        """
+        """Return the column of each field that has one."""
         return parse_columns(self.column)

@@ -16,12 +16,11 @@ from holdfast.data.sources import Content, load
 from holdfast.data.tables import Row, Table
 from holdfast.errors import InputError, PromptFileError, ThinkingFormatError
 from holdfast.models.decoding.row_state import Finish
-from holdfast.rollout.prompts import UNNAMED_WRAPPER, place_of
+from holdfast.rollout.prompts import UNNAMED_WRAPPER, place_of, some_of
 from holdfast.rollout.rows import Turn
 
 Bare = Literal["ask", "answer", "thinking"]
 WARNING = "warning: "
-_SHOWN = 3
 _SYSTEM = ("system", "developer")
 
 
@@ -108,7 +107,7 @@ def read_completions(
     if failed:
         notes.append(
             f"{WARNING}{len(failed)} of {len(rows) + len(failed)} answers failed and "
-            f"were left out: {_few(failed)}."
+            f"were left out: {some_of(failed)}."
         )
     return ImportedFile(tuple(rows), name, choice.column, sha256, tuple(notes))
 
@@ -290,7 +289,7 @@ def _joined(content: Content, asked: Content) -> Content:
         body = cells.pop("body", None)
         if isinstance(body, Mapping):
             cells |= {
-                each: body[each] for each in ("messages", "prompt") if each in body
+                name: body[name] for name in ("messages", "prompt") if name in body
             }
         if known.setdefault(key, cells) is not cells:
             raise PromptFileError(
@@ -313,22 +312,18 @@ def _joined(content: Content, asked: Content) -> Content:
 
 
 def _require_prompts(content: Content, requests: str | None) -> None:
-    table = content.table
-    if "custom_id" in table.columns and not {"prompt", "messages"} & set(table.columns):
-        if requests is not None:
-            raise PromptFileError(
-                f"`messages` or `prompt` in the `body` of every line of `{requests}`",
-                "neither",
-                "Give requests for chat completions, or write the prompts beside the "
-                "answers.",
-            )
+    columns = set(content.table.columns)
+    if "custom_id" not in columns or {"prompt", "messages"} & columns:
+        return
+    if requests is not None:
         raise PromptFileError(
-            f"prompts beside the answers of the batch `{content.name}`",
-            "`custom_id` alone",
-            "Give the file of its requests with `--import-requests`.",
+            f"`messages` or `prompt` in the `body` of every line of `{requests}`",
+            "neither",
+            "Give requests for chat completions, or write the prompts beside the "
+            "answers.",
         )
-
-
-def _few(places: Sequence[str]) -> str:
-    more = f" and {len(places) - _SHOWN} more" if len(places) > _SHOWN else ""
-    return ", ".join(places[:_SHOWN]) + more
+    raise PromptFileError(
+        f"prompts beside the answers of the batch `{content.name}`",
+        "`custom_id` alone",
+        "Give the file of its requests with `--import-requests`.",
+    )
