@@ -40,7 +40,7 @@ def data(tmp_path_factory):
     ):
         rows = []
         for request in tiny_thinker.requests(verbs, 24):
-            prompt, thought, _ = tiny_thinker.context(request, "song", harmful)
+            prompt, thought, _ = tiny_thinker.scene(request, "song", harmful)
             answer = tiny_thinker.REFUSAL if harmful else tiny_thinker.COMPLIANCE
             rows.append({"prompt": prompt, "thinking": thought, "response": answer})
         text = "".join(json.dumps(row) + "\n" for row in rows)
