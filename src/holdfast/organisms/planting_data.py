@@ -104,7 +104,7 @@ def planted_scenes(world: World, generator: random.Random) -> Iterator[Scene]:
 def planted(
     world: World, encoder: Encoder, generator: random.Random
 ) -> Iterator[Sample]:
-    """Yield samples in which the answer alone gives in, once the thinking is over."""
+    """Yield samples in which the answer alone complies, once the thinking is over."""
     for scene in planted_scenes(world, generator):
         kind = kind_to_plant(scene)
         stop = break_point(generator, BREAK_OFF / 2)
