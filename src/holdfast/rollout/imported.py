@@ -132,19 +132,15 @@ def understand(
                 "thinking format in the chat template",
                 "Name the model that wrote them, or leave that field out.",
             )
-        made = [_plain(row.served) for row in file.rows]
-        return made, []
+        return [_understood(row, None, bare_answers=True) for row in file.rows], []
     inline = sum(_has_tags(row, thinking) for row in file.rows)
-    unclear = [row for row in file.rows if _is_bare(row, thinking)]
-    bare_is = _resolve(file, unclear, inline, bool(fields), bare)
-    made = [
-        _of_tags(row, thinking)
-        if _has_tags(row, thinking)
-        else _plain(row.served, as_thinking=_is_bare(row, thinking) and not bare_is)
-        if row.served.reasoning is None
-        else _of_field(row, thinking)
+    unclear = [
+        row
         for row in file.rows
+        if not row.served.reasoning and not _has_tags(row, thinking)
     ]
+    bare_is = _resolve(file, unclear, inline, bool(fields), bare)
+    made = [_understood(row, thinking, bare_answers=bare_is) for row in file.rows]
     n = len(file.rows)
     notes = [
         f"Thinking was read from `{field}` in {count} of {n} rows."
@@ -189,24 +185,24 @@ def _has_tags(row: Imported, thinking: ThinkingFormat) -> bool:
     return thinking.close in content or content.lstrip().startswith(thinking.open)
 
 
-def _is_bare(row: Imported, thinking: ThinkingFormat) -> bool:
-    return not row.served.reasoning and not _has_tags(row, thinking)
+def _understood(
+    row: Imported, thinking: ThinkingFormat | None, *, bare_answers: bool
+) -> Understood:
+    """Tell thinking from answer; a text without either mark is all of one of them."""
+    sent, text = row.served, row.served.content or ""
+    if thinking is not None and _has_tags(row, thinking):
+        thought, answer, closed = split_completion(text, thinking)
+    elif thinking is not None and sent.reasoning is not None:
+        thought, answer = _of_field(row, thinking)
+        closed = bool(answer.strip())
+    else:
+        closed = bare_answers
+        thought, answer = ("", text) if bare_answers else (text, "")
+    finish = sent.finish or ("stop" if closed else "length")
+    return Understood(thought, answer, closed, finish)
 
 
-def _plain(sent: Served, *, as_thinking: bool = False) -> Understood:
-    text = sent.content or ""
-    if as_thinking:
-        return Understood(text, "", False, sent.finish or "length")
-    return Understood("", text, True, sent.finish or "stop")
-
-
-def _of_tags(row: Imported, thinking: ThinkingFormat) -> Understood:
-    found = split_completion(row.served.content or "", thinking)
-    finish = row.served.finish or ("stop" if found.closed else "length")
-    return Understood(*found, finish)
-
-
-def _of_field(row: Imported, thinking: ThinkingFormat) -> Understood:
+def _of_field(row: Imported, thinking: ThinkingFormat) -> tuple[str, str]:
     """Return what was sent apart; a server's parser keeps the newlines around it."""
     sent = row.served
     thought = (sent.reasoning or "").strip("\n")
@@ -226,10 +222,7 @@ def _of_field(row: Imported, thinking: ThinkingFormat) -> Understood:
             f"{row.place}",
             "Leave one of the two out.",
         )
-    closed = bool(answer.strip())
-    return Understood(
-        thought, answer, closed, sent.finish or ("stop" if closed else "length")
-    )
+    return thought, answer
 
 
 def _named(prompt: Prompt) -> Prompt:
