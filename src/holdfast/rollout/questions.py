@@ -12,8 +12,7 @@ from holdfast.errors import InputError
 from holdfast.models.decoding.generate import longest_prompt
 from holdfast.models.decoding.row_state import Completion, Sampling
 from holdfast.models.diffusion.unmasking import Denoising
-from holdfast.models.loading.load import Speaker
-from holdfast.models.model import Adapter, MaskedModel
+from holdfast.models.model import Adapter, LanguageModel, MaskedModel
 from holdfast.models.stops import find_stops
 from holdfast.rollout.prompts import Asked, row_seed, some_of
 from holdfast.rollout.rows import Turn
@@ -77,7 +76,7 @@ def resolve_sampling(adapter: Adapter, settings: RolloutSettings) -> Sampling:
 
 
 def questions(
-    adapter: Speaker, asked: Asked, settings: RolloutSettings
+    adapter: LanguageModel, asked: Asked, settings: RolloutSettings
 ) -> list[Question]:
     """Render and tokenise every prompt, once for each sample."""
     return [
@@ -89,7 +88,7 @@ def questions(
 
 
 def questions_of(
-    adapter: Speaker, role: str, prompt: Prompt, settings: RolloutSettings
+    adapter: LanguageModel, role: str, prompt: Prompt, settings: RolloutSettings
 ) -> list[Question]:
     """Render and tokenise one prompt, once for each sample."""
     first = (*prompt.earlier, prompt.text)[0]
@@ -107,7 +106,7 @@ def questions_of(
 
 
 def _rendered(
-    adapter: Speaker,
+    adapter: LanguageModel,
     text: str,
     system_prompt: str | None,
     earlier: Sequence[tuple[str, str]] = (),
@@ -121,7 +120,7 @@ def _rendered(
     )
 
 
-def prompt_notes(adapter: Speaker, asked: Asked) -> list[str]:
+def prompt_notes(adapter: LanguageModel, asked: Asked) -> list[str]:
     """Return notes for the user on how prompts were rendered and tokenised."""
     notes = template_notes(adapter)
     texts = [prompt.said for role in ROLES for prompt in asked.prompts[role]]
@@ -136,7 +135,7 @@ def prompt_notes(adapter: Speaker, asked: Asked) -> list[str]:
     return notes
 
 
-def template_notes(adapter: Speaker) -> list[str]:
+def template_notes(adapter: LanguageModel) -> list[str]:
     """Return what the user has to know of a model's chat template."""
     notes = []
     date = rendering_record(adapter.tokenizer)["date"]
@@ -158,7 +157,7 @@ def template_notes(adapter: Speaker) -> list[str]:
 
 
 def first_words(
-    adapter: Speaker, token_ids: Sequence[int], spans: Spans, closed: bool
+    adapter: LanguageModel, token_ids: Sequence[int], spans: Spans, closed: bool
 ) -> str:
     """Return how an answer begins, special tokens included.
 
@@ -169,7 +168,7 @@ def first_words(
     return str(adapter.tokenizer.decode(first, skip_special_tokens=False))
 
 
-def answer_notes(adapter: Speaker, openings: Sequence[str]) -> list[str]:
+def answer_notes(adapter: LanguageModel, openings: Sequence[str]) -> list[str]:
     """Return what the user has to know of how answers begin.
 
     `openings`: The `first_words` of each answer.
@@ -193,7 +192,7 @@ class Fitting(NamedTuple):
 
 
 def fit_context(
-    speaker: Speaker, asked: Sequence[Question], how: Sampling | Denoising
+    speaker: LanguageModel, asked: Sequence[Question], how: Sampling | Denoising
 ) -> Fitting:
     """Leave out, and name, the questions that leave no room for an answer.
 
@@ -236,7 +235,7 @@ def fit_context(
     return Fitting(fitting, notes)
 
 
-def room_for_prompt(speaker: Speaker, how: Sampling | Denoising) -> int:
+def room_for_prompt(speaker: LanguageModel, how: Sampling | Denoising) -> int:
     """Return how many tokens a prompt may have, for an answer to fit behind it."""
     if isinstance(how, Denoising):
         return speaker.max_positions - how.gen_length
@@ -250,7 +249,7 @@ BEHIND_A_TURN = 64
 
 
 def converse(
-    speaker: Speaker,
+    speaker: LanguageModel,
     questions: Sequence[Question],
     draw: Callable[[list[Question]], Answered],
     *,
@@ -281,7 +280,10 @@ def converse(
 
 
 def _after(
-    speaker: Speaker, question: Question, made: Completion, system_prompt: str | None
+    speaker: LanguageModel,
+    question: Question,
+    made: Completion,
+    system_prompt: str | None,
 ) -> Question:
     """Return the next turn of a conversation, behind the answer to this one."""
     turn = Turn(question.asked, made.thinking, made.answer, made.finish)
