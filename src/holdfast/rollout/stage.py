@@ -11,7 +11,12 @@ from holdfast.errors import HoldfastError
 from holdfast.judges.calibration import brief, find_calibration, identity_record
 from holdfast.judges.rows import NOT_YET, judge_rows, judged_so_far
 from holdfast.judges.settings import BY_RULES, JudgeSettings
-from holdfast.rollout.answers import as_asked, drawn, imported, with_verdict
+from holdfast.rollout.answers import (
+    as_asked,
+    rollout_from_completion,
+    rollout_from_file,
+    with_verdict,
+)
 from holdfast.rollout.imported import ImportedFile, read_completions, understand
 from holdfast.rollout.prompts import Asked, gather
 from holdfast.rollout.questions import (
@@ -101,7 +106,9 @@ def _ask(
         return
 
     def rows(made: Made) -> pa.Table:
-        found = [drawn(*each, settings.system_prompt) for each in made]
+        found = [
+            rollout_from_completion(*each, settings.system_prompt) for each in made
+        ]
         completions = {question.row_id: each for question, each in made}
         table = to_table(sorted(found, key=lambda row: row.row_id))
         return with_steps(table, completions)
@@ -186,7 +193,7 @@ def _import(
         return
     said, notes = understand(file, speaker.thinking, settings.import_bare)
     rows = [
-        imported(each, parts, speaker, settings.system_prompt)
+        rollout_from_file(each, parts, speaker, settings.system_prompt)
         for each, parts in zip(file.rows, said, strict=True)
     ]
     # What is said of the file stands once, beside the first of its roles.
