@@ -128,11 +128,12 @@ def show(json: bool, found: Any, panel: str, **lies: Path) -> None:
     `lies`: What was written where, told below.
     """
     from holdfast.report import terminal
+    from holdfast.report.section import Section
 
     if json:
         return terminal.print_json(found)
-    section = named(panel)(found)
-    if section is not None:
+    shown = named(panel)(found) or []
+    for section in [shown] if isinstance(shown, Section) else shown:
         terminal.print_section(section)
     for name, place in lies.items():
         terminal.print_lines("", f"The {name} lies in {place}")
