@@ -310,7 +310,7 @@ def comparison(found: Any) -> list[Section]:
             "Side by side",
             [
                 Paragraph(found["note"], note=True),
-                Table("Comparison", columns, table(found)),
+                Table("Comparison, with the difference", columns, table(found)),
             ],
             "figures",
         ),
