@@ -79,6 +79,7 @@ def test_ctrl_c_says_how_to_go_on_and_keeps_what_was_drawn(
 ):
     study = tmp_path / "interrupted"
     command = ["rollout", str(thinker), *world, "-o", str(study), "--batch-size", "24"]
+    command += ["--limit", "20"]
     real, calls = decoding_generate.generate, []
 
     def generate(*arguments, **options):
@@ -106,7 +107,8 @@ def test_a_full_disk_ends_with_a_message_and_keeps_what_was_drawn(
     thinker, world, tmp_path, monkeypatch, capsys
 ):
     study = tmp_path / "full"
-    command = ["rollout", str(thinker), *world, "-o", str(study), "--batch-size", "96"]
+    command = ["rollout", str(thinker), *world, "-o", str(study), "--batch-size", "32"]
+    command += ["--limit", "20"]
     real, writes = os.fsync, []
 
     def fsync(descriptor):
@@ -133,7 +135,8 @@ def test_a_really_full_disk_is_told_as_such(thinker, world, tmp_path, capsys):
     if os.system(f"mount -t tmpfs -o size=32k tmpfs {disk} 2>/dev/null"):
         pytest.skip("this machine lets nobody mount")
     try:
-        status = run(["rollout", str(thinker), *world, "-o", str(disk / "study")])
+        command = ["rollout", str(thinker), *world, "-o", str(disk / "study")]
+        status = run([*command, "--batch-size", "16"])
     finally:
         os.system(f"umount {disk}")
     assert status == 5
