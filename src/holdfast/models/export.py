@@ -41,12 +41,8 @@ def baking(
     When the context ends well, the directory appears under its own name, whole. When
     it ends with an error, nothing is left. The model in memory is never touched.
 
-    Args:
-        adapter: The model; its weights are written in the arithmetic it runs in.
-        edit: Heads to scale, at every position and without renormalisation.
-        directory: Where the checkpoint shall lie; it must not exist, or be empty.
-        provenance: What else to record: the study, seeds, figures.
-        max_shard_size: Largest file of weights, as transformers reads it.
+    `directory`: Where the checkpoint shall lie; it must not exist, or be empty.
+    `provenance`: What else to record: the study, seeds, figures.
 
     Yields:
         The directory in its temporary place, complete: weights, tokenizer,
@@ -76,16 +72,6 @@ def bake(
     max_shard_size: str | int = MAX_SHARD_SIZE,
 ) -> Path:
     """Bake a model without trying it out first (see `baking`).
-
-    Args:
-        adapter: The model.
-        edit: Heads to scale, at every position and without renormalisation.
-        directory: Where the checkpoint shall lie.
-        provenance: What else to record.
-        max_shard_size: Largest file of weights.
-
-    Returns:
-        The directory.
 
     Raises:
         HoldfastError: As `baking`.
@@ -179,14 +165,7 @@ def model_card(
 ) -> str:
     """Return the README of a baked checkpoint.
 
-    Args:
-        identity: The model that was edited. Its name goes into the card's metadata
-            if it is on the Hub; the path of a directory does not.
-        edit: The heads that were scaled.
-        measured: Figures of base and baked model on the same held-out prompts.
-
-    Returns:
-        Markdown with a header of metadata.
+    `measured`: Figures of base and baked model on the same held-out prompts.
     """
     heads = edited_heads(edit)
     return "\n".join(
@@ -237,17 +216,8 @@ def finetune_card(
 ) -> str:
     """Return the README of a model that was trained here.
 
-    Args:
-        identity: The model that was trained; the path of a directory is not told.
-        adapter: Whether this is a PEFT adapter over it, and no whole model.
-        record: Name of the file beside it with everything that was done.
-        rows: What it was trained on: a name and what to say of it.
-        settings: How it was trained; only what was used.
-        thinks: Whether the model has a thinking format.
-        defense: Options of the defense that was trained in; None for none.
-
-    Returns:
-        Markdown with a header of metadata.
+    `record`: Name of the file beside it with everything that was done.
+    `rows`: What it was trained on: a name and what to say of it.
     """
     kind = "adapter" if adapter else "finetune"
     library = "peft" if adapter else "transformers"

@@ -38,14 +38,9 @@ def watched(
 ) -> Iterator[None]:
     """Show the states at a site to a function, for as long as the context lasts.
 
-    Args:
-        adapter: The model.
-        site: "final_norm" for the state after the final norm, or a block counted
-            from 0 for the residual stream after that block.
-        read: Called once a forward pass, with the states in float32.
-
-    Yields:
-        Nothing; the hook is gone when the context ends, also after an error.
+    `site`: "final_norm" for the state after the final norm, or a block counted from 0
+    for the residual stream after that block.
+    `read`: Called once a forward pass, with the states in float32.
 
     Raises:
         SettingsError: If the model has no such block.
@@ -134,22 +129,8 @@ def project_states(
 ) -> list[Float[Tensor, "position label"]]:
     """Return the score of every position on each direction.
 
-    Args:
-        adapter: The model.
-        sequences: Token ids, in any order and of any lengths.
-        directions: One direction a row.
-        offset: Added to the score on each direction; none by default.
-        site: As in `read_states`.
-        batch_size: As in `read_states`.
-        padding_side: As in `read_states`.
-
     Returns:
         For each sequence `states @ directions.T + offset`, in float32 on the CPU.
-
-    Raises:
-        InputError: As in `read_states`.
-        SettingsError: As in `read_states`.
-        EnvironmentProblem: As in `read_states`.
     """
     rows = directions.to(adapter.device, torch.float32)
     shift = torch.zeros(len(rows)) if offset is None else offset
@@ -182,22 +163,14 @@ def final_states(
 
     Attention is causal, so what follows the position is cut off before the pass.
 
-    Args:
-        adapter: The model.
-        sequences: Token ids, in any order and of any lengths.
-        positions: One position for all sequences, or one for each; negative ones
-            count from the end.
-        site: As in `read_states`.
-        batch_size: As in `read_states`.
-        padding_side: As in `read_states`.
+    `positions`: One position for all sequences, or one for each; negative ones count
+    from the end.
 
     Returns:
         States in float32 on the CPU, in the order of the sequences.
 
     Raises:
         InputError: If a position is outside its sequence, and as in `read_states`.
-        SettingsError: As in `read_states`.
-        EnvironmentProblem: As in `read_states`.
     """
     if isinstance(positions, int):
         positions = [positions] * len(sequences)
@@ -232,10 +205,7 @@ def head_contributions(
 ) -> Float[Tensor, "example position head d_model"]:
     """Return what each head writes to the residual stream.
 
-    Args:
-        adapter: The model.
-        layer: Block, counted from 0.
-        heads: Input of the block's output projection: all heads side by side.
+    `heads`: Input of the block's output projection: all heads side by side.
 
     Returns:
         Contributions in float32, without the bias of the projection.
@@ -308,21 +278,15 @@ def target_losses(
     One prefill a sequence. Logits are computed where they are needed alone, row by
     row, since those of a whole batch may be larger than the model.
 
-    Args:
-        adapter: The model.
-        sequences: Token ids, in any order and of any lengths.
-        targets: Half-open range of each sequence, after its first token; an empty
-            one has no loss.
-        batch_size: Sequences a pass; halved whenever memory runs out.
+    `targets`: Half-open range of each sequence, after its first token; an empty one has
+    no loss.
 
     Returns:
         Losses in nats a token, in the order given; not a number for an empty range.
 
     Raises:
         InputError: If a sequence is empty or longer than the model is sound for.
-        SettingsError: If the batch size is not positive.
         ModelError: If a logit is not finite.
-        EnvironmentProblem: If one sequence alone does not fit in memory.
     """
     check_lengths(adapter, sequences)
 
@@ -371,14 +335,9 @@ def read_windows(
 ) -> list[Tensor]:
     """Run the base model over sequences and reduce the last states of each.
 
-    Args:
-        adapter: The model.
-        sequences: Token ids, in any order and of any lengths.
-        counts: How many of the last states of each sequence are read, from 1.
-        reduce: From those of one row, in float32 on the device, to a tensor. It must
-            not keep the states.
-        site: As in `read_states`.
-        batch_size: Sequences a pass; halved whenever memory runs out.
+    `counts`: How many of the last states of each sequence are read, from 1.
+    `reduce`: From those of one row, in float32 on the device, to a tensor. It must not
+    keep the states.
 
     Returns:
         What `reduce` returned for each sequence, in the order given, on the CPU.
@@ -387,7 +346,6 @@ def read_windows(
         InputError: If a sequence is empty or longer than the model is sound for, or
             has fewer tokens than are to be read.
         SettingsError: If the site or the batch size is out of range.
-        EnvironmentProblem: If one sequence alone does not fit in memory.
     """
     check_lengths(adapter, sequences)
     for index, (sequence, count) in enumerate(zip(sequences, counts, strict=True)):

@@ -19,11 +19,6 @@ def library_errors(
 ) -> Iterator[None]:
     """Turn whatever a library raises into one error that says what to do.
 
-    Args:
-        kind: The error.
-        expected: What the library was asked for.
-        next_step: What the reader can do about it.
-
     Raises:
         HoldfastError: One of that kind; an own error passes as it is.
         EnvironmentProblem: If memory ran out.

@@ -66,10 +66,6 @@ class Reply:
 def check_scorer(id_or_path: str | Path, *, revision: str | None = None) -> None:
     """Find the files of a model and read its tokenizer, but load no weights.
 
-    Args:
-        id_or_path: Directory of a model, or a Hub id.
-        revision: Branch, tag or commit on the Hub.
-
     Raises:
         HoldfastError: As `load_scorer` does, before any weights are read.
     """
@@ -85,21 +81,11 @@ def load_scorer(
 ) -> Scorer:
     """Load a causal language model to ask it questions.
 
-    Args:
-        id_or_path: Directory of a model, or a Hub id.
-        revision: Branch, tag or commit on the Hub.
-        device: As in `holdfast.models.loading.causal.load`.
-        dtype: As in `holdfast.models.loading.causal.load`.
-
-    Returns:
-        The model and its tokenizer.
-
     Raises:
         InputError: If it names no whole model, or the model has no tokenizer.
         SettingsError: If the device or the dtype is not to be had.
         UnsupportedFamilyError: If transformers has no such causal language model.
         ModelError: If weights are missing, damaged or do not fit the configuration.
-        OfflineError: If it is on the Hub, and the Hub cannot be reached.
     """
     place = choose_device(device)
     checkpoint = _find(str(id_or_path), revision)
@@ -125,20 +111,11 @@ def replies(
 ) -> list[Reply]:
     """Let a model write short greedy replies, and watch some tokens on the way.
 
-    Args:
-        scorer: The model.
-        prompts: Token ids, special tokens included, in any order.
-        watch: Tokens whose log-probability is kept at every step.
-        max_tokens: Longest reply.
-        batch_size: Prompts a pass; halved whenever memory runs out.
-
-    Returns:
-        One reply for each prompt, in the order given.
+    `watch`: Tokens whose log-probability is kept at every step.
 
     Raises:
         InputError: If a prompt is empty or too long for the model.
         ModelError: If a logit is not finite.
-        EnvironmentProblem: If one prompt alone does not fit in memory.
     """
     for index, prompt in enumerate(prompts):
         require_room(len(prompt), index, scorer.max_positions, max_tokens)

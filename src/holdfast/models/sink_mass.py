@@ -33,13 +33,8 @@ def read_sinks(
 ) -> SinkReading:
     """Run the base model over texts and average how much heads look at the first token.
 
-    Args:
-        adapter: The model.
-        sequences: Token ids, in any order and of any lengths.
-        starts: Position of each text from which on queries are averaged; by default
-            all but the first, which can look at nothing else.
-        batch_size: Texts a pass; halved whenever memory runs out.
-        padding_side: Side of the padding; it changes no result by more than rounding.
+    `starts`: Position of each text from which on queries are averaged; by default all
+    but the first, which can look at nothing else.
 
     Returns:
         Means in float32 on the CPU, in the order of the texts.
@@ -48,8 +43,6 @@ def read_sinks(
         UnsupportedFamilyError: If the model's attention cannot be tapped.
         InputError: If a text is empty or longer than the model is sound for, or there
             is not one start for each.
-        SettingsError: If the batch size is not positive.
-        EnvironmentProblem: If one text alone does not fit in memory.
     """
     check_lengths(adapter, sequences)
     begin = [1] * len(sequences) if starts is None else list(starts)

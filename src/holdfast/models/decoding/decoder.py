@@ -68,14 +68,7 @@ class Decoder:
     def __init__(
         self, adapter: Adapter, rules: Rules, jobs: Sequence[Job], live: LiveEdit
     ) -> None:
-        """Put the prompts side by side; nothing is read yet.
-
-        Args:
-            adapter: The model.
-            rules: What all rows have in common; each job has its own within them.
-            jobs: The rows to write.
-            live: The edit that is in force.
-        """
+        """Put the prompts side by side; nothing is read yet."""
         self.adapter = adapter
         self.live = live
         self.rows = [Row(job.place, job.prompt, job.rules) for job in jobs]
@@ -205,14 +198,9 @@ def take_drafts(
 ) -> list[int]:
     """Let each row draw along its draft, until it draws something else or ends.
 
-    Args:
-        adapter: The model.
-        states: After the final norm, of each prompt and all of its draft but the
-            last token, padded on the right.
-        rows: The rows, which have drawn nothing yet.
-        drafts: The drafts; an empty one lets its row draw one token.
-        uniforms: Random numbers of each row, on the device where choices are made.
-        sampling: How tokens are drawn.
+    `states`: After the final norm, of each prompt and all of its draft but the last
+    token, padded on the right.
+    `uniforms`: Random numbers of each row, on the device where choices are made.
 
     Returns:
         How many tokens each row has taken.
@@ -271,12 +259,8 @@ def keep_prefixes(
 ) -> Bool[Tensor, "example position"]:
     """Forget all rows but these, and of these all that follows their first tokens.
 
-    Args:
-        cache: The cache of rows padded on the right; it is changed.
-        rows: Rows to keep.
-        lengths: How many tokens of each are kept.
-        copy_of: Which of the distinct rows each row is.
-        first: The block from which on the cache has all rows, and not distinct ones.
+    `copy_of`: Which of the distinct rows each row is.
+    `first`: The block from which on the cache has all rows, and not distinct ones.
 
     Returns:
         Where the tokens lie now: padded on the left, as before a first step.
@@ -340,11 +324,7 @@ class GrowingLayer(DynamicLayer):  # type: ignore[misc]
 
 
 def growing_cache(config: Any) -> DynamicCache:
-    """Return an empty cache for a model, whose layers that keep all tokens grow.
-
-    Args:
-        config: Configuration of the model.
-    """
+    """Return an empty cache for a model, whose layers that keep all tokens grow."""
     cache = DynamicCache(config=config)
     cache.layers = [
         GrowingLayer() if type(layer) is DynamicLayer else layer
@@ -358,13 +338,7 @@ def without_padding(
 ) -> Int[Tensor, "example _"]:
     """Take away what is padding in all rows, once those that needed it are gone.
 
-    Args:
-        cache: The cache; it is changed, unless a layer of it forgets tokens, which
-            counts places itself.
-        mask: 1 at the tokens of each row, the one that is read next included.
-
-    Returns:
-        The mask of what is left.
+    `mask`: 1 at the tokens of each row, the one that is read next included.
     """
     if any(layer.is_sliding for layer in cache.layers):
         return mask

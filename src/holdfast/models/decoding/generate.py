@@ -157,11 +157,6 @@ def longest_prompt(
     Behind it there is room for the whole answer, the end of the thinking, and at
     least one token of thinking where thinking is asked for.
 
-    Args:
-        adapter: The model.
-        sampling: Limits on thinking and answer.
-        thinking_done: As in `generate`.
-
     Returns:
         Tokens; not above 0 where no prompt fits.
 

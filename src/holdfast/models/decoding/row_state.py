@@ -198,9 +198,6 @@ class Row:
     def push(self, choice: Choice) -> int:
         """Take the next token: the choice, or a forced one in its place.
 
-        Args:
-            choice: What was chosen at this step.
-
         Returns:
             The token that was taken.
 
@@ -305,11 +302,6 @@ def choose(
     The CDF runs in the order of the vocabulary, not of the probabilities: two
     tokens that are almost equally likely would swap places in a sorted CDF, and a
     difference of rounding would change the token. Sums are in float64.
-
-    Args:
-        logits: Logits in float32.
-        uniforms: One number in [0, 1) for each row, in float64.
-        sampling: Temperature and top-p.
 
     Returns:
         Tokens, gaps of the two largest logits, and margins of the random numbers. The

@@ -216,10 +216,6 @@ class Collected:
     def add(self, places: Sequence[int], values: Tensor) -> None:
         """Keep the values of the rows of one step, on their device.
 
-        Args:
-            places: Which prompt each example answers.
-            values: What the observer returned.
-
         Raises:
             SettingsError: If it is not one entry a row.
         """

@@ -75,19 +75,8 @@ def denoising_steps(
 ) -> Iterator[Step]:
     """Answer prompts as one batch, and yield every step when it has been taken.
 
-    Args:
-        masked: The model.
-        prompts: As in `denoise`.
-        sampler: How a step decides.
-        gen_lengths: As in `denoise`.
-        observe: As in `denoise`.
-
     Returns:
         An iterator over steps; whoever stops it early saves the rest.
-
-    Raises:
-        InputError: As in `denoise`.
-        SettingsError: As in `denoise`.
     """
     jobs = _jobs(masked, prompts, sampler, gen_lengths)
     return (step for step, _ in _steps(masked, jobs, sampler, observe))

@@ -26,7 +26,7 @@ from holdfast.models.decoding.steps import NOTHING, Look, Observe, Trace
 from holdfast.models.diffusion.denoise import Reading, as_completion
 from holdfast.models.finite import check_numbers
 from holdfast.models.loading.checkpoint import find_whole
-from holdfast.models.loading.families import Family, _check_precision
+from holdfast.models.loading.families import Family, check_precision
 from holdfast.models.loading.parts import (
     DtypeName,
     check_tokenizer,
@@ -77,12 +77,6 @@ def load_diffusion_gemma(
 ) -> DiffusionGemma:
     """Load a DiffusionGemma checkpoint.
 
-    Args:
-        id_or_path: Directory of a model, or a Hub id.
-        revision: Branch, tag or commit on the Hub.
-        device: As in `holdfast.models.loading.causal.load`.
-        dtype: As in `holdfast.models.loading.causal.load`.
-
     Raises:
         InputError: If it names no model, or the model has no tokenizer.
         SettingsError: If the device or the dtype is not to be had.
@@ -90,7 +84,6 @@ def load_diffusion_gemma(
             chat template.
         UnsupportedFamilyError: If it is another model, or this version of
             transformers does not have the class.
-        OfflineError: If it is on the Hub, and the Hub cannot be reached.
     """
     place = choose_device(device)
     checkpoint = find_whole(id_or_path, revision, _family)
@@ -122,13 +115,9 @@ def denoise_canvases(
 ) -> Iterator[Completion]:
     """Answer prompts one by one, in their order.
 
-    Args:
-        gemma: The model.
-        prompts: Rendered prompts, as text or tokens, each with the seed of its row.
-        sampling: How the loop decodes.
-        observe: Shown every step of the decoder. `states` are those of the canvas
-            that is worked on, `committed` what is accepted at the step, `fresh` what
-            was never accepted before; what is accepted may be given up again.
+    `observe`: Shown every step of the decoder. `states` are those of the canvas that is
+    worked on, `committed` what is accepted at the step, `fresh` what was never accepted
+    before; what is accepted may be given up again.
 
     Returns:
         An iterator over completions; steps of a trace count through all canvases.
@@ -168,7 +157,7 @@ def _family(config: Mapping[str, Any], source: str) -> Family:
             f"transformers {transformers.__version__}, which does not",
             "Install transformers 5.23 or later.",
         )
-    _check_precision(config, source)
+    check_precision(config, source)
     return Family(MODEL_CLASS)
 
 
@@ -299,11 +288,6 @@ def watching(
     model: Any, final_norm: nn.Module, observe: Observe | None
 ) -> Iterator[Watch]:
     """Watch a model while the context lasts, and leave it as it was.
-
-    Args:
-        model: The model of transformers.
-        final_norm: The norm of its decoder.
-        observe: Shown every step.
 
     Yields:
         The watch, which `generate` must be given as its streamer.

@@ -56,11 +56,7 @@ def replay(
     The head is not run. With guidance the states of a step are those of the rows with
     the prompt, so that nothing of it is needed either.
 
-    Args:
-        masked: The model that wrote them.
-        scripts: The responses, in any order and of any lengths.
-        observe: Makes the observer of a batch.
-        batch_size: Responses at once; halved whenever memory runs out.
+    `observe`: Makes the observer of a batch.
 
     Returns:
         What the observer returned at every step of each response, in the order
@@ -69,8 +65,6 @@ def replay(
     Raises:
         InputError: If a response is longer than the model is sound for, or parts of
             it do not fit together.
-        SettingsError: If the batch size is not positive.
-        EnvironmentProblem: If one response alone does not fit in memory.
     """
     for place, script in enumerate(scripts):
         _check(masked, place, script)

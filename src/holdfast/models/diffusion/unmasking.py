@@ -85,9 +85,6 @@ class Denoising:
     def plan(self, gen_length: int) -> "Plan":
         """Return how many tokens each step commits to, and up to where.
 
-        Args:
-            gen_length: Tokens of the response of a row.
-
         Raises:
             SettingsError: If blocks do not divide the response, or steps not the
                 blocks, or a step would commit to nothing.
@@ -146,10 +143,8 @@ def predict(
 ) -> Predicted:
     """Predict a token at each position.
 
-    Args:
-        logits: Logits in float64, of positions of one row if there is noise.
-        sampler: Temperature and remasking.
-        generator: Where the row's noise comes from; None at temperature 0.
+    `logits`: Logits in float64, of positions of one row if there is noise.
+    `generator`: Where the row's noise comes from; None at temperature 0.
 
     Returns:
         Tokens, probabilities, priorities (0 under random remasking, where they are
@@ -192,10 +187,7 @@ def commit_best(
 ) -> Committed:
     """Commit to the positions of highest priority; the first of equal ones.
 
-    Args:
-        priority: One number a position.
-        allowed: Positions that may be committed to.
-        quota: How many in each row; never more than are allowed.
+    `quota`: How many in each row; never more than are allowed.
     """
     ranked = priority.masked_fill(~allowed, -torch.inf)
     ordered, order = ranked.sort(dim=-1, descending=True, stable=True)

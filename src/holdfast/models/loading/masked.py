@@ -98,14 +98,7 @@ def adapt_masked(
 
     The model is put in evaluation mode.
 
-    Args:
-        model: A model of transformers whose attention goes both ways.
-        tokenizer: Its tokenizer, with a chat template.
-        shift: Whether the state at one position predicts the token at the next.
-        model_id: What records call it.
-
-    Returns:
-        The model, its proofs passed.
+    `shift`: Whether the state at one position predicts the token at the next.
 
     Raises:
         ModelError: If the tokenizer has no chat template or too many tokens, or
