@@ -8,22 +8,22 @@ forgotten. So a draft cannot change a row, but for rounding, as another batch ma
 Source: greedy and sampled speculative decoding, https://arxiv.org/abs/2211.17192,
 with a known text in place of a small model, and with the random number of each step
 fixed beforehand, so that rows are the same and not only equally likely.
-
-The cache of transformers joins old and new keys at each token, which copies all of
-them; for a small model that is a large part of a step. Here there is room for tokens
-to come, and the layer shows as much of it as is used: the same numbers, bit for bit.
 """
 
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import torch
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Float, Int
 from torch import Tensor
 from transformers import DynamicCache
-from transformers.cache_utils import DynamicLayer
 
 from holdfast.models.batching import pad
+from holdfast.models.decoding.kv_cache import (
+    keep_prefixes,
+    preallocated_cache,
+    without_padding,
+)
 from holdfast.models.decoding.row_state import (
     Choice,
     Row,
@@ -76,7 +76,7 @@ class Decoder:
         batch = pad([job.prompt for job in jobs], "left", adapter.device)
         self.token_ids, self.positions = batch.token_ids, batch.positions()
         self.mask = batch.mask.long()
-        self.cache: Any = growing_cache(adapter.model.config)
+        self.cache: Any = preallocated_cache(adapter.model.config)
         self.step = 0
         # Float64 is missing on some accelerators, and there choices are made here.
         self.desk = adapter.device if adapter.device.type == "cuda" else "cpu"
@@ -248,103 +248,3 @@ def _follow(
         if row.finish is not None or at + 1 >= len(draft) or drawn != draft[at]:
             return False
     return True
-
-
-def keep_prefixes(
-    cache: Any,
-    rows: Int[Tensor, "example"],
-    lengths: Int[Tensor, "example"],
-    copy_of: Int[Tensor, "_"],
-    first: int,
-) -> Bool[Tensor, "example position"]:
-    """Forget all rows but these, and of these all that follows their first tokens.
-
-    `copy_of`: Which of the distinct rows each row is.
-    `first`: The block from which on the cache has all rows, and not distinct ones.
-
-    Returns:
-        Where the tokens lie now: padded on the left, as before a first step.
-    """
-    width = int(lengths.max())
-    steps = torch.arange(width, device=lengths.device)
-    columns = (lengths[:, None] - width + steps).clamp(min=0)
-    for place, layer in enumerate(cache.layers):
-        lines = rows if place >= first else copy_of[rows]
-        here = lines.to(layer.keys.device)[:, None], columns.to(layer.keys.device)
-        layer.keys = layer.keys[here[0], :, here[1]].transpose(1, 2)
-        layer.values = layer.values[here[0], :, here[1]].transpose(1, 2)
-    return steps >= width - lengths[:, None]
-
-
-ROOM = 64
-"""Tokens that a layer makes room for when it is full."""
-
-
-class GrowingLayer(DynamicLayer):  # type: ignore[misc]
-    """A layer of the cache with room for tokens to come."""
-
-    def __init__(self) -> None:
-        """Start without any room."""
-        super().__init__()
-        self._rooms: tuple[Tensor, Tensor] | None = None
-        self._shown: tuple[Tensor, Tensor] | None = None
-
-    def update(
-        self, key_states: Tensor, value_states: Tensor, *_: Any, **__: Any
-    ) -> tuple[Tensor, Tensor]:
-        """Add keys and values of new tokens, and return those of all tokens."""
-        if not self.is_initialized:
-            self.lazy_initialization(key_states, value_states)
-            self.keys, self.values = key_states[..., :0, :], value_states[..., :0, :]
-        used = self.keys.shape[-2]
-        total = used + key_states.shape[-2]
-        rooms = self._rooms_for(total)
-        for room, new in zip(rooms, (key_states, value_states), strict=True):
-            room[..., used:total, :] = new
-        self.keys, self.values = (room[..., :total, :] for room in rooms)
-        self._rooms, self._shown = rooms, (self.keys, self.values)
-        return self.keys, self.values
-
-    def _rooms_for(self, total: int) -> tuple[Tensor, Tensor]:
-        """Return room for so many tokens, with those that are there."""
-        rooms, shown = self._rooms, self._shown
-        # Whoever takes rows out of the cache puts other tensors in its place.
-        same = shown and self.keys is shown[0] and self.values is shown[1]
-        if rooms is not None and same and total <= rooms[0].shape[-2]:
-            return rooms
-        made = []
-        for old in (self.keys, self.values):
-            *front, used, width = old.shape
-            room = torch.zeros(
-                (*front, total + ROOM, width), dtype=old.dtype, device=old.device
-            )
-            room[..., :used, :] = old
-            made.append(room)
-        return made[0], made[1]
-
-
-def growing_cache(config: Any) -> DynamicCache:
-    """Return an empty cache for a model, whose layers that keep all tokens grow."""
-    cache = DynamicCache(config=config)
-    cache.layers = [
-        GrowingLayer() if type(layer) is DynamicLayer else layer
-        for layer in cache.layers
-    ]
-    return cache
-
-
-def without_padding(
-    cache: DynamicCache, mask: Int[Tensor, "example position"]
-) -> Int[Tensor, "example _"]:
-    """Take away what is padding in all rows, once those that needed it are gone.
-
-    `mask`: 1 at the tokens of each row, the one that is read next included.
-    """
-    if any(layer.is_sliding for layer in cache.layers):
-        return mask
-    lead = int((mask.cumsum(-1) == 0).sum(-1).min())
-    if lead:
-        for layer in cache.layers:
-            layer.keys = layer.keys[..., lead:, :]
-            layer.values = layer.values[..., lead:, :]
-    return mask[:, lead:]
