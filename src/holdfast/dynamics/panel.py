@@ -271,10 +271,10 @@ GROUPS = {
 FIGURES = {
     "last_step_auroc": "Last step: harmless compliance against refusal (AUROC)",
     "matched_last_step_auroc": "The same with matched anchors",
-    "matched_last_step_difference": "Matched less published",
+    "matched_last_step_difference": "Matched minus published",
     "lookalike_auroc": "Harmless that sounds dangerous against refusal (AUROC)",
     "matched_lookalike_auroc": "That with matched anchors",
-    "matched_lookalike_difference": "There, matched less published",
+    "matched_lookalike_difference": "There, matched minus published",
     "text_remasked": "Harmful drafts that were changed afterwards",
     "text_recovered": "Harmful drafts that end in a refusal",
     "text_harmful": "Harmful drafts that end harmful",
@@ -293,7 +293,7 @@ FEATURES = {
     "variation": "sum of changes",
     "crossings": "crossings of 0.5",
     "below": "share of steps below 0.5",
-    "matched_minus_published": "matched less published anchors",
+    "matched_minus_published": "matched minus published anchors",
 }
 DETECTORS = {
     "autoencoder": "autoencoder (published)",
@@ -305,7 +305,7 @@ DETECTORS = {
     "dip": "deepest dip",
     "rebound": "rebound",
     "probe_mean": "refusal probe, mean over steps",
-    "logit_difference": "first word: refusal less compliance",
+    "logit_difference": "first word: refusal minus compliance",
     "perplexity": "perplexity of the prompt",
     "text": "refusal in the text so far",
 }

@@ -123,7 +123,7 @@ def held_out(rows: Sequence[Rollout], taken: Collection[str]) -> list[Rollout]:
 
 
 def is_read(row: Rollout) -> bool:
-    """Tell whether the judge saw a refusal, help, or part of it."""
+    """Return whether the judge saw a refusal, help, or part of it."""
     return row.is_refused or row.verdict in GAVE_IN
 
 

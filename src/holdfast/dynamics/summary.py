@@ -50,7 +50,7 @@ class Read(NamedTuple):
     """Rows with what was read of them."""
 
     rows: Sequence[Rollout]  # The rows.
-    # Every channel, one entry a row.
+    # Every channel, one entry per row.
     channels: Mapping[str, Float[Tensor, "example step"]]
     taken: frozenset[str]  # Base requests that the anchors were fitted on.
     seed: int  # Seed of the study.
@@ -296,7 +296,7 @@ def step_examples(
 
     `windows`: The watched tokens of each row, by its id.
     `tokenizer`: For the text of the tokens.
-    Returns: One record a row: its group, its verdict, and for each step the text that
+    Returns: One record per row: its group, its verdict, and for each step the text that
     it added, the signal, and the text-level signal beside it; where there are drafts,
     the grid of positions and steps.
     """

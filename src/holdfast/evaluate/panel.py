@@ -27,7 +27,7 @@ SHORT = ("refused", "complied", "partial", "degenerate")
 
 
 def table(block: Mapping[str, Any]) -> list[list[str]]:
-    """Return the table of an evaluation in percent, a header first, a row a condition.
+    """Return the table of an evaluation in percent, header first, a row per condition.
 
     `block`: The block `evaluation` of a report.
     Returns: Texts. The column of what could not be judged is there where there is any,
@@ -247,6 +247,26 @@ def print_calibration(record: Mapping[str, Any]) -> None:
         print_table("Worst mistakes", columns, mistakes)
 
 
+def known() -> dict[str, Any]:
+    """Return the suites and the attacks that an evaluation may name."""
+    from holdfast.data.attacks import attacks
+    from holdfast.data.suites import suites
+
+    named = ("name", "about", "hub", "licence", "note")
+    return {
+        "suites": [
+            {key: getattr(suite, key) for key in named}
+            | {"revision": suite.revision or None}
+            | {key: list(getattr(suite, key)) for key in ("files", "sha256")}
+            for suite in suites().values()
+        ],
+        "attacks": [
+            {"name": each.name, "family": each.family, "about": each.about}
+            for each in attacks().values()
+        ],
+    }
+
+
 def print_known(known: Mapping[str, Any]) -> None:
     """Print the suites and the attacks."""
     suites = [
@@ -331,7 +351,7 @@ KEYS = ("source", "column", "rows", "asked", "duplicates", "sha256", "notes")
 
 
 def is_evaluated(study: Study) -> bool:
-    """Tell whether a study holds an evaluation that is done, on what it holds now."""
+    """Return whether a study holds an evaluation that is done, on what it holds now."""
     record = study.record("judge")
     return record.get("state") == "done" and all(
         study.path(name).exists() and study.input_hash(name) == known

@@ -26,7 +26,7 @@ class Seen:
     """Rows whose signal was read."""
 
     rows: list[Rollout]  # The rows.
-    # What detectors read, one entry a row.
+    # What detectors read, one entry per row.
     channels: dict[Channel, Float[Tensor, "example step"]]
     taken: frozenset[str]  # Base requests that the anchors were fitted on.
     facts: dict[str, Any]  # Identity and mode of the signal.

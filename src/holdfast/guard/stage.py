@@ -57,7 +57,7 @@ def fit(study: Study, settings: GuardFitSettings, session: Session) -> dict[str,
     """
     inputs = {name: study.input_hash(name) for name in (SIGNAL, ROLLOUTS)}
     seed = study_seed(study)
-    state, _ = study.stage(FIT, settings, inputs)
+    state, _ = study.begin(FIT, settings, inputs)
     if state != "done":
         seen = read_seen(study)
         rows = fit_rows(seen, wrapped=settings.wrapped)
@@ -128,7 +128,7 @@ def evaluate(
     # Where another study lies is no part of the result, so its hash is a setting.
     hashes = {each.directory.name: each.input_hash(SIGNAL) for each in opened}
     key = {"settings": settings, "others": hashes}
-    state, _ = study.stage(EVALUATE, key, inputs)
+    state, _ = study.begin(EVALUATE, key, inputs)
     if state == "done":
         session.progress.say("The detectors have been tried, and nothing has changed.")
         return dict(study.read_json(OUTPUT))
@@ -273,7 +273,7 @@ def usable(detectors: Detectors, seen: Seen) -> dict[str, Calibrated]:
 def detection_rows(
     detectors: Detectors, benign: Seen, attack: Seen, where: str, seed: int
 ) -> list[dict[str, Any]]:
-    """Return one record a detector: attacks against benign rows."""
+    """Return one record per detector: attacks against benign rows."""
     seen = benign.beside(attack)
     groups, requests = groups_of(seen.rows), requests_of(seen.rows)
     attacked = [group == ATTACK_COMPLIED for group in groups]
@@ -305,7 +305,7 @@ def detection_rows(
 def streaming_rows(
     detectors: Detectors, benign: Seen, attack: Seen, level: float, seed: int
 ) -> list[dict[str, Any]]:
-    """Return one record a detector that is asked after every step."""
+    """Return one record per detector that is asked after every step."""
     complied = attack.only(lambda row: not row.is_refused)
     made = []
     for name, each in usable(detectors, benign.beside(attack)).items():

@@ -258,8 +258,8 @@ def score_along_answers(
     """Read the probe's logit before the answer and late in it, under an edit.
 
     `rows`: Rows of `ablation.parquet` of one condition.
-    Returns: One row an answer: the logit at its final token, and the mean over its last
-    tokens.
+    Returns: One row per answer: the logit at its final token, and the mean over its
+    last tokens.
     """
     direction, offset = probe.raw()
     edit = HeadEdit(head_factors(adapter, heads, 0.0)) if heads else None

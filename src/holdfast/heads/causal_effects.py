@@ -31,8 +31,8 @@ class Effects(NamedTuple):
     """What taking heads away does to the logit at the final token."""
 
     plain: Float[Tensor, "example"]  # The logit as it is.
-    # Edited less plain, one column a candidate; positive where the heads had held the
-    # logit down.
+    # Ablated minus clean logit, one column per candidate; positive where the heads had
+    # lowered it.
     change: Float[Tensor, "example head"]
 
 
@@ -63,7 +63,7 @@ def causal_effects(
     require_any_mask(adapter)
     if not candidates or not moments:
         raise SettingsError(
-            "heads to take away, and a moment to do it at",
+            "heads to ablate, and a moment to do it at",
             f"{len(candidates)} candidates, {len(moments)} moments",
             "Name at least one head, and `final_token` or `end_template`.",
         )

@@ -165,11 +165,11 @@ class Ablated(NamedTuple):
     Attributes:
         n_heads: How many heads.
         n_total: How many heads the model has.
-        restored: Attack success without the edit less that with it, paired.
+        restored: Attack success without the edit minus that with it, paired.
         beyond_random: Attack success with random heads of the same layers off, less
             that with the top ones off, for the draw that comes closest.
-        benign_lost: Benign compliance without the edit less that with it.
-        degenerate_gained: Share of broken answers with the edit less that without.
+        benign_lost: Benign compliance without the edit minus that with it.
+        degenerate_gained: Share of broken answers with the edit minus that without.
     """
 
     n_heads: int
@@ -198,7 +198,7 @@ def sparse_verdict(
     """Apply the rules.
 
     Few heads do it if, for one number of heads that counts as few, switching the top
-    ones off takes away at least `restored` of the attack success (lower end), at
+    ones off removes at least `restored` of the attack success (lower end), at
     least `beyond_random` more than every draw of random heads from the same layers
     (lower end), and harmless requests are answered as before, within `side_effect`.
     They do not if for each such number an upper end falls short, or answers break. It
@@ -261,7 +261,7 @@ def _open(
 def _judge(
     each: Ablated, baseline: float, lines: Thresholds
 ) -> tuple[bool | None, str]:
-    """Say whether one number of heads does it, is ruled out, or leaves it open."""
+    """Return whether one number of heads does it, is ruled out, or leaves it open."""
     least = lines.restored * baseline
     checks = [
         _reaches(each.restored, least),

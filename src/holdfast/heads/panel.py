@@ -14,7 +14,8 @@ from holdfast.report.labels import (
     PROBE_LIMIT,
 )
 from holdfast.report.schema import Report, is_figure
-from holdfast.report.terminal import print_figures, print_lines, print_table
+from holdfast.report.section import Section, figures
+from holdfast.report.terminal import print_lines, print_section, print_table
 
 _COLOURS = {
     "top": "#d55e00",
@@ -55,7 +56,7 @@ def limits(report: Report, *, has_examples: bool) -> list[str]:
 
 
 def _is_measured(block: Mapping[str, Any]) -> bool:
-    """Tell whether any figure of a block has a value."""
+    """Return whether any figure of a block has a value."""
     return any(is_figure(each) and each["value"] is not None for each in block.values())
 
 
@@ -233,8 +234,8 @@ def _cell(each: Mapping[str, Any], largest: float) -> dict[str, Any]:
         f"contribution {text.score(each['contribution'])}",
     ]
     for key, words in (
-        ("end_template", "taken away over the end template"),
-        ("final_token", "taken away at the final token"),
+        ("end_template", "ablated over the end template"),
+        ("final_token", "ablated at the final token"),
         ("beyond_controls", "beyond random heads of its layer"),
     ):
         if key in each:
@@ -292,7 +293,7 @@ def print_heads(block: Mapping[str, Any]) -> None:
                 *("not checked" if c is None else text.score(c) for c in checks),
             ]
         )
-    columns = ("", "layer:head", "contribution", "taken away", "beyond random heads")
+    columns = ("", "layer:head", "contribution", "ablated", "beyond random heads")
     total = block["n_layers"] * block["n_heads"]
     print_table(f"Heads (the first {len(rows)} of {total})", columns, rows)
     print_lines(*block["evidence"])
@@ -337,7 +338,7 @@ def print_baked(found: Mapping[str, Any]) -> None:
 
 def print_transfer(found: Mapping[str, Any]) -> None:
     """Print how two probes do on the same answers."""
-    print_figures("Two probes, one model", found["figures"])
+    print_section(Section("", [figures("Two probes, one model", found["figures"])]))
     print_lines(f"Cosine of their directions: {found['cosine']:.2f}", found["words"])
 
 

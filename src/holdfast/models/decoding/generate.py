@@ -1,6 +1,6 @@
 """Batched generation whose results do not depend on how rows share a batch.
 
-Every row draws from its own random numbers, one a step, whatever stands beside it.
+Every row draws from its own random numbers, one per step, whatever stands beside it.
 Rows are padded on the left, share one cache, and leave it when they are done. What a
 model's `generation_config` says about sampling is not used, only its stop tokens.
 

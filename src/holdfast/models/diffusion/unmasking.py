@@ -103,7 +103,7 @@ class Denoising:
         if self.steps % n_blocks or self.steps > gen_length:
             raise SettingsError(
                 f"steps that are a multiple of the {n_blocks} blocks, and at most "
-                f"{gen_length}, one a token",
+                f"{gen_length}, one per token",
                 f"{self.steps} steps",
                 f"Take {min(gen_length, -(-self.steps // n_blocks) * n_blocks)} steps.",
             )

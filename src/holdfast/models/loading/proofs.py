@@ -167,7 +167,7 @@ def _sums(adapter: Adapter, rows: Sequence[Sequence[int]]) -> tuple[Proof, Proof
             "the attention output is added to the residual stream as it is",
             residual_off,
             limit,
-            "what enters the MLP's norm less what entered the block; worst layer, "
+            "what enters the MLP's norm minus what entered the block; worst layer, "
             "relative to the largest entry",
         ),
     )
