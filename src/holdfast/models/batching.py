@@ -148,6 +148,22 @@ def _try(
     return None
 
 
+def longest_batches(
+    function: Callable[[Sequence[T]], list[R]],
+    items: Sequence[T],
+    tokens: Callable[[T], Sequence[int]],
+    batch_size: int,
+) -> Iterator[list[R]]:
+    """Yield the results of batches of items, those of the most tokens first.
+
+    Raises:
+        SettingsError: If the batch size is not positive.
+        EnvironmentProblem: If a single item does not fit in memory.
+    """
+    ordered = [items[i] for i in longest_first([tokens(item) for item in items])]
+    return (results for results, _ in halving_batches(function, ordered, batch_size))
+
+
 def batched(
     function: Callable[[Sequence[int]], list[R]],
     sequences: Sequence[Sequence[int]],

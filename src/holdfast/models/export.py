@@ -168,40 +168,25 @@ def model_card(
     `measured`: Figures of base and baked model on the same held-out prompts.
     """
     heads = edited_heads(edit)
-    return "\n".join(
-        [
-            *_head(identity, "finetune", "transformers", "head-ablation"),
-            "# A model that keeps its refusal",
-            "",
-            _base(identity),
-            "",
-            f"{_count(len(heads))} scaled in the output projections, and nothing "
-            "else was changed. They were chosen because they pull the model from "
-            "refusal to compliance at the end of its thinking. How they were found is "
-            f"recorded in `{PROVENANCE}`.",
-            "",
-            "| layer | head | factor |",
-            "|---|---|---|",
-            *(f"| {h['layer']} | {h['head']} | {h['factor']:g} |" for h in heads),
-            "",
-            "## Before and after",
-            "",
-            "Both columns were measured on the same held-out prompts; the second on "
-            "this checkpoint as it lies here. Intervals are 95 %.",
-            "",
-            "| | base | this checkpoint | prompts |",
-            "|---|---|---|---|",
-            *(f"| {m.name} | {m.before} | {m.after} | {m.n} |" for m in measured),
-            "",
-            "The edit weakens one way past the model's refusal. It does not make the "
-            "model safe.",
-            "",
-        ]
+    return _card(
+        "bake",
+        head=_head(identity, "finetune", "transformers", "head-ablation"),
+        base=_base(identity),
+        count="1 head was" if len(heads) == 1 else f"{len(heads)} heads were",
+        record=PROVENANCE,
+        heads=[f"| {h['layer']} | {h['head']} | {h['factor']:g} |" for h in heads],
+        figures=[f"| {m.name} | {m.before} | {m.after} | {m.n} |" for m in measured],
     )
 
 
-def _count(n: int) -> str:
-    return "1 head was" if n == 1 else f"{n} heads were"
+def _card(kind: str, **parts: str | Sequence[str]) -> str:
+    """Return a model card with its parts filled in, a list line by line."""
+    text = Path(__file__).with_name(f"{kind}_card.md").read_text(encoding="utf-8")
+    lines = {
+        name: part if isinstance(part, str) else "\n".join(part)
+        for name, part in parts.items()
+    }
+    return text.format_map(lines)
 
 
 def finetune_card(
@@ -221,33 +206,16 @@ def finetune_card(
     """
     kind = "adapter" if adapter else "finetune"
     library = "peft" if adapter else "transformers"
-    what = "An adapter" if adapter else "A model"
-    return "\n".join(
-        [
-            *_head(identity, kind, library, "supervised-fine-tuning"),
-            f"# {what} trained to keep its refusal",
-            "",
-            _base(identity),
-            "",
-            f"{_aim(thinks, defended=defense is not None)} Everything that "
-            f"was done is recorded in `{record}`.",
-            "",
-            "| rows | |",
-            "|---|---|",
-            *(f"| {name} | {said} |" for name, said in rows),
-            "",
-            "| setting | |",
-            "|---|---|",
-            *(f"| {name} | {value} |" for name, value in settings.items()),
-            *(
-                f"| defense: {name} | {value} |"
-                for name, value in (defense or {}).items()
-            ),
-            "",
-            "Nothing was measured on this checkpoint: evaluate and audit it before "
-            "it is used. Training on refusals does not make a model safe.",
-            "",
-        ]
+    shown = {**settings, **{f"defense: {k}": v for k, v in (defense or {}).items()}}
+    return _card(
+        "finetune",
+        head=_head(identity, kind, library, "supervised-fine-tuning"),
+        what="An adapter" if adapter else "A model",
+        base=_base(identity),
+        aim=_aim(thinks, defended=defense is not None),
+        record=record,
+        rows=[f"| {name} | {said} |" for name, said in rows],
+        settings=[f"| {name} | {value} |" for name, value in shown.items()],
     )
 
 
@@ -268,23 +236,14 @@ def _aim(thinks: bool, *, defended: bool) -> str:
     )
 
 
-def _head(
-    identity: ModelIdentity, relation: str, library: str, tag: str
-) -> tuple[str, ...]:
-    public = identity.revision is not None
-    return (
-        "---",
-        *([f"base_model: {identity.model_id}"] if public else []),
-        *([f"base_model_relation: {relation}"] if public else []),
-        f"library_name: {library}",
-        "pipeline_tag: text-generation",
-        "tags:",
-        "- holdfast",
-        f"- {tag}",
-        "- safety",
-        "---",
-        "",
-    )
+def _head(identity: ModelIdentity, relation: str, library: str, tag: str) -> list[str]:
+    lines = ["---"]
+    if identity.revision is not None:
+        lines += [f"base_model: {identity.model_id}"]
+        lines += [f"base_model_relation: {relation}"]
+    tags = ("tags:", "- holdfast", f"- {tag}", "- safety")
+    lines += [f"library_name: {library}", "pipeline_tag: text-generation", *tags]
+    return [*lines, "---", ""]
 
 
 def _base(identity: ModelIdentity) -> str:

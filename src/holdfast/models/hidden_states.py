@@ -18,7 +18,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
 from holdfast.errors import InputError, SettingsError
-from holdfast.models.batching import Batch, Side, longest_first, pad, with_batch_halving
+from holdfast.models.batching import Batch, Side, batched, pad
 from holdfast.models.finite import check_finite
 from holdfast.models.model import Adapter
 
@@ -98,23 +98,56 @@ def read_states(
         ModelError: If what was read is not finite.
         EnvironmentProblem: If one sequence alone does not fit in memory.
     """
+
+    def split(rows: Sequence[int], batch: Batch, states: Tensor) -> list[Reduced]:
+        reduced = reduce(states, batch.mask)
+        # A copy of the whole row where there is no position axis to cut.
+        kept = batch.mask.to("cpu") if per_position else [...] * len(rows)
+        if isinstance(reduced, Tensor):
+            values = reduced.to("cpu")
+            return [values[row][kept[row]] for row in range(len(rows))]
+        parts = [part.to("cpu") for part in reduced]
+        return [
+            tuple(part[row][kept[row]] for part in parts) for row in range(len(rows))
+        ]
+
+    return _read(adapter, sequences, split, site, batch_size, padding_side)
+
+
+def _read(
+    adapter: Adapter,
+    sequences: Sequence[Sequence[int]],
+    split: Callable[[Sequence[int], Batch, Tensor], list[Reduced]],
+    site: Site,
+    batch_size: int,
+    padding_side: Side = "right",
+) -> list[Reduced]:
+    """Read the states of every batch and split what is kept of them into its rows."""
     check_lengths(adapter, sequences)
-    order = longest_first(sequences)
 
     def read_batch(rows: Sequence[int]) -> list[Reduced]:
         batch = pad([sequences[row] for row in rows], padding_side, adapter.device)
-        reduced = _reduce_batch(adapter, batch, reduce, site)
-        # A copy of the whole row where there is no position axis to cut.
-        kept = batch.mask.to("cpu") if per_position else [...] * len(rows)
-        parts = [_row(reduced, row, kept[row]) for row in range(len(rows))]
-        for index, part in zip(rows, parts, strict=True):
+        parts: list[Reduced] = []
+
+        def read(states: Tensor) -> None:
+            parts.extend(split(rows, batch, states))
+
+        with torch.inference_mode(), watched(adapter, site, read):
+            adapter.states(batch)
+        copies = [_copied(part) for part in parts]
+        for index, part in zip(rows, copies, strict=True):
             for values in [part] if isinstance(part, Tensor) else part:
                 check_finite(values, f"the states of sequence {index}")
-        return parts
+        return copies
 
-    results, _ = with_batch_halving(read_batch, order, batch_size)
-    by_sequence = dict(zip(order, results, strict=True))
-    return [by_sequence[row] for row in range(len(sequences))]
+    return batched(read_batch, sequences, batch_size)
+
+
+def _copied(part: Reduced) -> Reduced:
+    # Copied outside inference mode: the result is an ordinary tensor of its own size.
+    if isinstance(part, Tensor):
+        return part.to("cpu").clone()
+    return tuple(each.to("cpu").clone() for each in part)
 
 
 def project_states(
@@ -217,29 +250,6 @@ def head_contributions(
     return torch.einsum("ephk,dhk->ephd", split, columns)
 
 
-def _reduce_batch(
-    adapter: Adapter, batch: Batch, reduce: Reduce, site: Site
-) -> Reduced:
-    found: list[Reduced] = []
-
-    def read(states: Tensor) -> None:
-        found.append(reduce(states, batch.mask))
-
-    with torch.inference_mode(), watched(adapter, site, read):
-        adapter.states(batch)
-    (reduced,) = found
-    if isinstance(reduced, Tensor):
-        return reduced.to("cpu")
-    return tuple(part.to("cpu") for part in reduced)
-
-
-def _row(reduced: Reduced, row: int, keep: Any) -> Reduced:
-    # Copied outside inference mode: the result is an ordinary tensor of its own size.
-    if isinstance(reduced, Tensor):
-        return reduced[row][keep].clone()
-    return tuple(part[row][keep].clone() for part in reduced)
-
-
 def _prefix(index: int, sequence: Sequence[int], position: int) -> Sequence[int]:
     length = len(sequence)
     if not -length <= position < length:
@@ -295,15 +305,12 @@ def target_losses(
         with torch.inference_mode():
             states = adapter.states(batch)
             return [
-                _loss(adapter, states[place], sequences[row], targets[row])
-                for place, row in enumerate(rows)
+                _loss(adapter, own, sequences[row], targets[row])
+                for own, row in zip(states, rows, strict=True)
             ]
 
-    order = longest_first(sequences)
-    found, _ = with_batch_halving(read_batch, order, batch_size)
-    losses = torch.empty(len(sequences), dtype=torch.float64)
-    losses[order] = torch.tensor(found, dtype=torch.float64)
-    return losses
+    losses = batched(read_batch, sequences, batch_size)
+    return torch.tensor(losses, dtype=torch.float64)
 
 
 def _loss(
@@ -355,26 +362,14 @@ def read_windows(
                 str(count),
                 "Read no more than the sequence has.",
             )
-    order = longest_first(sequences)
 
-    def read_batch(rows: Sequence[int]) -> list[Tensor]:
+    def split(rows: Sequence[int], _: Batch, states: Tensor) -> list[Reduced]:
         # Attention is causal, so what stands on the right of a row is never seen.
-        batch = pad([sequences[row] for row in rows], "right", adapter.device)
-        found: list[Tensor] = []
+        ends = [len(sequences[row]) for row in rows]
+        return [
+            reduce(part[end - counts[row] : end])
+            for row, end, part in zip(rows, ends, states, strict=True)
+        ]
 
-        def read(states: Tensor) -> None:
-            for row, part in zip(rows, states, strict=True):
-                end = len(sequences[row])
-                found.append(reduce(part[end - counts[row] : end]))
-
-        with torch.inference_mode(), watched(adapter, site, read):
-            adapter.states(batch)
-        # Copied outside inference mode: the results are ordinary tensors.
-        copies = [each.to("cpu").clone() for each in found]
-        for row, copy in zip(rows, copies, strict=True):
-            check_finite(copy, f"the states of sequence {row}")
-        return copies
-
-    results, _ = with_batch_halving(read_batch, order, batch_size)
-    by_sequence = dict(zip(order, results, strict=True))
-    return [by_sequence[row] for row in range(len(sequences))]
+    found = _read(adapter, sequences, split, site, batch_size)
+    return [values for values in found if isinstance(values, Tensor)]

@@ -18,10 +18,9 @@ from transformers.models.auto import modeling_auto
 
 from holdfast.errors import UnsupportedFamilyError
 from holdfast.models.batching import (
-    longest_first,
+    batched,
     pad,
     require_room,
-    with_batch_halving,
 )
 from holdfast.models.finite import check_finite, check_numbers
 from holdfast.models.loading.checkpoint import Checkpoint, find_whole
@@ -87,14 +86,14 @@ def load_scorer(
         UnsupportedFamilyError: If transformers has no such causal language model.
         ModelError: If weights are missing, damaged or do not fit the configuration.
     """
-    place = choose_device(device)
+    target = choose_device(device)
     checkpoint = _find(str(id_or_path), revision)
-    arithmetic = choose_dtype(dtype, place, checkpoint.config)
+    arithmetic = choose_dtype(dtype, target, checkpoint.config)
     tokenizer = read_tokenizer(checkpoint)
     kind = getattr(transformers, checkpoint.family.causal_class)
     # Models that cap their attention scores have no fused attention.
     attention = "sdpa" if kind._supports_sdpa else "eager"
-    model = read_model(checkpoint, arithmetic, place, attention=attention).eval()
+    model = read_model(checkpoint, arithmetic, target, attention=attention).eval()
     check_numbers(model, checkpoint.model_id)
     config = model.config.get_text_config()
     identity = identify(checkpoint, tokenizer, arithmetic)
@@ -119,14 +118,11 @@ def replies(
     """
     for index, prompt in enumerate(prompts):
         require_room(len(prompt), index, scorer.max_positions, max_tokens)
-    order = longest_first(prompts)
 
     def run(rows: Sequence[int]) -> list[Reply]:
         return _decode(scorer, [prompts[row] for row in rows], watch, max_tokens)
 
-    found, _ = with_batch_halving(run, order, batch_size)
-    by_prompt = dict(zip(order, found, strict=True))
-    return [by_prompt[row] for row in range(len(prompts))]
+    return batched(run, prompts, batch_size)
 
 
 def _find(name: str, revision: str | None) -> Checkpoint:

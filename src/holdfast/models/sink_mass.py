@@ -9,7 +9,7 @@ from torch import Tensor
 
 from holdfast.errors import InputError
 from holdfast.models.attention import ARGUMENT, SinkProbe, tapped
-from holdfast.models.batching import Side, longest_first, pad, with_batch_halving
+from holdfast.models.batching import Side, batched, pad
 from holdfast.models.finite import check_finite
 from holdfast.models.hidden_states import check_lengths
 from holdfast.models.model import Adapter
@@ -65,11 +65,11 @@ def read_sinks(
         # Copied outside inference mode, so that what is returned is ordinary.
         return list(zip(mass.clone(), seen.clone(), strict=True))
 
-    order = longest_first(sequences)
     with tapped(adapter.model):
-        found, _ = with_batch_halving(read, order, batch_size)
-    masses = torch.zeros((len(sequences), adapter.n_layers, adapter.n_heads))
-    seen = torch.zeros((len(sequences), adapter.n_layers), dtype=torch.long)
-    for row, (mass, count) in zip(order, found, strict=True):
-        masses[row], seen[row] = mass, count
-    return SinkReading(masses, seen)
+        found = batched(read, sequences, batch_size)
+    if not found:
+        layers, heads = adapter.n_layers, adapter.n_heads
+        return SinkReading(
+            torch.zeros((0, layers, heads)), torch.zeros((0, layers), dtype=torch.long)
+        )
+    return SinkReading(*(torch.stack(values) for values in zip(*found, strict=True)))

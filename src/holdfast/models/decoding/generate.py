@@ -18,7 +18,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from holdfast.errors import InputError, SettingsError
-from holdfast.models.batching import halving_batches, longest_first
+from holdfast.models.batching import longest_batches
 from holdfast.models.decoding.decoder import Decoder, Drawn, Job, fits_drafts
 from holdfast.models.decoding.row_state import Completion, Row, Rules, Sampling
 from holdfast.models.decoding.steps import (
@@ -90,13 +90,11 @@ def generate(
     )
     if observe is not None:
         jobs = [job._replace(draft=()) for job in jobs]
-    ordered = [jobs[i] for i in longest_first([job.read for job in jobs])]
-    batches = halving_batches(
-        lambda batch: _decode(adapter, rules, batch, edit, told, observe),
-        ordered,
-        batch_size,
-    )
-    return (completions for completions, _ in batches)
+
+    def decode(batch: Sequence[Job]) -> list[Completion]:
+        return _decode(adapter, rules, batch, edit, told, observe)
+
+    return longest_batches(decode, jobs, lambda job: job.read, batch_size)
 
 
 def decoding_steps(

@@ -18,7 +18,7 @@ from torch import Tensor
 from holdfast.data.chat.conversation import completion_spans
 from holdfast.data.chat.thinking import ThinkingFormat
 from holdfast.errors import SettingsError
-from holdfast.models.batching import halving_batches, longest_first, require_room
+from holdfast.models.batching import longest_batches, require_room
 from holdfast.models.decoding.row_state import Completion
 from holdfast.models.decoding.steps import Collected, Observe, Step, Trace
 from holdfast.models.diffusion.canvas import Canvas, Job
@@ -58,11 +58,11 @@ def denoise(
         EnvironmentProblem: If one row alone does not fit in memory.
     """
     jobs = _jobs(masked, prompts, sampler, gen_lengths)
-    ordered = [jobs[i] for i in longest_first([job.prompt for job in jobs])]
-    batches = halving_batches(
-        lambda batch: _decode(masked, batch, sampler, observe), ordered, batch_size
-    )
-    return (completions for completions, _ in batches)
+
+    def decode(batch: Sequence[Job]) -> list[Completion]:
+        return _decode(masked, batch, sampler, observe)
+
+    return longest_batches(decode, jobs, lambda job: job.prompt, batch_size)
 
 
 def denoising_steps(

@@ -13,7 +13,7 @@ from jaxtyping import Bool, Int
 from torch import Tensor
 
 from holdfast.errors import InputError
-from holdfast.models.batching import longest_first, pad, with_batch_halving
+from holdfast.models.batching import Batch, batched, pad
 from holdfast.models.decoding.steps import Collected, Look, Observe
 from holdfast.models.model import MaskedModel
 
@@ -68,14 +68,11 @@ def replay(
     """
     for place, script in enumerate(scripts):
         _check(masked, place, script)
-    order = longest_first([[*each.prompt, *each.response] for each in scripts])
 
     def batch(rows: Sequence[int]) -> list[Tensor]:
         return _replayed(masked, [scripts[row] for row in rows], observe())
 
-    found, _ = with_batch_halving(batch, order, batch_size)
-    by_script = dict(zip(order, found, strict=True))
-    return [by_script[row] for row in range(len(scripts))]
+    return batched(batch, [[*s.prompt, *s.response] for s in scripts], batch_size)
 
 
 def _check(masked: MaskedModel, place: int, script: Script) -> None:
@@ -119,14 +116,8 @@ def _look(masked: MaskedModel, stage: _Stage, step: int) -> Look:
     """Run the pass of a step and return what an observer may see of it."""
     hidden_yet = stage.real & (stage.committed_at >= step)
     text = stage.response.masked_fill(hidden_yet, masked.mask_id)
-    inputs = {"input_ids": torch.cat([stage.token_ids, text], 1)}
-    if not bool(stage.attended.all()):
-        positions = (stage.attended.long().cumsum(-1) - 1).clamp(min=0)
-        inputs |= {
-            "attention_mask": stage.attended.long(),
-            "position_ids": positions,
-        }
-    states: Tensor = masked.base(**inputs).last_hidden_state
+    token_ids = torch.cat([stage.token_ids, text], 1)
+    states = masked.states(Batch(token_ids, stage.attended, "left"))
     shift = int(masked.shift)
     n_rows = len(stage.real)
     rows = torch.arange(n_rows, device=stage.real.device)
