@@ -11,7 +11,7 @@ from holdfast.data.prompts import Prompt
 from holdfast.errors import InputError
 from holdfast.models.decoding.generate import longest_prompt
 from holdfast.models.decoding.row_state import Completion, Sampling
-from holdfast.models.diffusion.unmasking import Denoising
+from holdfast.models.diffusion.unmasking import UnmaskingSchedule
 from holdfast.models.model import Adapter, LanguageModel, MaskedModel
 from holdfast.models.stops import find_stops
 from holdfast.rollout.prompts import Asked, row_seed
@@ -199,7 +199,7 @@ class Fitting(NamedTuple):
 
 
 def fit_context(
-    speaker: LanguageModel, asked: Sequence[Question], how: Sampling | Denoising
+    speaker: LanguageModel, asked: Sequence[Question], how: Sampling | UnmaskingSchedule
 ) -> Fitting:
     """Leave out, and name, the questions that leave no room for an answer.
 
@@ -212,11 +212,13 @@ def fit_context(
     fitting = [each for each in asked if each.n_tokens <= most]
     if not fitting:
         shortest = min((each.n_tokens for each in asked), default=0)
-        flag = "--gen-length" if isinstance(how, Denoising) else "--max-answer"
+        if isinstance(how, UnmaskingSchedule):
+            limit, flag = how.gen_length, "--gen-length"
+        else:
+            limit, flag = how.max_answer, "--max-answer"
         raise InputError(
             f"prompts that leave room for an answer in {context} tokens",
-            f"none: the shortest has {shortest} tokens, and {flag} is "
-            f"{how.gen_length if isinstance(how, Denoising) else how.max_answer}",
+            f"none: the shortest has {shortest} tokens, and {flag} is {limit}",
             f"Take shorter prompts, or lower {flag}.",
         )
     notes = []
@@ -227,9 +229,9 @@ def fit_context(
     return Fitting(fitting, notes)
 
 
-def room_for_prompt(speaker: LanguageModel, how: Sampling | Denoising) -> int:
+def room_for_prompt(speaker: LanguageModel, how: Sampling | UnmaskingSchedule) -> int:
     """Return how many tokens a prompt may have, for an answer to fit behind it."""
-    if isinstance(how, Denoising):
+    if isinstance(how, UnmaskingSchedule):
         return speaker.max_positions - how.gen_length
     assert not isinstance(speaker, MaskedModel)
     return longest_prompt(speaker, how)

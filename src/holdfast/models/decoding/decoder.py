@@ -26,10 +26,10 @@ from holdfast.models.decoding.kv_cache import (
 )
 from holdfast.models.decoding.row_state import (
     Choice,
-    Row,
-    Rules,
+    GenerationState,
     Sampling,
-    choose,
+    StoppingRules,
+    sample_token,
     uniforms_of,
 )
 from holdfast.models.interventions import HeadEdit, LiveEdit, distinct, shared_rows
@@ -43,7 +43,7 @@ class Job(NamedTuple):
     prompt: tuple[int, ...]  # Tokens of the prompt.
     seed: int  # Seed of the row's random numbers.
     draft: tuple[int, ...]  # What it will probably say; may be empty.
-    rules: Rules  # When its thinking closes and it ends.
+    rules: StoppingRules  # When its thinking closes and it ends.
 
     @property
     def read(self) -> tuple[int, ...]:
@@ -66,12 +66,16 @@ class Decoder:
     """The rows of a batch that are still in the cache, side by side."""
 
     def __init__(
-        self, adapter: Adapter, rules: Rules, jobs: Sequence[Job], live: LiveEdit
+        self,
+        adapter: Adapter,
+        rules: StoppingRules,
+        jobs: Sequence[Job],
+        live: LiveEdit,
     ) -> None:
         """Put the prompts side by side; nothing is read yet."""
         self.adapter = adapter
         self.live = live
-        self.rows = [Row(job.place, job.prompt, job.rules) for job in jobs]
+        self.rows = [GenerationState(job.place, job.prompt, job.rules) for job in jobs]
         self.drafts = [job.draft for job in jobs]
         batch = pad([job.prompt for job in jobs], "left", adapter.device)
         self.token_ids, self.positions = batch.token_ids, batch.positions()
@@ -97,7 +101,7 @@ class Decoder:
             use_cache=True,
         ).last_hidden_state[:, -1]
         logits = self.adapter.lm_head(states)
-        chosen = choose(
+        chosen = sample_token(
             logits.to(self.desk, torch.float32),
             self.uniforms[:, self.step],
             self.sampling,
@@ -116,7 +120,7 @@ class Decoder:
         self.step += 1
         return Drawn(states, logits, self.token_ids, going)
 
-    def check_drafts(self) -> list[Row]:
+    def check_drafts(self) -> list[GenerationState]:
         """Read all drafts in one pass, and return the rows that end within them."""
         # Padding on the right needs no mask, which is the fast path of attention.
         read = [
@@ -155,7 +159,7 @@ class Decoder:
             self.uniforms = self.uniforms[keep.to(self.desk)].gather(1, places)
         return finished
 
-    def drop_finished(self) -> list[Row]:
+    def drop_finished(self) -> list[GenerationState]:
         """Take finished rows out of the cache once they are half of it."""
         going = [place for place, row in enumerate(self.rows) if row.finish is None]
         if 2 * len(going) > len(self.rows):
@@ -191,7 +195,7 @@ def fits_drafts(adapter: Adapter, edit: HeadEdit | None) -> bool:
 def take_drafts(
     adapter: Adapter,
     states: Float[Tensor, "example position d_model"],
-    rows: Sequence[Row],
+    rows: Sequence[GenerationState],
     drafts: Sequence[Sequence[int]],
     uniforms: Float[Tensor, "example step"],
     sampling: Sampling,
@@ -218,7 +222,7 @@ def take_drafts(
         places = places.clamp(max=states.shape[1] - 1).to(states.device)
         chosen_rows = torch.tensor(following, device=states.device)
         logits = adapter.lm_head(states[chosen_rows[:, None], places])
-        chosen = choose(
+        chosen = sample_token(
             logits.flatten(0, 1).to(uniforms.device, torch.float32),
             uniforms[chosen_rows.to(uniforms.device), step:stop].flatten(),
             sampling,
@@ -234,7 +238,7 @@ def take_drafts(
 
 
 def _follow(
-    row: Row,
+    row: GenerationState,
     draft: Sequence[int],
     choices: Sequence[Sequence[float]],
     step: int,

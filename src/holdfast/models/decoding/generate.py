@@ -20,13 +20,18 @@ from torch import Tensor
 from holdfast.errors import InputError, SettingsError
 from holdfast.models.batching import longest_batches
 from holdfast.models.decoding.decoder import Decoder, Drawn, Job, fits_drafts
-from holdfast.models.decoding.row_state import Completion, Row, Rules, Sampling
+from holdfast.models.decoding.row_state import (
+    Completion,
+    GenerationState,
+    Sampling,
+    StoppingRules,
+)
 from holdfast.models.decoding.steps import (
     NOTHING,
     Collected,
-    Look,
     Observe,
     Step,
+    StepView,
     Trace,
 )
 from holdfast.models.interventions import HeadEdit, scale_heads
@@ -127,7 +132,7 @@ def _prepare(
     drafts: Sequence[Sequence[int]] | None = None,
     *,
     thinking_done: bool,
-) -> tuple[Rules, list[Job]]:
+) -> tuple[StoppingRules, list[Job]]:
     """Check what `generate` is given; return the rules of all rows, and their jobs."""
     _require_tokenizer(adapter)
     stops = adapter.stop_ids if stop_ids is None else frozenset(stop_ids)
@@ -172,9 +177,9 @@ def _rules(
     stops: frozenset[int],
     *,
     thinking_done: bool,
-) -> Rules:
+) -> StoppingRules:
     thinking = None if thinking_done else adapter.thinking
-    return Rules(adapter.tokenizer, thinking, sampling, stops)
+    return StoppingRules(adapter.tokenizer, thinking, sampling, stops)
 
 
 def _require_tokenizer(adapter: LanguageModel) -> None:
@@ -188,7 +193,7 @@ def _require_tokenizer(adapter: LanguageModel) -> None:
 
 def _job(
     adapter: Adapter,
-    rules: Rules,
+    rules: StoppingRules,
     index: int,
     prompt: str | Sequence[int],
     seed: int,
@@ -215,19 +220,21 @@ class Pass(NamedTuple):
     """One pass of a batch: a token for each of its rows."""
 
     number: int  # Number of the step, from 0.
-    rows: Sequence[Row]  # The rows that were in the batch, which may have ended.
+    rows: Sequence[
+        GenerationState
+    ]  # The rows that were in the batch, which may have ended.
     drawn: Drawn  # What each of them drew.
     seen: Tensor | None  # What the observer returned; None without one.
 
 
 def _passes(
     adapter: Adapter,
-    rules: Rules,
+    rules: StoppingRules,
     jobs: Sequence[Job],
     edit: HeadEdit | None,
     told: Callable[[Tick], None] | None = None,
     observe: Observe | None = None,
-    finished: list[Row] | None = None,
+    finished: list[GenerationState] | None = None,
 ) -> Generator[Pass, None, None]:
     """Yield every pass of a batch, and put the rows that have ended into a list."""
     if not jobs:
@@ -257,13 +264,13 @@ def _passes(
 
 def _decode(
     adapter: Adapter,
-    rules: Rules,
+    rules: StoppingRules,
     jobs: Sequence[Job],
     edit: HeadEdit | None,
     told: Callable[[Tick], None] | None,
     observe: Observe | None,
 ) -> list[Completion]:
-    finished: list[Row] = []
+    finished: list[GenerationState] = []
     observed, confidence = Collected(), Collected()
     passes = _passes(adapter, rules, jobs, edit, told, observe, finished)
     with torch.inference_mode(), closing(passes):
@@ -313,13 +320,13 @@ def _steps(jobs: Sequence[Job], passes: Iterator[Pass]) -> Iterator[Step]:
 
 
 def _look(
-    number: int, numbers: Sequence[int], rows: Sequence[Row], drawn: Drawn
-) -> Look:
+    number: int, numbers: Sequence[int], rows: Sequence[GenerationState], drawn: Drawn
+) -> StepView:
     states = drawn.states[:, None]
     device = states.device
     fresh = torch.tensor(drawn.going, device=device)[:, None]
     answering = [row.answering for row in rows]
-    return Look(
+    return StepView(
         kind="autoregressive",
         step=number,
         rows=torch.tensor(numbers, device=device),

@@ -104,7 +104,7 @@ class Choice(NamedTuple):
 
 
 @dataclass(frozen=True)
-class Rules:
+class StoppingRules:
     """When thinking closes and a row ends; each row has them within its own room."""
 
     tokenizer: Any  # Tokenizer of the model.
@@ -137,7 +137,7 @@ class Rules:
         spare = max(0, self.sampling.max_thinking - 1)
         return self.budget - spare
 
-    def within(self, room: int) -> "Rules":
+    def within(self, room: int) -> "StoppingRules":
         """Return the rules of a row that has so much room, at least `least` tokens.
 
         What is missing is taken from its thinking; the answer keeps its limit.
@@ -174,10 +174,12 @@ class Rules:
         )
 
 
-class Row:
+class GenerationState:
     """A prompt and what has been written after it so far."""
 
-    def __init__(self, index: int, prompt: tuple[int, ...], rules: Rules) -> None:
+    def __init__(
+        self, index: int, prompt: tuple[int, ...], rules: StoppingRules
+    ) -> None:
         """Start with a prompt; a thinking limit of 0 closes the thinking at once."""
         self.index = index
         self.n_prompt = len(prompt)
@@ -292,7 +294,7 @@ class Chosen(NamedTuple):
     margins: Float[Tensor, "example"]
 
 
-def choose(
+def sample_token(
     logits: Float[Tensor, "example vocab"],
     uniforms: Float[Tensor, "example"],
     sampling: Sampling,
@@ -305,7 +307,7 @@ def choose(
 
     Returns:
         Tokens, gaps of the two largest logits, and margins of the random numbers. The
-        gap is not a number where a logit is not finite; `Row.push` stops there.
+        gap is not a number where a logit is not finite; `push` stops there.
     """
     top = logits.topk(2, dim=-1)
     gaps = (top.values[:, 0] - top.values[:, 1]).double()

@@ -22,8 +22,8 @@ from holdfast.data.chat.thinking import thinking_format
 from holdfast.errors import SettingsError, UnsupportedFamilyError
 from holdfast.models.batching import require_room
 from holdfast.models.decoding.row_state import Completion
-from holdfast.models.decoding.steps import NOTHING, Look, Observe, Trace
-from holdfast.models.diffusion.denoise import Reading, as_completion
+from holdfast.models.decoding.steps import NOTHING, Observe, StepView, Trace
+from holdfast.models.diffusion.denoise import ResponseFormat, as_completion
 from holdfast.models.finite import check_numbers
 from holdfast.models.loading.checkpoint import find_whole
 from holdfast.models.loading.families import Family, check_precision
@@ -62,7 +62,7 @@ class DiffusionGemma:
     # The norm after the decoder's last block. The encoder has one of its own, which
     # shares its weight and is not this module.
     final_norm: nn.Module
-    reading: Reading  # How its responses are read.
+    reading: ResponseFormat  # How its responses are read.
     canvas_length: int  # Tokens of a canvas.
     max_positions: int  # Longest sequence the model is sound for.
     identity: ModelIdentity  # What a study records about the model.
@@ -99,7 +99,7 @@ def load_diffusion_gemma(
     return DiffusionGemma(
         model=model,
         final_norm=model.model.decoder.norm,
-        reading=Reading(tokenizer, thinking, stops),
+        reading=ResponseFormat(tokenizer, thinking, stops),
         canvas_length=int(model.config.canvas_length),
         max_positions=int(config.max_position_embeddings),
         identity=identity,
@@ -237,7 +237,7 @@ class Watch:
         ]
         before = torch.stack(here).any(0) if here else torch.zeros_like(accepted)
         if self.observe is not None:
-            look = Look(
+            look = StepView(
                 kind="diffusion",
                 step=number,
                 rows=torch.zeros(1, dtype=torch.long, device=self.states.device),

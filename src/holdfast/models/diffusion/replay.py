@@ -14,7 +14,7 @@ from torch import Tensor
 
 from holdfast.errors import InputError
 from holdfast.models.batching import Batch, batched, pad
-from holdfast.models.decoding.steps import Collected, Look, Observe
+from holdfast.models.decoding.steps import Collected, Observe, StepView
 from holdfast.models.model import MaskedModel
 
 Scripts = Sequence["Script"]
@@ -112,7 +112,7 @@ def _set(masked: MaskedModel, scripts: Scripts) -> _Stage:
     )
 
 
-def _look(masked: MaskedModel, stage: _Stage, step: int) -> Look:
+def _look(masked: MaskedModel, stage: _Stage, step: int) -> StepView:
     """Run the pass of a step and return what an observer may see of it."""
     hidden_yet = stage.real & (stage.committed_at >= step)
     text = stage.response.masked_fill(hidden_yet, masked.mask_id)
@@ -121,7 +121,7 @@ def _look(masked: MaskedModel, stage: _Stage, step: int) -> Look:
     shift = int(masked.shift)
     n_rows = len(stage.real)
     rows = torch.arange(n_rows, device=stage.real.device)
-    return Look(
+    return StepView(
         kind="diffusion",
         step=step,
         rows=rows,

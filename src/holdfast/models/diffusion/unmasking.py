@@ -25,7 +25,7 @@ RANKINGS: tuple[Remasking, ...] = ("low_confidence", "random", "entropy", "margi
 
 
 @dataclass(frozen=True, kw_only=True)
-class Denoising:
+class UnmaskingSchedule:
     """How a masked-diffusion model decodes."""
 
     gen_length: int = 128  # Tokens of the response.
@@ -82,7 +82,7 @@ class Denoising:
                 raise SettingsError(expected, str(found), "Change that setting.")
         self.plan(self.gen_length)
 
-    def plan(self, gen_length: int) -> "Plan":
+    def plan(self, gen_length: int) -> "StepPlan":
         """Return how many tokens each step commits to, and up to where.
 
         Raises:
@@ -99,7 +99,7 @@ class Denoising:
             )
         n_blocks = gen_length // block
         if self.steps is None:
-            return Plan(block, (), ())
+            return StepPlan(block, (), ())
         if self.steps % n_blocks or self.steps > gen_length:
             raise SettingsError(
                 f"steps that are a multiple of the {n_blocks} blocks, and at most "
@@ -111,10 +111,10 @@ class Denoising:
         least, more = divmod(block, per_block)
         quotas = chain(repeat(least + 1, more), repeat(least, per_block - more))
         ends = (block * (step // per_block + 1) for step in range(self.steps))
-        return Plan(block, tuple(quotas) * n_blocks, tuple(ends))
+        return StepPlan(block, tuple(quotas) * n_blocks, tuple(ends))
 
 
-class Plan(NamedTuple):
+class StepPlan(NamedTuple):
     """What each step of one row does."""
 
     block: int  # Tokens of a block.
@@ -138,7 +138,7 @@ class Predicted(NamedTuple):
 
 def predict(
     logits: Float[Tensor, "position vocab"],
-    sampler: Denoising,
+    sampler: UnmaskingSchedule,
     generator: torch.Generator | None = None,
 ) -> Predicted:
     """Predict a token at each position.
