@@ -34,7 +34,6 @@ def baking(
     directory: Path,
     *,
     provenance: Mapping[str, Any],
-    max_shard_size: str | int = MAX_SHARD_SIZE,
 ) -> Iterator[Path]:
     """Bake a model into a directory beside its final place, to be tried out first.
 
@@ -57,30 +56,10 @@ def baking(
     _check_edit(adapter, edit)
     with staging(directory) as staged:
         with writing(directory):
-            _write(adapter, edit, staged, max_shard_size)
+            _write(adapter, edit, staged)
             record = _record(adapter, edit) | {"provenance": dict(provenance)}
             atomic_write_json(staged / PROVENANCE, record)
         yield staged
-
-
-def bake(
-    adapter: Adapter,
-    edit: HeadEdit,
-    directory: Path,
-    *,
-    provenance: Mapping[str, Any],
-    max_shard_size: str | int = MAX_SHARD_SIZE,
-) -> Path:
-    """Bake a model without trying it out first (see `baking`).
-
-    Raises:
-        HoldfastError: As `baking`.
-    """
-    with baking(
-        adapter, edit, directory, provenance=provenance, max_shard_size=max_shard_size
-    ):
-        pass
-    return directory
 
 
 def edited_heads(edit: HeadEdit) -> list[dict[str, int | float]]:
@@ -109,9 +88,7 @@ def _check_edit(adapter: Adapter, edit: HeadEdit) -> None:
         )
 
 
-def _write(
-    adapter: Adapter, edit: HeadEdit, directory: Path, max_shard_size: str | int
-) -> None:
+def _write(adapter: Adapter, edit: HeadEdit, directory: Path) -> None:
     state = adapter.model.state_dict()
     names = {id(module): name for name, module in adapter.model.named_modules()}
     for layer in torch.argwhere((edit.factors != 1).any(-1))[:, 0].tolist():
@@ -120,7 +97,7 @@ def _write(
         state[key] = _scaled(projection.weight, edit.factors[layer])
     with quietly():
         adapter.model.save_pretrained(
-            directory, state_dict=state, max_shard_size=max_shard_size
+            directory, state_dict=state, max_shard_size=MAX_SHARD_SIZE
         )
     if adapter.tokenizer is not None:
         adapter.tokenizer.save_pretrained(directory)

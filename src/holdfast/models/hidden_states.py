@@ -56,11 +56,8 @@ def watched(
     def hook(_: nn.Module, arguments: tuple[Any, ...], output: Any) -> None:
         read((output[0] if isinstance(output, tuple) else output).float())
 
-    handle = module.register_forward_hook(hook)
-    try:
+    with module.register_forward_hook(hook):
         yield
-    finally:
-        handle.remove()
 
 
 def read_states(

@@ -233,7 +233,7 @@ def scale_heads(
                 # Placed once here rather than in each pass.
                 live.columns[layer] = columns.to(projection.weight)
                 hook = _scaler(layer, edit.renormalise, live)
-                stack.callback(projection.register_forward_pre_hook(hook).remove)
+                stack.enter_context(projection.register_forward_pre_hook(hook))
         yield live
 
 
@@ -315,11 +315,8 @@ def shared_rows(
         others = {name: copied(value) for name, value in named.items()}
         return (states[copy_of.to(states.device)], *rest), others
 
-    handle = adapter.layers[layer].register_forward_pre_hook(copy, with_kwargs=True)
-    try:
+    with adapter.layers[layer].register_forward_pre_hook(copy, with_kwargs=True):
         yield
-    finally:
-        handle.remove()
 
 
 def distinct(

@@ -34,9 +34,5 @@ def library_errors(
                 "that memory ran out",
                 "Use a 16-bit --dtype, a smaller model or a larger machine.",
             ) from error
-        raise kind(expected, in_one_line(error), next_step) from error
-
-
-def in_one_line(error: BaseException) -> str:
-    """Return the kind of an error and what it says, without line breaks."""
-    return f"{type(error).__name__}: {' '.join(str(error).split())[:LONGEST]}"
+        said = f"{type(error).__name__}: {' '.join(str(error).split())[:LONGEST]}"
+        raise kind(expected, said, next_step) from error

@@ -23,10 +23,10 @@ from holdfast.models.batching import (
     require_room,
 )
 from holdfast.models.finite import check_finite, check_numbers
-from holdfast.models.loading.checkpoint import Checkpoint, find_whole
+from holdfast.models.loading.checkpoint import Checkpoint, find_checkpoint
 from holdfast.models.loading.families import Family, names_in
-from holdfast.models.loading.parts import DtypeName, choose_device, choose_dtype
-from holdfast.models.loading.weights import identify, read_model, read_tokenizer
+from holdfast.models.loading.parts import DtypeName, choose_device, open_model
+from holdfast.models.loading.weights import read_tokenizer
 from holdfast.models.model import ModelIdentity
 
 
@@ -88,15 +88,14 @@ def load_scorer(
     """
     target = choose_device(device)
     checkpoint = _find(str(id_or_path), revision)
-    arithmetic = choose_dtype(dtype, target, checkpoint.config)
-    tokenizer = read_tokenizer(checkpoint)
     kind = getattr(transformers, checkpoint.family.causal_class)
     # Models that cap their attention scores have no fused attention.
     attention = "sdpa" if kind._supports_sdpa else "eager"
-    model = read_model(checkpoint, arithmetic, target, attention=attention).eval()
+    model, tokenizer, identity = open_model(
+        checkpoint, target, dtype, read_tokenizer, attention=attention
+    )
     check_numbers(model, checkpoint.model_id)
     config = model.config.get_text_config()
-    identity = identify(checkpoint, tokenizer, arithmetic)
     return Scorer(model, tokenizer, identity, int(config.max_position_embeddings))
 
 
@@ -126,7 +125,7 @@ def replies(
 
 
 def _find(name: str, revision: str | None) -> Checkpoint:
-    return find_whole(name, revision, _family)
+    return find_checkpoint(name, revision, _family, whole=True)
 
 
 def _family(config: Mapping[str, Any], source: str) -> Family:

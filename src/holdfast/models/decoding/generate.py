@@ -134,8 +134,8 @@ def _prepare(
     thinking_done: bool,
 ) -> tuple[StoppingRules, list[Job]]:
     """Check what `generate` is given; return the rules of all rows, and their jobs."""
-    _require_tokenizer(adapter)
     stops = adapter.stop_ids if stop_ids is None else frozenset(stop_ids)
+    rules = _rules(adapter, sampling, stops, thinking_done=thinking_done)
     if not stops:
         raise InputError(
             "a token that ends an answer",
@@ -143,7 +143,6 @@ def _prepare(
             "Add `eos_token_id` to the model's generation_config.json.",
         )
     _check_rows(edit, drafts, len(prompts))
-    rules = _rules(adapter, sampling, stops, thinking_done=thinking_done)
     known = drafts if drafts is not None and fits_drafts(adapter, edit) else ()
     jobs = [
         _job(adapter, rules, index, prompt, seed, known[index] if known else ())
@@ -166,7 +165,6 @@ def longest_prompt(
     Raises:
         InputError: If there is no tokenizer.
     """
-    _require_tokenizer(adapter)
     rules = _rules(adapter, sampling, frozenset(), thinking_done=thinking_done)
     return adapter.max_positions - rules.least
 
@@ -178,17 +176,14 @@ def _rules(
     *,
     thinking_done: bool,
 ) -> StoppingRules:
-    thinking = None if thinking_done else adapter.thinking
-    return StoppingRules(adapter.tokenizer, thinking, sampling, stops)
-
-
-def _require_tokenizer(adapter: LanguageModel) -> None:
     if adapter.tokenizer is None:
         raise InputError(
             "a tokenizer to read prompts and write answers",
             f"none with {adapter.identity.model_id}",
             "Give `adapt` the tokenizer of the model.",
         )
+    thinking = None if thinking_done else adapter.thinking
+    return StoppingRules(adapter.tokenizer, thinking, sampling, stops)
 
 
 def _job(

@@ -16,10 +16,9 @@ from torch import Tensor
 
 from holdfast.data.chat.conversation import Spans, completion_spans
 from holdfast.data.chat.thinking import ThinkingFormat
-from holdfast.errors import SettingsError
 from holdfast.models.decoding.steps import Trace
 from holdfast.models.finite import not_finite
-from holdfast.ranges import require_finite
+from holdfast.ranges import require_all, require_finite
 
 Finish = Literal["stop", "length"]
 
@@ -42,9 +41,7 @@ class Sampling:
             ("0 or more thinking tokens", self.max_thinking, self.max_thinking >= 0),
             ("1 or more answer tokens", self.max_answer, self.max_answer >= 1),
         )
-        for expected, found, holds in rules:
-            if not holds:
-                raise SettingsError(expected, str(found), "Change that setting.")
+        require_all(rules)
 
 
 class Drafting(NamedTuple):

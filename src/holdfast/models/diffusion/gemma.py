@@ -25,15 +25,15 @@ from holdfast.models.decoding.row_state import Completion
 from holdfast.models.decoding.steps import NOTHING, Observe, StepView, Trace
 from holdfast.models.diffusion.denoise import ResponseFormat, as_completion
 from holdfast.models.finite import check_numbers
-from holdfast.models.loading.checkpoint import find_whole
+from holdfast.models.loading.checkpoint import find_checkpoint
 from holdfast.models.loading.families import Family, check_precision
 from holdfast.models.loading.parts import (
     DtypeName,
     check_tokenizer,
     choose_device,
-    choose_dtype,
+    open_model,
 )
-from holdfast.models.loading.weights import identify, read_model, read_tokenizer
+from holdfast.models.loading.weights import read_tokenizer
 from holdfast.models.model import ModelIdentity, encode
 from holdfast.models.stops import find_stops
 
@@ -85,15 +85,12 @@ def load_diffusion_gemma(
         UnsupportedFamilyError: If it is another model, or this version of
             transformers does not have the class.
     """
-    place = choose_device(device)
-    checkpoint = find_whole(id_or_path, revision, _family)
-    arithmetic = choose_dtype(dtype, place, checkpoint.config)
-    tokenizer = read_tokenizer(checkpoint)
-    model = read_model(checkpoint, arithmetic, place).eval()
+    target = choose_device(device)
+    checkpoint = find_checkpoint(id_or_path, revision, _family, whole=True)
+    model, tokenizer, identity = open_model(checkpoint, target, dtype, read_tokenizer)
     check_numbers(model, checkpoint.model_id)
     config = model.config.get_text_config()
     check_tokenizer(tokenizer, config.vocab_size, checkpoint.model_id)
-    identity = identify(checkpoint, tokenizer, arithmetic)
     thinking = thinking_format(tokenizer)
     stops = find_stops(model, tokenizer, thinking).ids
     return DiffusionGemma(
@@ -304,7 +301,7 @@ def watching(
             (final_norm, watch.see_states),
             (model.lm_head, watch.see_logits),
         ):
-            stack.callback(module.register_forward_hook(hook).remove)
+            stack.enter_context(module.register_forward_hook(hook))
         model._prepare_sampler = prepared
         stack.callback(lambda: delattr(model, "_prepare_sampler"))
         yield watch

@@ -18,7 +18,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from holdfast.errors import SettingsError
-from holdfast.ranges import require_finite
+from holdfast.ranges import require_all, require_finite
 
 Remasking = Literal["low_confidence", "random", "entropy", "margin"]
 RANKINGS: tuple[Remasking, ...] = ("low_confidence", "random", "entropy", "margin")
@@ -77,9 +77,7 @@ class UnmaskingSchedule:
                 adaptive or (self.steps or 0) >= 1,
             ),
         )
-        for expected, found, holds in rules:
-            if not holds:
-                raise SettingsError(expected, str(found), "Change that setting.")
+        require_all(rules)
         self.plan(self.gen_length)
 
     def plan(self, gen_length: int) -> "StepPlan":

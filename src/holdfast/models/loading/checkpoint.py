@@ -75,11 +75,17 @@ class Checkpoint(NamedTuple):
 
 
 def find_checkpoint(
-    id_or_path: str | Path, revision: str | None, check: Check = family_of
+    id_or_path: str | Path,
+    revision: str | None,
+    check: Check = family_of,
+    *,
+    whole: bool = False,
 ) -> Checkpoint:
     """Find a model by directory or Hub id, and refuse what does not fit.
 
     `check`: Returns the family of a configuration, or refuses it by name.
+
+    `whole`: Whether an adapter is refused.
 
     Raises:
         InputError: If it names no model, or its configuration cannot be read.
@@ -89,22 +95,10 @@ def find_checkpoint(
     model = locate(str(id_or_path), revision, check)
     if not (model.directory / ADAPTER_CONFIG).is_file():
         return _checkpoint(model, model, None, check)
+    if whole:
+        raise _no_whole_model(model.directory)
     base = _find_base(model.directory, check)
     return _checkpoint(model, base, model.directory, check)
-
-
-def find_whole(
-    id_or_path: str | Path, revision: str | None, check: Check
-) -> Checkpoint:
-    """Find a model as `find_checkpoint` does, and refuse an adapter.
-
-    Raises:
-        HoldfastError: As `find_checkpoint` does, and `require_whole`.
-    """
-    model = locate(str(id_or_path), revision, check)
-    if (model.directory / ADAPTER_CONFIG).is_file():
-        raise _no_whole_model(model.directory)
-    return _checkpoint(model, model, None, check)
 
 
 def require_whole(checkpoint: Checkpoint) -> None:
