@@ -131,20 +131,17 @@ def _read(
 
         with torch.inference_mode(), watched(adapter, site, read):
             adapter.states(batch)
-        copies = [_copied(part) for part in parts]
+        # Copied outside inference mode: ordinary tensors, each of its own size.
+        copies: list[Reduced] = [
+            part.clone() if isinstance(part, Tensor) else tuple(x.clone() for x in part)
+            for part in parts
+        ]
         for index, part in zip(rows, copies, strict=True):
             for values in [part] if isinstance(part, Tensor) else part:
                 check_finite(values, f"the states of sequence {index}")
         return copies
 
     return batched(read_batch, sequences, batch_size)
-
-
-def _copied(part: Reduced) -> Reduced:
-    # Copied outside inference mode: the result is an ordinary tensor of its own size.
-    if isinstance(part, Tensor):
-        return part.to("cpu").clone()
-    return tuple(each.to("cpu").clone() for each in part)
 
 
 def project_states(
@@ -364,7 +361,7 @@ def read_windows(
         # Attention is causal, so what stands on the right of a row is never seen.
         ends = [len(sequences[row]) for row in rows]
         return [
-            reduce(part[end - counts[row] : end])
+            reduce(part[end - counts[row] : end]).to("cpu")
             for row, end, part in zip(rows, ends, states, strict=True)
         ]
 

@@ -108,7 +108,7 @@ class Decoder:
         )
         # One table, so that an accelerator is waited for once a step.
         table = torch.stack([chosen.tokens.double(), *chosen[1:]], -1).tolist()
-        going = tuple(row.finish is None for row in self.rows)
+        going = tuple([row.finish is None for row in self.rows])
         taken = [
             # A finished row runs along, unread, until the cache is compacted.
             0 if row.finish else row.push(Choice(int(token), gap, margin))

@@ -234,25 +234,27 @@ def _passes(
     """Yield every pass of a batch, and put the rows that have ended into a list."""
     if not jobs:
         return
-    told = told or (lambda _: None)
     finished = [] if finished is None else finished
     number_of = {job.place: number for number, job in enumerate(jobs)}
     with scale_heads(adapter, edit, [job.place for job in jobs]) as live:
         decoder = Decoder(adapter, rules, jobs, live)
         if any(job.draft for job in jobs):
             finished += decoder.check_drafts()
-            read = sum(len(job.read) for job in jobs)
-            told(Tick(len(finished), 0, read, is_prompt=True))
+            if told is not None:
+                read = sum(len(job.read) for job in jobs)
+                told(Tick(len(finished), 0, read, is_prompt=True))
         while decoder.rows:
             rows, number, read = decoder.rows, decoder.step, decoder.token_ids.numel()
             drawn, seen = decoder.advance(), None
             if observe is not None:
                 numbers = [number_of[row.index] for row in rows]
                 seen = observe(_look(number, numbers, rows, drawn))
-            going = sum(drawn.going)
-            left = sum(row.finish is None for row in rows)
-            first = number == 0 and read > going
-            told(Tick(going - left, going, read, is_prompt=first))
+            if told is not None:
+                going = sum(drawn.going)
+                # A list, since a generator costs a call for each row and step.
+                left = sum([row.finish is None for row in rows])
+                first = number == 0 and read > going
+                told(Tick(going - left, going, read, is_prompt=first))
             finished += decoder.drop_finished()
             yield Pass(number, rows, drawn, seen)
 
