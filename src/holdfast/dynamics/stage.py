@@ -125,7 +125,7 @@ def _fit(
         "filtered": not settings.unfiltered,
         "judge": JUDGE_ID,
     }
-    state, _ = study.stage(FIT, key, inputs)
+    state, _ = study.begin(FIT, key, inputs)
     if state == "done":
         session.progress.say("The anchors are there and up to date.")
         return
@@ -206,7 +206,7 @@ def _read(
     if with_probe:
         inputs[tensors_name] = study.input_hash(tensors_name)
     key = {"settings": settings, "anchors": hashes}
-    state, _ = study.stage(STAGE, key, inputs)
+    state, _ = study.begin(STAGE, key, inputs)
     if state == "done":
         session.progress.say("The signal is there and up to date.")
         return dict(study.read_json(SUMMARY))

@@ -182,7 +182,7 @@ def judge(
         "calibration": calibration,
         "thinking": flags.judge_thinking,
     }
-    state, _ = study.stage(JUDGE, key, inputs)
+    state, _ = study.begin(JUDGE, key, inputs)
     if state == "done":
         progress.say(f"{EVALUATION} is there and up to date.")
         return dict(study.read_json(SUMMARY))

@@ -57,7 +57,7 @@ def fit(study: Study, settings: GuardFitSettings, session: Session) -> dict[str,
     """
     inputs = {name: study.input_hash(name) for name in (SIGNAL, ROLLOUTS)}
     seed = study_seed(study)
-    state, _ = study.stage(FIT, settings, inputs)
+    state, _ = study.begin(FIT, settings, inputs)
     if state != "done":
         seen = read_seen(study)
         rows = fit_rows(seen, wrapped=settings.wrapped)
@@ -128,7 +128,7 @@ def evaluate(
     # Where another study lies is no part of the result, so its hash is a setting.
     hashes = {each.directory.name: each.input_hash(SIGNAL) for each in opened}
     key = {"settings": settings, "others": hashes}
-    state, _ = study.stage(EVALUATE, key, inputs)
+    state, _ = study.begin(EVALUATE, key, inputs)
     if state == "done":
         session.progress.say("The detectors have been tried, and nothing has changed.")
         return dict(study.read_json(OUTPUT))

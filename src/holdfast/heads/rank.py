@@ -63,7 +63,7 @@ def run(study: Study, settings: HeadsSettings, session: Session) -> dict[str, An
     _require_thinking(study)
     published = names("published")
     inputs = {name: study.input_hash(name) for name in (ROLLOUTS, *published)}
-    state, _ = study.stage(STAGE, settings, inputs)
+    state, _ = study.begin(STAGE, settings, inputs)
     if state == "done":
         session.progress.say("The heads are ranked and up to date.")
         return dict(study.read_json(SUMMARY))
