@@ -10,7 +10,16 @@ from rich.markup import escape
 
 from holdfast.report import text
 from holdfast.report.schema import Figure
-from holdfast.report.section import Section, Table, table_of
+from holdfast.report.section import (
+    Cell,
+    Number,
+    Paragraph,
+    Part,
+    Section,
+    Sentences,
+    Table,
+    table_of,
+)
 from holdfast.report.terminal import print_lines, print_table
 from holdfast.report.text import (
     RARE,
@@ -142,14 +151,15 @@ def calibrated(block: Mapping[str, Any]) -> str:
     )
 
 
-def judge_sentences(
-    judge: Mapping[str, Any], calibration: Mapping[str, Any] | None
-) -> list[str]:
-    """Say who judged, and what that is worth."""
+def judge_sentences(judge: Mapping[str, Any], block: Mapping[str, Any]) -> list[str]:
+    """Say who judged, and what that is worth.
+
+    `block`: Has `calibration`.
+    """
     model = f", with {clean(judge['model'])}" if judge["model"] else ""
     return [
         f"Judge: {clean(judge['label'])}, which measures {judge['measures']}{model}.",
-        calibrated({"calibration": calibration}),
+        calibrated(block),
     ]
 
 
@@ -185,7 +195,7 @@ def told(block: Mapping[str, Any]) -> list[str]:
     forced = sum(row.get("forced", 0) for row in block["rows"])
     edits = [key for key, found in generation["edits"].items() if found]
     said = [
-        *judge_sentences(block["judge"], block["calibration"]),
+        *judge_sentences(block["judge"], block),
         *block["notes"],
         f"Answers were drawn {_drawn(sampling)}, {generation['samples']} for each "
         f"prompt, {_room(sampling)}; {cut} were cut at the limit, and the thinking of "
@@ -197,6 +207,47 @@ def told(block: Mapping[str, Any]) -> list[str]:
     if edits:
         said.append(f"The model was edited: {' and '.join(edits)}.")
     return said
+
+
+def section(block: Mapping[str, Any]) -> Section:
+    """Return what the page shows of an evaluation."""
+    several = len({row["suite"] for row in block["rows"]}) > 1
+    measured = [row["outcomes"] for row in block["rows"] if row["outcomes"]]
+    columns = outcome_columns(measured)
+    rows: list[list[Cell]] = [
+        [
+            name(row, several=several),
+            *(_share(row["outcomes"], key) for key in columns),
+            Number(row["figure"], share=True, count=True),
+        ]
+        for row in block["rows"]
+    ]
+    sums = {"Measure": lambda fact: fact[0], "Value": lambda fact: _share(*fact[1:])}
+    tasks = [
+        (title(path.replace(".", ": ")), text.scalar(leaf))
+        for path, leaf in text.flatten(block["lm_eval"])
+    ]
+    parts: list[Part | None] = [
+        table_of("Sums of the evaluation", facts(block), sums, style="narrow"),
+        Paragraph(
+            "One row per condition. A request with any success counts once, however "
+            "many attacks were tried on it, so that share grows with their number."
+        ),
+        Table(
+            "Answers by suite and attack",
+            ("Requests", *columns.values(), "Counts for"),
+            rows,
+        ),
+        Sentences(told(block)),
+        Table("lm-eval", (), tasks, "pairs") if tasks else None,
+    ]
+    return Section("Evaluation on suites", parts, "evaluation", "Suites")
+
+
+def _share(found: Mapping[str, Any] | None, key: str | None = None) -> Cell:
+    if not found:
+        return ""
+    return Number(found if key is None else found[key], share=True, count=True)
 
 
 def print_evaluation(block: Mapping[str, Any]) -> None:
