@@ -23,7 +23,7 @@ from holdfast.judges.verdict import Verdict
 from holdfast.report.schema import validate
 from holdfast.rollout import sampling
 from holdfast.rollout.answers import as_asked, with_verdict
-from holdfast.rollout.rows import attack_success, from_table
+from holdfast.rollout.rows import attack_block, from_table
 from holdfast.rollout.session import Session
 from holdfast.study import Study
 
@@ -313,7 +313,7 @@ def test_a_judge_of_harm_alone_says_nothing_of_harmless_requests(by_rules):
     for row in judged:
         if row.label == "benign" and row.verdict != "degenerate":
             assert (row.verdict, row.reason) == ("unparsed", HARM_ALONE)
-    assert attack_success(judged, "harmful", 0).value == 1.0
+    assert attack_block(judged, 0)["harmful"]["value"] == 1.0
 
 
 def test_a_guard_takes_the_place_of_the_model_and_gives_it_back(
