@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import pyarrow as pa
 
@@ -13,7 +13,7 @@ from holdfast.models.diffusion.denoise import denoise
 from holdfast.models.diffusion.unmasking import Denoising
 from holdfast.models.interventions import HeadEdit
 from holdfast.models.model import MaskedModel
-from holdfast.report.progress import Progress, Tick
+from holdfast.report.progress import Tick
 from holdfast.rollout.cost import estimate, pace_sentence, step_work
 from holdfast.rollout.questions import (
     Answered,
@@ -26,7 +26,8 @@ from holdfast.rollout.questions import (
 from holdfast.rollout.session import Session
 from holdfast.rollout.settings import RolloutSettings
 from holdfast.study import Study
-from holdfast.study.batches import ROW_ID, Meter, Pace, in_batches
+from holdfast.study.batches import ROW_ID, Batches, Meter, Pace
+from holdfast.study.directory import Stage
 from holdfast.study.rows import Int32, rows_of, table_of, table_schema
 
 Made = Sequence[tuple[Question, Completion]]
@@ -53,49 +54,23 @@ def sampling_for(session: Session, settings: RolloutSettings) -> Sampling | Deno
     return resolve_sampling(session.adapter, settings)
 
 
-def is_done(
-    study: Study,
-    stage: str,
-    key: Mapping[str, Any],
-    inputs: Mapping[str, str],
-    *,
-    output: str,
-    progress: Progress,
-) -> bool:
-    """Begin a stage, or go on with it; return whether nothing is left to do."""
-    state, _ = study.begin(stage, dict(key), dict(inputs))
-    if state == "done":
-        progress.say(f"{output} is there and up to date.")
-    if state == "continue":
-        progress.say("Going on where the last run was interrupted.")
-    return state == "done"
-
-
 def draw_answers(
-    study: Study,
-    stage: str,
-    session: Session,
-    drawing: Drawing,
-    to_ask: Sequence[Question],
+    stage: Stage, session: Session, drawing: Drawing, to_ask: Sequence[Question]
 ) -> pa.Table:
     """Draw an answer to every question, batch by batch.
 
     Bounds are said first, and after one batch how long the rest will take.
-
-    `session`: The model, and where progress is told.
     """
-    batch_size = session.batch_size
+    batches = Batches(stage, session.batch_size, meter := Meter())
     room = room_for_prompt(session.speaker, drawing.sampling)
     _announce(session, drawing.sampling, to_ask, room)
-    fits = [batch_size]
+    fits = [batches.batch_size]
     written: list[int] = []
-    meter = Meter()
+    alone = not any(question.prompt.earlier for question in to_ask)
 
     def told(tick: Tick) -> None:
         # What a turn ends of a conversation may go on.
         meter.tick(tick._replace(finished=tick.finished if alone else 0))
-
-    alone = not any(each.prompt.earlier for each in to_ask)
 
     def drawn(batch: list[Question]) -> Answered:
         prompts = [(question.token_ids, question.seed) for question in batch]
@@ -108,30 +83,21 @@ def draw_answers(
         return made
 
     def work(batch: list[Question]) -> pa.Table:
-        made = converse(
-            session.speaker,
-            batch,
-            drawn,
-            system_prompt=drawing.system_prompt,
-            room=room,
+        system_prompt, speaker = drawing.system_prompt, session.speaker
+        return drawing.table(
+            converse(speaker, batch, drawn, system_prompt=system_prompt, room=room)
         )
-        return drawing.table(made)
 
-    table = in_batches(
-        study,
-        stage,
+    table = batches.run(
         to_ask,
+        work,
         name=lambda question: question.row_id,
         length=lambda question: question.n_tokens,
-        batch_size=batch_size,
-        work=work,
-        progress=session.progress,
         label="Drawing answers",
         paced=lambda pace: tell_pace(session, pace, written),
-        meter=meter,
         cost=lambda batch, first: _cost(session, drawing, meter, batch, first),
     )
-    study.manifest["stages"][stage]["batch_size"] = min(fits)
+    stage.facts["batch_size"] = min(fits)
     if table.num_rows:
         return table
     raise InputError(
