@@ -50,7 +50,12 @@ def sampling_for(session: Session, settings: RolloutSettings) -> Sampling | Deno
     speaker = session.speaker
     if isinstance(speaker, MaskedModel):
         return sampler_for(speaker, settings)
-    require_no_flags(settings)
+    if given := settings.diffusion.given():
+        raise SettingsError(
+            "a masked-diffusion model with " + ", ".join(given),
+            "a model that writes from left to right",
+            "Leave them out, or use a masked-diffusion model.",
+        )
     return resolve_sampling(session.adapter, settings)
 
 
@@ -116,7 +121,8 @@ def _answers(
 ) -> Iterator[list[Completion]]:
     speaker, how = session.speaker, drawing.sampling
     if isinstance(speaker, MaskedModel) and isinstance(how, Denoising):
-        return answers(speaker, prompts, how, batch_size)
+        batches = denoise(speaker, prompts, how, batch_size=batch_size)
+        return ([_with_steps(each) for each in batch] for batch in batches)
     assert isinstance(how, Sampling)
     return generate(
         session.adapter,
@@ -232,28 +238,6 @@ def sampler_for(masked: MaskedModel, settings: RolloutSettings) -> Denoising:
         cfg_scale=asked.cfg_scale,
         threshold=asked.threshold,
     )
-
-
-def require_no_flags(settings: RolloutSettings) -> None:
-    """Refuse flags of masked-diffusion models where the model is none."""
-    given = settings.diffusion.given()
-    if given:
-        raise SettingsError(
-            "a masked-diffusion model with " + ", ".join(given),
-            "a model that writes from left to right",
-            "Leave them out, or use a masked-diffusion model.",
-        )
-
-
-def answers(
-    masked: MaskedModel,
-    prompts: Sequence[tuple[Sequence[int], int]],
-    sampler: Denoising,
-    batch_size: int,
-) -> Iterator[list[Completion]]:
-    """Yield batches of answers with the steps by which they came about."""
-    for completions in denoise(masked, prompts, sampler, batch_size=batch_size):
-        yield [_with_steps(each) for each in completions]
 
 
 def _with_steps(completion: Completion) -> Completion:
