@@ -42,6 +42,7 @@ from holdfast.models.model import Adapter
 from holdfast.report.progress import Progress
 from holdfast.rollout.edits import baked, read_edit
 from holdfast.rollout.questions import (
+    Answered,
     answer_notes,
     first_words,
     fit_context,
@@ -49,7 +50,7 @@ from holdfast.rollout.questions import (
     questions_of,
     template_notes,
 )
-from holdfast.rollout.sampling import Drawing, Made, draw_answers, sampling_for
+from holdfast.rollout.sampling import Drawing, draw_answers, sampling_for
 from holdfast.rollout.session import Session
 from holdfast.study import Study, file_sha256, fingerprint
 from holdfast.study.batches import ROW_ID, in_batches
@@ -139,7 +140,7 @@ def draw(
 
         first: dict[str, str] = {}
 
-        def rows(made: Made) -> pa.Table:
+        def rows(made: Answered) -> pa.Table:
             for asked, each in made:
                 words = first_words(
                     session.speaker, each.token_ids, each.spans, each.closed

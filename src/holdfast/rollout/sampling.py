@@ -30,8 +30,6 @@ from holdfast.study.batches import ROW_ID, Batches, Meter, Pace
 from holdfast.study.directory import Stage
 from holdfast.study.rows import Int32, rows_of, table_of, table_schema
 
-Made = Sequence[tuple[Question, Completion]]
-
 
 class Drawing(NamedTuple):
     """How answers are drawn, and what becomes of a batch of them."""
@@ -39,7 +37,7 @@ class Drawing(NamedTuple):
     # Temperature, nucleus and budgets; of a masked-diffusion model how a step decides.
     sampling: Sampling | Denoising
     # Turns questions and their completions into rows.
-    table: Callable[[Made], pa.Table]
+    table: Callable[[Answered], pa.Table]
     edit: HeadEdit | None = None  # Heads that are scaled meanwhile.
     # System prompt of later turns; the first ones are rendered.
     system_prompt: str | None = None

@@ -13,6 +13,7 @@ from holdfast.rollout.answers import rollout_from_completion, rollout_from_file
 from holdfast.rollout.imported import ImportedFile, read_completions, understand
 from holdfast.rollout.prompts import Asked, gather
 from holdfast.rollout.questions import (
+    Answered,
     answer_notes,
     first_words,
     fit_context,
@@ -24,7 +25,6 @@ from holdfast.rollout.rows import Rollout, assign, from_table, to_table
 from holdfast.rollout.sampling import (
     STEPS,
     Drawing,
-    Made,
     draw_answers,
     sampling_for,
     take_steps,
@@ -87,7 +87,7 @@ def _ask(
         if stage.is_done:
             return
 
-        def rows(made: Made) -> pa.Table:
+        def rows(made: Answered) -> pa.Table:
             found = [
                 rollout_from_completion(*each, settings.system_prompt) for each in made
             ]
