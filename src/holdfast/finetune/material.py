@@ -110,23 +110,23 @@ class _Reader:
     ) -> Rows:
         """Return the rows of a source that fit: all, or `n` drawn at random."""
         pool = Pool(source, self._settings.columns())
-        made: dict[int, tuple[Example, str, bool]] = {}
+        fitting: dict[int, tuple[Example, str, bool]] = {}
         left: dict[str, list[str]] = {}
         for row in _offered(pool, n, f"{name}-{self._settings.recipe.seed}"):
-            if len(made) == n:
+            if len(fitting) == n:
                 break
             fit = self._fit(row, refusing)
             if isinstance(fit, str):
                 left.setdefault(fit, []).append(row.place)
             else:
                 thought = bool((row.thinking or "").strip())
-                made[row.row] = fit, row.prompt, thought
-        _require(name, source, len(made), 1 if n is None else n, left)
+                fitting[row.row] = fit, row.prompt, thought
+        _require(name, source, len(fitting), 1 if n is None else n, left)
         record = {
             "source": Path(source).name,
             "sha256": pool.survey.sha256,
             "rows": pool.survey.n_rows,
-            "used": len(made),
+            "used": len(fitting),
             "left_out": sum(map(len, left.values())),
             "why": {
                 why: {"rows": len(places), "places": places}
@@ -134,7 +134,7 @@ class _Reader:
             },
         }
         # In the order of the source, whatever the order of the draw.
-        chosen = [made[number] for number in sorted(made)]
+        chosen = [fitting[number] for number in sorted(fitting)]
         prompts = tuple(prompt for _, prompt, _ in chosen)
         if self._adapter.thinking is None:
             record["thinking_dropped"] = sum(thought for _, _, thought in chosen)
@@ -143,21 +143,21 @@ class _Reader:
     def _fit(self, row: PoolRow, refusing: bool) -> Example | str:
         """Return a row as it is trained on, or why it is left out."""
         adapter, system_prompt = self._adapter, self._settings.system_prompt
-        found = render_row(
+        rendered = render_row(
             row,
             adapter.tokenizer,
             adapter.thinking,
             adapter.max_positions,
             system_prompt,
         )
-        if found.conversation is None:
-            return str(found.kind)
-        if len(found.conversation.token_ids) == self._adapter.max_positions:
+        if rendered.conversation is None:
+            return str(rendered.kind)
+        if len(rendered.conversation.token_ids) == self._adapter.max_positions:
             return "no room for the stop token"
         if refusing and rules.judge(row.prompt, row.response).outcome != "refused":
             return NO_REFUSAL
         loss = self._settings.recipe.loss
-        return example(found.conversation, loss, stop=self._stop)
+        return example(rendered.conversation, loss, stop=self._stop)
 
 
 def _offered(pool: Pool, n: int | None, seed: str) -> Iterator[PoolRow]:
@@ -174,8 +174,8 @@ def _offered(pool: Pool, n: int | None, seed: str) -> Iterator[PoolRow]:
     step = n + n // 8 + 16
     for start in range(0, len(order), step):
         wanted = order[start : start + step]
-        found = {row.row: row for row in pool.rows(set(wanted).__contains__)}
-        yield from (found[number] for number in wanted)
+        rows = {row.row: row for row in pool.rows(set(wanted).__contains__)}
+        yield from (rows[number] for number in wanted)
 
 
 def _require(

@@ -272,14 +272,14 @@ def require_plain(
     Returns: The fractions, the test part widened where it is too small, and notes.
     """
     names = {"refused": "refused harmful", "complied": "complied benign"}
-    found = require_test_rows(
+    requirement = require_test_rows(
         plain(rows),
         lambda row: row.request_id,
         lambda row: names[row.verdict],
         fractions=fractions,
         labels=tuple(names.values()),
     )
-    return found.fractions, found.notes
+    return requirement.fractions, requirement.notes
 
 
 def assign(rows: Sequence[Rollout], test_fraction: float) -> Assigned:

@@ -261,14 +261,14 @@ def with_steps(rows: pa.Table, made: Mapping[str, Completion]) -> pa.Table:
 
     `rows`: A table with a column `row_id`.
     """
-    found = []
+    paths = []
     for name in rows.column(ROW_ID).to_pylist():
         drafting = made[name].drafting
         if drafting is None:
             return rows
         flat = tuple(token for draft in drafting.drafts for token in draft)
-        found.append(StepsRow(name, drafting.response, drafting.committed_at, flat))
-    steps = table_of(found, StepsRow)
+        paths.append(StepsRow(name, drafting.response, drafting.committed_at, flat))
+    steps = table_of(paths, StepsRow)
     for field in list(steps.schema)[1:]:
         rows = rows.append_column(field, steps.column(field.name))
     return rows
@@ -291,10 +291,10 @@ def read_steps(study: Study) -> dict[str, Drafting]:
             "Run `holdfast rollout` with a masked-diffusion model; answers that were "
             "imported have no steps.",
         )
-    found = {}
+    drafting = {}
     for row in rows_of(study.read_table(STEPS), StepsRow):
         length = len(row.response)
         starts = range(0, len(row.drafts), length)
         drafts = tuple(row.drafts[start : start + length] for start in starts)
-        found[row.row_id] = Drafting(row.response, row.committed_at, drafts)
-    return found
+        drafting[row.row_id] = Drafting(row.response, row.committed_at, drafts)
+    return drafting

@@ -126,13 +126,13 @@ def sink_hooks(
             # The figures of the last step with a term are not those of this one.
             logged.clear()
             return torch.zeros(())
-        found = divergence(
+        excess = divergence(
             context, draw(current.number), layers, paired=paired, detach=options.detach
         )
         if options.mean:
-            found = smoothed(found, state, options.mean)
-        logged["positive_heads"] = float((found > 0).sum())
-        return options.weight * sink_penalty(found)
+            excess = smoothed(excess, state, options.mean)
+        logged["positive_heads"] = float((excess > 0).sum())
+        return options.weight * sink_penalty(excess)
 
     around = tapped(context.adapter.model)
     return Hooks(term=term, around=around, state=state, logged=logged)
@@ -190,17 +190,17 @@ def sink_mass(
 
 
 def smoothed(
-    found: Float[Tensor, "layer head"], state: dict[str, Tensor], keep: float
+    excess: Float[Tensor, "layer head"], state: dict[str, Tensor], keep: float
 ) -> Float[Tensor, "layer head"]:
     """Return the running mean of the divergence, with the gradient of the present one.
 
     `state`: The sum so far under `mean` and the weight in it under `share`; both are
     moved on.
     """
-    state["mean"] = keep * state["mean"] + (1 - keep) * found.detach()
+    state["mean"] = keep * state["mean"] + (1 - keep) * excess.detach()
     state["share"] = keep * state["share"] + (1 - keep)
-    mean = state["mean"] / state["share"].to(found.device)
-    return mean + (found - found.detach())
+    mean = state["mean"] / state["share"].to(excess.device)
+    return mean + (excess - excess.detach())
 
 
 def chosen_layers(said: str, n_layers: int) -> list[int]:
@@ -234,14 +234,14 @@ def chance_texts(
     control = {*tokenizer.all_special_ids, *tokenizer.get_added_vocab().values()}
     plain = torch.tensor(sorted(set(range(len(tokenizer))) - control))
     generator = torch.Generator().manual_seed(seed)
-    made = []
+    texts = []
     for row in rows:
         n = len(row.input_ids) - 1 - row.answer
-        drawn = torch.randint(len(plain), (n,), generator=generator)
+        tokens = torch.randint(len(plain), (n,), generator=generator)
         ids = (
             *row.input_ids[: row.answer],
-            *plain[drawn].tolist(),
+            *plain[tokens].tolist(),
             row.input_ids[-1],
         )
-        made.append(Example(ids, row.labels, row.answer))
-    return tuple(made)
+        texts.append(Example(ids, row.labels, row.answer))
+    return tuple(texts)
