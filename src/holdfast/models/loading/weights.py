@@ -248,13 +248,17 @@ def _check_complete(checkpoint: Checkpoint, info: dict[str, Any]) -> None:
         keys = sorted(_with_shapes(key) for key in info.get(kind) or ())
         keys = [key for key in keys if not key.endswith(HARMLESS)]
         if keys:
-            shown = ", ".join(keys[:3]) + (", …" if len(keys) > 3 else "")
             raise ModelError(
                 f"weights that fit the configuration of {checkpoint.model_id}",
-                f"{len(keys)} {kind.replace('_', ' ')}: {shown}",
+                f"{len(keys)} {kind.replace('_', ' ')}: {first_three(keys)}",
                 "Weights would be left at random or left out: restore the "
                 f"checkpoint, or its {CONFIG}.",
             )
+
+
+def first_three(names: list[str]) -> str:
+    """Return names for a message, no more than three of them."""
+    return ", ".join(names[:3]) + (", …" if len(names) > 3 else "")
 
 
 def _with_shapes(key: Any) -> str:
