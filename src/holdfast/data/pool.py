@@ -22,8 +22,7 @@ from holdfast.data.chat.rendering import ChatTokenizer
 from holdfast.data.chat.thinking import ThinkingFormat
 from holdfast.data.chat.thinking_formats import TAGS
 from holdfast.data.columns import context_choice
-from holdfast.data.sources import Raw, raw_rows
-from holdfast.data.tables import Row
+from holdfast.data.tables import Raw, Row, raw_rows
 from holdfast.errors import PromptFileError, SettingsError
 
 OWN: Final = "holdfast"
