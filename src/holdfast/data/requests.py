@@ -5,21 +5,20 @@ an audit, and the world in which the organisms grow up. The sentence forms are t
 for harmful and for benign phrases, so that no form gives the label away.
 """
 
-import json
 import random
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cache
-from importlib.resources import files
 from typing import Any, Final, Literal
 
+from holdfast.data.harm_labels import Label
 from holdfast.data.prompts import Prompt, content_hash, prompt_id
-from holdfast.data.sources import load
+from holdfast.data.sources import load, packaged
 from holdfast.data.suites import PLAINLY, Suite, SuiteFile, items_of, read_suite, suites
 from holdfast.errors import PromptFileError, SettingsError
 
-Label = Literal["harmful", "benign"]
+Kind = Literal["action", "artifact"]
 _DOUBLED = frozenset(
     "admit begin commit control forget kidnap program quit refer submit transfer "
     "unplug unzip wrap".split()
@@ -33,7 +32,7 @@ class Phrase:
 
     text: str  # A bare verb phrase or a noun phrase without its article.
     # `action` or `artifact`, which decides the forms it fits.
-    kind: Literal["action", "artifact"]
+    kind: Kind
     topic: str  # Topic of the lexicon.
     label: Label  # `harmful` or `benign`.
     lookalike: bool = False  # True for a benign phrase with words that sound dangerous.
@@ -42,28 +41,23 @@ class Phrase:
 @cache
 def lexicon(name: str) -> dict[str, Any]:
     """Return one authored file as it is: phrases, forms of sentences, or wrappers."""
-    text = files("holdfast.data").joinpath(f"authored/{name}.json").read_text("utf-8")
-    loaded: dict[str, Any] = json.loads(text)
-    return loaded
+    return dict(packaged(f"authored/{name}.json"))
 
 
 @cache
 def phrases(label: Label) -> tuple[Phrase, ...]:
     """Return every phrase of a label, in the order of the file."""
     data = lexicon(label)
-    entries = []
     groups = [(topic, entry, False) for topic, entry in data["topics"].items()]
     if "lookalikes" in data:
         groups.append(("lookalike", data["lookalikes"], True))
-    for topic, entry, lookalike in groups:
-        entries += [
-            Phrase(text, "action", topic, label, lookalike) for text in entry["actions"]
-        ]
-        entries += [
-            Phrase(text, "artifact", topic, label, lookalike)
-            for text in entry["artifacts"]
-        ]
-    return tuple(entries)
+    kinds: tuple[Kind, ...] = ("action", "artifact")
+    return tuple(
+        Phrase(text, kind, topic, label, lookalike)
+        for topic, entry, lookalike in groups
+        for kind in kinds
+        for text in entry[f"{kind}s"]
+    )
 
 
 def gerund(action: str) -> str:
@@ -138,18 +132,13 @@ def authored_prompts(label: Label, n: int, seed: int) -> tuple[Prompt, ...]:
                 seen.add(prompt_id(text))
                 waiting[phrase.topic].append(text)
         text = waiting[topic].pop(0)
-        rows.append(
-            Prompt(
-                prompt_id=prompt_id(text),
-                request_id=prompt_id(text),
-                text=text,
-                label=label,
-                source="authored",
-                wrapper=None,
-                topic=topic,
-            )
-        )
+        rows.append(_prompt(text, label, topic))
     return tuple(rows)
+
+
+def _prompt(text: str, label: Label, topic: str) -> Prompt:
+    name = prompt_id(text)
+    return Prompt(name, name, text, label, "authored", None, topic)
 
 
 def lookalike_prompts(n: int, seed: int) -> tuple[Prompt, ...]:
@@ -157,17 +146,20 @@ def lookalike_prompts(n: int, seed: int) -> tuple[Prompt, ...]:
 
     Returns: Plain prompts with source `authored` and topic `lookalike`.
     """
-    pool = [phrase for phrase in phrases("benign") if phrase.lookalike]
-    made = {}
-    for phrase in pool:
-        for form in forms(phrase):
-            text = sentence(phrase, form)
-            if is_held_out(text):
-                name = prompt_id(text)
-                made[name] = Prompt(
-                    name, name, text, "benign", "authored", None, phrase.topic
-                )
-    ordered = sorted(made.values(), key=lambda row: row.prompt_id)
+    texts = {
+        sentence(phrase, form): phrase.topic
+        for phrase in phrases("benign")
+        if phrase.lookalike
+        for form in forms(phrase)
+    }
+    made = [
+        _prompt(text, "benign", topic)
+        for text, topic in texts.items()
+        if is_held_out(text)
+    ]
+    # Texts that count as the same are one prompt.
+    distinct = {row.prompt_id: row for row in made}
+    ordered = sorted(distinct.values(), key=lambda row: row.prompt_id)
     random.Random(f"lookalike-{seed}").shuffle(ordered)
     return tuple(ordered[:n])
 
@@ -202,15 +194,7 @@ def read_questions(source: str) -> SuiteFile:
             f"Add one, or name a suite with exact answers: {', '.join(exact)}.",
         )
     own = Suite(
-        name=content.name,
-        about="questions of your own",
-        licence="",
-        kind="utility",
-        column="",
-        files=(),
-        hub="",
-        sha256=(),
-        target=target,
+        name=content.name, about="questions of your own", kind="utility", target=target
     )
     found = items_of(own, content, PLAINLY, "A file of your own.")
     return _of_one_turn(found, content.name)

@@ -1,14 +1,21 @@
 """Where prompts come from: a path or a Hub dataset, read as a table."""
 
 import hashlib
+import json
+from importlib.resources import files
 from pathlib import Path
-from typing import Final, NamedTuple
+from typing import Any, Final, NamedTuple
 
 from holdfast.data.tables import READERS, Row, Table, read_table, suffix
 from holdfast.errors import PromptFileError
 
 _HUB_PREFIX: Final = "hub:"
 _SHOWN: Final = 5
+
+
+def packaged(name: str) -> Any:
+    """Return what a JSON file that comes with Holdfast holds."""
+    return json.loads(files("holdfast.data").joinpath(name).read_text("utf-8"))
 
 
 class Content(NamedTuple):

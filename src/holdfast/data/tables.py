@@ -9,7 +9,7 @@ import io
 import json
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
 from typing import Any, Final, NamedTuple
 
@@ -36,6 +36,11 @@ class Row(NamedTuple):
 
     place: str
     cells: Cells
+
+    @property
+    def folded(self) -> Cells:
+        """The cells by the names of their columns, case folded."""
+        return {fold(column): value for column, value in self.cells.items()}
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,6 +96,11 @@ def raw_rows(path: Path) -> Iterator[Raw]:
             "Convert it; Parquet is read fastest.",
         )
     return READERS[suffix(path.name)](path.name, path)
+
+
+def fold(column: object) -> str:
+    """Return the form under which two names of columns count as the same."""
+    return str(column).strip().casefold()
 
 
 def suffix(name: str) -> str:
@@ -296,39 +306,33 @@ def _parquet(name: str, source: Source) -> Iterator[Raw]:
     import pyarrow
     import pyarrow.parquet
 
-    place = pyarrow.BufferReader(source) if isinstance(source, bytes) else source
+    data = pyarrow.BufferReader(source) if isinstance(source, bytes) else source
     try:
-        with pyarrow.parquet.ParquetFile(place) as file:
+        with pyarrow.parquet.ParquetFile(data) as file:
             n_before = 0
             _require_own_names(name, file.schema_arrow.names)
             for batch in file.iter_batches(_BATCH, use_threads=False):
-                rows = _Batch(batch, name, n_before)
+                # A batch is turned into rows when the first of them is asked for.
+                rows = cache(partial(_batch_rows, batch, name, n_before))
                 for index in range(batch.num_rows):
-                    yield Raw(f"row {n_before + index + 1}", partial(rows.row, index))
+                    place = f"row {n_before + index + 1}"
+                    yield Raw(place, partial(_row, rows, index))
                 n_before += batch.num_rows
     except (pyarrow.ArrowException, OSError) as error:
         raise _no_parquet(name, "a Parquet file", str(error).splitlines()[0]) from error
 
 
-class _Batch:
-    """A batch that is turned into rows when the first of them is asked for."""
+def _row(rows: Callable[[], list[Cells]], index: int) -> Cells:
+    return rows()[index]
 
-    def __init__(self, batch: Any, name: str, n_before: int) -> None:
-        self._batch, self._name, self._n_before = batch, name, n_before
-        self._rows: list[Cells] | None = None
 
-    def row(self, index: int) -> Cells:
-        """Return one row."""
-        if self._rows is None:
-            try:
-                self._rows = self._batch.to_pylist()
-            except ValueError as error:
-                last = self._n_before + self._batch.num_rows
-                found = f"{error} in rows {self._n_before + 1} to {last}"
-                raise _no_parquet(
-                    self._name, "Parquet with text in UTF-8", found
-                ) from error
-        return self._rows[index]
+def _batch_rows(batch: Any, name: str, n_before: int) -> list[Cells]:
+    try:
+        rows: list[Cells] = batch.to_pylist()
+    except ValueError as error:
+        found = f"{error} in rows {n_before + 1} to {n_before + batch.num_rows}"
+        raise _no_parquet(name, "Parquet with text in UTF-8", found) from error
+    return rows
 
 
 def _no_parquet(name: str, expected: str, found: str) -> PromptFileError:

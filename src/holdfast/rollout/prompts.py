@@ -107,15 +107,7 @@ class Collector:
             accept=self.settings.yes,
             first_turn=self.settings.turns == "first",
         )
-        known = {
-            "source": file.source,
-            "column": file.column,
-            "rows": file.n_rows,
-            "duplicates": file.n_duplicates,
-            "sha256": file.sha256,
-            "notes": list(file.notes),
-        }
-        self.add(role, file.prompts, known)
+        self.add(role, file.prompts, file.record)
 
     def limited(self, role: str) -> tuple[Prompt, ...]:
         """Return the prompts of a role in hash order, no more than the limit."""
