@@ -18,7 +18,7 @@ from holdfast.dynamics.trajectories import UNPARSED
 from holdfast.errors import UnsupportedFamilyError
 from holdfast.judges.degenerate import is_half_decoded
 from holdfast.models.diffusion.denoise import denoise
-from holdfast.models.diffusion.unmasking import Denoising
+from holdfast.models.diffusion.unmasking import UnmaskingSchedule
 from holdfast.models.loading.masked import load_masked
 from holdfast.rollout.rows import from_table
 from holdfast.rollout.sampling import read_steps
@@ -136,17 +136,17 @@ def test_the_signal_while_decoding_is_the_same(watched, denoiser):
     traces = denoise(
         load_masked(denoiser),
         prompts,
-        Denoising(gen_length=tiny_denoiser.LENGTH, steps=STEPS),
+        UnmaskingSchedule(gen_length=tiny_denoiser.LENGTH, steps=STEPS),
         batch_size=3,
         observe=LiveSignal(held, "committed"),
     )
-    for trace in (each for batch in traces for each in batch):
-        row = chosen[trace.completion.index]
-        if trace.completion.min_margin < 1e-5:
+    for drawn in (each for batch in traces for each in batch):
+        row = chosen[drawn.index]
+        if drawn.min_margin < 1e-5:
             continue
-        assert trace.completion.token_ids == row.token_ids
+        assert drawn.token_ids == row.token_ids
         torch.testing.assert_close(
-            torch.sigmoid(trace.observed),
+            torch.sigmoid(drawn.trace.observed),
             torch.sigmoid(found[row.row_id]),
             atol=1e-4,
             rtol=0,

@@ -109,7 +109,7 @@ class Gauge:
         return torch.sigmoid(self.logit(states))
 
     def to(self, device: torch.device) -> "Gauge":
-        """Return the gauge on another device."""
+        """Return the same signal on another device."""
         return replace(
             self,
             compliant=self.compliant.to(device),

@@ -96,10 +96,9 @@ class Collector:
 
     def read(self, role: str, source: str) -> None:
         """Add the prompts of a file or a Hub dataset."""
-        label = role_label(role)
         file = read_prompts(
             source,
-            label=label,
+            label=role_label(role),
             column=self.settings.columns().get(role),
             revision=self.settings.data_revision,
             attacked=role.endswith("wrapped"),
@@ -200,6 +199,12 @@ def place_of(role: str, row: Prompt) -> str:
     if row.label == "benign":
         return "benign_wrapped" if is_wrapped else "benign"
     return "wrapped" if is_wrapped else "harmful"
+
+
+def some_of(names: Sequence[str], most: int = 3) -> str:
+    """Return a few names, and how many more there are."""
+    more = f" and {len(names) - most} more" if len(names) > most else ""
+    return ", ".join(names[:most]) + more
 
 
 def _require_one_label(known: Prompt, other: str, row: Prompt, role: str) -> None:
