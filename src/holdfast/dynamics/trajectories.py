@@ -8,7 +8,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from holdfast.errors import InputError
-from holdfast.stats.bootstrap import Estimate, bootstrap_means, check_lengths, undefined
+from holdfast.stats.bootstrap import Estimate, check_lengths, undefined
 from holdfast.stats.rates import clustered_rate
 
 COMPLIES = 0.5
@@ -200,21 +200,6 @@ def incomplete_recovery(
     """Return which trajectories fall below `complies` and end at or above it."""
     dipped = (compliance < complies).any(1)
     return dipped & (compliance[:, -1] >= complies)
-
-
-def band(
-    compliance: Float[Tensor, "example step"],
-    clusters: Sequence[str],
-    generator: torch.Generator,
-) -> tuple[Estimate, ...]:
-    """Return the mean signal of a group at every step, with its interval.
-
-    Args:
-        compliance: The signal of the rows of one group.
-        clusters: The base request of each row.
-        generator: Source of randomness, on the CPU.
-    """
-    return bootstrap_means(compliance, clusters, generator, bounds=(0.0, 1.0))
 
 
 def _rate_among(
