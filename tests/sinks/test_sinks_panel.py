@@ -9,14 +9,14 @@ from holdfast.audit.page import render
 from holdfast.cli.show import print_report
 from holdfast.errors import InputError
 from holdfast.report.schema import validate
+from holdfast.report.section import Grid
+from holdfast.report.terminal import print_section
 from holdfast.sinks.panel import (
     count,
     curve_figure,
     mass,
     points,
-    print_sinks,
-    share,
-    sink_context,
+    section,
 )
 from report_fixture import fig, make_report, null
 
@@ -124,24 +124,24 @@ def test_a_checkpoint_that_could_not_be_counted_has_no_point():
 
 
 def test_the_grid_is_orange_where_heads_look_more_on_harmful_text():
-    context = sink_context(made())
-    tones = [cell["tone"] for _, cells in context["divergence_grid"] for cell in cells]
-    assert tones == [0, 7, 4, 5, 3, 10]
-    sure = [cell["sure"] for _, cells in context["divergence_grid"] for cell in cells]
+    parts = section(block()).parts
+    squares = [
+        s for _, row in next(p for p in parts if isinstance(p, Grid)).rows for s in row
+    ]
+    assert [square.tone for square in squares] == [0, 7, 4, 5, 3, 10]
+    sure = [square.kind == "checked" for square in squares]
     assert sure == [True, True, False, False, True, True]
-    title = context["divergence_grid"][0][1][0]["title"]
-    assert "layer 0, head 0" in title
-    assert "divergence +4.00 (3.00 to 5.00) points" in title
-    names = [each["name"] for each in context["top"]]
-    assert set(names[:2]) == {"0 : 0", "1 : 2"}
+    assert "layer 0, head 0" in squares[0].title
+    assert "divergence +4.00 (3.00 to 5.00) points" in squares[0].title
+    assert {row[0] for row in parts[-1].parts[0].rows[:2]} == {"0 : 0", "1 : 2"}
 
 
 def test_the_page_has_the_section_and_a_link_to_it():
     page = render(made(), [], [])
     assert 'href="#sinks"' in page
-    section = page.split('id="sinks"')[1].split("</section>")[0]
+    shown = page.split('id="sinks"')[1].split("</section>")[0]
     for words in ("12 (11 to 12) of 12", "2 to 10", "step 50", "+4.00 (3.00 to 5.00)"):
-        assert words in section
+        assert words in shown
     assert 'id="sinks"' not in render(make_report(), [], [])
 
 
@@ -156,7 +156,7 @@ def test_a_report_of_sinks_alone_is_a_page_of_its_own(capsys):
     assert 'id="trace"' not in page
     print_report(report)
     shown = capsys.readouterr().out
-    print_sinks(report["sinks"])
+    print_section(section(report["sinks"]))
     assert shown == capsys.readouterr().out
     assert "12 of 12 heads diverge." in shown
 
@@ -181,7 +181,6 @@ def test_two_studies_are_compared_by_their_last_models():
 
 def test_masses_and_points_show_as_many_digits_as_say_something():
     assert mass(fig(0.1234, 9, 0.01)) == "12.34% (11.34 to 13.34%)"
-    assert share(fig(0.1234, 9, 0.01)) == "12.34%"
     assert points(fig(0.0035, 9, 0.001)) == "+0.35 (0.25 to 0.45)"
     assert points(fig(-0.0002, 9, 0.0001)) == "−0.020 (−0.030 to −0.010)"
     assert points(fig(0.0, 9, 0.0)) == "0.00 (0.00 to 0.00)"

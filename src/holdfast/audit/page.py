@@ -4,7 +4,7 @@ It runs no script but one of ours, which draws the table of answers, and which i
 content policy names by hash.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import cache
 from itertools import groupby
 from typing import Any
@@ -32,7 +32,8 @@ from holdfast.report.schema import (
     is_figure,
     validate,
 )
-from holdfast.sinks.panel import sink_context
+from holdfast.report.section import Section
+from holdfast.sinks import panel as sinks_panel
 
 _PARTS = {
     "prompt": "Prompt",
@@ -41,6 +42,8 @@ _PARTS = {
     "answer": "Answer",
 }
 _TONES = 10
+PANELS: dict[str, Callable[[Any], Section]] = {"sinks": sinks_panel.section}
+"""Block of the report to what shows it, in the order of the page."""
 ONLY_EVALUATED = "evaluated.html.j2"
 
 
@@ -85,7 +88,7 @@ def render(
         **_trace_context(report, drawn, template_length(examples)),
         **head_context(report),
         **signal_context(report, steps),
-        "sinks": sink_context(report),
+        "panels": sections(report),
         "examples": [_example(example) for example in examples],
         "controls": list(_described(report["controls"], labels.CONTROLS)),
         "no_controls": text.shared_reason(report["controls"]),
@@ -100,6 +103,11 @@ def render(
     }
     page = "report.html.j2" if is_audited(report) else ONLY_EVALUATED
     return _environment().get_template(page).render(context)
+
+
+def sections(report: Report) -> list[Section]:
+    """Return the sections of the methods that a report has a block of, in order."""
+    return [make(report[key]) for key, make in PANELS.items() if key in report]
 
 
 def _outcome_rows(report: Report) -> list[Mapping[str, Any]]:
@@ -132,6 +140,7 @@ def _environment() -> jinja2.Environment:
     environment.filters |= {
         "clean": text.clean,
         "count": lambda figure, share: text.count_of(figure, share=share),
+        "kind": lambda part: type(part).__name__,
         "scalar": text.scalar,
         "span": lambda figure, share: text.span(figure, share=share),
         "title_of": _title_of,

@@ -15,6 +15,7 @@ from holdfast.cli.options import (
     default_study,
     in_study,
     show,
+    show_section,
 )
 from holdfast.dynamics.settings import (
     GuardEvaluateSettings,
@@ -228,7 +229,7 @@ def sinks(
     found = in_study(place, last, loading, work)
     in_study(place, None, MODEL, audit_stage.write_report)
     page = place / "report.html"
-    show(json, found, sinks_panel.print_sinks, lies=("report", page))
+    show_section(json, found, sinks_panel.section, lies=("report", page))
 
 
 Watching = Annotated[SignalSettings, Flat]

@@ -9,6 +9,7 @@ from typing import Annotated, Any
 from cyclopts import Parameter
 
 from holdfast.report import terminal
+from holdfast.report.section import Section
 from holdfast.rollout.settings import ModelSettings
 
 Flat = Parameter(name="*")
@@ -68,3 +69,18 @@ def show(
         otherwise(value)
         if lies is not None:
             terminal.print_lines("", f"The {lies[0]} lies in {lies[1]}")
+
+
+def show_section(
+    as_json: bool,
+    value: Any,
+    section: Callable[[Any], Section],
+    *,
+    lies: tuple[str, Path] | None = None,
+) -> None:
+    """Show a result as JSON, or as the section that a panel makes of it."""
+
+    def printed(found: Any) -> None:
+        terminal.print_section(section(found))
+
+    show(as_json, value, printed, lies=lies)

@@ -17,14 +17,15 @@ def print_report(report: Mapping[str, Any]) -> None:
     """
     from holdfast.evaluate.panel import print_evaluation
     from holdfast.report.schema import is_audited
-    from holdfast.sinks.panel import print_sinks
+    from holdfast.report.terminal import print_section
+    from holdfast.sinks import panel as sinks_panel
 
     if is_audited(dict(report)):
         _print_audit(report)
     if "evaluation" in report:
         print_evaluation(report["evaluation"])
     if "sinks" in report:
-        print_sinks(report["sinks"])
+        print_section(sinks_panel.section(report["sinks"]))
 
 
 def _print_audit(report: Mapping[str, Any]) -> None:

@@ -147,6 +147,39 @@ def interval_panel(
     )
 
 
+def interval_lines(
+    points: Sequence[Mapping[str, Any]],
+    x: Any,
+    colours: Mapping[str, str],
+    scale: Any,
+    *,
+    title: str | None = None,
+    form: str = "",
+) -> Any:
+    """Return lines of figures with their intervals, a colour and a dash per kind.
+
+    `points`: Figures, each with its `kind` and the field of the channel `x`; those
+    that have no value are left out.
+    `colours`: The kinds in their order.
+    """
+    known = [point for point in points if point["value"] is not None]
+    kinds = list(colours)
+    legend = alt.Legend(title=None, orient="bottom", labelLimit=300)
+    tones = alt.Scale(domain=kinds, range=list(colours.values()))
+    colour = alt.Color("kind:N", scale=tones, legend=legend if kinds[1:] else None)
+    axis = alt.Axis(format=form, tickCount=5)
+    value = alt.Y("value:Q", scale=scale, title=title, axis=axis)
+    dash = alt.StrokeDash("kind:N", sort=kinds, legend=None)
+    base = alt.Chart(alt.Data(values=known)).encode(x=x, color=colour)
+    return alt.layer(
+        base.mark_rule(strokeWidth=2, opacity=0.5).encode(
+            y=alt.Y("low:Q", scale=scale, title=title), y2="high:Q"
+        ),
+        base.mark_line(strokeWidth=2).encode(y=value, strokeDash=dash),
+        base.mark_point(filled=True, size=60, opacity=1).encode(y=value),
+    )
+
+
 def heading(text: str) -> Any:
     """Return the small title of one panel."""
     return alt.TitleParams(

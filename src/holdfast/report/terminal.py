@@ -2,10 +2,11 @@
 
 import json
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
+from rich import box
 from rich.console import Console
 from rich.markup import escape
 from rich.progress import (
@@ -19,6 +20,8 @@ from rich.progress import (
 from rich.table import Table
 
 from holdfast.report.progress import Advance, logged
+from holdfast.report.section import Fold, Part, Section, Sentences
+from holdfast.report.section import Table as TablePart
 
 
 class Shown:
@@ -76,14 +79,49 @@ def print_lines(*lines: str) -> None:
         out.print(escape(line))
 
 
-def print_table(title: str, columns: tuple[str, ...], rows: list[list[str]]) -> None:
-    """Print a table on stdout."""
-    table = Table(title=escape(title), title_justify="left")
-    for column in columns:
-        table.add_column(column, overflow="fold")
+def print_table(
+    title: str, columns: Sequence[str], rows: Sequence[Sequence[object]]
+) -> None:
+    """Print a table on stdout; a row of one cell opens a group of rows."""
+    table = Table(
+        title=escape(title),
+        title_justify="left",
+        show_header=bool(columns),
+        box=box.SIMPLE,
+        pad_edge=False,
+        padding=(0, 1, 0, 0),
+    )
+    for column in columns or rows[:1][0]:
+        table.add_column(escape(str(column)) if columns else "", overflow="fold")
     for row in rows:
-        table.add_row(*(escape(cell) for cell in row))
+        if len(row) == 1:
+            table.add_section()
+        table.add_row(*(escape(str(cell)) for cell in row))
     Console(highlight=False).print(table)
+
+
+def print_section(section: Section) -> None:
+    """Print what a terminal shows of a section: its sentences and its tables."""
+    _print_parts(section.parts)
+
+
+def _print_parts(parts: Sequence[Part | None]) -> None:
+    for part in parts:
+        if isinstance(part, Sentences):
+            prefix = f"{part.tone}: " if part.tone else ""
+            print_lines(*(prefix + line for line in part.lines))
+        elif isinstance(part, TablePart) and part.rows:
+            shown = part.brief or range(len(part.columns or part.rows[0]))
+            print_table(
+                part.title,
+                [part.columns[place] for place in shown if part.columns],
+                [
+                    [row[place] for place in shown if place < len(row)]
+                    for row in part.rows
+                ],
+            )
+        elif isinstance(part, Fold) and part.brief:
+            _print_parts(part.parts)
 
 
 def print_figures(title: str, block: Mapping[str, Any]) -> None:

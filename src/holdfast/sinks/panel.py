@@ -1,210 +1,30 @@
 """The sink on the page and on the terminal: heads, curves and sentences."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import altair as alt
 
-from holdfast.report.charts import MUTED, heading, to_svg
-from holdfast.report.schema import Figure, Report
-from holdfast.report.terminal import print_lines, print_table
+from holdfast.report.charts import MUTED, heading, interval_lines, to_svg
+from holdfast.report.schema import Figure
+from holdfast.report.section import (
+    Chart,
+    Fold,
+    Heading,
+    Paragraph,
+    Part,
+    Scale,
+    Section,
+    Sentences,
+    head_grid,
+    table_of,
+)
 from holdfast.report.text import clean, missing, plain
 from holdfast.study import Study
 
-_MIDDLE = 5
-_SHOWN = 16
-_WIDTH, _HEIGHT = 270, 220
-_HARMFUL, _REFERENCE = "#d55e00", "#0072b2"
-
-
-def sink_context(report: Report) -> dict[str, Any] | None:
-    """Prepare what the page shows of the sink.
-
-    `report`: A report that passes `schema.validate`.
-    Returns: None where the report has no such block.
-    """
-    block = report.get("sinks")
-    if block is None:
-        return None
-    checkpoints = block["checkpoints"]
-    known = [each for each in block["heads"] if each["divergence"]["value"] is not None]
-    first = sorted(known, key=lambda each: -abs(each["divergence"]["value"]))
-    return {
-        "svg": curve_figure(checkpoints) if len(checkpoints) > 1 else "",
-        "last": step_name(checkpoints[-1]),
-        "checkpoints": [_line(each) for each in checkpoints],
-        "width": range(block["n_heads"]),
-        "divergence_grid": _grid(block, "divergence", _signed),
-        "mass_grid": _grid(block, "harmful", _unsigned),
-        "top": [_head(each) for each in first[:_SHOWN]],
-        "evidence": block["evidence"],
-        "notes": block["notes"],
-        "rows": block["rows"],
-        "requests": block["requests"],
-        "pairing": PAIRING[block["pairing"]],
-        "positions": POSITIONS[block["positions"]],
-    }
-
-
-def curve_figure(checkpoints: Sequence[Mapping[str, Any]]) -> str:
-    """Draw positive heads and sink mass over the checkpoints of a run."""
-    # Two checkpoints may have one name, and would lie on each other.
-    names = [f"{at + 1}. {step_name(each)}" for at, each in enumerate(checkpoints)]
-    return to_svg(
-        alt.hconcat(_counts(checkpoints, names), _masses(checkpoints, names)),
-        "Sink divergence over the checkpoints",
-        "On the left how many heads look at the first token more on harmful text, and "
-        "as a grey band how many would if none diverged. On the right the mean "
-        "attention to the first token on harmful and on reference text. Bars are 95% "
-        "intervals. The table below has the numbers.",
-    )
-
-
-def _counts(checkpoints: Sequence[Mapping[str, Any]], names: Sequence[str]) -> Any:
-    positive = _points(checkpoints, names, "positive", "positive heads")
-    chance = _points(checkpoints, names, "by_chance", "if no head diverged")
-    total = max(each["measured"] for each in checkpoints)
-    scale = alt.Scale(domain=[0, max(1, total)])
-    band = (
-        alt.Chart(alt.Data(values=chance))
-        .mark_bar(opacity=0.25, color=MUTED, width={"band": 0.7})
-        .encode(x=_place(names), y=alt.Y("low:Q", scale=scale), y2="high:Q")
-    )
-    drawn = _series(positive, names, [_HARMFUL], scale, f"heads, of {total}")
-    return alt.layer(band, drawn).properties(
-        width=_WIDTH, height=_HEIGHT, title=heading("Positive heads")
-    )
-
-
-def _masses(checkpoints: Sequence[Mapping[str, Any]], names: Sequence[str]) -> Any:
-    both = [
-        *_points(checkpoints, names, "harmful", "harmful text"),
-        *_points(checkpoints, names, "reference", "reference text"),
-    ]
-    scale = alt.Scale(domain=[0, 1])
-    drawn = _series(both, names, [_HARMFUL, _REFERENCE], scale, None, "%")
-    return drawn.properties(
-        width=_WIDTH, height=_HEIGHT, title=heading("Attention to the first token")
-    )
-
-
-def _points(
-    checkpoints: Sequence[Mapping[str, Any]],
-    names: Sequence[str],
-    key: str,
-    kind: str,
-) -> list[dict[str, Any]]:
-    found = zip(names, checkpoints, strict=True)
-    return [
-        {**each[key], "at": name, "kind": kind}
-        for name, each in found
-        if each[key]["value"] is not None
-    ]
-
-
-def _place(names: Sequence[str]) -> Any:
-    axis = alt.Axis(labelAngle=-40, labelLimit=150, labelOverlap=True)
-    return alt.X("at:N", sort=list(names), title=None, axis=axis)
-
-
-def _series(
-    values: Sequence[Mapping[str, Any]],
-    names: Sequence[str],
-    colours: Sequence[str],
-    scale: Any,
-    title: str | None,
-    form: str = "",
-) -> Any:
-    kinds = list(dict.fromkeys(each["kind"] for each in values))
-    legend = alt.Legend(title=None, orient="bottom") if len(kinds) > 1 else None
-    base = alt.Chart(alt.Data(values=list(values)))
-    shared = {
-        "x": _place(names),
-        "color": alt.Color(
-            "kind:N", scale=alt.Scale(domain=kinds, range=list(colours)), legend=legend
-        ),
-    }
-    axis = alt.Axis(format=form, tickCount=5)
-    height = alt.Y("value:Q", scale=scale, title=title, axis=axis)
-    rules = base.mark_rule(strokeWidth=2, opacity=0.5).encode(
-        y=alt.Y("low:Q", scale=scale, title=title), y2="high:Q", **shared
-    )
-    dash = alt.StrokeDash("kind:N", sort=kinds, legend=None)
-    line = base.mark_line(strokeWidth=2).encode(y=height, strokeDash=dash, **shared)
-    dots = base.mark_point(filled=True, size=60, opacity=1).encode(y=height, **shared)
-    return alt.layer(rules, line, dots)
-
-
-def _grid(
-    block: Mapping[str, Any], key: str, tone: Callable[[float], int]
-) -> list[tuple[int, list[dict[str, Any]]]]:
-    found = {(each["layer"], each["head"]): each for each in block["heads"]}
-    values = [each[key]["value"] or 0.0 for each in block["heads"]]
-    largest = max((abs(value) for value in values), default=0.0) or 1.0
-    return [
-        (
-            layer,
-            [
-                _cell(found[layer, head], key, largest, tone)
-                for head in range(block["n_heads"])
-            ],
-        )
-        for layer in range(block["n_layers"])
-    ]
-
-
-def _cell(
-    each: Mapping[str, Any], key: str, largest: float, tone: Callable[[float], int]
-) -> dict[str, Any]:
-    """Colour a head: orange looks at the sink more on harmful text, blue less."""
-    value = each[key]["value"]
-    said = (
-        f"layer {each['layer']}, head {each['head']}; "
-        f"divergence {points(each['divergence'])} points; "
-        f"harmful {mass(each['harmful'])}; reference {mass(each['reference'])}"
-    )
-    return {
-        "tone": _MIDDLE if value is None else tone(value / largest),
-        "title": clean(said),
-        "sure": _is_sure(each["divergence"]),
-    }
-
-
-def _signed(share: float) -> int:
-    return _MIDDLE - round(_MIDDLE * share)
-
-
-def _unsigned(share: float) -> int:
-    return _MIDDLE + round(_MIDDLE * share)
-
-
-def _is_sure(figure: Figure) -> bool:
-    low, high = figure["low"], figure["high"]
-    return low is not None and high is not None and (low > 0 or high < 0)
-
-
-def _line(each: Mapping[str, Any]) -> dict[str, str]:
-    return {
-        "name": step_name(each),
-        "positive": f"{count(each['positive'])} of {each['measured']}",
-        "by_chance": count(each["by_chance"]),
-        "sure": f"{each['above']} / {each['below']}",
-        "divergence": points(each["mean_divergence"]),
-        "harmful": mass(each["harmful"]),
-        "reference": mass(each["reference"]),
-        "penalty": points(each["penalty"]),
-    }
-
-
-def _head(each: Mapping[str, Any]) -> dict[str, str]:
-    return {
-        "name": f"{each['layer']} : {each['head']}",
-        "divergence": points(each["divergence"]),
-        "harmful": mass(each["harmful"]),
-        "reference": mass(each["reference"]),
-    }
-
-
+SHOWN = 16
+CHANCE = 0.05
+STAGE, MASSES = "sinks", "sinks.json"
 PAIRING = {
     "prompt": "two texts on one prompt, over equal positions",
     "none": "all harmful with all reference texts, as published",
@@ -213,39 +33,182 @@ POSITIONS = {
     "all": "all tokens after the first",
     "response": "tokens after the prompt",
 }
+_HARMFUL, _REFERENCE = "#d55e00", "#0072b2"
+
+
+CHECKPOINT: dict[str, Callable[[Any], str]] = {
+    "Model": lambda each: step_name(each),
+    "Positive heads": lambda each: f"{count(each['positive'])} of {each['measured']}",
+    "If none diverged": lambda each: count(each["by_chance"]),
+    "Surely above / below 0": lambda each: f"{each['above']} / {each['below']}",
+    "Mean divergence, points": lambda each: points(each["mean_divergence"]),
+    "Mean mass, harmful": lambda each: mass(each["harmful"]),
+    "Mean mass, reference": lambda each: mass(each["reference"]),
+    "Mean of what is positive, points": lambda each: points(each["penalty"]),
+}
+HEAD: dict[str, Callable[[Any], str]] = {
+    "Layer : head": lambda each: f"{each['layer']} : {each['head']}",
+    "Divergence, points": lambda each: points(each["divergence"]),
+    "Mass, harmful": lambda each: mass(each["harmful"]),
+    "Mass, reference": lambda each: mass(each["reference"]),
+}
+
+
+def section(block: Mapping[str, Any]) -> Section:
+    """Return what page and terminal show of the sink.
+
+    `block`: The block `sinks` of a report.
+    """
+    title = "Attention to the first token"
+    return Section(title, [*_parts(block)], key="sinks", link="First token")
+
+
+def _parts(block: Mapping[str, Any]) -> Iterator[Part]:
+    checkpoints, rows = block["checkpoints"], block["rows"]
+    texts = (
+        f"{rows['harmful']} harmful and {rows['reference']} reference texts on "
+        f"{block['requests']} prompts"
+    )
+    yield Paragraph(
+        "Heads with nothing to do look at the first token, their sink. The divergence "
+        "of a head is how much more of its attention goes there on harmful than on "
+        "reference text, in percentage points. Compared: "
+        f"{PAIRING[block['pairing']]} ({texts}; {POSITIONS[block['positions']]}). "
+        "A divergence says that a head treats the two differently, not why."
+    )
+    yield Sentences(block["evidence"])
+    yield Sentences(block["notes"], "note")
+    if len(checkpoints) > 1:
+        yield Chart(
+            "Plot of positive heads over the checkpoints",
+            lambda: curve_figure(checkpoints),
+            "Bars are 95% intervals. The grey band holds the positive heads that "
+            "prompts alone would make if no head diverged.",
+        )
+    title = f"Attention to the first token, {texts}"
+    yield table_of(title, checkpoints, CHECKPOINT, brief=range(7))
+    yield Heading(f"Divergence of every head, {step_name(checkpoints[-1])}")
+    yield Paragraph(
+        "Each square is one head. Hold the pointer over a square to see its numbers; "
+        "a ring marks heads whose interval does not hold 0."
+    )
+    yield Scale("more on harmful text", "more on reference text")
+    # Orange looks at the first token more on harmful text, blue less.
+    yield head_grid(
+        "Divergence of every head",
+        block,
+        lambda each: -(each["divergence"]["value"] or 0.0),
+        _numbers,
+        _is_sure,
+    )
+    masses = head_grid(
+        "Attention to the first token of every head",
+        block,
+        lambda each: each["harmful"]["value"],
+        _numbers,
+        _is_sure,
+    )
+    yield Fold(f"{masses.title}, on harmful text", [Scale("none", "most", 5), masses])
+    known = [each for each in block["heads"] if each["divergence"]["value"] is not None]
+    first = sorted(known, key=lambda each: -abs(each["divergence"]["value"]))[:SHOWN]
+    title = f"Heads that differ most (the first {len(first)} of {len(block['heads'])})"
+    heads = table_of(title, first, HEAD)
+    yield Fold("The heads that differ most, as a table", [heads], brief=True)
+
+
+def _numbers(each: Mapping[str, Any]) -> str:
+    return (
+        f"layer {each['layer']}, head {each['head']}; "
+        f"divergence {points(each['divergence'])} points; "
+        f"harmful {mass(each['harmful'])}; reference {mass(each['reference'])}"
+    )
+
+
+def _is_sure(each: Mapping[str, Any]) -> bool:
+    low, high = each["divergence"]["low"], each["divergence"]["high"]
+    return low is not None and high is not None and (low > 0 or high < 0)
+
+
+def curve_figure(checkpoints: Sequence[Mapping[str, Any]]) -> str:
+    """Draw positive heads and sink mass over the checkpoints of a run."""
+    # Two checkpoints may have one name, and would lie on each other.
+    names = [f"{at + 1}. {step_name(each)}" for at, each in enumerate(checkpoints)]
+    axis = alt.Axis(labelAngle=-40, labelLimit=150, labelOverlap=True)
+    place = alt.X("at:N", sort=names, title=None, axis=axis)
+
+    def points_of(key: str, kind: str) -> list[dict[str, Any]]:
+        named = zip(names, checkpoints, strict=True)
+        return [{**each[key], "at": name, "kind": kind} for name, each in named]
+
+    total = max(each["measured"] for each in checkpoints)
+    heads = alt.Scale(domain=[0, max(1, total)])
+    chance = [
+        point for point in points_of("by_chance", "") if point["value"] is not None
+    ]
+    band = (
+        alt.Chart(alt.Data(values=chance))
+        .mark_bar(opacity=0.25, color=MUTED, width={"band": 0.7})
+        .encode(x=place, y=alt.Y("low:Q", scale=heads), y2="high:Q")
+    )
+    counted = interval_lines(
+        points_of("positive", "positive heads"),
+        place,
+        {"positive heads": _HARMFUL},
+        heads,
+        title=f"heads, of {total}",
+    )
+    masses = interval_lines(
+        points_of("harmful", "harmful text") + points_of("reference", "reference text"),
+        place,
+        {"harmful text": _HARMFUL, "reference text": _REFERENCE},
+        alt.Scale(domain=[0, 1]),
+        form="%",
+    )
+    size = {"width": 270, "height": 220}
+    left = alt.layer(band, counted).properties(title=heading("Positive heads"), **size)
+    right = masses.properties(title=heading("Attention to the first token"), **size)
+    return to_svg(
+        alt.hconcat(left, right),
+        "Sink divergence over the checkpoints",
+        "On the left how many heads look at the first token more on harmful text, and "
+        "as a grey band how many would if none diverged. On the right the mean "
+        "attention to the first token on harmful and on reference text. Bars are 95% "
+        "intervals. The table below has the numbers.",
+    )
 
 
 def mass(figure: Figure) -> str:
     """Write a sink mass as a share of attention, as `12.30% (11.02 to 13.61%)`."""
-    if figure["value"] is None:
-        return missing(figure)
-    digits = _digits(figure)
-    return f"{_hundredfold(figure['value'], digits)}% ({_ends(figure, digits)}%)"
-
-
-def share(figure: Figure) -> str:
-    """Write a sink mass alone, as `12.30%`."""
-    if figure["value"] is None:
-        return missing(figure)
-    return f"{_hundredfold(figure['value'], _digits(figure))}%"
+    return _written(figure, "%")
 
 
 def points(figure: Figure) -> str:
     """Write a divergence in percentage points with its sign: `+0.35 (0.10 to 0.61)`."""
-    if figure["value"] is None:
+    return "+" * ((figure["value"] or 0) > 0) + _written(figure)
+
+
+def _written(figure: Figure, unit: str = "") -> str:
+    """Write a share in percent, with digits that show two of the largest end."""
+    value, low, high = figure["value"], figure["low"], figure["high"]
+    if value is None:
         return missing(figure)
-    sign, digits = "+" if figure["value"] > 0 else "", _digits(figure)
-    return f"{sign}{_hundredfold(figure['value'], digits)} ({_ends(figure, digits)})"
+    largest = 100 * max(abs(end or 0.0) for end in (value, low, high))
+    fits = (n for n in (2, 3) if not largest or largest >= 10.0 ** (1 - n))
+    digits = next(fits, 4)
+    ends = "no interval"
+    if low is not None and high is not None:
+        ends = f"{plain(100 * low, digits)} to {plain(100 * high, digits)}"
+    return f"{plain(100 * value, digits)}{unit} ({ends}{unit})"
 
 
 def count(figure: Figure) -> str:
     """Write a number of heads with its interval, as `41 (30 to 52)`."""
-    if figure["value"] is None:
+    value, low, high = figure["value"], figure["low"], figure["high"]
+    if value is None:
         return missing(figure)
-    ends = [figure["low"], figure["high"]]
-    if None in ends:
-        return plain(figure["value"], 0)
-    return f"{plain(figure['value'], 0)} ({_plain(ends[0])} to {_plain(ends[1])})"
+    if low is None or high is None:
+        return plain(value, 0)
+    return f"{plain(value, 0)} ({plain(low, 0)} to {plain(high, 0)})"
 
 
 def step_name(checkpoint: Mapping[str, Any]) -> str:
@@ -253,33 +216,6 @@ def step_name(checkpoint: Mapping[str, Any]) -> str:
     if checkpoint["step"] is not None:
         return f"step {checkpoint['step']}"
     return clean(str(checkpoint["name"]).rstrip("/").rsplit("/", 1)[-1])
-
-
-def _digits(figure: Figure) -> int:
-    """Return as many digits as show the two first of the largest end."""
-    ends = [abs(figure[key] or 0.0) for key in ("value", "low", "high")]
-    largest = 100 * max(ends)
-    fits = (n for n in (2, 3) if not largest or largest >= 10.0 ** (1 - n))
-    return next(fits, 4)
-
-
-def _ends(figure: Figure, digits: int) -> str:
-    low, high = figure["low"], figure["high"]
-    if low is None or high is None:
-        return "no interval"
-    return f"{_hundredfold(low, digits)} to {_hundredfold(high, digits)}"
-
-
-def _hundredfold(number: float, digits: int) -> str:
-    return plain(100 * number, digits)
-
-
-def _plain(number: float | None) -> str:
-    return plain(number or 0.0, 0)
-
-
-STAGE = "sinks"
-MASSES = "sinks.json"
 
 
 def is_measured(study: Study) -> bool:
@@ -306,84 +242,32 @@ def sink_sources(study: Study) -> list[dict[str, Any]]:
     ]
 
 
-SHOWN = 12
-
-
-def print_sinks(block: Mapping[str, Any]) -> None:
-    """Print what was found of each checkpoint, and of the heads that differ most."""
-    rows = [
-        [
-            step_name(each),
-            f"{count(each['positive'])} of {each['measured']}",
-            count(each["by_chance"]),
-            f"{each['above']} / {each['below']}",
-            points(each["mean_divergence"]),
-            f"{share(each['harmful'])} / {share(each['reference'])}",
-        ]
-        for each in block["checkpoints"]
-    ]
-    columns = (
-        "",
-        "positive heads",
-        "if none diverged",
-        "surely + / −",
-        "mean divergence, points",
-        "mass, harmful / reference",
-    )
-    n = block["rows"]
-    print_table(
-        f"Attention to the first token, {n['harmful']} harmful and {n['reference']} "
-        f"reference texts on {block['requests']} prompts",
-        columns,
-        rows,
-    )
-    known = [each for each in block["heads"] if each["divergence"]["value"] is not None]
-    known.sort(key=lambda each: -abs(each["divergence"]["value"]))
-    heads = [
-        [
-            f"{each['layer']}:{each['head']}",
-            points(each["divergence"]),
-            mass(each["harmful"]),
-            mass(each["reference"]),
-        ]
-        for each in known[:SHOWN]
-    ]
-    print_table(
-        f"Heads that differ most (the first {len(heads)} of {len(block['heads'])})",
-        ("layer:head", "divergence, points", "mass, harmful", "mass, reference"),
-        heads,
-    )
-    print_lines(*block["evidence"], *(f"note: {note}" for note in block["notes"]))
-
-
-CHANCE = 0.05
-
-
 def found_in_words(block: Mapping[str, Any]) -> list[str]:
     """Say what was found of the last checkpoint, and what it may rest on.
 
     `block`: The block `sinks` of the report.
     """
     last = block["checkpoints"][-1]
-    total, positive, chance = last["measured"], last["positive"], last["by_chance"]
-    said = [_counted(positive, chance, total)]
-    said.append(
+    total, uniform = last["measured"], last["uniform"]
+    said = [
+        _counted(last["positive"], last["by_chance"], total),
         f"The intervals of {last['above']} heads lie above 0 and of {last['below']} "
         f"below; of {total} heads that do not diverge about {CHANCE * total:.0f} "
-        "would miss 0 by chance."
-    )
+        "would miss 0 by chance.",
+    ]
     masses = [last[group]["value"] for group in ("harmful", "reference")]
-    if None not in masses:
+    if None in masses:
+        return said
+    said.append(
+        f"A head gives the first token {100 * masses[0]:.1f}% of its attention on "
+        f"harmful and {100 * masses[1]:.1f}% on reference text on average; looking "
+        f"at all tokens alike would give {100 * uniform:.1f}%."
+    )
+    if max(masses) < 2 * uniform:
         said.append(
-            f"A head gives the first token {100 * masses[0]:.1f}% of its attention on "
-            f"harmful and {100 * masses[1]:.1f}% on reference text on average; looking "
-            f"at all tokens alike would give {100 * last['uniform']:.1f}%."
+            "That is less than twice as much: the model hardly has a sink, and its "
+            "divergences are differences of small numbers."
         )
-        if max(masses) < 2 * last["uniform"]:
-            said.append(
-                "That is less than twice as much: the model hardly has a sink, and its "
-                "divergences are differences of small numbers."
-            )
     return said
 
 
@@ -399,12 +283,9 @@ def _counted(positive: Mapping[str, Any], chance: Mapping[str, Any], total: int)
     if chance["value"] is None:
         return f"{counted}; how many would by chance is unknown: {chance['reason']}."
     low, high = chance["low"], chance["high"]
-    if low <= positive["value"] <= high:
-        place = "as many as chance makes"
-    else:
-        more = positive["value"] > high
-        place = f"{'more' if more else 'fewer'} than chance makes"
+    more = positive["value"] - min(max(positive["value"], low), high)
+    place = ("fewer than", "as many as", "more than")[(more > 0) - (more < 0) + 1]
     return (
-        f"{counted}, {place}: {low:.0f} to {high:.0f} on prompts that differ as these "
-        "do, if no head diverged."
+        f"{counted}, {place} chance makes: {low:.0f} to {high:.0f} on prompts that "
+        "differ as these do, if no head diverged."
     )
