@@ -15,9 +15,11 @@ from holdfast.audit import words
 from holdfast.audit.browse import BrowsedAnswer, browse_context, policy_hash
 from holdfast.audit.compare import compare, table
 from holdfast.cliff.panel import template_length, trace_figure, wrapper_figure
-from holdfast.dynamics.panel import StepExample, signal_context
+from holdfast.dynamics import panel as dynamics_panel
+from holdfast.dynamics.panel import StepExample
 from holdfast.evaluate import panel as evaluate_panel
 from holdfast.evaluate.panel import PairedRow, paired_table
+from holdfast.guard import panel as guard_panel
 from holdfast.heads.panel import head_context, limits
 from holdfast.report import labels, text
 from holdfast.report.schema import (
@@ -42,7 +44,11 @@ _PARTS = {
     "answer": "Answer",
 }
 _TONES = 10
-PANELS: dict[str, Callable[[Any], Section]] = {"sinks": sinks_panel.section}
+PANELS: dict[str, Callable[..., Section]] = {
+    "sinks": sinks_panel.section,
+    "signal": dynamics_panel.section,
+    "guard": guard_panel.section,
+}
 """Block of the report to what shows it, in the order of the page."""
 ONLY_EVALUATED = "evaluated.html.j2"
 
@@ -87,8 +93,7 @@ def render(
         **_wrapper_context(report),
         **_trace_context(report, drawn, template_length(examples)),
         **head_context(report),
-        **signal_context(report, steps),
-        "panels": sections(report),
+        "panels": sections(report, steps),
         "examples": [_example(example) for example in examples],
         "controls": list(_described(report["controls"], labels.CONTROLS)),
         "no_controls": text.shared_reason(report["controls"]),
@@ -105,9 +110,14 @@ def render(
     return _environment().get_template(page).render(context)
 
 
-def sections(report: Report) -> list[Section]:
+def sections(report: Report, steps: Sequence[StepExample]) -> list[Section]:
     """Return the sections of the methods that a report has a block of, in order."""
-    return [make(report[key]) for key, make in PANELS.items() if key in report]
+    more = {"signal": {"examples": steps}}
+    return [
+        make(report[key], **more.get(key, {}))
+        for key, make in PANELS.items()
+        if key in report
+    ]
 
 
 def _outcome_rows(report: Report) -> list[Mapping[str, Any]]:

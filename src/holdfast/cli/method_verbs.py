@@ -263,7 +263,7 @@ def signal(
     from holdfast.dynamics import stage
 
     found = in_study(study, None, loading, partial(stage.run, settings=watching))
-    show(json, found, dynamics_panel.print_signal)
+    show_section(json, found, dynamics_panel.section)
 
 
 @guard.command
@@ -279,7 +279,7 @@ def fit(study: Path, /, *, fitting: Fitting = FIT, json: Json = False) -> None:
     from holdfast.guard import stage
 
     found = in_study(study, None, MODEL, partial(stage.fit, settings=fitting))
-    show(json, found, guard_panel.print_fitted)
+    show_section(json, found, guard_panel.fitted_section)
 
 
 @guard.command
@@ -304,4 +304,4 @@ def evaluate(
     from holdfast.guard import stage
 
     work = partial(stage.evaluate, settings=trying, others=others)
-    show(json, in_study(study, None, MODEL, work), guard_panel.print_evaluated)
+    show_section(json, in_study(study, None, MODEL, work), guard_panel.section)
