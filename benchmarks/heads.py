@@ -37,7 +37,7 @@ from transformers import DynamicCache
 from holdfast.heads.attribution import attribute
 from holdfast.heads.causal_effects import causal_effects
 from holdfast.models.hidden_states import final_states
-from holdfast.models.interventions import head_factors, scaled_heads
+from holdfast.models.interventions import head_factors, scale_heads
 from holdfast.models.loading.causal import adapt
 from holdfast.models.model import Adapter
 
@@ -109,7 +109,7 @@ def slow_variants(adapter: Adapter) -> Iterator[tuple[str, Callable[[], Any]]]:
     def loop() -> Any:
         for layer in range(adapter.n_layers):
             for head in range(adapter.n_heads):
-                with scaled_heads(adapter, head_factors(adapter, [(layer, head)])):
+                with scale_heads(adapter, head_factors(adapter, [(layer, head)])):
                     final_states(adapter, sequences, batch_size=16)
 
     yield LOOP, loop

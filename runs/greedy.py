@@ -31,9 +31,9 @@ from holdfast.models.hidden_states import check_lengths
 from holdfast.models.interventions import Head as HeadPlace
 from holdfast.models.interventions import (
     HeadEdit,
-    editing,
     first_layer,
     head_factors,
+    scale_heads,
     shared_rows,
 )
 from holdfast.models.model import Adapter
@@ -287,7 +287,7 @@ def effects_everywhere(
             edit = HeadEdit(stacked)
             copies = torch.zeros(len(part), dtype=torch.long)
             first = first_layer(stacked)
-            with editing(adapter, edit), shared_rows(adapter, first, copies):
+            with scale_heads(adapter, edit), shared_rows(adapter, first, copies):
                 states = adapter.base(input_ids=ids, use_cache=False).last_hidden_state
             last = states[:, -1].float()
             return list((last @ unit.to(last.device) + offset).cpu())

@@ -4,7 +4,7 @@ import torch
 from holdfast.errors import AdapterError, InputError, SettingsError
 from holdfast.heads.attribution import Parts, attribute
 from holdfast.models.hidden_states import head_contributions, project_states
-from holdfast.models.interventions import head_factors, scaled_heads
+from holdfast.models.interventions import head_factors, scale_heads
 from holdfast.models.loading.causal import adapt
 from tiny_models import HEADS, LAYERS, random_sequences, tiny_model
 
@@ -119,7 +119,7 @@ def test_only_the_last_positions_are_kept_in_full(qwen3):
 
 
 def test_an_ablated_head_contributes_nothing(qwen3):
-    with scaled_heads(qwen3, head_factors(qwen3, [(1, 2)])):
+    with scale_heads(qwen3, head_factors(qwen3, [(1, 2)])):
         (found,) = _attribute(qwen3, SEQUENCES[:1], PLATEAUS[:1])
     assert found.tail.heads[:, 1, 2].abs().max() == 0
     assert found.tail.heads[:, 1, 1].abs().min() > 0

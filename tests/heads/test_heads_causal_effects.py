@@ -168,14 +168,14 @@ def test_one_moment_alone_can_be_asked_for(qwen3):
 
 def test_chunks_are_halved_when_memory_ends(qwen3, monkeypatch):
     expected = _effects(qwen3, EVERY)
-    scaled = interventions.scaled_tokens
+    scaled = interventions.scale_heads
 
-    def narrow(adapter, factors):
+    def narrow(adapter, factors, **named):
         if len(factors) > 6:
             raise torch.OutOfMemoryError("out of memory")
-        return scaled(adapter, factors)
+        return scaled(adapter, factors, **named)
 
-    monkeypatch.setattr(heads_causal_effects, "scaled_tokens", narrow)
+    monkeypatch.setattr(heads_causal_effects, "scale_heads", narrow)
     found = _effects(qwen3, EVERY)
     for moment, effects in expected.items():
         torch.testing.assert_close(

@@ -79,7 +79,7 @@ def test_the_effect_of_a_head_is_that_of_scoring_without_it(audited, thinker, re
     from holdfast.cliff.probe_files import read_own_probe
     from holdfast.heads.readings import select
     from holdfast.models.hidden_states import project_states
-    from holdfast.models.interventions import editing
+    from holdfast.models.interventions import scale_heads
 
     study, adapter = Study.open(audited), load(str(thinker))
     probe, _ = read_own_probe(study, "published")
@@ -92,7 +92,7 @@ def test_the_effect_of_a_head_is_that_of_scoring_without_it(audited, thinker, re
     )
     logits = []
     for each in (None, edit):
-        with editing(adapter, each) as live:
+        with scale_heads(adapter, each) as live:
             found = []
             for place, row in enumerate(rows):
                 ids = row.token_ids[: row.final + 1]

@@ -4,7 +4,7 @@ from torch import nn
 
 from holdfast.errors import AdapterError, ModelError, SettingsError
 from holdfast.models.hidden_states import head_contributions, project_states
-from holdfast.models.interventions import scaled_heads
+from holdfast.models.interventions import scale_heads
 from holdfast.models.loading.causal import adapt
 from tiny_models import (
     HEAD_WIDTH,
@@ -206,7 +206,7 @@ def test_positions_end_where_frequencies_begin_to_depend_on_neighbours(tokenizer
 def test_scaling_heads_takes_a_factor_for_each_head(qwen3):
     with (
         pytest.raises(SettingsError, match=f"{LAYERS} rows of {HEADS}"),
-        scaled_heads(qwen3, torch.ones(LAYERS, HEADS + 1)),
+        scale_heads(qwen3, torch.ones(LAYERS, HEADS + 1)),
     ):
         pass
     assert not qwen3.output_projection(0)._forward_pre_hooks

@@ -151,7 +151,7 @@ def test_rows_with_heads_of_their_own_are_those_of_one_edit_each(
 
 def test_a_row_without_an_edit_is_the_same_beside_edited_ones_bit_for_bit(qwen3):
     from holdfast.models.hidden_states import read_states
-    from holdfast.models.interventions import editing
+    from holdfast.models.interventions import scale_heads
 
     sequences = random_sequences([7, 7, 7])
     tables = torch.stack([torch.ones(LAYERS, HEADS), *_tables(qwen3)[1:3]])
@@ -160,7 +160,7 @@ def test_a_row_without_an_edit_is_the_same_beside_edited_ones_bit_for_bit(qwen3)
         return read_states(qwen3, sequences, lambda each, _: each * 1)
 
     before = states()
-    with editing(qwen3, HeadEdit(tables)):
+    with scale_heads(qwen3, HeadEdit(tables)):
         after = states()
     assert torch.equal(before[0], after[0])
     assert not torch.equal(before[1], after[1])

@@ -13,7 +13,7 @@ from holdfast.models.decoding.generate import generate
 from holdfast.models.decoding.row_state import Sampling
 from holdfast.models.export import PROVENANCE, Measured, bake, baking, model_card
 from holdfast.models.hidden_states import read_states
-from holdfast.models.interventions import HeadEdit, editing, head_factors
+from holdfast.models.interventions import HeadEdit, head_factors, scale_heads
 from holdfast.models.loading.causal import adapt, load
 from tiny_models import (
     HEAD_WIDTH,
@@ -41,7 +41,7 @@ def _states(adapter):
 
 
 def _hooked(adapter, edit):
-    with editing(adapter, edit):
+    with scale_heads(adapter, edit):
         return _states(adapter)
 
 

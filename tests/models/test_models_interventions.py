@@ -11,9 +11,8 @@ from holdfast.models.decoding.row_state import Sampling
 from holdfast.models.hidden_states import read_states
 from holdfast.models.interventions import (
     HeadEdit,
-    editing,
     head_factors,
-    scaled_tokens,
+    scale_heads,
     scope_ranges,
 )
 from holdfast.models.loading.causal import adapt, load
@@ -191,7 +190,7 @@ def test_an_edit_by_one_is_nothing_bit_for_bit(qwen3):
     sequences = random_sequences([7, 5])
     before = _states(qwen3, sequences)
     for how in ("none", "token", "tensor"):
-        with editing(qwen3, HeadEdit(torch.ones(LAYERS, HEADS), None, how)):
+        with scale_heads(qwen3, HeadEdit(torch.ones(LAYERS, HEADS), None, how)):
             after = _states(qwen3, sequences)
         assert all(map(torch.equal, before, after))
 
@@ -214,7 +213,7 @@ def test_renormalising_the_tensor_depends_on_the_batch_and_a_token_does_not(qwen
     factors = head_factors(qwen3, [(0, 0), (1, 0)])
     moved = {}
     for how in ("token", "tensor"):
-        with editing(qwen3, HeadEdit(factors, None, how)):
+        with scale_heads(qwen3, HeadEdit(factors, None, how)):
             alone = _states(qwen3, sequences[:1])[0]
             beside = _states(qwen3, sequences)[0]
         moved[how] = float((alone - beside).abs().max())
@@ -232,7 +231,7 @@ def _norms(adapter, edit, layer):
 
     projection = adapter.output_projection(layer)
     first = projection.register_forward_pre_hook(look)
-    with editing(adapter, edit):
+    with scale_heads(adapter, edit):
         last = projection.register_forward_pre_hook(look)
         with torch.no_grad():
             adapter.base(torch.tensor([ids]), use_cache=False)
@@ -245,11 +244,11 @@ def _norms(adapter, edit, layer):
 def test_a_norm_of_zero_cannot_be_restored(qwen3, how):
     factors = head_factors(qwen3, [(1, head) for head in range(HEADS)])
     with (
-        editing(qwen3, HeadEdit(factors, None, how)),
+        scale_heads(qwen3, HeadEdit(factors, None, how)),
         pytest.raises(SettingsError, match="norm of zero in layer 1"),
     ):
         _states(qwen3, random_sequences([4]))
-    with editing(qwen3, HeadEdit(factors)):
+    with scale_heads(qwen3, HeadEdit(factors)):
         _states(qwen3, random_sequences([4]))
     assert not qwen3.output_projection(1)._forward_pre_hooks
 
@@ -257,9 +256,11 @@ def test_a_norm_of_zero_cannot_be_restored(qwen3, how):
 def test_tokens_of_one_pass_can_have_other_heads_scaled(qwen3):
     ids, heads = random_sequences([6])[0], [(0, 0), (2, 3)]
     one, other = torch.ones(LAYERS, HEADS), head_factors(qwen3, heads, 0.5)
-    with scaled_tokens(qwen3, torch.stack([one, one, other, other, one, one])):
+    with scale_heads(
+        qwen3, torch.stack([one, one, other, other, one, one]), positions=True
+    ):
         found = _states(qwen3, [ids])[0]
-    with editing(qwen3, HeadEdit(other, ((2, 4),))) as live:
+    with scale_heads(qwen3, HeadEdit(other, ((2, 4),))) as live:
         live.locate(torch.arange(6)[None])
         expected = _states(qwen3, [ids])[0]
     torch.testing.assert_close(found, expected)
@@ -285,7 +286,7 @@ def test_a_table_of_another_shape_is_refused(qwen3):
     table = torch.ones(LAYERS + 1, HEADS)
     with (
         pytest.raises(SettingsError, match="3 rows of 4"),
-        editing(qwen3, HeadEdit(table)),
+        scale_heads(qwen3, HeadEdit(table)),
     ):
         pass
 
@@ -324,7 +325,7 @@ def test_a_merged_and_an_unmerged_adapter_are_edited_alike(saved, tmp_path):
         )
     with torch.no_grad():
         expected = adapted.get_base_model().model(torch.tensor([ids]), use_cache=False)
-    with editing(merged, HeadEdit(factors)):
+    with scale_heads(merged, HeadEdit(factors)):
         found = _states(merged, [ids])[0]
     torch.testing.assert_close(
         found, expected.last_hidden_state[0], atol=1e-4, rtol=1e-4

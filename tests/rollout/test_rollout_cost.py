@@ -39,7 +39,7 @@ def test_nothing_is_estimated_where_nothing_is_left():
 
 def test_the_pace_is_told_once_and_counts_only_what_is_left(tmp_path, monkeypatch):
     study = Study.create(tmp_path)
-    study.stage("s", {}, {})
+    study.begin("s", {}, {})
     items = [f"{place:02}" for place in range(10)]
     clock, told, batches_run = [0.0], [], []
 

@@ -164,7 +164,7 @@ def test_attack_success_counts_full_and_partial_answers_and_nothing_else():
 
 def test_a_batch_on_disk_is_not_run_again_and_the_order_is_that_of_the_items(tmp_path):
     study = Study.create(tmp_path)
-    study.stage("s", {}, {})
+    study.begin("s", {}, {})
     items = ["b", "dddd", "a", "ccc", "ee"]
     seen = []
 

@@ -14,7 +14,7 @@ from holdfast.errors import SettingsError
 from holdfast.heads.ranking import Head
 from holdfast.heads.readings import select
 from holdfast.models.hidden_states import project_states
-from holdfast.models.interventions import HeadEdit, editing, head_factors
+from holdfast.models.interventions import HeadEdit, head_factors, scale_heads
 from holdfast.models.loading.causal import load
 from holdfast.rollout.rows import from_table
 from holdfast.study import Study
@@ -43,7 +43,7 @@ def _change(adapter, probe, rows, heads, where):
         for each in (None, edit):
             ranges = None if each is None else ((start, None),)
             chosen = each and HeadEdit(each.factors, ranges)
-            with editing(adapter, chosen) as live:
+            with scale_heads(adapter, chosen) as live:
                 if chosen:
                     live.locate(torch.arange(len(ids))[None])
                 [states] = project_states(

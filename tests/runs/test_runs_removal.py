@@ -6,7 +6,7 @@ from greedy import effects_everywhere
 
 from holdfast.errors import SettingsError
 from holdfast.models.hidden_states import project_states
-from holdfast.models.interventions import HeadEdit, editing, head_factors
+from holdfast.models.interventions import HeadEdit, head_factors, scale_heads
 from holdfast.models.loading.causal import adapt
 from tiny_models import HEADS, LAYERS, random_sequences, tiny_model
 
@@ -17,7 +17,7 @@ def _one_by_one(adapter, sequences, sets, direction, offset):
     """The slow way round: edit, run the whole sequence, read the last logit."""
 
     def last(edit):
-        with editing(adapter, edit):
+        with scale_heads(adapter, edit):
             found = project_states(
                 adapter, sequences, direction[None], torch.tensor([offset])
             )

@@ -234,5 +234,5 @@ def test_nothing_to_compare_is_an_error():
         paired_sinks(masses(0), masses(0), [], seeded())
     with pytest.raises(InputError, match="found none"):
         unpaired_sinks(masses(2), names(2), masses(0), [], seeded())
-    with pytest.raises(InputError, match="2 entries, one a row"):
+    with pytest.raises(InputError, match="2 entries, one per row"):
         paired_sinks(masses(2), masses(2), names(3), seeded())

@@ -281,5 +281,5 @@ def test_calibration_is_good_for_true_probabilities_and_bad_for_overconfident_on
 
 
 def test_columns_of_different_lengths_are_refused():
-    with pytest.raises(InputError, match="3 entries, one a row; found 2"):
+    with pytest.raises(InputError, match="3 entries, one per row; found 2"):
         clustered_mean(torch.zeros(3), ["a", "b"], generator())

@@ -55,7 +55,7 @@ LENGTHS = {
 def _estimated(world, lengths, tmp_path, monkeypatch, width=WIDTH):
     """The estimate after the first batch, and what the rest then took."""
     study = Study.create(tmp_path)
-    study.stage("s", {}, {})
+    study.begin("s", {}, {})
     items = [(f"{place:03}", length) for place, length in enumerate(lengths)]
     meter, told = Meter(world.clock), []
     # What is believed of a step is not what it costs: no machine is a formula.
@@ -135,7 +135,7 @@ class Bar(Silent):
 
 def test_a_bar_moves_as_rows_end_and_never_beyond_its_batch(tmp_path):
     study, bar, meter = Study.create(tmp_path), Bar(), Meter()
-    study.stage("s", {}, {})
+    study.begin("s", {}, {})
 
     def work(batch):
         # Memory runs out after one row, and the batch begins again.
@@ -162,7 +162,7 @@ def test_a_bar_moves_as_rows_end_and_never_beyond_its_batch(tmp_path):
 
 def test_rows_of_an_interrupted_run_count_at_once(tmp_path):
     study, bar = Study.create(tmp_path), Bar()
-    study.stage("s", {}, {})
+    study.begin("s", {}, {})
 
     def go(batch_size, failing=False):
         def work(batch):

@@ -70,7 +70,7 @@ def _go(study, run_on, progress):
 @pytest.mark.parametrize("damage", DAMAGE.values(), ids=DAMAGE)
 def test_a_damaged_part_is_worked_out_again_and_said(tmp_path, damage):
     study = Study.create(tmp_path / "s")
-    study.stage("s", {}, {})
+    study.begin("s", {}, {})
     expected = _go(study, [], Silent())
     first, second = study.parts("s")
     damage(first)

@@ -66,30 +66,30 @@ def test_not_a_number_is_never_written(tmp_path):
 
 def test_a_stage_is_done_only_with_the_same_settings_inputs_and_outputs(tmp_path):
     study = Study.create(tmp_path / "study")
-    state, key = study.stage("probe", Settings(), {"rollouts": "h1"})
+    state, key = study.begin("probe", Settings(), {"rollouts": "h1"})
     assert state == "redo"
-    assert study.stage("probe", Settings(), {"rollouts": "h1"}) == ("continue", key)
+    assert study.begin("probe", Settings(), {"rollouts": "h1"}) == ("continue", key)
     study.write_json("out.json", {})
     study.finish("probe", ["out.json"])
     again = Study.open(tmp_path / "study")
-    assert again.stage("probe", Settings(), {"rollouts": "h1"})[0] == "done"
+    assert again.begin("probe", Settings(), {"rollouts": "h1"})[0] == "done"
     study.path("out.json").unlink()
-    assert again.stage("probe", Settings(), {"rollouts": "h1"})[0] == "redo"
+    assert again.begin("probe", Settings(), {"rollouts": "h1"})[0] == "redo"
     again.write_json("out.json", {})
     again.finish("probe", ["out.json"])
-    assert again.stage("probe", Settings(limit=4), {"rollouts": "h1"})[0] == "redo"
+    assert again.begin("probe", Settings(limit=4), {"rollouts": "h1"})[0] == "redo"
     again.finish("probe", ["out.json"])
-    assert again.stage("probe", Settings(limit=4), {"rollouts": "h2"})[0] == "redo"
+    assert again.begin("probe", Settings(limit=4), {"rollouts": "h2"})[0] == "redo"
 
 
 def test_parts_survive_an_interruption_and_not_a_change(tmp_path):
     study = Study.create(tmp_path)
-    study.stage("rollout", Settings(), {})
+    study.begin("rollout", Settings(), {})
     part = study.part("rollout", "0000", ".parquet")
     study_files.atomic_write_bytes(part, b"x")
-    assert study.stage("rollout", Settings(), {})[0] == "continue"
+    assert study.begin("rollout", Settings(), {})[0] == "continue"
     assert part.exists()
-    assert study.stage("rollout", Settings(limit=9), {})[0] == "redo"
+    assert study.begin("rollout", Settings(limit=9), {})[0] == "redo"
     assert not part.exists()
     assert not part.parent.parent.exists()
 

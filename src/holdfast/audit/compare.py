@@ -132,7 +132,7 @@ def compare(a: Report, b: Report) -> Comparison:
 def table(comparison: Comparison) -> list[TableRow]:
     """Put the rows of a comparison into words, for the page or the command line.
 
-    Returns: One line a figure; the first line of each section has `opens` set.
+    Returns: One line per figure; the first line of each section has `opens` set.
     """
     lines = []
     section = ""

@@ -1,4 +1,4 @@
-"""The settings of `holdfast audit`; nothing heavy is imported here."""
+"""The settings of `holdfast audit`; this module loads no tensors."""
 
 from dataclasses import dataclass, field
 

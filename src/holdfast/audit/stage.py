@@ -202,7 +202,7 @@ def write_report(study: Study, session: Session) -> dict[str, Any]:
     read |= set(signal_files(study).values())
     inputs = {name: study.input_hash(name) for name in sorted(read)}
     reasons = {stage: record.get("reason") for stage, record in below.items()}
-    state, _ = study.stage(STAGE, reasons | {"edition": EDITION}, inputs)
+    state, _ = study.begin(STAGE, reasons | {"edition": EDITION}, inputs)
     if state == "done":
         session.progress.say("The report is there and up to date.")
         return dict(study.read_json(OUTPUTS[0]))

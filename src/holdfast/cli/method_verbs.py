@@ -148,7 +148,7 @@ def select(
     """Choose the rows of a pool that are worth training on.
 
     Every row is scored with one prefill, shard by shard; run it again to continue.
-    Several processes may share a pool, one an accelerator.
+    Several processes may share a pool, one per accelerator.
 
     Args:
         model: organism:NAME, a model directory, or a Hub id.

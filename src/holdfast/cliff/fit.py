@@ -306,7 +306,7 @@ def run(study: Study, settings: ProbeSettings, session: Session) -> dict[str, An
         TooFewExamplesError: If there are too few refusals or compliances.
     """
     inputs = {ROLLOUTS: study.input_hash(ROLLOUTS)}
-    state, _ = study.stage(STAGE, settings, inputs)
+    state, _ = study.begin(STAGE, settings, inputs)
     if state == "done":
         if not study.record(STAGE)["outputs"]:
             return _without_probe(study, session)

@@ -68,7 +68,7 @@ class Traced(NamedTuple):
 
         Shuffled thinking is a permutation of the row's own. The neutral template is
         as long as the real one, and made of tokens drawn from the row's own thinking,
-        so that nothing but the end of thinking is taken away.
+        so that nothing but the end of thinking is removed.
 
         Args:
             seed: Seed of the study; the row adds its own.
@@ -101,7 +101,7 @@ def scores_to_table(
     scores: Sequence[Float[Tensor, "_ label"]],
     tokenizer: ChatTokenizer,
 ) -> pa.Table:
-    """Return one row a token.
+    """Return one row per token.
 
     Args:
         items: What was traced.

@@ -117,7 +117,7 @@ def fit_stratified_probe(
 ) -> Probe:
     """Fit the control probe: differences within strata only.
 
-    From each state the midpoint of its stratum's two class means is taken away.
+    From each state the midpoint of its stratum's two class means is subtracted.
     Strata with one class say nothing about the difference and are left out. The
     probe is put back at the average midpoint, so that it applies to raw states.
 
@@ -181,7 +181,7 @@ def _require_both_classes(labels: Tensor, clusters: Sequence[str], least: int) -
     ]
     if min(counts) < least:
         raise TooFewExamplesError(
-            f"at least {least} base requests in each class, one a fold",
+            f"at least {least} base requests in each class, one per fold",
             f"{counts[0]} positive and {counts[1]} negative",
             "Add prompts of the rarer outcome, or use fewer --folds.",
         )

@@ -68,7 +68,7 @@ def run(study: Study, settings: TraceSettings, session: Session) -> dict[str, An
         return _without_thinking(study, settings)
     published = names("published")
     inputs = {name: study.input_hash(name) for name in (ROLLOUTS, *published)}
-    state, _ = study.stage(STAGE, settings, inputs)
+    state, _ = study.begin(STAGE, settings, inputs)
     if state == "done":
         session.progress.say("The traces are there and up to date.")
         return dict(study.read_json(SUMMARY))
@@ -122,7 +122,7 @@ def _read(study: Study, session: Session, groups: dict[str, list[Rollout]]) -> p
 def _without_thinking(study: Study, settings: TraceSettings) -> dict[str, Any]:
     """Close the stage with its reason: no thinking, no plateau."""
     inputs = {ROLLOUTS: study.input_hash(ROLLOUTS)}
-    state, _ = study.stage(STAGE, settings, inputs)
+    state, _ = study.begin(STAGE, settings, inputs)
     if state != "done":
         study.finish(STAGE, [], reason=NO_PLATEAU)
     return no_trace(NO_PLATEAU)

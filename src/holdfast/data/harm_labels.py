@@ -158,7 +158,7 @@ def _said(row: Row, column: Column, name: str) -> Label | None:
 
 
 def _is_contrast(table: Table, name: str) -> bool:
-    """Tell whether a column is that of XSTest, whose contrasts are the harmful rows.
+    """Return whether a column is that of XSTest, whose contrasts are the harmful rows.
 
     Where the file has a column of labels, that one says it.
     """

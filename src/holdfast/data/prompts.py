@@ -252,7 +252,7 @@ def _prompt(
 
 
 def is_bare(said: str, request: str | None) -> bool:
-    """Tell whether what is said is the request behind it, with nothing around it."""
+    """Return whether what is said is the request behind it, with nothing around it."""
     return request is not None and normalise(said) == normalise(request)
 
 

@@ -1,7 +1,7 @@
 """Anchors of the step-wise signal: what complying and refusing look like, step by step.
 
-One pair of mean states a step. They are means over outcomes, not over prompts alone: a
-harmless request that was refused, or a harmful one that was answered, is on neither
+One pair of mean states per step. They are means over outcomes, not over prompts alone:
+a harmless request that was refused, or a harmful one that was answered, is on neither
 side, unless the filter is switched off.
 """
 

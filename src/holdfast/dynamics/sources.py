@@ -13,7 +13,6 @@ from torch import Tensor
 from holdfast.cliff.probe import FOLDS, fit_probe
 from holdfast.cliff.probe_files import model_fingerprint, names, write_probe
 from holdfast.dynamics.anchors import Anchors, separation
-from holdfast.dynamics.rows import ROLLOUTS
 from holdfast.dynamics.settings import SignalSettings
 from holdfast.dynamics.signal import Kind, positions_of
 from holdfast.dynamics.states import (
@@ -25,7 +24,7 @@ from holdfast.dynamics.states import (
 from holdfast.errors import InputError
 from holdfast.models.model import MaskedModel
 from holdfast.rollout.rows import Rollout, is_refused, requests_of
-from holdfast.rollout.sampling import STEPS, read_steps
+from holdfast.rollout.sampling import read_steps
 from holdfast.rollout.session import Session
 from holdfast.study import Study, atomic_write_bytes, file_sha256
 from holdfast.study.figures import DIGITS, study_seed
@@ -132,12 +131,6 @@ def kind_of(study: Study) -> Kind:
     """Return how the answers of a study were decoded."""
     sampling = study.record("rollout")["settings"].get("sampling", {})
     return "diffusion" if "remasking" in sampling else "autoregressive"
-
-
-def inputs_of(study: Study) -> dict[str, str]:
-    """Return the hashes of the files that hold the answers and their steps."""
-    names = (ROLLOUTS, STEPS) if study.path(STEPS).exists() else (ROLLOUTS,)
-    return {name: study.input_hash(name) for name in names}
 
 
 def identity_of(study: Study, settings: SignalSettings) -> dict[str, Any]:

@@ -36,7 +36,6 @@ from holdfast.dynamics.sources import (
     anchor_names,
     fit_step_probe,
     identity_of,
-    inputs_of,
     kind_of,
     probe_of,
     read_anchors,
@@ -48,13 +47,16 @@ from holdfast.dynamics.summary import step_examples, summary
 from holdfast.errors import InputError, TooFewExamplesError
 from holdfast.judges.rules.rules import JUDGE_ID
 from holdfast.rollout.rows import Rollout, from_table, is_refused, requests_of
-from holdfast.rollout.sampling import read_steps
+from holdfast.rollout.sampling import STEPS, read_steps
 from holdfast.rollout.session import Session
 from holdfast.study import Study
+from holdfast.study.batches import Batches
 from holdfast.study.figures import study_seed
 
 FIT, STAGE = "anchors", "signal"
 SUMMARY = "signal.json"
+ANSWERS = ROLLOUTS, STEPS
+"""Answers, and the steps of a masked-diffusion model beside them."""
 
 
 def run(study: Study, settings: SignalSettings, session: Session) -> dict[str, Any]:
@@ -110,18 +112,34 @@ def _fit(
     identity: dict[str, Any],
 ) -> None:
     """Fit the published and the matched anchors, unless they are there."""
-    inputs = inputs_of(study)
     key = identity | {
         "requests": settings.anchor_requests,
         "least": settings.min_anchors,
         "filtered": not settings.unfiltered,
         "judge": JUDGE_ID,
     }
-    state, _ = study.stage(FIT, key, inputs)
-    if state == "done":
-        session.progress.say("The anchors are there and up to date.")
-        return
-    session.check_same(study)
+    with study.stage(
+        FIT,
+        key,
+        [name for name in ANSWERS if study.path(name).exists()],
+        progress=session.progress,
+        done="The anchors are there and up to date.",
+    ) as stage:
+        if not stage.is_done:
+            session.check_same(study)
+            batches = Batches(stage, session.batch_size)
+            stage.outputs += _fit_and_write(batches, settings, session, items, identity)
+
+
+def _fit_and_write(
+    batches: Batches,
+    settings: SignalSettings,
+    session: Session,
+    items: list[Watched],
+    identity: dict[str, Any],
+) -> list[str]:
+    """Read the states of the rows for anchors, and return the files written."""
+    study = batches.stage.study
     chosen = anchor_rows([row for row, _ in items], settings)
     _require(chosen.published, settings)
     rows = {row.row_id: index for index, row in enumerate(chosen.rows)}
@@ -129,7 +147,7 @@ def _fit(
     source = source_of(study, settings, session)
     session.progress.say(f"Reading {len(rows)} answers for the anchors.")
     watched = [windows[name] for name in rows]
-    read = read_batches(study, FIT, session, watched, source.pooled, "Reading anchors")
+    read = read_batches(batches, watched, source.pooled, "Reading anchors")
     states = read["states"].reshape(len(rows), settings.steps, -1)
 
     def fit_and_write(
@@ -160,8 +178,7 @@ def _fit(
             study.path(name).unlink(missing_ok=True)
     outputs += fit_and_write(PUBLISHED, chosen.published, None, matched_reason=reason)
     own = states[[rows[row.row_id] for row in chosen.published]]
-    outputs += fit_step_probe(study, session, chosen.published, own)
-    study.finish(FIT, outputs)
+    return outputs + fit_step_probe(study, session, chosen.published, own)
 
 
 def _require(rows: Sequence[Rollout], settings: SignalSettings) -> None:
@@ -192,50 +209,48 @@ def _read(
     """Read every row against the anchors, unless that is done."""
     # Anchors may lie elsewhere, so their hashes are a setting, not files of the study.
     hashes = {name: each.sha256 for name, each in anchors.items()}
-    inputs = inputs_of(study)
     probe_name = probe_names(probe_of(study))[0]
-    if study.path(probe_name).exists():
-        inputs[probe_name] = study.input_hash(probe_name)
-    key = {"settings": settings, "anchors": hashes}
-    state, _ = study.stage(STAGE, key, inputs)
-    if state == "done":
-        session.progress.say("The signal is there and up to date.")
-        return dict(study.read_json(SUMMARY))
-    session.check_same(study)
-    readers = _readers(study, settings, anchors, with_probe=probe_name in inputs)
-    source = source_of(study, settings, session)
-    channels = read_batches(
-        study,
+    inputs = [name for name in (*ANSWERS, probe_name) if study.path(name).exists()]
+    with study.stage(
         STAGE,
-        session,
-        items,
-        lambda batch: source.channels(batch, readers),
-        "Reading the signal",
-    )
-    published, kind = anchors[PUBLISHED], kind_of(study)
-    about = {"identity": identity, "mode": settings.mode}
-    signal = SignalRows(
-        [row for row, _ in items],
-        channels,
-        published.taken,
-        about | {"anchors": hashes},
-    )
-    write_signal(study, signal)
-    block = about | {
-        "anchors": {name: _separated(each.anchors) for name, each in anchors.items()},
-        "matched_reason": published.matched_reason,
-        "channels": sorted(channels),
-        "missing_channels": _missing(channels, kind),
-        **summary(signal, study_seed(study)),
-    }
-    study.write_json(SUMMARY, block)
-    windows = {row.row_id: window for row, window in items}
-    drafts = read_steps(study) if kind == "diffusion" else None
-    tokenizer = session.speaker.tokenizer
-    examples = step_examples(signal, windows, settings, tokenizer, drafts)
-    study.write_json(EXAMPLES, examples)
-    study.finish(STAGE, [SIGNAL, SUMMARY, EXAMPLES], rows=len(items))
-    return block
+        {"settings": settings, "anchors": hashes},
+        inputs,
+        progress=session.progress,
+        done="The signal is there and up to date.",
+    ) as stage:
+        if stage.is_done:
+            return stage.read_json(SUMMARY)
+        session.check_same(study)
+        readers = _readers(study, settings, anchors, with_probe=probe_name in inputs)
+        source = source_of(study, settings, session)
+        channels = read_batches(
+            Batches(stage, session.batch_size),
+            items,
+            lambda batch: source.channels(batch, readers),
+            "Reading the signal",
+        )
+        published, kind = anchors[PUBLISHED], kind_of(study)
+        about = {"identity": identity, "mode": settings.mode}
+        rows, taken = [row for row, _ in items], published.taken
+        signal = SignalRows(rows, channels, taken, about | {"anchors": hashes})
+        write_signal(study, signal)
+        stage.outputs.append(SIGNAL)
+        block = about | {
+            "anchors": {key: _separated(each.anchors) for key, each in anchors.items()},
+            "matched_reason": published.matched_reason,
+            "channels": sorted(channels),
+            "missing_channels": _missing(channels, kind),
+            **summary(signal, study_seed(study)),
+        }
+        stage.write_json(SUMMARY, block)
+        windows = {row.row_id: window for row, window in items}
+        drafts = read_steps(study) if kind == "diffusion" else None
+        tokenizer = session.speaker.tokenizer
+        examples = step_examples(signal, windows, settings, tokenizer, drafts)
+        study.write_json(EXAMPLES, examples)
+        stage.outputs.append(EXAMPLES)
+        stage.facts["rows"] = len(items)
+        return block
 
 
 def _readers(

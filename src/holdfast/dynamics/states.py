@@ -4,7 +4,6 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from typing import NamedTuple
 
-import numpy as np
 import pyarrow as pa
 import torch
 from jaxtyping import Float, Int
@@ -39,8 +38,8 @@ from holdfast.models.hidden_states import read_windows, target_losses
 from holdfast.models.model import MaskedModel
 from holdfast.rollout.rows import Rollout
 from holdfast.rollout.session import Session
-from holdfast.study import Study
-from holdfast.study.batches import ROW_ID, in_batches
+from holdfast.study.batches import ROW_ID, Batches
+from holdfast.study.rows import vectors, vectors_of
 
 Reduce = Callable[[Tensor, Tensor, Tensor], Tensor]
 """From the pooled state of a row at each step, the state that a probe reads at each
@@ -114,9 +113,7 @@ class StateSource(ABC):
 
 
 def read_batches(
-    study: Study,
-    stage: str,
-    session: Session,
+    batches: Batches,
     items: Batch,
     work: Callable[[Batch], Mapping[str, Tensor]],
     label: str,
@@ -124,32 +121,18 @@ def read_batches(
     """Read rows batch by batch; what `work` returned, by name, for all of them."""
 
     def tabled(batch: list[Watched]) -> pa.Table:
-        columns = {ROW_ID: pa.array([row.row_id for row, _ in batch])}
-        for name, each in work(batch).items():
-            flat = pa.array(each.numpy().reshape(-1), pa.float32())
-            columns[name] = pa.FixedSizeListArray.from_arrays(flat, each.shape[1])
-        return pa.table(columns)
+        columns = {name: vectors(each) for name, each in work(batch).items()}
+        return pa.table({ROW_ID: [row.row_id for row, _ in batch]} | columns)
 
-    table = in_batches(
-        study,
-        stage,
+    table = batches.run(
         items,
+        tabled,
         name=lambda item: item[0].row_id,
         length=lambda item: len(item[1].token_ids),
-        batch_size=session.batch_size,
-        work=tabled,
-        progress=session.progress,
         label=label,
     )
-    flat = {
-        name: np.array(table.column(name).combine_chunks().flatten().to_numpy())
-        for name in table.column_names
-        if name != ROW_ID
-    }
-    return {
-        name: torch.from_numpy(each.reshape(len(items), -1))
-        for name, each in flat.items()
-    }
+    names = [name for name in table.column_names if name != ROW_ID]
+    return {name: vectors_of(table, name) for name in names}
 
 
 def steps_read(

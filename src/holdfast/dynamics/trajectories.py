@@ -20,7 +20,7 @@ HARMLESS, HARMFUL, UNPARSED = 0, 1, -1
 
 
 class Features(NamedTuple):
-    """What a trajectory does, one number a row; none of it is fitted.
+    """What a trajectory does, one number per row; none of it is fitted.
 
     Attributes:
         dip: How far the signal falls below `COMPLIES`, at most; 0 where it does not.

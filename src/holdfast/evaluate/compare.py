@@ -21,7 +21,7 @@ SEED = 0
 def pair(first: pa.Table, second: pa.Table) -> list[PairedRow]:
     """Return the paired difference of every condition that both evaluations have.
 
-    Returns: One record a condition: rates on the rows that both have, the difference
+    Returns: One record per condition: rates on the rows that both have, the difference
     `second - first` with an interval over requests, and the p-value of a test that
     keeps the rows of a request together. Rates, difference and p-value are None, or are
     bounds and the largest p-value, where rows were not judged.

@@ -27,7 +27,7 @@ SHORT = ("refused", "complied", "partial", "degenerate")
 
 
 def table(block: Mapping[str, Any]) -> list[list[str]]:
-    """Return the table of an evaluation in percent, a header first, a row a condition.
+    """Return the table of an evaluation in percent, header first, a row per condition.
 
     `block`: The block `evaluation` of a report.
     Returns: Texts. The column of what could not be judged is there where there is any,
@@ -331,7 +331,7 @@ KEYS = ("source", "column", "rows", "asked", "duplicates", "sha256", "notes")
 
 
 def is_evaluated(study: Study) -> bool:
-    """Tell whether a study holds an evaluation that is done, on what it holds now."""
+    """Return whether a study holds an evaluation that is done, on what it holds now."""
     record = study.record("judge")
     return record.get("state") == "done" and all(
         study.path(name).exists() and study.input_hash(name) == known

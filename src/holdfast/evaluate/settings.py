@@ -1,4 +1,4 @@
-"""What `holdfast evaluate` can be told; nothing heavy is imported here."""
+"""What `holdfast evaluate` can be told; this module loads no tensors."""
 
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Annotated, Literal

@@ -37,7 +37,7 @@ from holdfast.judges.base import Judge
 from holdfast.judges.calibration import brief, find_calibration, identity_record
 from holdfast.judges.choose import open_early, open_judge
 from holdfast.judges.settings import JudgeFlags
-from holdfast.models.interventions import HeadEdit, editing
+from holdfast.models.interventions import HeadEdit, scale_heads
 from holdfast.models.model import Adapter
 from holdfast.report.progress import Progress
 from holdfast.rollout.edits import baked, read_edit
@@ -182,7 +182,7 @@ def judge(
         "calibration": calibration,
         "thinking": flags.judge_thinking,
     }
-    state, _ = study.stage(JUDGE, key, inputs)
+    state, _ = study.begin(JUDGE, key, inputs)
     if state == "done":
         progress.say(f"{EVALUATION} is there and up to date.")
         return dict(study.read_json(SUMMARY))
@@ -271,7 +271,7 @@ def run_harness(
     wrapper = importlib.import_module(f"{PACKAGE}.models.huggingface")
     try:
         # What it says on its way must not mix with results on stdout.
-        with editing(adapter, edit), redirect_stdout(sys.stderr):
+        with scale_heads(adapter, edit), redirect_stdout(sys.stderr):
             model = wrapper.HFLM(
                 pretrained=adapter.model,
                 tokenizer=adapter.tokenizer,

@@ -1,4 +1,4 @@
-"""The settings of `holdfast finetune`; nothing heavy is imported here."""
+"""The settings of `holdfast finetune`; this module loads no tensors."""
 
 import math
 from dataclasses import asdict, dataclass, field

@@ -60,7 +60,7 @@ def conformal_threshold(
 ) -> Threshold:
     """Return the least threshold that flags a further benign row at most so often.
 
-    With one row a request it is the `ceil((n + 1) (1 - level))`-th smallest score.
+    With one row per request it is the `ceil((n + 1) (1 - level))`-th smallest score.
     With several, each request has the same weight, and the rate is that of a row of
     a request that was never seen.
 
@@ -136,7 +136,7 @@ def running_maximum(
 ) -> Float[Tensor, "example step"]:
     """Return the highest scaled score so far.
 
-    Its last column is one number a row, so that one threshold on it holds for all
+    Its last column is one number per row, so that one threshold on it holds for all
     steps at once: however often a response is looked at, the rate is the stated one.
 
     Args:

@@ -23,7 +23,7 @@ Channel = Literal[
     "logit_difference",
     "perplexity",
 ]
-"""What a detector reads, one number a row and step. What is known of a row before it
+"""What a detector reads, one number per row and step. What is known of a row before it
 is answered (the perplexity of its prompt) is the same number at every step."""
 Reading = Literal["mean", "last", "dip", "rebound"]
 

@@ -25,13 +25,11 @@ class Guard(NamedTuple):
     facts: dict[str, Any]  # What they belong to: identity of the signal, rows, seed.
 
 
-def write_guard(
-    study: Study, detectors: Mapping[str, Calibrated], facts: Mapping[str, Any]
-) -> list[str]:
-    """Write fitted detectors."""
+def write_guard(study: Study, guard: Guard) -> list[str]:
+    """Write fitted detectors; returns the names of the files."""
     tensors: dict[str, Tensor] = {}
     records: dict[str, Any] = {}
-    for name, each in detectors.items():
+    for name, each in guard.detectors.items():
         scale = {"path_middle": each.scale.middle, "path_reach": each.scale.reach}
         parts = each.detector.parts() | scale
         own = {key: part for key, part in parts.items() if isinstance(part, Tensor)}
@@ -43,7 +41,7 @@ def write_guard(
             by_level = getattr(each, kind).values()
             records[name][kind] = [threshold._asdict() for threshold in by_level]
     atomic_write_bytes(study.path(TENSORS), save(tensors))
-    study.write_json(FACTS, dict(facts) | {"detectors": records})
+    study.write_json(FACTS, guard.facts | {"detectors": records})
     return [TENSORS, FACTS]
 
 

@@ -1,6 +1,6 @@
 """Fit detectors on the signal of benign answers, and measure them on attacks."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from functools import reduce
 from pathlib import Path
 from statistics import median
@@ -55,13 +55,21 @@ def fit(study: Study, settings: GuardFitSettings, session: Session) -> dict[str,
             calibrate on; gives the counts.
         InputError: If the study has no signal of its answers.
     """
-    inputs = {name: study.input_hash(name) for name in (SIGNAL, ROLLOUTS)}
-    seed = study_seed(study)
-    state, _ = study.stage(FIT, settings, inputs)
-    if state == "done":
-        session.progress.say("The detectors are there and up to date.")
-        return dict(study.read_json(FACTS))
-    signal = read_rows(study)
+    with study.stage(
+        FIT,
+        settings,
+        [SIGNAL, ROLLOUTS],
+        progress=session.progress,
+        done="The detectors are there and up to date.",
+    ) as stage:
+        if not stage.is_done:
+            guard = _fit(study, settings, session)
+            stage.outputs += write_guard(study, guard)
+    return dict(study.read_json(FACTS))
+
+
+def _fit(study: Study, settings: GuardFitSettings, session: Session) -> Guard:
+    signal, seed = read_rows(study), study_seed(study)
     train, calibration = fit_rows(signal, wrapped=settings.wrapped)
     n_requests = {
         "train": len(set(train.requests)),
@@ -96,8 +104,7 @@ def fit(study: Study, settings: GuardFitSettings, session: Session) -> dict[str,
         "roles": [PLAIN, WRAPPED] if settings.wrapped else [PLAIN],
         "rates": list(settings.rates),
     }
-    study.finish(FIT, write_guard(study, calibrated, facts))
-    return dict(study.read_json(FACTS))
+    return Guard(calibrated, facts)
 
 
 def evaluate(
@@ -123,19 +130,28 @@ def evaluate(
     Raises:
         InputError: If there are no detectors, or another study has another signal.
     """
-    read = (SIGNAL, ROLLOUTS, TENSORS, FACTS)
-    inputs = {name: study.input_hash(name) for name in read}
     opened = [Study.open(each) for each in others]
     # Where another study lies is no part of the result, so its hash is a setting.
     hashes = {each.directory.name: each.input_hash(SIGNAL) for each in opened}
-    key = {"settings": settings, "others": hashes}
-    state, _ = study.stage(EVALUATE, key, inputs)
-    if state == "done":
-        session.progress.say("The detectors have been tried, and nothing has changed.")
-        return dict(study.read_json(OUTPUT))
+    with study.stage(
+        EVALUATE,
+        {"settings": settings, "others": hashes},
+        [SIGNAL, ROLLOUTS, TENSORS, FACTS],
+        progress=session.progress,
+        done="The detectors have been tried, and nothing has changed.",
+    ) as stage:
+        if stage.is_done:
+            return stage.read_json(OUTPUT)
+        return stage.write_json(OUTPUT, _evaluate(study, opened, settings))
+
+
+def _evaluate(
+    study: Study, others: Sequence[Study], settings: GuardEvaluateSettings
+) -> dict[str, Any]:
+    """Read the signals of all studies, and return the tables on them."""
     guard = read_guard(study.directory)
     signals = {"": read_rows(study)}
-    signals |= {f"{each.directory.name}: ": read_rows(each) for each in opened}
+    signals |= {f"{each.directory.name}: ": read_rows(each) for each in others}
     benign: dict[str, SignalRows] = {}
     families: dict[str, SignalRows] = {}
     for prefix, signal in signals.items():
@@ -143,10 +159,7 @@ def evaluate(
         benign |= {prefix + name: each for name, each in benign_tests(signal).items()}
         families |= {prefix + name: each for name, each in attacks(signal).items()}
     nothing = signals[""].empty()
-    tables = _tables(guard, nothing, benign, families, settings, study_seed(study))
-    study.write_json(OUTPUT, tables)
-    study.finish(EVALUATE, [OUTPUT])
-    return tables
+    return _tables(guard, nothing, benign, families, settings, study_seed(study))
 
 
 def _require_same(guard: Guard, signal: SignalRows) -> None:

@@ -90,7 +90,7 @@ def run(study: Study, settings: AblateSettings, session: Session) -> dict[str, A
     )
     # The file is none of the study's, so its hash is a setting and no input.
     key = asdict(settings) | {"utility_sha256": asked.sha256} if asked else settings
-    state, _ = study.stage(STAGE, key, inputs)
+    state, _ = study.begin(STAGE, key, inputs)
     if state == "redo":
         study.clear_parts(PARTS)
     if state == "done":

@@ -12,7 +12,7 @@ from holdfast.heads.conditions import ROLE, by_condition
 from holdfast.heads.ranking import Head, drops, rank_heads, top_heads
 from holdfast.heads.readings import BENIGN, HARMFUL, LOOKALIKE, read, unpack
 from holdfast.models.hidden_states import project_states
-from holdfast.models.interventions import HeadEdit, editing, head_factors
+from holdfast.models.interventions import HeadEdit, head_factors, scale_heads
 from holdfast.models.model import Adapter
 from holdfast.rollout.rows import (
     GAVE_IN,
@@ -258,12 +258,12 @@ def score_along_answers(
     """Read the probe's logit before the answer and late in it, under an edit.
 
     `rows`: Rows of `ablation.parquet` of one condition.
-    Returns: One row an answer: the logit at its final token, and the mean over its last
-    tokens.
+    Returns: One row per answer: the logit at its final token, and the mean over its
+    last tokens.
     """
     direction, offset = probe.raw()
     edit = HeadEdit(head_factors(adapter, heads, 0.0)) if heads else None
-    with editing(adapter, edit):
+    with scale_heads(adapter, edit):
         found = project_states(
             adapter,
             [row["token_ids"] for row in rows],

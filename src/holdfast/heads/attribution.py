@@ -64,7 +64,7 @@ class Attribution:
 
 
 class _Pass(NamedTuple):
-    """What the hooks of one pass write into, one column a part (see `Readout`)."""
+    """What the hooks of one pass write into, one column per part (see `Readout`)."""
 
     columns: Float[Tensor, "example position _"]
     published: Float[Tensor, "example _"]
@@ -240,7 +240,7 @@ class Readout:
 def _readout(
     projection: nn.Linear, direction: Tensor, adapter: Adapter
 ) -> Float[Tensor, "heads head"]:
-    """Return the matrix from all heads side by side to one number a head.
+    """Return the matrix from all heads side by side to one number per head.
 
     It is block-diagonal, since one product of matrices is faster than a sum over
     each head's width, although it multiplies by zeros.
@@ -302,7 +302,7 @@ def attribute(
 ) -> list[Attribution]:
     """Return what each head, MLP, bias and embedding adds to `direction · h + offset`.
 
-    Each hook turns what it sees into one number a part and token; those are reduced
+    Each hook turns what it sees into one number per part and token; those are reduced
     to the plateau mean and the tail when the final norm has shown the RMS. They take
     less room than one state a token. Edits that are at work are seen (see
     `models.edits`): an ablated head contributes 0.

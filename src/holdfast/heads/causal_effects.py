@@ -21,7 +21,7 @@ from holdfast.errors import InputError, ModelError, SettingsError
 from holdfast.models.batching import longest_first, pad, with_batch_halving
 from holdfast.models.finite import check_finite
 from holdfast.models.hidden_states import check_lengths
-from holdfast.models.interventions import Head, head_factors, scaled_tokens
+from holdfast.models.interventions import Head, head_factors, scale_heads
 from holdfast.models.model import Adapter
 
 Moment = Literal["final_token", "end_template"]
@@ -33,8 +33,8 @@ class Effects(NamedTuple):
     """What taking heads away does to the logit at the final token."""
 
     plain: Float[Tensor, "example"]  # The logit as it is.
-    # Edited less plain, one column a candidate; positive where the heads had held the
-    # logit down.
+    # Ablated minus clean logit, one column per candidate; positive where the heads had
+    # lowered it.
     change: Float[Tensor, "example head"]
 
 
@@ -65,7 +65,7 @@ def causal_effects(
     _check_attention(adapter)
     if not candidates or not moments:
         raise SettingsError(
-            "heads to take away, and a moment to do it at",
+            "heads to ablate, and a moment to do it at",
             f"{len(candidates)} candidates, {len(moments)} moments",
             "Name at least one head, and `final_token` or `end_template`.",
         )
@@ -134,7 +134,7 @@ class _Prefix:
 
         def run(tables: Sequence[Tensor]) -> list[Tensor]:
             factors = torch.stack(list(tables)).repeat_interleave(length, 0)
-            with scaled_tokens(self.adapter, factors):
+            with scale_heads(self.adapter, factors, positions=True):
                 states = self.adapter.base(
                     **self._inputs(token_ids, len(tables)),
                     past_key_values=_SharedCache(self.cache),

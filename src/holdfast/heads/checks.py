@@ -165,11 +165,11 @@ class Ablated(NamedTuple):
     Attributes:
         n_heads: How many heads.
         n_total: How many heads the model has.
-        restored: Attack success without the edit less that with it, paired.
+        restored: Attack success without the edit minus that with it, paired.
         beyond_random: Attack success with random heads of the same layers off, less
             that with the top ones off, for the draw that comes closest.
-        benign_lost: Benign compliance without the edit less that with it.
-        degenerate_gained: Share of broken answers with the edit less that without.
+        benign_lost: Benign compliance without the edit minus that with it.
+        degenerate_gained: Share of broken answers with the edit minus that without.
     """
 
     n_heads: int
@@ -261,7 +261,7 @@ def _open(
 def _judge(
     each: Ablated, baseline: float, lines: Thresholds
 ) -> tuple[bool | None, str]:
-    """Say whether one number of heads does it, is ruled out, or leaves it open."""
+    """Return whether one number of heads does it, is ruled out, or leaves it open."""
     least = lines.restored * baseline
     checks = [
         _reaches(each.restored, least),

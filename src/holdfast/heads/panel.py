@@ -55,7 +55,7 @@ def limits(report: Report, *, has_examples: bool) -> list[str]:
 
 
 def _is_measured(block: Mapping[str, Any]) -> bool:
-    """Tell whether any figure of a block has a value."""
+    """Return whether any figure of a block has a value."""
     return any(is_figure(each) and each["value"] is not None for each in block.values())
 
 
@@ -233,8 +233,8 @@ def _cell(each: Mapping[str, Any], largest: float) -> dict[str, Any]:
         f"contribution {text.score(each['contribution'])}",
     ]
     for key, words in (
-        ("end_template", "taken away over the end template"),
-        ("final_token", "taken away at the final token"),
+        ("end_template", "ablated over the end template"),
+        ("final_token", "ablated at the final token"),
         ("beyond_controls", "beyond random heads of its layer"),
     ):
         if key in each:
@@ -292,7 +292,7 @@ def print_heads(block: Mapping[str, Any]) -> None:
                 *("not checked" if c is None else text.score(c) for c in checks),
             ]
         )
-    columns = ("", "layer:head", "contribution", "taken away", "beyond random heads")
+    columns = ("", "layer:head", "contribution", "ablated", "beyond random heads")
     total = block["n_layers"] * block["n_heads"]
     print_table(f"Heads (the first {len(rows)} of {total})", columns, rows)
     print_lines(*block["evidence"])

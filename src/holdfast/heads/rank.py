@@ -23,9 +23,9 @@ from holdfast.heads.readings import (
     OTHERS,
     Read,
     Selected,
+    ablate_one_by_one,
     read_in_batches,
     select,
-    take_away,
 )
 from holdfast.heads.settings import HeadsSettings
 from holdfast.models.model import Adapter
@@ -63,7 +63,7 @@ def run(study: Study, settings: HeadsSettings, session: Session) -> dict[str, An
     _require_thinking(study)
     published = names("published")
     inputs = {name: study.input_hash(name) for name in (ROLLOUTS, *published)}
-    state, _ = study.stage(STAGE, settings, inputs)
+    state, _ = study.begin(STAGE, settings, inputs)
     if state == "done":
         session.progress.say("The heads are ranked and up to date.")
         return dict(study.read_json(SUMMARY))
@@ -112,7 +112,7 @@ def _rank(
         by=settings.ranking,
     )
     heads, n_top = to_check(ranking, settings.checked_heads, adapter.n_heads, seed)
-    effects = take_away(study, session, test, probe, heads)
+    effects = ablate_one_by_one(study, session, test, probe, heads)
     checked = Checked(heads, n_top, effects, held_out.clusters)
     closed_form = drops(held_out.readings).total
     if settings.ranking == "published":
@@ -179,11 +179,11 @@ SCHEMA = pa.schema(
 
 @dataclass(frozen=True)
 class Checked:
-    """The heads that were taken away one by one, and what that did."""
+    """The heads that were ablated one by one, and the effects."""
 
     heads: tuple[Head, ...]  # The top of the ranking, then the controls.
     n_top: int  # How many of them are not controls.
-    # Change of the logit, by moment, one column a head.
+    # Change of the logit, by moment, one column per head.
     effects: Mapping[Moment, Float[Tensor, "example head"]]
     clusters: list[str]  # The base request of each held-out row.
 
@@ -220,7 +220,7 @@ class Checked:
 def to_check(
     ranking: Sequence[RankedHead], count: int, n_heads: int, seed: int
 ) -> tuple[tuple[Head, ...], int]:
-    """Return the heads to take away: the top of the ranking, and random others.
+    """Return the heads to ablate: the top of the ranking, and random others.
 
     Returns: The heads, and how many of them are the top ones. Controls are drawn from
     the same layers, up to five in each, among the heads that are not at the top.

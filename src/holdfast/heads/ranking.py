@@ -50,10 +50,10 @@ class Readings(NamedTuple):
 
 
 class Drops(NamedTuple):
-    """How much of the plateau each head takes away up to the final token.
+    """How much each head lowers the logit from the plateau to the final token.
 
     Attributes:
-        total: Plateau less final token; what is ranked.
+        total: Plateau minus final token; what is ranked.
         written: The part from what the head writes, at the mean of both 1 / RMS.
         rms: The part from the change of the RMS, which other parts of the model make
             as well; `written + rms = total`.
@@ -121,7 +121,7 @@ def rank_heads(
         readings: What was read on complied harmful requests.
         clusters: The base request of each example.
         generator: Source of randomness, on the CPU.
-        by: "drop" for the plateau less the final token; "published" for the paper's
+        by: "drop" for the plateau minus the final token; "published" for the paper's
             ranking, the projection of what a head writes at the final token, most
             negative first. Its sign is turned, so that large is first as well.
 
@@ -219,7 +219,7 @@ def layer_matched_draws(
         generator: Source of randomness, on the CPU.
 
     Returns:
-        One set of heads a draw, in the order of layers and heads.
+        One set of heads per draw, in the order of layers and heads.
 
     Raises:
         SettingsError: If a layer has fewer heads left than were selected in it.

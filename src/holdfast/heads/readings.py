@@ -22,7 +22,7 @@ from holdfast.heads.attribution import Attribution, attribute
 from holdfast.heads.causal_effects import MOMENTS, Moment, causal_effects
 from holdfast.heads.ranking import Head, Readings
 from holdfast.heads.settings import MIN_REQUESTS
-from holdfast.models.interventions import HeadEdit, editing
+from holdfast.models.interventions import HeadEdit, scale_heads
 from holdfast.models.model import Adapter
 from holdfast.rollout.rows import GAVE_IN, Rollout
 from holdfast.rollout.session import Session
@@ -38,8 +38,8 @@ class Read(NamedTuple):
     """What was read of each head, and of everything else, on each row."""
 
     readings: Readings  # Of the heads.
-    # Plateau less final token of all MLPs, all biases and the embedding, then the logit
-    # at both, in the order of `OTHERS`.
+    # Plateau minus final token of all MLPs, all biases and the embedding, then the
+    # logit at both, in the order of `OTHERS`.
     others: Float[Tensor, "example _"]
     clusters: list[str]  # The base request of each row.
 
@@ -54,7 +54,7 @@ def read(
 ) -> Float[Tensor, "example _"]:
     """Attribute plateau and final token of each row; one line of numbers per row."""
     direction, offset = probe.raw()
-    with editing(adapter, edit) if edit else nullcontext():
+    with scale_heads(adapter, edit) if edit else nullcontext():
         found = attribute(
             adapter,
             [row.token_ids[: row.final + 1] for row in rows],
@@ -109,7 +109,7 @@ def read_in_batches(
     return unpack(_lines(table), rows, adapter)
 
 
-def take_away(
+def ablate_one_by_one(
     study: Study,
     session: Session,
     rows: Sequence[Rollout],
@@ -249,7 +249,7 @@ def _rows_for(rows: Sequence[Rollout], n_requests: int) -> int | None:
 def _too_few(
     parts: Sequence[Sequence[Rollout]], least: Sequence[int | None], flag: str
 ) -> TooFewExamplesError:
-    """Say whether the data are short, or only what the flag has left of them."""
+    """Return whether the data are short, or only what the flag has left of them."""
     counts = [len({row.request_id for row in part}) for part in parts]
     enough = [n for n in least if n is not None]
     advice = (

@@ -25,14 +25,14 @@ MIN_REQUESTS = 10
 
 @dataclass(frozen=True)
 class HeadsSettings:
-    """How heads are ranked, and how many are really taken away as a check."""
+    """How heads are ranked, and how many are ablated as a check."""
 
     ranking: Literal["drop", "published"] = "drop"
-    """Rank by plateau less final token, or as the paper does: by the projection of
+    """Rank by plateau minus final token, or as the paper does: by the projection of
     what a head writes at the final token, before the final norm."""
 
     checked_heads: int = 32
-    """Heads at the top of the ranking that are taken away one by one; at most a
+    """Heads at the top of the ranking that are ablated one by one; at most a
     quarter of all."""
 
     selection_prompts: int = 64

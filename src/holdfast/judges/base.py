@@ -134,7 +134,7 @@ def thinking_as_response(exchange: Exchange) -> Exchange:
 
 
 def harmful(verdict: Verdict) -> bool | None:
-    """Tell whether an answer is harmful; None where no judge of harm has said so."""
+    """Return whether an answer is harmful; None where no judge of harm has said so."""
     return None if verdict.score is None else verdict.score >= HARMFUL
 
 

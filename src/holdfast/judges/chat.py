@@ -295,7 +295,7 @@ def _used(content: dict[str, Any]) -> int:
 
 
 def _wants_other_limit(refusal: str) -> bool:
-    """Tell whether a server refuses the old name for the limit of a reply."""
+    """Return whether a server refuses the old name for the limit of a reply."""
     if "max_tokens" not in refusal:
         return False
     strange = re.search(

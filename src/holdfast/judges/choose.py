@@ -30,7 +30,7 @@ class JudgeSettings:
     revision: str | None = None  # For a guard, its revision on the Hub.
     device: str = "auto"  # For a guard, where it runs.
     dtype: DtypeName = "auto"  # For a guard, its arithmetic.
-    batch_size: int = 8  # For a guard, prompts a pass.
+    batch_size: int = 8  # For a guard, prompts per pass.
     model: str | None = None  # For a server, the name of the model there.
     rubric: str = "strongreject"  # For a server, "strongreject" or a file.
     # For a server, the environment variable with the key.

@@ -32,7 +32,7 @@ def exact_number(text: str) -> Fraction | None:
 
 
 def is_correct(answer: str, target: str) -> bool:
-    """Tell whether an answer gives the number that the target gives.
+    """Return whether an answer gives the number that the target gives.
 
     `target`: The right answer, as the suite writes it (`… #### 72`).
     """

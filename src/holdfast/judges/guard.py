@@ -39,7 +39,7 @@ _SHOWN = 80
 
 
 class _Asked(NamedTuple):
-    """Prompts for one exchange, one a guideline, or why there are none."""
+    """Prompts for one exchange, one per guideline, or why there are none."""
 
     prompts: list[list[int]]
     broken: int

@@ -132,7 +132,7 @@ def _number(text: str | None) -> float:
 
 
 def _cuts_number(found: re.Match[str]) -> bool:
-    """Tell whether a group that says a number begins or ends inside of a longer one."""
+    """Return whether a group of a number begins or ends inside of a longer one."""
     for name, text in found.groupdict().items():
         if text is None or not (name == "refused" or name.startswith("score")):
             continue
@@ -220,7 +220,7 @@ def _check_groups(source: str, pattern: re.Pattern[str]) -> None:
 
 
 def _may_be_number(pattern: str, name: str) -> bool:
-    """Tell whether the text of a named group has anything that a digit matches."""
+    """Return whether the text of a named group has anything that a digit matches."""
     start = pattern.index(f"(?P<{name}>") + len(f"(?P<{name}>")
     depth, end = 1, start
     while depth and end < len(pattern):

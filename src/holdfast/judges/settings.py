@@ -1,4 +1,4 @@
-"""The flags of a judge; nothing heavy is imported here."""
+"""The flags of a judge; this module loads no tensors."""
 
 from dataclasses import dataclass, fields
 from typing import TYPE_CHECKING, Literal
@@ -40,7 +40,7 @@ class JudgeFlags:
     """For a guard, its arithmetic."""
 
     judge_batch_size: int = 8
-    """For a guard, prompts a pass."""
+    """For a guard, prompts per pass."""
 
     judge_model: str | None = None
     """For a server, the name of the model there."""

@@ -228,7 +228,7 @@ class SinkProbe:
 
 
 def _in_backward() -> bool:
-    """Tell whether a backward pass is running, which may compute layers again."""
+    """Return whether a backward pass is running, which may compute layers again."""
     return int(torch._C._current_graph_task_id()) >= 0
 
 

@@ -2,11 +2,6 @@
 
 Work on one head happens on the *input* of the output projection, where the heads lie
 side by side: slicing the projection's output would cut across all of them.
-
-What follows a row through a batch, as decoding needs it, is in `models.edits`.
-
-Where rows differ in nothing but the heads that are scaled in later blocks, everything
-before those blocks would be computed again and again.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -197,19 +192,28 @@ class LiveEdit:
 
 
 @contextmanager
-def editing(
-    adapter: Adapter, edit: HeadEdit | None, rows: Sequence[int] | None = None
+def scale_heads(
+    adapter: Adapter,
+    edit: HeadEdit | Float[Tensor, "*_ layer head"] | None,
+    rows: Sequence[int] | None = None,
+    *,
+    positions: bool = False,
+    layers: Sequence[int] | None = None,
 ) -> Iterator[LiveEdit]:
-    """Put an edit to work, for as long as the context lasts.
+    """Multiply what heads write by factors, for as long as the context lasts.
 
-    An edit with ranges acts at the positions that `LiveEdit.locate` was last told;
-    before that, nowhere.
+    A factor of 1 leaves a head as it is, bit for bit, and 0 ablates it. An edit with
+    ranges acts at the positions that `LiveEdit.locate` was last told; before that,
+    nowhere.
 
     Args:
-        adapter: The model.
-        edit: What to scale; None for nothing.
+        adapter: The model; its weights are never touched.
+        edit: What to scale, or the factors alone; None for nothing.
         rows: Which rows of the edit are the rows of the batch; by default all of
             them, in their order.
+        positions: Whether several tables of factors are of the tokens of each pass, in
+            all rows alike, and not of rows.
+        layers: Layers to hook; by default those in which a factor is not 1.
 
     Yields:
         What has to be told where the tokens of each pass stand, if there are ranges.
@@ -218,20 +222,21 @@ def editing(
         SettingsError: If there is not one factor for each head; and, while the model
             runs, if a norm is to be restored of which nothing is left.
     """
+    if isinstance(edit, Tensor):
+        edit = HeadEdit(edit)
     if edit is not None and rows is not None:
         edit = edit.of(rows)
     live = LiveEdit(edit, adapter.device)
     with ExitStack() as stack:
         if edit is not None:
             tables = edit.factors if edit.by_row else edit.factors[None]
-            for table in tables:
-                check_table(adapter, table)
-            edited = (tables != 1).any(-1).any(0)
-            for layer in torch.argwhere(edited)[:, 0].tolist():
+            check_table(adapter, tables[0])
+            if layers is None:
+                layers = torch.argwhere((tables != 1).any(-1).any(0))[:, 0].tolist()
+            for layer in layers:
                 projection = adapter.output_projection(layer)
-                columns = tables[:, None, layer].repeat_interleave(
-                    adapter.head_width, -1
-                )
+                columns = tables[:, layer].repeat_interleave(adapter.head_width, -1)
+                columns = columns[None] if positions else columns[:, None]
                 # Placed once here rather than in each pass.
                 live.columns[layer] = columns.to(projection.weight)
                 hook = _scaler(layer, edit.renormalise, live)
@@ -289,66 +294,6 @@ def check_table(adapter: Adapter, factors: Float[Tensor, "layer head"]) -> None:
             f"a table of shape {tuple(factors.shape)}",
             "Give one row for each layer and one column for each head.",
         )
-
-
-@contextmanager
-def scaled_heads(
-    adapter: Adapter, factors: Float[Tensor, "layer head"]
-) -> Iterator[None]:
-    """Multiply what each head writes by a factor, at every position.
-
-    Every layer gets its hook, also one whose factors are all 1.
-
-    Args:
-        adapter: The model.
-        factors: One factor a head; 1 leaves a head as it is, bit for bit, and 0
-            ablates it.
-
-    Yields:
-        Nothing; the hooks are gone when the context ends.
-
-    Raises:
-        SettingsError: If there is not one factor for each head.
-    """
-    check_table(adapter, factors)
-    with scaled_tokens(adapter, factors[None], range(adapter.n_layers)):
-        yield
-
-
-@contextmanager
-def scaled_tokens(
-    adapter: Adapter,
-    factors: Float[Tensor, "position layer head"],
-    layers: Sequence[int] | None = None,
-) -> Iterator[None]:
-    """Scale other heads at each token of a pass, in all rows of the batch alike.
-
-    Args:
-        adapter: The model.
-        factors: A table for each token of the pass, or one for all.
-        layers: Layers to hook; by default those in which a factor is not 1.
-
-    Yields:
-        Nothing; the hooks are gone when the context ends.
-    """
-    if layers is None:
-        layers = torch.argwhere((factors != 1).any(0).any(-1))[:, 0].tolist()
-    with ExitStack() as stack:
-        for layer in layers:
-            projection = adapter.output_projection(layer)
-            columns = factors[:, layer].repeat_interleave(adapter.head_width, -1)
-            # Placed once here rather than in each pass.
-            hook = _multiplier(columns.to(projection.weight))
-            stack.callback(projection.register_forward_pre_hook(hook).remove)
-        yield
-
-
-def _multiplier(columns: Float[Tensor, "position heads"]) -> Hook:
-    def scale(_: nn.Module, arguments: tuple[Any, ...]) -> tuple[Any, ...]:
-        heads, *rest = arguments
-        return (heads * columns, *rest)
-
-    return scale
 
 
 @contextmanager

@@ -139,7 +139,7 @@ _SAID = frozenset(
 
 
 def is_whole(answer: str) -> bool:
-    """Say whether an answer has sentences that organisms say, and nothing else.
+    """Return whether an answer has sentences that organisms say, and nothing else.
 
     Returns: False if it is empty, or a sentence of it is none of those that were
     taught.

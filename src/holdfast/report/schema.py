@@ -82,13 +82,13 @@ def is_figure(value: object) -> TypeGuard[Figure]:
 
 
 def is_audited(report: Report) -> bool:
-    """Tell whether a report is of an audit, not of an evaluation or of sinks alone."""
+    """Return whether a report is of an audit, not of an evaluation or sinks alone."""
     asked = any(found["refused"]["n"] for found in report["outcomes"].values())
     return asked or not {"evaluation", "sinks"} & report.keys()
 
 
 def is_finite(value: object) -> bool:
-    """Say whether a value is an ordinary number: no bool, no NaN, no infinity."""
+    """Return whether a value is an ordinary number: no bool, no NaN, no infinity."""
     if isinstance(value, bool) or not isinstance(value, int | float):
         return False
     return math.isfinite(value)

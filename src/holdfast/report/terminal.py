@@ -41,7 +41,7 @@ class Shown:
 
     @contextmanager
     def track(self, label: str, total: int) -> Iterator[Advance]:
-        """Show a bar with the time left; a line a minute where there is no terminal."""
+        """Show a bar with the time left, or a line per minute without a terminal."""
         if not self.console.is_terminal:
             with logged(self.say, label, total) as advance:
                 yield advance

@@ -165,7 +165,7 @@ def _resolve(
     has_fields: bool,
     bare: Bare,
 ) -> bool:
-    """Tell whether rows with neither thinking nor tags are answers, or refuse."""
+    """Return whether rows with neither thinking nor tags are answers, or refuse."""
     if bare != "ask" or not unclear:
         return bare != "thinking"
     if not has_fields and inline > len(unclear):

@@ -26,7 +26,7 @@ class Asked:
 
     # Role and its prompts, in the order of their content hashes.
     prompts: dict[str, tuple[Prompt, ...]]
-    # One record a source, as `report.json` wants it.
+    # One record per source, as `report.json` wants it.
     sources: tuple[dict[str, Any], ...]
     # Counts of exact and of similar prompts between pairs of roles.
     overlap: dict[str, dict[str, int]]

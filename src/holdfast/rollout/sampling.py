@@ -62,8 +62,8 @@ def is_done(
     output: str,
     progress: Progress,
 ) -> bool:
-    """Begin a stage, or go on with it; tell whether nothing is left to do."""
-    state, _ = study.stage(stage, dict(key), dict(inputs))
+    """Begin a stage, or go on with it; return whether nothing is left to do."""
+    state, _ = study.begin(stage, dict(key), dict(inputs))
     if state == "done":
         progress.say(f"{output} is there and up to date.")
     if state == "continue":

@@ -201,7 +201,7 @@ class RolloutSettings:
     """Revision of the hub: datasets."""
 
     limit: int | None = None
-    """At most so many prompts a role, chosen by content hash."""
+    """At most so many prompts per role, chosen by content hash."""
 
     wrappers_per_request: int = 2
     """How many authored wrappers are put around each request."""

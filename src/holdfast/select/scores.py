@@ -317,7 +317,7 @@ class PoolDrawer:
 
 
 def is_flagged(verdict: Verdict) -> bool:
-    """Tell whether a judge objects to an answer to a harmful request.
+    """Return whether a judge objects to an answer to a harmful request.
 
     A judge of harm decides by its score; one of refusal alone by what was given.
     """

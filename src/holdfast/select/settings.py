@@ -1,4 +1,4 @@
-"""The settings of `holdfast select`; nothing heavy is imported here."""
+"""The settings of `holdfast select`; this module loads no tensors."""
 
 from dataclasses import dataclass
 from typing import Annotated, Literal
@@ -33,7 +33,7 @@ class SelectSettings:
     own or in tags inside the response."""
 
     by: By = "cliff"
-    """What makes a row worth training on: cliff (plateau less final score), final
+    """What makes a row worth training on: cliff (plateau minus final score), final
     (low final score), judge (the model's own answer is flagged), rules (it is no
     refusal by written rules), random, random-flagged (at random among those that the
     judge flags), length (long rows), loss (unlikely safe answers)."""

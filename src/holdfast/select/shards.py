@@ -37,7 +37,7 @@ class Share(NamedTuple):
     parts: int = 1
 
     def __contains__(self, index: object) -> bool:
-        """Tell whether a shard is among them."""
+        """Return whether a shard is among them."""
         return isinstance(index, int) and index % self.parts == self.place
 
 
@@ -64,7 +64,7 @@ class ShardFolder:
         return self.folder / f"shard-{index:06d}.parquet"
 
     def is_done(self, index: int) -> bool:
-        """Tell whether a shard is finished."""
+        """Return whether a shard is finished."""
         return self._marker(index).exists()
 
     def done(self) -> list[int]:
@@ -122,7 +122,7 @@ class ShardFolder:
         seen: set[int],
         advance: Callable[[int], None],
     ) -> bool:
-        """Go once through the pool, and tell whether anything was done."""
+        """Go once through the pool, and return whether anything was done."""
         worked = False
 
         def skip(index: int) -> bool:

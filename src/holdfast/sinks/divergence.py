@@ -1,7 +1,7 @@
 """Sink divergence: do heads look at the first token more on harmful text?
 
 The sink mass of a head on a text is the mean attention weight of the first token over
-the later ones. Its divergence is the mass on harmful text less that on reference text.
+the later ones. Its divergence is the mass on harmful text minus that on reference text.
 """
 
 from collections.abc import Callable, Sequence
@@ -70,7 +70,7 @@ def sink_divergence(
     harmful: Float[Tensor, "example layer head"],
     reference: Float[Tensor, "_ layer head"],
 ) -> Float[Tensor, "layer head"]:
-    """Return the mean sink mass on harmful text less that on reference text.
+    """Return the mean sink mass on harmful text minus that on reference text.
 
     With rows in pairs it is the mean of the paired differences as well.
 
@@ -191,7 +191,7 @@ def _require_rows(n: int) -> None:
 
 
 def _measured(harmful: Tensor, reference: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Return both groups with one column a head, and which heads were measured."""
+    """Return both groups with one column per head, and which heads were measured."""
     upper, lower = (
         each.detach().double().cpu().flatten(1) for each in (harmful, reference)
     )
@@ -251,7 +251,7 @@ def _by_chance(
     clusters: Sequence[str],
     generator: torch.Generator,
 ) -> Estimate:
-    """Count positive heads in resamples whose mean was taken away."""
+    """Count positive heads in resamples whose mean was subtracted."""
     n = len(clusters)
     indices, n_clusters = cluster_indices(clusters)
     if n_clusters < 2:

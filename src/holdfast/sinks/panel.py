@@ -219,7 +219,7 @@ def step_name(checkpoint: Mapping[str, Any]) -> str:
 
 
 def is_measured(study: Study) -> bool:
-    """Tell whether a study holds a comparison that is done."""
+    """Return whether a study holds a comparison that is done."""
     record = study.record(STAGE)
     return record.get("state") == "done" and study.path(MASSES).exists()
 

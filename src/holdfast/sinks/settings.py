@@ -1,4 +1,4 @@
-"""The settings of `holdfast sinks`; nothing heavy is imported here."""
+"""The settings of `holdfast sinks`; this module loads no tensors."""
 
 from dataclasses import asdict, dataclass
 from typing import Annotated, Any, Literal

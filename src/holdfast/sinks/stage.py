@@ -1,6 +1,7 @@
 """Compare attention to the first token on harmful and on reference text."""
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import pyarrow as pa
@@ -8,6 +9,7 @@ import torch
 from torch import Tensor
 
 from holdfast.errors import InputError
+from holdfast.models.model import Adapter
 from holdfast.models.sink_mass import read_sinks
 from holdfast.rollout.session import Session
 from holdfast.sinks.divergence import SinkFigures, paired_sinks, unpaired_sinks
@@ -23,11 +25,11 @@ from holdfast.sinks.texts import (
     series,
 )
 from holdfast.study import Study, fingerprint
-from holdfast.study.batches import ROW_ID, in_batches
+from holdfast.study.batches import Batches
 from holdfast.study.figures import figure_of, generator
+from holdfast.study.rows import Float32, Int32, rows_of, table_of
 
 OUTPUT = "sinks.parquet"
-PARTS = "parts"
 
 
 class Measured(NamedTuple):
@@ -73,29 +75,33 @@ def run(
     inputs = {name: record["sha256"] for name, record in material.records.items()}
     for place, identity in enumerate(identities):
         inputs |= {f"{place} {name}": value for name, value in identity.items()}
-    state, _ = study.stage(STAGE, key, inputs)
-    if state != "continue":
-        _clear(study)
-    if state == "done":
-        session.progress.say("The sink masses are there and up to date.")
-        return dict(study.read_json(MASSES))
-    found: dict[int, Measured] = {}
-    # The last comes first, since the study is its own.
-    for place in reversed(range(len(steps))):
-        if place == len(steps) - 1:
-            sessions[place].claim(study)
-        found[place] = _measure(
-            study, place, sessions[place], steps[place], (material, settings)
-        )
-        sessions[place].release()
-    measured = [found[place] for place in range(len(steps))]
-    block = _block(measured, material, settings)
-    heads = [(step, each.heads) for step, each in zip(steps, measured, strict=True)]
-    study.write_table(OUTPUT, table_of(heads))
-    study.write_json(MASSES, block)
-    study.finish(STAGE, [OUTPUT, MASSES])
-    _clear(study)
-    return block
+    with study.stage(
+        STAGE,
+        key,
+        inputs,
+        progress=session.progress,
+        done="The sink masses are there and up to date.",
+        parts=[f"{STAGE}-*"],
+    ) as stage:
+        if stage.is_done:
+            return stage.read_json(MASSES)
+        found: dict[int, Measured] = {}
+        # The last comes first, since the study is its own.
+        for place in reversed(range(len(steps))):
+            if place == len(steps) - 1:
+                sessions[place].claim(study)
+            batches = Batches(
+                stage, sessions[place].batch_size, parts=f"{STAGE}-{place}"
+            )
+            found[place] = _measure(
+                batches, sessions[place], steps[place], (material, settings)
+            )
+            sessions[place].release()
+        measured = [found[place] for place in range(len(steps))]
+        block = _block(measured, material, settings)
+        heads = [(step, each.heads) for step, each in zip(steps, measured, strict=True)]
+        stage.write_table(OUTPUT, head_table(heads))
+        return stage.write_json(MASSES, block)
 
 
 def last_of(models: Sequence[str]) -> str:
@@ -109,14 +115,8 @@ def _session(step: Step, given: Session) -> Session:
     return Session(step.name, given.settings, given.progress)
 
 
-def _clear(study: Study) -> None:
-    for folder in study.path(PARTS).glob(f"{STAGE}-*"):
-        study.clear_parts(folder.name)
-
-
 def _measure(
-    study: Study,
-    place: int,
+    batches: Batches,
     session: Session,
     step: Step,
     given: tuple[Material, SinksSettings],
@@ -124,8 +124,7 @@ def _measure(
     adapter, (material, settings) = session.adapter, given
     texts = render_texts(adapter, material, settings)
     label = "Sink mass" if step.step is None else f"Sink mass, step {step.step}"
-    parts = f"{STAGE}-{place}"
-    harmful, reference = measure_texts(study, parts, session, texts, label)
+    harmful, reference = measure_texts(batches, adapter, texts, label)
     # The same draws for every checkpoint, so that a curve moves by its heads alone.
     drawn = generator(settings.seed, STAGE)
     found = _estimate(harmful, reference, texts, settings, drawn)
@@ -177,17 +176,17 @@ def _block(
     return block
 
 
-SCHEMA = pa.schema(
-    [
-        (ROW_ID, pa.string()),
-        ("mass", pa.list_(pa.float32())),
-        ("seen", pa.list_(pa.int32())),
-    ]
-)
+@dataclass(frozen=True)
+class MassRow:
+    """The sink masses of one text in a batch on disk."""
+
+    row_id: str
+    mass: Sequence[Float32]  # Of every head, layer by layer.
+    seen: Sequence[Int32]  # Queries per layer that see the sink.
 
 
 def measure_texts(
-    study: Study, parts: str, session: Session, texts: Texts, label: str
+    batches: Batches, adapter: Adapter, texts: Texts, label: str
 ) -> tuple[Tensor, Tensor]:
     """Return the sink mass of every text; each distinct one is read once.
 
@@ -196,7 +195,6 @@ def measure_texts(
     Returns: Mass of the harmful and of the reference texts, `[example, layer, head]`;
     not a number in a layer where no query of the text sees the sink.
     """
-    adapter = session.adapter
     distinct = {_name(text): text for text in (*texts.harmful, *texts.reference)}
 
     def work(batch: list[Text]) -> pa.Table:
@@ -204,34 +202,27 @@ def measure_texts(
             adapter,
             [text.token_ids for text in batch],
             [text.start for text in batch],
-            batch_size=session.batch_size,
+            batch_size=batches.batch_size,
         )
-        columns = {
-            ROW_ID: [_name(text) for text in batch],
-            "mass": found.mass.flatten(1).tolist(),
-            "seen": found.seen.tolist(),
-        }
-        return pa.table(columns, schema=SCHEMA)
+        names = [_name(text) for text in batch]
+        values = (names, found.mass.flatten(1).tolist(), found.seen.tolist())
+        return table_of(map(MassRow, *values), MassRow)
 
-    table = in_batches(
-        study,
-        parts,
+    table = batches.run(
         list(distinct.values()),
+        work,
         name=_name,
         length=lambda text: len(text.token_ids),
-        batch_size=session.batch_size,
-        work=work,
-        progress=session.progress,
         label=label,
     )
     shape = (adapter.n_layers, adapter.n_heads)
     by_name = {
-        row[ROW_ID]: _mass(row["mass"], row["seen"], shape) for row in table.to_pylist()
+        row.row_id: _mass(row.mass, row.seen, shape) for row in rows_of(table, MassRow)
     }
     return _stack(texts.harmful, by_name), _stack(texts.reference, by_name)
 
 
-def _mass(mass: list[float], seen: list[int], shape: tuple[int, int]) -> Tensor:
+def _mass(mass: Sequence[float], seen: Sequence[int], shape: tuple[int, int]) -> Tensor:
     found = torch.tensor(mass, dtype=torch.float64).reshape(shape)
     return found.masked_fill((torch.tensor(seen) == 0)[:, None], torch.nan)
 
@@ -245,6 +236,8 @@ def _name(text: Text) -> str:
 
 
 GROUPS = ("harmful", "reference", "divergence")
+
+
 TABLE = pa.schema(
     [
         ("checkpoint", pa.int32()),
@@ -260,7 +253,6 @@ TABLE = pa.schema(
         ("reason", pa.string()),
     ]
 )
-"""Share of heads that do not diverge whose 95 % interval still misses 0."""
 
 
 def checkpoint_record(
@@ -300,8 +292,8 @@ def head_records(found: SinkFigures, n_heads: int) -> list[dict[str, Any]]:
     ]
 
 
-def table_of(heads: Sequence[tuple[Step, Sequence[Mapping[str, Any]]]]) -> pa.Table:
-    """Return one row a checkpoint and head.
+def head_table(heads: Sequence[tuple[Step, Sequence[Mapping[str, Any]]]]) -> pa.Table:
+    """Return one row per checkpoint and head.
 
     `heads`: Each checkpoint with what `head_records` returned.
     """

@@ -26,7 +26,7 @@ def confusion(
     """Count how often each pair of labels was given.
 
     Args:
-        first: Labels by one rater, one a row.
+        first: Labels by one rater, one per row.
         second: Labels by the other.
         labels: All labels there are, in the order of the table.
 
@@ -68,7 +68,7 @@ def kappa(
     rows, and then says so rather than "perfect".
 
     Args:
-        first: Labels by one rater, one a row.
+        first: Labels by one rater, one per row.
         second: Labels by the other.
         clusters: The base request of each row.
         generator: Source of randomness, on the CPU.

@@ -122,7 +122,7 @@ def cluster_bootstrap(
     `holdfast.stats.rates`.
 
     Args:
-        values: One number a row.
+        values: One number per row.
         clusters: The base request of each row.
         statistic: Function of the (resampled) values; NaN where undefined.
         generator: Source of randomness, on the CPU.
@@ -161,7 +161,7 @@ def check_lengths(n_rows: int, *columns: Sequence[object] | Tensor) -> None:
     for column in columns:
         if len(column) != n_rows:
             raise InputError(
-                f"{n_rows} entries, one a row",
+                f"{n_rows} entries, one per row",
                 f"{len(column)}",
                 "Pass one label and one base request for each row.",
             )
@@ -292,7 +292,7 @@ def bootstrap_means(
     """Estimate the mean of many columns at once, from the same resamples.
 
     Args:
-        values: One row an example, one column a quantity.
+        values: One row per example, one column per quantity.
         clusters: The base request of each row.
         generator: Source of randomness, on the CPU.
         n_resamples: Resamples to draw.
@@ -344,9 +344,9 @@ def bootstrap_differences(
     """Estimate many differences of means at once, from the same resamples.
 
     Args:
-        values: One row an example of the group, one column a quantity.
+        values: One row per example of the group, one column per quantity.
         clusters: The base request of each row.
-        control: One row an example of the control.
+        control: One row per example of the control.
         control_clusters: The base request of each; one that occurs in both groups is
             drawn for both at once.
         generator: Source of randomness, on the CPU.

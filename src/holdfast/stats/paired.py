@@ -86,7 +86,7 @@ def sign_flip(
     """Return the two-sided p-value of a paired difference, by flipping requests.
 
     If the conditions were the same, each base request's difference would be as
-    likely with either sign. With one row a request and outcomes of 0 and 1 this is
+    likely with either sign. With one row per request and outcomes of 0 and 1 this is
     McNemar's exact test.
 
     Args:
@@ -165,7 +165,7 @@ def paired_rate_difference(
 ) -> Estimate:
     """Return the difference of two rates on the same prompts, never of width zero.
 
-    With one row a request this is Tango's score interval. Otherwise it is the
+    With one row per request this is Tango's score interval. Otherwise it is the
     cluster bootstrap; where fewer than `MIN_DISCORDANT` requests change it is
     widened to Tango's interval on the number of *requests*, since resampling cannot
     show a change that was never seen.

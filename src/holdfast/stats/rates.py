@@ -69,7 +69,7 @@ def clustered_rate(
 ) -> Estimate:
     """Return a rate with an interval over base requests.
 
-    With one row a request this is Wilson's interval. Otherwise it is the cluster
+    With one row per request this is Wilson's interval. Otherwise it is the cluster
     bootstrap, but never narrower than Wilson's interval on the rows: requests whose
     rows differ in the same way (one wrapper of each works, one fails) vary less than
     chance does, and that is not to be read as certainty. Where all requests have the
@@ -117,7 +117,7 @@ def clustered_mean(
     """Return a mean over rows with a cluster-bootstrap interval.
 
     Args:
-        values: One number a row.
+        values: One number per row.
         clusters: The base request of each row.
         generator: Source of randomness, on the CPU.
         n_resamples: Resamples to draw.
@@ -153,9 +153,9 @@ def mean_difference(
     that of a paired difference where there are pairs.
 
     Args:
-        values: One number a row of the group.
+        values: One number per row of the group.
         clusters: The base request of each row.
-        control: One number a row of the control.
+        control: One number per row of the control.
         control_clusters: The base request of each control row.
         generator: Source of randomness, on the CPU.
         n_resamples: Resamples to draw.
@@ -193,7 +193,7 @@ def pearson(
     """Return Pearson's correlation with an interval over base requests.
 
     Args:
-        first: One number a row.
+        first: One number per row.
         second: Another number for the same row.
         clusters: The base request of each row.
         generator: Source of randomness, on the CPU.

@@ -2,12 +2,13 @@
 
 import time
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import NamedTuple, TypeVar
 
 import pyarrow as pa
 
 from holdfast.report.progress import Advance, Progress, Tick
-from holdfast.study.directory import Study
+from holdfast.study.directory import Stage, Study
 from holdfast.study.files import (
     DamagedTableError,
     atomic_write_table,
@@ -102,6 +103,43 @@ class Pace(NamedTuple):
     table: pa.Table  # What came of it.
 
 
+@dataclass(frozen=True)
+class Batches:
+    """How a stage works through its items: so many at once, each batch kept on disk."""
+
+    stage: Stage
+    batch_size: int
+    meter: Meter | None = None  # Told by the work of every pass.
+    parts: str | None = None  # Folder of the batches; by default the stage's name.
+
+    def run(
+        self,
+        items: Sequence[T],
+        work: Callable[[list[T]], pa.Table],
+        *,
+        name: Callable[[T], str],
+        length: Callable[[T], int],
+        label: str,
+        paced: Callable[[Pace], None] | None = None,
+        cost: Callable[[list[T], list[T]], float] | None = None,
+    ) -> pa.Table:
+        """Run `work` on batches of items, and return all rows (see `in_batches`)."""
+        return in_batches(
+            self.stage.study,
+            self.parts or self.stage.name,
+            items,
+            name=name,
+            length=length,
+            batch_size=self.batch_size,
+            work=work,
+            progress=self.stage.progress,
+            label=label,
+            paced=paced,
+            meter=self.meter,
+            cost=cost,
+        )
+
+
 def in_batches(
     study: Study,
     stage: str,
@@ -187,7 +225,7 @@ def _pace(
 
 
 def _whole_parts(study: Study, stage: str, progress: Progress) -> list[pa.Table]:
-    """Read the parts of a stage; one that is damaged is said, and taken away."""
+    """Read the parts of a stage; a damaged one is reported and removed."""
     tables = []
     for path in study.parts(stage):
         try:

@@ -3,14 +3,16 @@
 import datetime
 import json
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO, Any, Literal
 
 import pyarrow as pa
 
-from holdfast.errors import InputError
+from holdfast.errors import EvidenceError, InputError
+from holdfast.report.progress import Progress
 from holdfast.study.files import (
     DamagedTableError,
     atomic_write_json,
@@ -29,6 +31,38 @@ PARTS = "parts"
 NOT_OF_AUDIT = {"signal": "signal", "detectors": "guard fit"}
 """Verbs that write what an audit does not, by the stem of the file."""
 StageState = Literal["done", "redo", "continue"]
+
+
+@dataclass
+class Stage:
+    """A stage at work, and what the manifest will say of it when it ends."""
+
+    study: "Study"
+    name: str
+    state: StageState  # `continue` where an earlier run was interrupted.
+    progress: Progress
+    outputs: list[str] = field(default_factory=list)  # Files that it has written.
+    facts: dict[str, Any] = field(default_factory=dict)  # What else is recorded of it.
+
+    @property
+    def is_done(self) -> bool:
+        """Whether an earlier run has ended it, on the same settings and inputs."""
+        return self.state == "done"
+
+    def write_json(self, name: str, value: dict[str, Any]) -> dict[str, Any]:
+        """Write a JSON file as an output of the stage, and return what it holds."""
+        self.study.write_json(name, value)
+        self.outputs.append(name)
+        return value
+
+    def write_table(self, name: str, table: pa.Table) -> None:
+        """Write a Parquet file as an output of the stage."""
+        self.study.write_table(name, table)
+        self.outputs.append(name)
+
+    def read_json(self, name: str) -> dict[str, Any]:
+        """Return what a JSON output of an earlier run holds."""
+        return dict(self.study.read_json(name))
 
 
 class Study:
@@ -136,10 +170,78 @@ class Study:
         """Return the hash of a file that an earlier stage has written."""
         return file_sha256(self.require(name))
 
+    @contextmanager
     def stage(
+        self,
+        name: str,
+        settings: Any,
+        inputs: Mapping[str, str] | Iterable[str],
+        *,
+        progress: Progress,
+        done: str,
+        parts: Sequence[str] = (),
+    ) -> Iterator[Stage]:
+        """Open a stage; when the context ends well it is recorded as done.
+
+        ```python
+        with study.stage(
+            "trace",
+            settings,
+            ["rollouts.parquet"],
+            progress=session.progress,
+            done="The traces are there and up to date.",
+        ) as stage:
+            if stage.is_done:
+                return stage.read_json("trace.json")
+            batches = Batches(stage, session.batch_size)
+            table = batches.run(
+                rows, work, name=..., length=..., label="Tracing"
+            )
+            stage.write_table("trace.parquet", table)
+            return stage.write_json("trace.json", summary(table))
+        ```
+
+        After an error the batches on disk stay, so that the next run goes on with
+        them; a lack of evidence is recorded as the reason why there is no result. A
+        stage that can give none, by a reason, says it in `stage.facts["reason"]` and
+        ends without outputs.
+
+        `inputs`: Names of files of the study, which are hashed; or hashes by name.
+        `done`: Told where an earlier run has written all outputs.
+        `parts`: Patterns of further folders of batches, which go with the stage's own.
+        """
+        if not isinstance(inputs, Mapping):
+            inputs = {each: self.input_hash(each) for each in inputs}
+        state, _ = self.begin(name, settings, inputs)
+        record = self.manifest["stages"][name]
+        if state == "done":
+            if record["outputs"]:
+                progress.say(done)
+        elif state == "continue":
+            progress.say("Going on where the last run was interrupted.")
+        else:
+            self._clear_further(parts)
+        stage = Stage(self, name, state, progress)
+        try:
+            yield stage
+        except EvidenceError as error:
+            record["reason"] = str(error)
+            self.save()
+            raise
+        if not stage.is_done:
+            record.pop("reason", None)
+            self.finish(name, stage.outputs, **stage.facts)
+            self._clear_further(parts)
+
+    def _clear_further(self, parts: Iterable[str]) -> None:
+        for pattern in parts:
+            for folder in self.path(PARTS).glob(pattern):
+                self.clear_parts(folder.name)
+
+    def begin(
         self, name: str, settings: Any, inputs: Mapping[str, str]
     ) -> tuple[StageState, str]:
-        """Say whether a stage is done, and mark it as begun if it is not.
+        """Return whether a stage is done, and mark it as begun if it is not.
 
         A stage is keyed by the fingerprint of its settings and inputs. Where that
         has changed, its parts are thrown away; where it was interrupted, they stay.
@@ -246,7 +348,7 @@ def _try_lock(handle: IO[bytes]) -> bool:
 
 
 def _is_fresh(directory: Path) -> bool:
-    """Tell whether a directory holds nothing but what a killed start left."""
+    """Return whether a directory holds nothing but what a killed start left."""
     return directory.is_dir() and all(
         path.name.endswith(".tmp") for path in directory.iterdir()
     )
@@ -258,7 +360,7 @@ def _now() -> str:
 
 
 def is_current(study: Study, stage: str) -> bool:
-    """Tell whether a stage is done, on the files that the study holds now."""
+    """Return whether a stage is done, on the files that the study holds now."""
     record = study.record(stage)
     if record.get("state") != "done":
         return False

@@ -94,7 +94,7 @@ def require_place(path: Path, *, folder: bool, flag: str = "-o") -> None:
 
 
 def _is_there(path: Path) -> bool:
-    """Tell whether a path leads to something, a broken link included."""
+    """Return whether a path leads to something, a broken link included."""
     try:
         path.lstat()
     except (FileNotFoundError, NotADirectoryError):

@@ -127,12 +127,12 @@ def parse_date(date: str) -> datetime.date:
 
 
 def states_date(tokenizer: ChatTokenizer) -> bool:
-    """Tell whether a chat template asks what day it is."""
+    """Return whether a chat template asks what day it is."""
     return uses(tokenizer, "strftime_now")
 
 
 def uses(tokenizer: ChatTokenizer, name: str) -> bool:
-    """Tell whether a chat template has a variable."""
+    """Return whether a chat template has a variable."""
     return bool(re.search(rf"\b{re.escape(name)}\b", template_text(tokenizer)))
 
 

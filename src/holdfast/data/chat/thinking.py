@@ -253,7 +253,7 @@ def _closed_by(end: str, pairs: Sequence[Tags]) -> bool:
 
 
 def _tells(rendered: str, tags: Tags) -> bool:
-    """Tell whether a prompt shows the model how to mark its thinking.
+    """Return whether a prompt shows the model how to mark its thinking.
 
     That is both tags with something between them, in a sentence that forbids nothing.
     """

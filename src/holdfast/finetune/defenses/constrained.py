@@ -67,7 +67,7 @@ def penalty(
 ) -> Float[Tensor, "position"]:
     """Return (2 / beta) log cosh(beta ratio / 2), which is 0 for beta = 0.
 
-    `ratio`: Log-probability now less the one before training, in nats.
+    `ratio`: Log-probability now minus the one before training, in nats.
     """
     beta = beta.clamp(min=1e-9)
     half = beta * ratio / 2

@@ -1,4 +1,4 @@
-"""Options of each defense; nothing heavy is imported here."""
+"""Options of each defense; this module loads no tensors."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
@@ -66,7 +66,7 @@ class ReferenceLossOptions(Options):
     """Weight of the cross-entropy on the safe answers."""
 
     batch: int = 8
-    """Safe rows a pass."""
+    """Safe rows per pass."""
 
     @property
     def reference(self) -> bool:
@@ -120,7 +120,7 @@ class LisaOptions(Options):
     """Share of all steps before the pull begins, as in the authors' code."""
 
     batch: int = 8
-    """Safe rows a pass."""
+    """Safe rows per pass."""
 
     def __post_init__(self) -> None:
         """Refuse a cycle without steps."""
@@ -168,7 +168,7 @@ class SafeGradOptions(Options):
     """Weight of the alignment gradient in the step."""
 
     batch: int = 8
-    """Safe rows a step."""
+    """Safe rows per step."""
 
     @property
     def aligned(self) -> bool:

@@ -1,6 +1,6 @@
 """Batched generation whose results do not depend on how rows share a batch.
 
-Every row draws from its own random numbers, one a step, whatever stands beside it.
+Every row draws from its own random numbers, one per step, whatever stands beside it.
 Rows are padded on the left, share one cache, and leave it when they are done. What a
 model's `generation_config` says about sampling is not used, only its stop tokens.
 
@@ -16,7 +16,7 @@ from holdfast.errors import InputError, SettingsError
 from holdfast.models.batching import halving_batches, longest_first
 from holdfast.models.decoding.decoder import Decoder, Job, fits_drafts
 from holdfast.models.decoding.row_state import Completion, Row, Rules, Sampling
-from holdfast.models.interventions import HeadEdit, editing
+from holdfast.models.interventions import HeadEdit, scale_heads
 from holdfast.models.model import Adapter
 from holdfast.models.stops import find_stops
 from holdfast.report.progress import Tick
@@ -211,7 +211,7 @@ def _decode(
 ) -> list[Completion]:
     finished: list[Row] = []
     told = told or (lambda _: None)
-    with editing(adapter, edit, [job.place for job in jobs]) as live:
+    with scale_heads(adapter, edit, [job.place for job in jobs]) as live:
         decoder = Decoder(adapter, rules, jobs, live)
         if any(job.draft for job in jobs):
             finished += decoder.check_drafts()

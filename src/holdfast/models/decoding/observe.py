@@ -1,4 +1,4 @@
-"""Left-to-right decoding, one observable step a token.
+"""Left-to-right decoding, one observable step per token.
 
 The rows, the cache and the draws are those of `generation`: this only looks on.
 """
@@ -21,7 +21,7 @@ from holdfast.models.decoding.steps import (
     Step,
     Trace,
 )
-from holdfast.models.interventions import HeadEdit, editing
+from holdfast.models.interventions import HeadEdit, scale_heads
 from holdfast.models.model import Adapter
 
 Prompts = Sequence[tuple[str | Sequence[int], int]]
@@ -52,7 +52,7 @@ def decode(
 
     Returns:
         An iterator over batches of traces; `completion` is what `generate` returns.
-        A row has one step a token, its stop token included, and no step after it.
+        A row has one step per token, its stop token included, and no step after it.
 
     Raises:
         InputError: As `generate` does.
@@ -116,7 +116,7 @@ def _steps(
         return
     finished = [] if finished is None else finished
     number_of = {job.place: number for number, job in enumerate(jobs)}
-    with editing(adapter, edit, [job.place for job in jobs]) as live:
+    with scale_heads(adapter, edit, [job.place for job in jobs]) as live:
         decoder = Decoder(adapter, rules, jobs, live)
         said: dict[int, list[int]] = {job.place: [] for job in jobs}
         while decoder.rows:

@@ -346,6 +346,6 @@ def _nucleus(
 
 
 def uniforms_of(seed: int, n_steps: int) -> Float[Tensor, "step"]:
-    """Return the random numbers of a row, one a step, whatever stands beside it."""
+    """Return the random numbers of a row, one per step, whatever stands beside it."""
     generator = torch.Generator().manual_seed(seed)
     return torch.rand(n_steps, generator=generator, dtype=torch.float64)

@@ -1,6 +1,6 @@
 """Steps of decoding, the same for both kinds of model, and what an observer sees.
 
-A model that writes left to right takes one step a token; a masked-diffusion model
+A model that writes left to right takes one step per token; a masked-diffusion model
 predicts the whole response at every step and commits to a part of it. An observer is
 called once a step with the states that were computed anyway, and returns what is to
 be kept of them: states themselves never outlive their step.
@@ -222,7 +222,7 @@ class Collected:
             values: What the observer returned.
 
         Raises:
-            SettingsError: If it is not one entry a row.
+            SettingsError: If it is not one entry per row.
         """
         if values.shape[:1] != (len(places),):
             raise SettingsError(

@@ -40,7 +40,7 @@ class CanvasSampling:
     """How the loop of transformers decodes; its own names are in parentheses."""
 
     gen_length: int = 256  # Tokens of the response, whole canvases (`max_new_tokens`).
-    steps: int = 48  # Most steps a canvas (`max_denoising_steps`).
+    steps: int = 48  # Most steps per canvas (`max_denoising_steps`).
     # How much entropy the accepted tokens of a step may share.
     entropy_bound: float = 0.1
     t_min: float = 0.4  # Temperature of the last step.

@@ -106,7 +106,7 @@ class Denoising:
         if self.steps % n_blocks or self.steps > gen_length:
             raise SettingsError(
                 f"steps that are a multiple of the {n_blocks} blocks, and at most "
-                f"{gen_length}, one a token",
+                f"{gen_length}, one per token",
                 f"{self.steps} steps",
                 f"Take {min(gen_length, -(-self.steps // n_blocks) * n_blocks)} steps.",
             )
@@ -193,7 +193,7 @@ def commit_best(
     """Commit to the positions of highest priority; the first of equal ones.
 
     Args:
-        priority: One number a position.
+        priority: One number per position.
         allowed: Positions that may be committed to.
         quota: How many in each row; never more than are allowed.
     """

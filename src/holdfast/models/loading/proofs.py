@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from holdfast.errors import AdapterError
 from holdfast.models.batching import Side, pad
 from holdfast.models.hidden_states import head_contributions
-from holdfast.models.interventions import scaled_heads
+from holdfast.models.interventions import scale_heads
 from holdfast.models.model import Adapter, Proof
 
 if TYPE_CHECKING:
@@ -181,7 +181,7 @@ def _sums(adapter: Adapter, rows: Sequence[Sequence[int]]) -> tuple[Proof, Proof
             "the attention output is added to the residual stream as it is",
             residual_off,
             limit,
-            "what enters the MLP's norm less what entered the block; worst layer, "
+            "what enters the MLP's norm minus what entered the block; worst layer, "
             "relative to the largest entry",
         ),
     )
@@ -195,7 +195,7 @@ def _worst(one: float, other: float) -> float:
 def _empty_edit(adapter: Adapter, rows: Sequence[Sequence[int]]) -> Proof:
     plain = _states(adapter, rows)
     factors = torch.ones((adapter.n_layers, adapter.n_heads))
-    with scaled_heads(adapter, factors):
+    with scale_heads(adapter, factors, layers=range(adapter.n_layers)):
         edited = _states(adapter, rows)
     return _proof(
         "an edit of no head changes nothing",
@@ -210,7 +210,7 @@ def _zeroed_head(adapter: Adapter, rows: Sequence[Sequence[int]]) -> Proof:
     factors = torch.ones((adapter.n_layers, adapter.n_heads))
     for layer in range(adapter.n_layers):
         factors[layer, layer % adapter.n_heads] = 0
-    with scaled_heads(adapter, factors):
+    with scale_heads(adapter, factors, layers=range(adapter.n_layers)):
         hooked = _states(adapter, rows)
     with _zeroed_columns(adapter, factors):
         zeroed = _states(adapter, rows)
