@@ -164,7 +164,7 @@ def select(
 
     session = Session(model, loading, terminal.Shown())
     found = stage.run(choosing, judging, session, output)
-    show(json, found, select_panel.print_selection)
+    show_section(json, found, select_panel.section)
 
 
 def finetune(

@@ -1,6 +1,7 @@
 """From scored shards to the chosen rows, with no more in memory than may be chosen."""
 
 import hashlib
+import math
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -83,19 +84,15 @@ class Scores:
         return sum(bool(each) for t in shards for each in t.column(0).to_pylist())
 
     def _score(self, table: pa.Table) -> tuple[list[float | None], list[str | None]]:
-        by, columns = self.settings.by, table.to_pydict()
-        n = table.num_rows
-        values = _values(by, columns, self.settings.seed)
-        scores: list[float | None] = []
-        reasons: list[str | None] = []
-        for place in range(n):
-            why = self._left_out(columns, place)
-            value = values[place]
-            if why is None and (value is None or value != value):
-                why = columns["kind"][place] or "no score"
-            reasons.append(why)
-            scores.append(value if why is None else None)
-        return scores, reasons
+        columns = table.to_pydict()
+        values = _values(self.settings.by, columns, self.settings.seed)
+        reasons = [
+            self._left_out(columns, place)
+            or (columns["kind"][place] or "no score" if _is_missing(value) else None)
+            for place, value in enumerate(values)
+        ]
+        pairs = zip(values, reasons, strict=True)
+        return [None if why else value for value, why in pairs], reasons
 
     def _left_out(self, columns: dict[str, list[Any]], place: int) -> str | None:
         """Return why a row may not be chosen, whatever its score; None if it may."""
@@ -112,6 +109,10 @@ class Scores:
         if by == "rules" and columns["rules_outcome"][place] not in GAVE_IN:
             return "a refusal by written rules"
         return None
+
+
+def _is_missing(value: float | None) -> bool:
+    return value is None or math.isnan(value)
 
 
 def _values(by: str, columns: dict[str, list[Any]], seed: int) -> list[float | None]:
