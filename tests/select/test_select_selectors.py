@@ -1,7 +1,7 @@
 import random
 
+import numpy as np
 import pytest
-import torch
 
 from holdfast.errors import SettingsError
 from holdfast.select.selectors import (
@@ -18,9 +18,9 @@ def stream(rows, n, cuts):
     for part in cuts(rows):
         score, tie, row = zip(*part, strict=True)
         found.update(
-            torch.tensor(score, dtype=torch.float64),
-            torch.tensor(tie),
-            torch.tensor(row),
+            np.array(score),
+            np.array(tie),
+            np.array(row),
         )
     return found.best()
 
@@ -53,8 +53,8 @@ def test_a_stream_gives_what_sorting_everything_gives(seed, size):
 def test_no_row_is_held_beyond_what_may_be_chosen():
     found = BestOfStream(10)
     for start in range(0, 100_000, 1000):
-        rows = torch.arange(start, start + 1000)
-        found.update(rows.double(), rows, rows)
+        rows = np.arange(start, start + 1000)
+        found.update(rows.astype(float), rows, rows)
         assert len(found._rows) <= 2 * 10 + 1024 + 1000
     assert found.best().rows.tolist() == list(range(99_999, 99_989, -1))
 

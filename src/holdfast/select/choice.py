@@ -3,14 +3,13 @@
 import hashlib
 import math
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 import numpy as np
 import pyarrow as pa
-import torch
-from torch import Tensor
+import pyarrow.compute as pc
 
 from holdfast.data.pool import Pool
 from holdfast.data.splits import shingles
@@ -28,14 +27,14 @@ from holdfast.select.settings import SelectSettings
 from holdfast.select.shards import ShardFolder
 
 LISTED = 5
+"""Places that are named of each kind of row that is left out."""
 WORDS = 3
-ALL = ""
 
 
 class Chosen(NamedTuple):
-    """A chosen row: its number in the pool, its score, its category."""
+    """A chosen row."""
 
-    row: int
+    row: int  # Its number in the pool.
     score: float
     category: str
 
@@ -76,12 +75,17 @@ class Scores:
             table = table.append_column("score", pa.array(score, pa.float64()))
             yield table.append_column("left_out", pa.array(why, pa.string()))
 
+    def category(self, name: str | None) -> str:
+        """Return the category that a row is ranked in; one for all without quota."""
+        return (name or "none") if self.settings.quota != "none" else ""
+
     def forced(self) -> int | None:
         """Count the thoughts that were closed by force; None where none was drawn."""
         if self.drawn is None:
             return None
-        shards = [self.drawn.read(i, ["forced_close"]) for i in self.drawn.done()]
-        return sum(bool(each) for t in shards for each in t.column(0).to_pylist())
+        column = ["forced_close"]
+        shards = [self.drawn.read(index, column) for index in self.drawn.done()]
+        return sum(pc.sum(shard.column(0)).as_py() or 0 for shard in shards)
 
     def _score(self, table: pa.Table) -> tuple[list[float | None], list[str | None]]:
         columns = table.to_pydict()
@@ -118,7 +122,7 @@ def _is_missing(value: float | None) -> bool:
 def _values(by: str, columns: dict[str, list[Any]], seed: int) -> list[float | None]:
     """Return the score of every row under a selector; higher is chosen first."""
     if by in ("random", "random-flagged", "rules"):
-        return uniform_scores(_hashes(columns["content"], seed)).tolist()
+        return [*map(float, uniform_scores(_hashes(columns["content"], seed)))]
     if by == "judge":
         # Without a score all flagged rows are equal, and the tie key decides.
         return [value or 0.0 for value in columns["judge_score"]]
@@ -151,46 +155,45 @@ def choose_rows(scores: Scores, pool: Pool, budget: int) -> Selection:
 
     `pool`: The pool, whose prompts are compared where near copies are passed over.
     """
-    by_category = scores.settings.quota != "none"
-    counted = _count(scores, by_category)
-    total = sum(counted.eligible.values())
-    if total < budget:
-        raise _too_few(budget, total, counted)
-    if len(counted.eligible) > budget:
+    counted = _count(scores)
+    eligible = counted.eligible
+    if eligible.total() < budget:
+        raise _too_few(budget, eligible.total(), counted)
+    if len(eligible) > budget:
         raise SettingsError(
             f"at most {budget} categories for a budget of {budget} rows",
-            f"{len(counted.eligible)} categories",
+            f"{len(eligible)} categories",
             "Raise --budget, or leave out --quota.",
         )
-    wanted = quotas(counted.eligible, budget, scores.settings.quota)
+    wanted = quotas(eligible, budget, scores.settings.quota)
     similar = scores.settings.similar
     extra, n_tied = 0, None
     while True:
         kept = {
-            name: min(counted.eligible[name], n + (extra if similar else 0))
+            name: min(eligible[name], n + (extra if similar else 0))
             for name, n in wanted.items()
         }
-        found = _best(scores, kept, by_category)
-        chosen, n_similar = _distinct(found, wanted, pool, similar)
+        best = _best(scores, kept)
+        chosen, n_similar = _distinct(best, wanted, pool, similar)
         if n_tied is None:
             # At the bar of the budget itself, before anything was passed over.
-            n_tied = sum(best.n_tied for best in found.values())
+            n_tied = sum(each.n_tied for each in best.values())
         if len(chosen) == budget:
             chosen.sort(key=lambda each: -each.score)
             return Selection(tuple(chosen), n_tied, n_similar, counted)
-        if all(kept[name] == counted.eligible[name] for name in wanted):
+        if all(kept[name] == eligible[name] for name in wanted):
             raise _too_few(budget, len(chosen), counted, n_similar)
         # Near copies have used up the candidates: look further down.
         extra = 2 * extra + budget + 64
 
 
-def _count(scores: Scores, by_category: bool) -> Counted:
+def _count(scores: Scores) -> Counted:
     counted = Counted()
     for table in scores.tables():
         columns = table.select(["left_out", "category", "place"]).to_pydict()
         for why, category, place in zip(*columns.values(), strict=True):
             if why is None:
-                counted.eligible[_name(category, by_category)] += 1
+                counted.eligible[scores.category(category)] += 1
                 continue
             counted.left_out[why] += 1
             places = counted.places.setdefault(why, [])
@@ -199,58 +202,48 @@ def _count(scores: Scores, by_category: bool) -> Counted:
     return counted
 
 
-def _best(scores: Scores, kept: dict[str, int], by_category: bool) -> dict[str, Best]:
+def _best(scores: Scores, kept: dict[str, int]) -> dict[str, Best]:
     streams = {name: BestOfStream(n) for name, n in kept.items()}
     for table in scores.tables():
-        values = torch.from_numpy(
-            np.array(table.column("score").to_numpy(), dtype=np.float64)
-        )
-        rows = torch.from_numpy(np.array(table.column("row").to_numpy()))
-        content = np.array(table.column("content").to_numpy())
-        ties = torch.from_numpy((content >> np.uint64(1)).astype(np.int64))
-        if not by_category:
-            streams[ALL].update(values, ties, rows)
-            continue
-        names = np.array([_name(c, True) for c in table.column("category").to_pylist()])
-        for name in set(names.tolist()) & set(streams):
-            here: Tensor = torch.from_numpy(names == name)
-            streams[name].update(values[here], ties[here], rows[here])
+        columns = [table.column(key).to_numpy() for key in ("score", "content", "row")]
+        categories = table.column("category").to_pylist()
+        names = np.array([scores.category(name) for name in categories])
+        for name, stream in streams.items():
+            here = names == name
+            if here.any():
+                stream.update(*(column[here] for column in columns))
     return {name: stream.best() for name, stream in streams.items()}
 
 
 def _distinct(
-    found: dict[str, Best], wanted: dict[str, int], pool: Pool, similar: float
+    best: dict[str, Best], wanted: dict[str, int], pool: Pool, similar: float
 ) -> tuple[list[Chosen], int]:
     """Take as many of each category as wanted, near copies passed over."""
     chosen: list[Chosen] = []
     n_similar = 0
-    sets = _shingle_sets(found, pool) if similar else {}
-    for name, best in found.items():
-        rows, values = best.rows.tolist(), best.scores.tolist()
-        places: tuple[int, ...] = tuple(range(min(wanted[name], len(rows))))
+    sets: dict[int, frozenset[int]] = {}
+    if similar:
+        candidates = {row for each in best.values() for row in each.rows.tolist()}
+        sets = {
+            row.row: frozenset(map(_hash, shingles(row.prompt, WORDS)))
+            for row in pool.rows(candidates.__contains__)
+        }
+    for name, each in best.items():
+        rows, values = each.rows.tolist(), each.scores.tolist()
+        places: Sequence[int] = range(min(wanted[name], len(rows)))
         if similar:
-            done = distinct([sets[row] for row in rows], wanted[name], similar)
-            places, n_similar = done.kept, n_similar + len(done.passed)
+            places, passed = distinct(
+                [sets[row] for row in rows], wanted[name], similar
+            )
+            n_similar += len(passed)
         chosen += [Chosen(rows[place], values[place], name) for place in places]
     return chosen, n_similar
-
-
-def _shingle_sets(found: dict[str, Best], pool: Pool) -> dict[int, frozenset[int]]:
-    wanted = {row for best in found.values() for row in best.rows.tolist()}
-    return {
-        row.row: frozenset(_hash(gram) for gram in shingles(row.prompt, WORDS))
-        for row in pool.rows(wanted.__contains__)
-    }
 
 
 def _hash(gram: tuple[str, ...]) -> int:
     # Python's own hash of a text differs from process to process.
     digest = hashlib.blake2b("\0".join(gram).encode("utf-8", "surrogatepass"))
     return int.from_bytes(digest.digest()[:8], "big")
-
-
-def _name(category: str | None, by_category: bool) -> str:
-    return (category or "none") if by_category else ALL
 
 
 def _too_few(
