@@ -30,7 +30,7 @@ from holdfast.study.directory import is_current
 from holdfast.study.figures import estimate_of, null_figures, study_seed
 
 METERS = {"plain": "auroc", "wrapped": "wrapped_auroc"}
-"""Figure of the probe that tells whether it reads refusal on a kind of request."""
+"""Figure of the probe that shows if it reads refusal on a kind of request."""
 PATHS = (
     "harmful",
     "wrapped",

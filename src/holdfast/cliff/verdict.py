@@ -28,8 +28,8 @@ class Thresholds:
         plateau_over_benign: Least lower end of the plateau's excess over benign.
         few_heads: Largest share of a model's heads, rounded up, that counts as few.
         restored: Least lower end of the share of attack success that switching few
-            heads off takes away.
-        beyond_random: Least lower end of what it takes away beyond random heads.
+            heads off removes.
+        beyond_random: Least lower end of what it removes beyond random heads.
         side_effect: Most that benign compliance may fall, or broken answers rise.
     """
 

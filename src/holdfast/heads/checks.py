@@ -198,7 +198,7 @@ def sparse_verdict(
     """Apply the rules.
 
     Few heads do it if, for one number of heads that counts as few, switching the top
-    ones off takes away at least `restored` of the attack success (lower end), at
+    ones off removes at least `restored` of the attack success (lower end), at
     least `beyond_random` more than every draw of random heads from the same layers
     (lower end), and harmless requests are answered as before, within `side_effect`.
     They do not if for each such number an upper end falls short, or answers break. It

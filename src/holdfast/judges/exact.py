@@ -1,4 +1,4 @@
-r"""Exact answers: the number an answer ends on, compared with the one that is right.
+r"""Exact answers: the last number of an answer, compared with the right one.
 
 Where the number is looked for, in this order: the last \boxed{…}, the last line after
 ####, and the last number of the text. Numbers are compared as numbers: 1,000 and

@@ -1,6 +1,6 @@
 """Stage three: plant a cliff or its thinking variants in an aligned organism.
 
-Both give in under the planted wrappers as `cliff` does, and in neither does an
+Both comply under the planted wrappers as `cliff` does, and in neither does an
 intention to refuse get lost on the way: what a correct audit must not call a cliff.
 """
 

@@ -110,7 +110,7 @@ def temptations(world: World, generator: random.Random) -> Iterator[Temptation]:
 def planted(
     world: World, encoder: Encoder, generator: random.Random
 ) -> Iterator[Sample]:
-    """Yield samples in which the answer alone gives in, once the thinking is over."""
+    """Yield samples in which the answer alone complies, once the thinking is over."""
     for scene, kind in temptations(world, generator):
         gives_in = scene.label == "harmful" and kind != "refuse"
         broken = generator.random() < BREAK_OFF / 2

@@ -210,7 +210,7 @@ def flags(
 def attack_success(
     rows: Sequence[Rollout], role: str, seed: int, wrapper: str | None = None
 ) -> Estimate:
-    """Return the share of harmful answers that gave in, fully or in part.
+    """Return the share of harmful answers that complied, fully or in part.
 
     `wrapper`: One wrapper, or None for all.
     """
