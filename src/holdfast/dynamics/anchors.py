@@ -23,19 +23,14 @@ N_LENGTH_BINS = 4
 
 
 class Anchors(NamedTuple):
-    """A pair of mean states for every step.
+    """A pair of mean states for every step."""
 
-    Attributes:
-        compliant: Mean state of harmless requests that were complied with.
-        refused: Mean state of harmful requests that were refused.
-        n_compliant: Base requests behind the first.
-        n_refused: Base requests behind the second.
-    """
-
+    # Mean state of harmless requests that were complied with.
     compliant: Float[Tensor, "step d_model"]
+    # Mean state of harmful requests that were refused.
     refused: Float[Tensor, "step d_model"]
-    n_compliant: int
-    n_refused: int
+    n_compliant: int  # Base requests behind the first.
+    n_refused: int  # Base requests behind the second.
 
 
 def fit_anchors(

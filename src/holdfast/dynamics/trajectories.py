@@ -20,21 +20,15 @@ HARMLESS, HARMFUL, UNPARSED = 0, 1, -1
 
 
 class Features(NamedTuple):
-    """What a trajectory does, one number per row; none of it is fitted.
+    """What a trajectory does, one number per row; none of it is fitted."""
 
-    Attributes:
-        dip: How far the signal falls below `COMPLIES`, at most; 0 where it does not.
-        rebound: Last signal minus the least.
-        variation: Sum of the changes from step to step, without their signs.
-        crossings: How often the signal passes `COMPLIES`.
-        below: Share of the steps below `COMPLIES`.
-    """
-
+    # How far the signal falls below `COMPLIES`, at most; 0 where it does not.
     dip: Float[Tensor, "example"]
-    rebound: Float[Tensor, "example"]
+    rebound: Float[Tensor, "example"]  # Last signal minus the least.
+    # Sum of the changes from step to step, without their signs.
     variation: Float[Tensor, "example"]
-    crossings: Float[Tensor, "example"]
-    below: Float[Tensor, "example"]
+    crossings: Float[Tensor, "example"]  # How often the signal passes `COMPLIES`.
+    below: Float[Tensor, "example"]  # Share of the steps below `COMPLIES`.
 
     def columns(self) -> Float[Tensor, "example _"]:
         """Return the features side by side, in the order of the fields."""
@@ -46,25 +40,19 @@ class Recovery(NamedTuple):
 
     Every rate but the last two is over the rows of which some step before the last
     was read as harmful; `n` says how many.
-
-    Attributes:
-        remasked: Share whose harmful text of some step was changed afterwards.
-        recovered: Share that is harmless in the end.
-        harmful: Share that is harmful in the end.
-        unparsed: Share that no judge can read in the end.
-        recovered_of_remasked: Share that is harmless in the end, of those whose
-            harmful text was changed; the other reading of the published rate.
-        ever_harmful: Share of all rows that were harmful at some step before the last.
-        never_read: Share of all rows of which no judge could read any step before the
-            last, so that nobody knows whether they were harmful.
     """
 
-    remasked: Estimate
-    recovered: Estimate
-    harmful: Estimate
-    unparsed: Estimate
+    remasked: Estimate  # Share whose harmful text of some step was changed afterwards.
+    recovered: Estimate  # Share that is harmless in the end.
+    harmful: Estimate  # Share that is harmful in the end.
+    unparsed: Estimate  # Share that no judge can read in the end.
+    # Share that is harmless in the end, of those whose harmful text was changed; the
+    # other reading of the published rate.
     recovered_of_remasked: Estimate
+    # Share of all rows that were harmful at some step before the last.
     ever_harmful: Estimate
+    # Share of all rows of which no judge could read any step before the last, so that
+    # nobody knows whether they were harmful.
     never_read: Estimate
 
 

@@ -19,35 +19,26 @@ HELD_BACK = 0.1
 
 
 class Widths(NamedTuple):
-    """Size of one layer.
+    """Size of one layer."""
 
-    Attributes:
-        n_in: Numbers that go in.
-        n_out: Numbers that come out.
-    """
-
-    n_in: int
-    n_out: int
+    n_in: int  # Numbers that go in.
+    n_out: int  # Numbers that come out.
 
 
 @final
 @dataclass(frozen=True)
 class Autoencoder(Detector):
-    """Squared error with which a benign-only autoencoder gives a series back.
-
-    Attributes:
-        mean: Mean of the training rows; stands for steps that are still to come.
-        parameters: Weights and biases of all layers, one after another.
-        hidden: Widths of the hidden layers.
-        masked: Whether it was trained on series whose last steps were left out, so
-            that it may be asked before the end.
-    """
+    """Squared error with which a benign-only autoencoder gives a series back."""
 
     kind: ClassVar[str] = "autoencoder"
 
+    # Mean of the training rows; stands for steps that are still to come.
     mean: Float[Tensor, "step"]
+    # Weights and biases of all layers, one after another.
     parameters: Float[Tensor, "_"]
-    hidden: tuple[int, ...]
+    hidden: tuple[int, ...]  # Widths of the hidden layers.
+    # Whether it was trained on series whose last steps were left out, so that it may be
+    # asked before the end.
     masked: bool
 
     def _score(self, rows: Tensor) -> Tensor:

@@ -23,36 +23,23 @@ LEAST_REACH = 0.1
 
 
 class Threshold(NamedTuple):
-    """A score above which a row is flagged.
+    """A score above which a row is flagged."""
 
-    Attributes:
-        value: The threshold; a score equal to it is not flagged.
-        level: Rate of false positives that it does not exceed, on average over
-            calibration sets.
-        low: Lower end of what the rate of this one threshold is, with 95 % chance.
-        high: Upper end.
-        n: Calibration rows.
-        n_requests: Base requests among them.
-    """
-
-    value: float
+    value: float  # The threshold; a score equal to it is not flagged.
+    # Rate of false positives that it does not exceed, on average over calibration sets.
     level: float
-    low: float
-    high: float
-    n: int
-    n_requests: int
+    low: float  # Lower end of what the rate of this one threshold is, with 95 % chance.
+    high: float  # Upper end.
+    n: int  # Calibration rows.
+    n_requests: int  # Base requests among them.
 
 
 class PathScale(NamedTuple):
-    """What makes scores of different steps comparable.
+    """What makes scores of different steps comparable."""
 
-    Attributes:
-        middle: Median score of benign training rows after each step.
-        reach: From there to their 95 % quantile.
-    """
-
+    # Median score of benign training rows after each step.
     middle: Float[Tensor, "step"]
-    reach: Float[Tensor, "step"]
+    reach: Float[Tensor, "step"]  # From there to their 95 % quantile.
 
 
 def conformal_threshold(

@@ -35,33 +35,24 @@ NO_ROWS = "there are no such rows"
 
 
 class Calibrated(NamedTuple):
-    """A detector with its thresholds.
+    """A detector with its thresholds."""
 
-    Attributes:
-        detector: The detector.
-        thresholds: On the score of whole responses, by rate of false positives.
-        scale: What makes its scores after each step comparable.
-        path_thresholds: On the running maximum of scaled scores; a response may be
-            looked at after every step under each.
-    """
-
-    detector: Detector
+    detector: Detector  # The detector.
+    # On the score of whole responses, by rate of false positives.
     thresholds: Mapping[float, Threshold]
-    scale: PathScale
+    scale: PathScale  # What makes its scores after each step comparable.
+    # On the running maximum of scaled scores; a response may be looked at after every
+    # step under each.
     path_thresholds: Mapping[float, Threshold]
 
 
 class Detection(NamedTuple):
-    """What a detector does on test rows.
+    """What a detector does on test rows."""
 
-    Attributes:
-        auroc: Complied attacks against all benign rows.
-        flagged: Share flagged of each group of `GROUPS`, by rate of false positives.
-        false_positives: Share flagged of all benign rows, likewise.
-    """
-
-    auroc: Estimate
+    auroc: Estimate  # Complied attacks against all benign rows.
+    # Share flagged of each group of `GROUPS`, by rate of false positives.
     flagged: Mapping[float, Mapping[str, Estimate]]
+    # Share flagged of all benign rows, likewise.
     false_positives: Mapping[float, Estimate]
 
 

@@ -30,17 +30,12 @@ Reading = Literal["mean", "last", "dip", "rebound"]
 
 @dataclass(frozen=True)
 class Detector(ABC):
-    """A fitted detector.
-
-    Attributes:
-        channel: What it reads.
-        n_steps: Steps of the series that it reads.
-    """
+    """A fitted detector."""
 
     kind: ClassVar[str]
 
-    channel: Channel
-    n_steps: int
+    channel: Channel  # What it reads.
+    n_steps: int  # Steps of the series that it reads.
 
     @abstractmethod
     def _score(self, rows: Tensor) -> Tensor:

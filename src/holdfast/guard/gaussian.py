@@ -19,15 +19,10 @@ N_COMPONENTS = 8
 
 
 class Covariance(NamedTuple):
-    """A covariance that was shrunk towards a multiple of the identity.
+    """A covariance that was shrunk towards a multiple of the identity."""
 
-    Attributes:
-        matrix: The covariance.
-        shrinkage: Share of the multiple of the identity in it.
-    """
-
-    matrix: Float[Tensor, "step step"]
-    shrinkage: float
+    matrix: Float[Tensor, "step step"]  # The covariance.
+    shrinkage: float  # Share of the multiple of the identity in it.
 
 
 def ledoit_wolf(centred: Float[Tensor, "example step"]) -> Covariance:
@@ -62,18 +57,13 @@ class Mahalanobis(Detector):
 
     After t steps it is the distance in the first t coordinates: the leading block of
     the covariance is their covariance, and its factor the leading block of the factor.
-
-    Attributes:
-        mean: Mean of the training rows.
-        factor: Lower Cholesky factor of their covariance.
-        shrinkage: Share of the identity in the covariance.
     """
 
     kind: ClassVar[str] = "mahalanobis"
 
-    mean: Float[Tensor, "step"]
-    factor: Float[Tensor, "step step"]
-    shrinkage: float
+    mean: Float[Tensor, "step"]  # Mean of the training rows.
+    factor: Float[Tensor, "step step"]  # Lower Cholesky factor of their covariance.
+    shrinkage: float  # Share of the identity in the covariance.
 
     def _score(self, rows: Tensor) -> Tensor:
         steps = rows.shape[1]
@@ -88,15 +78,12 @@ class Residual(Detector):
 
     After t of T steps the plane is that of the first t coordinates, with its
     dimensions in the same proportion.
-
-    Attributes:
-        mean: Mean of the training rows.
-        bases: Orthonormal basis of each prefix, filled up with zeros.
     """
 
     kind: ClassVar[str] = "residual"
 
-    mean: Float[Tensor, "step"]
+    mean: Float[Tensor, "step"]  # Mean of the training rows.
+    # Orthonormal basis of each prefix, filled up with zeros.
     bases: Float[Tensor, "step step _"]
 
     def _score(self, rows: Tensor) -> Tensor:
@@ -109,19 +96,15 @@ class Residual(Detector):
 @final
 @dataclass(frozen=True)
 class FeatureDistance(Detector):
-    """Squared Mahalanobis distance in `recovery_features` of the series so far.
-
-    Attributes:
-        mean: Mean of the features of the training rows, after each step.
-        factor: Lower Cholesky factor of their covariance, after each step.
-        deviation: Their standard deviations, after each step.
-    """
+    """Squared Mahalanobis distance in `recovery_features` of the series so far."""
 
     kind: ClassVar[str] = "features"
 
+    # Mean of the features of the training rows, after each step.
     mean: Float[Tensor, "step _"]
+    # Lower Cholesky factor of their covariance, after each step.
     factor: Float[Tensor, "step _ _"]
-    deviation: Float[Tensor, "step _"]
+    deviation: Float[Tensor, "step _"]  # Their standard deviations, after each step.
 
     def _score(self, rows: Tensor) -> Tensor:
         last = rows.shape[1] - 1
