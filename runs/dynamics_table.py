@@ -13,8 +13,7 @@ from typing import Any
 
 import altair as alt
 
-from holdfast.dynamics.panel import FEATURES, FIGURES, GROUPS
-from holdfast.guard.panel import DETECTORS
+from holdfast.dynamics.panel import DETECTORS, FEATURES, FIGURES, GROUPS
 
 HEAD = """# Step by step: the measured tables
 

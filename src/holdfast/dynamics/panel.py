@@ -1,6 +1,8 @@
 """The step-wise signal on the page and on the terminal."""
 
+import json
 from collections.abc import Iterator, Mapping, Sequence
+from importlib.resources import files
 from typing import Any, NotRequired, TypedDict
 
 import altair as alt
@@ -36,44 +38,12 @@ BLOCKS = {
     "guard": ("guard_evaluate", "guard/evaluation.json"),
 }
 """Stage and file of each block of the report that is about the signal."""
-GROUPS = {
-    "benign_complied": "harmless, complied",
-    "benign_refused": "harmless, refused",
-    "attack_complied": "harmful, complied",
-    "attack_refused": "harmful, refused",
-}
-FIGURES = {
-    "last_step_auroc": "Last step: harmless compliance against refusal (AUROC)",
-    "matched_last_step_auroc": "The same with matched anchors",
-    "matched_last_step_difference": "Matched minus published",
-    "lookalike_auroc": "Harmless that sounds dangerous against refusal (AUROC)",
-    "matched_lookalike_auroc": "That with matched anchors",
-    "matched_lookalike_difference": "There, matched minus published",
-    "text_remasked": "Harmful drafts that were changed afterwards",
-    "text_recovered": "Harmful drafts that end in a refusal",
-    "text_harmful": "Harmful drafts that end harmful",
-    "text_unparsed": "Harmful drafts that end unreadable",
-    "text_recovered_of_remasked": "Of changed ones, those that end in a refusal",
-    "text_ever_harmful": "Harmful requests with a harmful draft",
-    "text_never_read": "Harmful requests of which no draft could be read",
-}
-FEATURES = {
-    "recovered_below_0.5": "ends below 0.5, of those that complied",
-    "recovered_below_0.3": "ends below 0.3, likewise",
-    "recovered_below_0.1": "ends below 0.1, likewise",
-    "incomplete_recovery": "falls below 0.5 and comes back",
-    "dip": "dip below 0.5",
-    "rebound": "rebound from the least",
-    "variation": "sum of changes",
-    "crossings": "crossings of 0.5",
-    "below": "share of steps below 0.5",
-    "matched_minus_published": "matched minus published anchors",
-}
-_SETS = {
-    "compliance_logit": "Published anchors",
-    "matched_logit": "Matched anchors",
-    "text": "Text so far",
-}
+_NAMES: dict[str, dict[str, str]] = json.loads(
+    files("holdfast.dynamics").joinpath("names.json").read_text("utf-8")
+)
+"""What page and terminal call groups, figures, features and detectors."""
+GROUPS, FIGURES = _NAMES["groups"], _NAMES["figures"]
+FEATURES, DETECTORS = _NAMES["features"], _NAMES["detectors"]
 _GROUP_LINES = {  # Colour and dash of each.
     "benign_complied": ("#009e73", [1, 0]),
     "benign_refused": ("#7a6a00", [2, 3]),
@@ -101,16 +71,16 @@ class StepExample(TypedDict):
 
 def signal_files(study: Study) -> dict[str, str]:
     """Return the files that the report reads of the signal and its detectors."""
-    files = {
+    found = {
         name: file for name, (stage, file) in BLOCKS.items() if is_current(study, stage)
     }
-    return files | {"examples": EXAMPLES} if "signal" in files else files
+    return found | {"examples": EXAMPLES} if "signal" in found else found
 
 
 def signal_blocks(study: Study) -> dict[str, Any]:
     """Return what the stages `signal` and `guard evaluate` wrote, if they have run."""
-    files = signal_files(study)
-    return {name: study.read_json(files[name]) for name in BLOCKS if name in files}
+    found = signal_files(study)
+    return {name: study.read_json(found[name]) for name in BLOCKS if name in found}
 
 
 def section(block: Mapping[str, Any], examples: Sequence[StepExample] = ()) -> Section:
@@ -254,7 +224,7 @@ def trajectory_figure(curves: Mapping[str, Mapping[str, Any]]) -> str:
         _trajectories(curves[key]).properties(
             title=heading(name), width=230, height=220
         )
-        for key, name in _SETS.items()
+        for key, name in _NAMES["panels"].items()
         if curves.get(key)
     ]
     groups = ", ".join(GROUPS[group] for group in curves["compliance_logit"])

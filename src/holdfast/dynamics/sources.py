@@ -60,13 +60,15 @@ def anchor_counts(anchors: Anchors) -> dict[str, Any]:
     }
 
 
-def write_anchors(study: Study, name: str, anchors: Anchors, **facts: Any) -> list[str]:
+def write_anchors(
+    study: Study, name: str, anchors: Anchors, facts: Mapping[str, Any]
+) -> list[str]:
     """Write anchors with all that they belong to: `identity`, `taken` and others."""
     tensors_name, facts_name = anchor_names(name)
     tensors = {"compliant": anchors.compliant, "refused": anchors.refused}
     data = save({key: each.contiguous() for key, each in tensors.items()})
     atomic_write_bytes(study.path(tensors_name), data)
-    study.write_json(facts_name, facts | anchor_counts(anchors))
+    study.write_json(facts_name, {**facts, **anchor_counts(anchors)})
     return [tensors_name, facts_name]
 
 

@@ -55,8 +55,6 @@ from holdfast.study.figures import study_seed
 
 FIT, STAGE = "anchors", "signal"
 SUMMARY = "signal.json"
-ANSWERS = ROLLOUTS, STEPS
-"""Answers, and the steps of a masked-diffusion model beside them."""
 
 
 def run(study: Study, settings: SignalSettings, session: Session) -> dict[str, Any]:
@@ -118,67 +116,57 @@ def _fit(
         "filtered": not settings.unfiltered,
         "judge": JUDGE_ID,
     }
-    with study.stage(
-        FIT,
-        key,
-        [name for name in ANSWERS if study.path(name).exists()],
-        progress=session.progress,
-        done="The anchors are there and up to date.",
-    ) as stage:
-        if not stage.is_done:
-            session.check_same(study)
-            batches = Batches(stage, session.batch_size)
-            stage.outputs += _fit_and_write(batches, settings, session, items, identity)
-
-
-def _fit_and_write(
-    batches: Batches,
-    settings: SignalSettings,
-    session: Session,
-    items: list[Watched],
-    identity: dict[str, Any],
-) -> list[str]:
-    """Read the states of the rows for anchors, and return the files written."""
-    study = batches.stage.study
-    chosen = anchor_rows([row for row, _ in items], settings)
-    _require(chosen.published, settings)
-    rows = {row.row_id: index for index, row in enumerate(chosen.rows)}
-    windows = {row.row_id: (row, window) for row, window in items}
-    source = source_of(study, settings, session)
-    session.progress.say(f"Reading {len(rows)} answers for the anchors.")
-    watched = [windows[name] for name in rows]
-    read = read_batches(batches, watched, source.pooled, "Reading anchors")
-    states = read["states"].reshape(len(rows), settings.steps, -1)
-
-    def fit_and_write(
-        name: str, members: Sequence[Rollout], strata: list[str] | None, **facts: Any
-    ) -> list[str]:
-        anchors = fit_anchors(
-            states[[rows[row.row_id] for row in members]],
-            is_harmful(members),
-            is_refused(members),
-            clusters=requests_of(members),
-            filtered=not settings.unfiltered,
-            strata=strata,
-            min_count=settings.min_anchors,
+    done = "The anchors are there and up to date."
+    inputs = _present(study, ROLLOUTS, STEPS)
+    with study.stage(FIT, key, inputs, progress=session.progress, done=done) as stage:
+        if stage.is_done:
+            return
+        session.check_same(study)
+        chosen = anchor_rows([row for row, _ in items], settings)
+        _require(chosen.published, settings)
+        rows = {row.row_id: index for index, row in enumerate(chosen.rows)}
+        windows = {row.row_id: (row, window) for row, window in items}
+        source = source_of(study, settings, session)
+        session.progress.say(f"Reading {len(rows)} answers for the anchors.")
+        read = read_batches(
+            Batches(stage, session.batch_size),
+            [windows[name] for name in rows],
+            source.pooled,
+            "Reading anchors",
         )
+        states = read["states"].reshape(len(rows), settings.steps, -1)
         # Nothing else is read off these requests.
         taken = sorted({row.request_id for row in chosen.rows})
-        return write_anchors(
-            study, name, anchors, identity=identity, taken=taken, **facts
-        )
 
-    reason, outputs = None, []
-    try:
-        strata = matched_strata(chosen.matched)
-        outputs += fit_and_write(MATCHED, chosen.matched, strata)
-    except TooFewExamplesError as error:
-        reason = str(error)
-        for name in anchor_names(MATCHED):
-            study.path(name).unlink(missing_ok=True)
-    outputs += fit_and_write(PUBLISHED, chosen.published, None, matched_reason=reason)
-    own = states[[rows[row.row_id] for row in chosen.published]]
-    return outputs + fit_step_probe(study, session, chosen.published, own)
+        def fit(
+            name: str, members: Sequence[Rollout], strata: list[str] | None, **more: Any
+        ) -> None:
+            anchors = fit_anchors(
+                states[[rows[row.row_id] for row in members]],
+                is_harmful(members),
+                is_refused(members),
+                clusters=requests_of(members),
+                filtered=not settings.unfiltered,
+                strata=strata,
+                min_count=settings.min_anchors,
+            )
+            facts = {"identity": identity, "taken": taken} | more
+            stage.outputs.extend(write_anchors(study, name, anchors, facts))
+
+        reason = None
+        try:
+            fit(MATCHED, chosen.matched, matched_strata(chosen.matched))
+        except TooFewExamplesError as error:
+            reason = str(error)
+            for name in anchor_names(MATCHED):
+                study.path(name).unlink(missing_ok=True)
+        fit(PUBLISHED, chosen.published, None, matched_reason=reason)
+        own = states[[rows[row.row_id] for row in chosen.published]]
+        stage.outputs += fit_step_probe(study, session, chosen.published, own)
+
+
+def _present(study: Study, *names: str) -> list[str]:
+    return [name for name in names if study.path(name).exists()]
 
 
 def _require(rows: Sequence[Rollout], settings: SignalSettings) -> None:
@@ -210,7 +198,7 @@ def _read(
     # Anchors may lie elsewhere, so their hashes are a setting, not files of the study.
     hashes = {name: each.sha256 for name, each in anchors.items()}
     probe_name = probe_names(probe_of(study))[0]
-    inputs = [name for name in (*ANSWERS, probe_name) if study.path(name).exists()]
+    inputs = _present(study, ROLLOUTS, STEPS, probe_name)
     with study.stage(
         STAGE,
         {"settings": settings, "anchors": hashes},

@@ -2,6 +2,7 @@
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
+from itertools import takewhile
 from typing import NamedTuple
 
 import pyarrow as pa
@@ -30,7 +31,6 @@ from holdfast.dynamics.trajectories import HARMFUL, HARMLESS, UNPARSED
 from holdfast.errors import InputError
 from holdfast.judges.degenerate import is_half_decoded
 from holdfast.judges.rules.rules import judge
-from holdfast.judges.verdict import Outcome
 from holdfast.models.decoding.row_state import Drafting
 from holdfast.models.decoding.steps import Look, Pooled, Positions, Region
 from holdfast.models.diffusion.replay import Script, replay
@@ -197,38 +197,30 @@ class Prefill(StateSource):
 
     def _texts(self, batch: Batch) -> Float[Tensor, "example step"]:
         """Return 0 at each step whose text so far is a refusal, and 1 elsewhere."""
-        tokenizer, rows = self._session.adapter.tokenizer, []
+        decode, rows = self._session.adapter.tokenizer.decode, []
         for row, window in batch:
-            start = window.start
-            ends = (steps_read(window.n, self._settings) + start + 1).tolist()
-            texts = {
-                end: tokenizer.decode(
-                    row.token_ids[start:end], skip_special_tokens=True
-                )
-                for end in set(ends)
+            written = row.token_ids[window.start :]
+            counts = (steps_read(window.n, self._settings) + 1).tolist()
+            outcomes = {
+                n: judge(
+                    row.prompt, decode(written[:n], skip_special_tokens=True)
+                ).outcome
+                for n in set(counts)
             }
-            refused = {
-                end: judge(row.prompt, text).outcome == "refused"
-                for end, text in texts.items()
-            }
-            rows.append([float(not refused[end]) for end in ends])
+            rows.append([float(outcomes[n] != "refused") for n in counts])
         return torch.tensor(rows)
 
 
 def _perplexities(session: Session, batch: Batch) -> Float[Tensor, "example"]:
     """Return the mean negative log-likelihood of the prompt of each row, in nats."""
     # Not by their names: two samples of a conversation have histories of their own.
-    prompts = {row.token_ids[: row.spans.prompt[1]] for row, _ in batch}
-    ordered = sorted(prompts)
-    losses = target_losses(
-        session.adapter,
-        ordered,
-        [(1, len(ids)) for ids in ordered],
-        batch_size=session.batch_size,
-    )
-    known = dict(zip(ordered, losses.tolist(), strict=True))
-    prompts_of = (row.token_ids[: row.spans.prompt[1]] for row, _ in batch)
-    return torch.tensor([known[ids] for ids in prompts_of]).float()
+    prompts = [row.token_ids[: row.spans.prompt[1]] for row, _ in batch]
+    ordered = sorted(set(prompts))
+    spans = [(1, len(ids)) for ids in ordered]
+    size = session.batch_size
+    losses = target_losses(session.adapter, ordered, spans, batch_size=size).tolist()
+    by_prompt = dict(zip(ordered, losses, strict=True))
+    return torch.tensor([by_prompt[ids] for ids in prompts]).float()
 
 
 class LiveSignal:
@@ -265,14 +257,8 @@ class LiveSignal:
         return logit.masked_fill(~counted | (step > last), torch.nan)
 
 
-_READINGS: dict[Outcome, int] = {
-    "refused": HARMLESS,
-    "complied": HARMFUL,
-    "partial": HARMFUL,
-    "degenerate": UNPARSED,
-    "ended_inside": UNPARSED,
-    "unparsed": UNPARSED,
-}
+_READINGS = {"refused": HARMLESS, "complied": HARMFUL, "partial": HARMFUL}
+"""What a draft of each outcome is; of any other it is unparsed."""
 
 
 class Replay(StateSource):
@@ -325,15 +311,26 @@ class Replay(StateSource):
         for step in draft_steps(how, self._settings).tolist():
             draft = how.drafts[step]
             if draft not in known:
-                text = text_of(self._masked, draft)
+                text = self._text(draft)
                 outcome = judge(row.prompt, text).outcome
                 # The response itself is read as its verdict says, whole or not.
                 broken = draft != final and is_half_decoded(text)
-                reading = UNPARSED if broken else _READINGS[outcome]
+                reading = UNPARSED if broken else _READINGS.get(outcome, UNPARSED)
                 columns = outcome != "refused", reading, draft != final
                 known[draft] = [float(each) for each in columns]
             rows.append(known[draft])
         return torch.tensor(rows)
+
+    def _text(self, draft: Sequence[int]) -> str:
+        """Return the text of a draft up to its first stop token."""
+        stops = self._masked.stop_ids
+        return str(
+            self._masked.tokenizer.decode(
+                [*takewhile(lambda token: token not in stops, draft)],
+                skip_special_tokens=True,
+                clean_up_tokenization_spaces=False,
+            )
+        )
 
 
 class _PooledAndFirst:
@@ -351,19 +348,6 @@ def draft_steps(how: Drafting, settings: SignalSettings) -> Int[Tensor, "step"]:
     counts = torch.bincount(torch.tensor(how.committed_at), minlength=how.n_steps)
     shares = counts.cumsum(0).double() / len(how.response)
     return steps_read(how.n_steps, settings, shares)
-
-
-def text_of(masked: MaskedModel, draft: Sequence[int]) -> str:
-    """Return the text of a draft up to its first stop token."""
-    stops = [place for place, token in enumerate(draft) if token in masked.stop_ids]
-    end = stops[0] if stops else len(draft)
-    return str(
-        masked.tokenizer.decode(
-            list(draft[:end]),
-            skip_special_tokens=True,
-            clean_up_tokenization_spaces=False,
-        )
-    )
 
 
 def require_no_thinking(masked: MaskedModel, settings: SignalSettings) -> None:

@@ -3,6 +3,7 @@
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
+from holdfast.dynamics.panel import DETECTORS
 from holdfast.report import text
 from holdfast.report.section import (
     Cell,
@@ -15,21 +16,6 @@ from holdfast.report.section import (
     Table,
     table_of,
 )
-
-DETECTORS = {
-    "autoencoder": "autoencoder (published)",
-    "autoencoder_streaming": "autoencoder, trained on prefixes",
-    "residual": "distance from the benign plane (PCA)",
-    "mahalanobis": "Mahalanobis distance",
-    "mahalanobis_logit": "Mahalanobis distance, log-odds",
-    "features": "dip and rebound features",
-    "dip": "deepest dip",
-    "rebound": "rebound",
-    "probe_mean": "refusal probe, mean over steps",
-    "logit_difference": "first word: refusal minus compliance",
-    "perplexity": "perplexity of the prompt",
-    "text": "refusal in the text so far",
-}
 
 
 def fitted_section(facts: Mapping[str, Any]) -> Section:
