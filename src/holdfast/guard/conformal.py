@@ -102,14 +102,10 @@ def conformal_threshold(
 
 
 def fit_path_scale(prefixes: Float[Tensor, "example step"]) -> PathScale:
-    """Return what makes the scores after each step comparable.
+    """Return median and reach of the scores of benign training rows at every step.
 
-    Args:
-        prefixes: Score of each benign training row after each step.
-
-    Returns:
-        Median and reach of every step; a step at which all rows score nearly the
-        same has a tenth of the largest reach, since it must not decide alone.
+    A step at which all rows score nearly the same has a tenth of the largest reach,
+    since it must not decide alone.
     """
     rows = prefixes.detach().double().cpu()
     middle = rows.quantile(0.5, dim=0)
@@ -121,14 +117,10 @@ def fit_path_scale(prefixes: Float[Tensor, "example step"]) -> PathScale:
 def running_maximum(
     prefixes: Float[Tensor, "example step"], scale: PathScale
 ) -> Float[Tensor, "example step"]:
-    """Return the highest scaled score so far.
+    """Return the highest scaled score of each row so far.
 
     Its last column is one number per row, so that one threshold on it holds for all
     steps at once: however often a response is looked at, the rate is the stated one.
-
-    Args:
-        prefixes: Score of each row after each step.
-        scale: That of training rows.
     """
     scaled = (prefixes.double().cpu() - scale.middle) / scale.reach
     return scaled.cummax(1).values
@@ -137,14 +129,10 @@ def running_maximum(
 def first_flagged(
     path: Float[Tensor, "example step"], threshold: Threshold
 ) -> Int[Tensor, "example"]:
-    """Return the step, counted from 0, at which each row is flagged.
-
-    Args:
-        path: What `running_maximum` returned.
-        threshold: A threshold on its last column.
+    """Return the first step, from 0, at which a `running_maximum` is flagged.
 
     Returns:
-        The first step above the threshold; the number of steps where there is none.
+        The number of steps where there is none.
     """
     above = path > threshold.value
     return torch.where(above.any(1), above.int().argmax(1), path.shape[1])

@@ -16,6 +16,7 @@ is the same for all training rows to a thousandth."""
 LEAST_DEVIATION = 0.05
 """Standard deviation below which a feature counts as having this one."""
 N_COMPONENTS = 8
+"""Dimensions of the plane of whole series: the narrowest layer of the autoencoder."""
 
 
 class Covariance(NamedTuple):
@@ -26,10 +27,7 @@ class Covariance(NamedTuple):
 
 
 def ledoit_wolf(centred: Float[Tensor, "example step"]) -> Covariance:
-    """Return the shrunk covariance of centred rows.
-
-    Args:
-        centred: Rows whose mean is 0.
+    """Return the shrunk covariance of rows whose mean is 0.
 
     Source:
         Ledoit and Wolf, "A well-conditioned estimator for large-dimensional
@@ -116,12 +114,7 @@ class FeatureDistance(Detector):
 def fit_mahalanobis(
     train: Float[Tensor, "example step"], channel: Channel
 ) -> Mahalanobis:
-    """Fit mean and covariance of benign series.
-
-    Args:
-        train: Benign training rows.
-        channel: What they are.
-    """
+    """Fit mean and covariance of benign series."""
     rows = train.detach().double().cpu()
     mean = rows.mean(0)
     found = ledoit_wolf(rows - mean)
@@ -134,14 +127,7 @@ def fit_residual(
     channel: Channel,
     n_components: int = N_COMPONENTS,
 ) -> Residual:
-    """Fit the planes in which benign series, and their prefixes, vary most.
-
-    Args:
-        train: Benign training rows.
-        channel: What they are.
-        n_components: Dimensions of the plane of whole series; 8 is the narrowest
-            layer of the published autoencoder.
-    """
+    """Fit the planes in which benign series, and their prefixes, vary most."""
     rows = train.detach().double().cpu()
     n_steps = rows.shape[1]
     mean = rows.mean(0)
@@ -159,12 +145,7 @@ def fit_residual(
 def fit_features(
     train: Float[Tensor, "example step"], channel: Channel
 ) -> FeatureDistance:
-    """Fit mean and covariance of the features of benign series, after each step.
-
-    Args:
-        train: Benign training rows.
-        channel: What they are.
-    """
+    """Fit mean and covariance of the features of benign series, after each step."""
     rows = train.detach().double().cpu()
     means, factors, deviations = [], [], []
     for steps in range(1, rows.shape[1] + 1):

@@ -38,11 +38,7 @@ class BestOfStream:
     """
 
     def __init__(self, n: int) -> None:
-        """Start empty.
-
-        Args:
-            n: How many rows to keep.
-        """
+        """Start empty; `n` rows are kept at most."""
         self._n = n
         self._scores = np.zeros(0)
         self._ties = np.zeros(0, np.uint64)
@@ -213,9 +209,5 @@ def holm(p_values: Sequence[float]) -> tuple[float, ...]:
 
 
 def uniform_scores(hashes: Iterable[int]) -> Float[np.ndarray, "example"]:
-    """Return scores in [0, 1) from 64-bit hashes: a random order that can be redone.
-
-    Args:
-        hashes: Integers from 0 to 2**64 - 1.
-    """
+    """Return scores in [0, 1) from 64-bit hashes: a random order that can be redone."""
     return np.array([value / 2**64 for value in hashes], np.float64)

@@ -33,12 +33,7 @@ Work = Callable[[int, list[PoolRow]], pa.Table]
 
 
 class ShardFolder:
-    """The finished shards of one pass over a pool.
-
-    Attributes:
-        folder: Where they lie.
-        n_shards: How many there are when all are done.
-    """
+    """The finished shards of one pass over a pool."""
 
     def __init__(
         self, root: Path, name: str, key: Any, n_rows: int, shard_rows: int
@@ -88,17 +83,17 @@ class ShardFolder:
         `part`: The first shard, and in which steps the others follow.
         """
         own = range(part[0], self.n_shards, part[1])
-        for index in [index for index in own if self.is_done(index)]:
-            self._look_at(index, progress)
+        for index in own:
+            if self.is_done(index):
+                self._look_at(index, progress)
         self._describe()
         with progress.track(label, len(own)) as advance:
             seen: set[int] = set()
             while True:
                 before = len(seen)
-                for index in [index for index in own if self.is_done(index)]:
-                    if index not in seen:
-                        seen.add(index)
-                        advance(1)
+                finished = {index for index in own if self.is_done(index)} - seen
+                seen |= finished
+                advance(len(finished))
                 if len(seen) == len(own):
                     return
                 free = {i for i in own if i not in seen and self._is_free(i)}
