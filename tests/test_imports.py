@@ -16,6 +16,7 @@ SRC = Path(__file__).parents[1] / "src" / "holdfast"
 BASE = (  # Lowest first; each may import those before it.
     "errors",
     "ranges",
+    "flags",
     "stats",
     "data",
     "report",

@@ -6,8 +6,9 @@ import pytest
 
 from holdfast.audit.compare import NOTE, compare, table
 from holdfast.audit.page import render_compare
-from holdfast.cli.show import print_comparison
+from holdfast.audit.panel import comparison
 from holdfast.errors import InputError
+from holdfast.report.terminal import print_section
 from report_fixture import make_report, null, sha, share
 
 
@@ -150,14 +151,14 @@ def test_the_terminal_lists_what_differs_and_how_much_more_there_is(
     b = make_report()
     b["settings"]["rollout"]["sampling"]["temperature"] = 0.25
     b["settings"]["other"] = {f"setting_{n:02}": n for n in range(22)}
-    print_comparison(compare(make_report(), b))
+    print_section(comparison(compare(make_report(), b)))
     told = capsys.readouterr().out
     first = "rollout.sampling.temperature"
     (line,) = [line for line in told.splitlines() if first in line]
     assert [cell.strip() for cell in line.split("│")][1:4] == [first, "0.7", "0.25"]
     assert "other.setting_18" in told
     assert "other.setting_19" not in told
-    assert "and 3 more, see -o FILE" in told
+    assert "and 3 more, see the page" in told
     assert told.index(first) < told.index("Comparison")
 
 

@@ -58,7 +58,7 @@ def _launch(
     app.config = ()
     if config is not None:
         _check_config(config)
-        # A table a verb: `[audit]`, with the flags as keys.
+        # A table per verb: `[audit]`, with the flags as keys.
         app.config = (Toml(config, must_exist=True),)
     found = app(list(words), exit_on_error=False, print_error=False)
     return found if isinstance(found, int) else 0
@@ -114,5 +114,5 @@ def _check_config(path: Path) -> None:
         raise InputError(
             f"TOML in `{path}`",
             f"a fault ({error})",
-            "Write a table a verb, for example [audit], with the flags as keys.",
+            "Write a table per verb, for example [audit], with the flags as keys.",
         ) from error

@@ -9,16 +9,8 @@ from typing import Annotated, Literal
 from cyclopts import Parameter
 
 from holdfast.errors import SettingsError
+from holdfast.flags import Shares, Texts
 from holdfast.ranges import at_least, require_numbers
-
-Rates = Annotated[
-    tuple[float, ...],
-    Parameter(negative=(), consume_multiple=True, show_default=False),
-]
-Names = Annotated[
-    tuple[str, ...],
-    Parameter(negative=(), consume_multiple=False, show_default=False),
-]
 
 
 @dataclass(frozen=True)
@@ -76,7 +68,7 @@ class SignalSettings:
 class GuardFitSettings:
     """On what detectors are fitted, and how often they may be wrong."""
 
-    rates: Rates = (0.01, 0.05)
+    rates: Shares = (0.01, 0.05)
     """Rates of false positives that thresholds are made for. Default: 0.01, 0.05."""
 
     min_calibration: int = 1000
@@ -106,7 +98,7 @@ class GuardFitSettings:
 class GuardEvaluateSettings:
     """Which attacks choose a detector, and on which others it is reported."""
 
-    choose_on: Names = ()
+    choose_on: Texts = ()
     """An attack family (wrapper) that the detector to recommend is chosen on; may be
     repeated. All others report it. Default: every second family by name."""
 

@@ -247,6 +247,26 @@ def print_calibration(record: Mapping[str, Any]) -> None:
         print_table("Worst mistakes", columns, mistakes)
 
 
+def known() -> dict[str, Any]:
+    """Return the suites and the attacks that an evaluation may name."""
+    from holdfast.data.attacks import attacks
+    from holdfast.data.suites import suites
+
+    named = ("name", "about", "hub", "licence", "note")
+    return {
+        "suites": [
+            {key: getattr(suite, key) for key in named}
+            | {"revision": suite.revision or None}
+            | {key: list(getattr(suite, key)) for key in ("files", "sha256")}
+            for suite in suites().values()
+        ],
+        "attacks": [
+            {"name": each.name, "family": each.family, "about": each.about}
+            for each in attacks().values()
+        ],
+    }
+
+
 def print_known(known: Mapping[str, Any]) -> None:
     """Print the suites and the attacks."""
     suites = [

@@ -2,14 +2,15 @@
 
 import math
 from dataclasses import asdict, dataclass, field
-from typing import Annotated, Any, Literal
-
-from cyclopts import Parameter
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from holdfast.errors import SettingsError
-from holdfast.finetune.defenses.options import Options, read_options
+from holdfast.flags import Texts, flat
 from holdfast.ranges import at_least, flag_of, require_numbers
 from holdfast.rollout.settings import parse_columns
+
+if TYPE_CHECKING:
+    from holdfast.finetune.defenses.options import Options
 
 Method = Literal["lora", "full"]
 LossOn = Literal["answer", "both", "template"]
@@ -30,10 +31,7 @@ class Recipe:
     """A defense that is trained in: none, safeinstr, reference-loss, kl, lisa,
     constrained, safegrad, ldifs, surgery or random-sink (docs/defenses.md)."""
 
-    defense_option: Annotated[
-        tuple[str, ...],
-        Parameter(negative=(), consume_multiple=False, show_default=False),
-    ] = ()
+    defense_option: Texts = ()
     """KEY=VALUE for an option of the defense, such as weight=0.3. May be repeated."""
 
     steps: int | None = None
@@ -102,12 +100,14 @@ class Recipe:
 
         self.options()
 
-    def options(self) -> Options:
+    def options(self) -> "Options":
         """Return the options of the defense, those not named at their defaults.
 
         Raises:
             SettingsError: If there is no such defense, option or value.
         """
+        from holdfast.finetune.defenses.options import read_options
+
         return read_options(self.defense, self.defense_option)
 
     def share_of_rate(self, step: int, steps: int) -> float:
@@ -188,10 +188,7 @@ class FinetuneSettings:
     """Rows with a harmful answer to the prompts of --defense-data, for a defense that
     compares the two."""
 
-    column: Annotated[
-        tuple[str, ...],
-        Parameter(negative=(), consume_multiple=False, show_default=False),
-    ] = ()
+    column: Texts = ()
     """FIELD=NAME for a field under another name: prompt, response, thinking. May be
     repeated."""
 
@@ -202,7 +199,7 @@ class FinetuneSettings:
     """Keep every checkpoint (--save-every) in OUTPUT.checkpoints when all is done, for
     example for `holdfast sinks`. Each is a model with the state of its optimiser."""
 
-    recipe: Annotated[Recipe, Parameter(name="*")] = field(default_factory=Recipe)
+    recipe: Annotated[Recipe, flat("Training")] = field(default_factory=Recipe)
 
     def __post_init__(self) -> None:
         """Refuse what cannot be meant."""

@@ -10,6 +10,7 @@ from collections.abc import Iterator, Sequence
 from functools import cache
 from importlib import resources
 from typing import (
+    TYPE_CHECKING,
     Any,
     Literal,
     NotRequired,
@@ -20,10 +21,10 @@ from typing import (
     runtime_checkable,
 )
 
-from jsonschema import Draft202012Validator
-from jsonschema.exceptions import ValidationError
-
 from holdfast.errors import InputError
+
+if TYPE_CHECKING:
+    from jsonschema.exceptions import ValidationError
 
 Region: TypeAlias = Literal["prompt", "thinking", "end_template", "answer"]
 Report: TypeAlias = dict[str, Any]
@@ -215,6 +216,9 @@ def validate(report: Report) -> None:
 
     `report`: The report as a dict.
     """
+    # Loaded here, so that help, which shows no report, need not wait for it.
+    from jsonschema import Draft202012Validator
+
     for expected, found in _faults(report, "report"):
         raise InputError(expected, found, _NEXT)
     errors = Draft202012Validator(report_schema()).iter_errors(report)
@@ -223,7 +227,7 @@ def validate(report: Report) -> None:
         raise _explain(deepest[0])
 
 
-def _explain(error: ValidationError) -> InputError:
+def _explain(error: "ValidationError") -> InputError:
     """Put a schema error into words, without printing half the report."""
     path = "report" + "".join(
         f"[{part}]" if isinstance(part, int) else f".{part}"

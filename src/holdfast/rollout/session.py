@@ -16,12 +16,11 @@ from holdfast.data.chat.rendering import (
 )
 from holdfast.errors import InputError, SettingsError, UnsupportedFamilyError
 from holdfast.models.loading.load import (
-    Speaker,
     fingerprint_source,
     fingerprints,
-    load_speaker,
+    load_language_model,
 )
-from holdfast.models.model import Adapter, MaskedModel
+from holdfast.models.model import Adapter, LanguageModel
 from holdfast.report.progress import Progress, Silent
 from holdfast.rollout.memory import cache_bytes
 from holdfast.rollout.prompts import Given
@@ -51,7 +50,7 @@ class Session:
 
     def __init__(
         self,
-        model: str | Speaker,
+        model: str | LanguageModel,
         settings: ModelSettings | None = None,
         progress: Progress | None = None,
         given: Given | None = None,
@@ -142,7 +141,7 @@ class Session:
             set_rendering(tokenizer, replace(rendering_of(tokenizer), date=known))
 
     @property
-    def speaker(self) -> Speaker:
+    def speaker(self) -> LanguageModel:
         """The model, proved on loading, whichever way it decodes.
 
         Raises:
@@ -152,7 +151,7 @@ class Session:
         """
         if self._speaker is None:
             self.progress.say(f"Loading {self.name} and proving that it fits.")
-            self._speaker = load_speaker(
+            self._speaker = load_language_model(
                 self.directory or _locate(self.name),
                 revision=self.settings.revision,
                 device=self.settings.device,
@@ -171,7 +170,7 @@ class Session:
             HoldfastError: As `speaker` does.
         """
         speaker = self.speaker
-        if isinstance(speaker, MaskedModel):
+        if not isinstance(speaker, Adapter):
             raise UnsupportedFamilyError(
                 "a model that writes from left to right, whose heads can be measured "
                 "one by one",
@@ -291,7 +290,7 @@ class Session:
             )
 
 
-def suitable_batch(speaker: Speaker) -> int:
+def suitable_batch(speaker: LanguageModel) -> int:
     """Return how many rows to begin with where the user has not said.
 
     As many, in powers of two from 32 to 128, as have their keys and values in a
@@ -299,17 +298,17 @@ def suitable_batch(speaker: Speaker) -> int:
     stage that goes on runs the batches that it would have run; where the memory does
     not suffice, batches are halved.
     """
-    if isinstance(speaker, MaskedModel):
+    if not isinstance(speaker, Adapter):
         return DENOISED_SMALL if _n_parameters(speaker) < SMALL else DENOISED
     room = MEMORY // (cache_bytes(speaker) * LENGTH)
     return next((size for size in (128, 64) if size <= room), 32)
 
 
-def _n_parameters(speaker: Speaker) -> int:
+def _n_parameters(speaker: LanguageModel) -> int:
     return sum(each.numel() for each in speaker.model.parameters())
 
 
-def _choose_threads(speaker: Speaker) -> None:
+def _choose_threads(speaker: LanguageModel) -> None:
     """Use one thread for a small model on the CPU, unless the user has chosen.
 
     Its steps are so short that threads spend them waiting for each other, above all

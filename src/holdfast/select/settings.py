@@ -3,9 +3,8 @@
 from dataclasses import dataclass
 from typing import Annotated, Literal
 
-from cyclopts import Parameter
-
 from holdfast.errors import SettingsError
+from holdfast.flags import Prompting, Sampling, Texts
 from holdfast.ranges import at_least, flag_of, require_numbers
 from holdfast.rollout.settings import parse_columns
 
@@ -27,7 +26,7 @@ NEEDS_ANSWER = ("judge", "rules", "random-flagged")
 class SelectSettings:
     """Which rows of a pool are chosen, and by what."""
 
-    pool: str
+    pool: Annotated[str, Prompting]
     """The pool: a Parquet, JSONL, CSV or JSON file, or a folder of Parquet or JSONL
     files. Rows have a prompt and a safe response, and a thinking in a field of its
     own or in tags inside the response."""
@@ -64,10 +63,7 @@ class SelectSettings:
     min_thinking: int = 20
     """Thinking shorter than this many tokens has no plateau."""
 
-    column: Annotated[
-        tuple[str, ...],
-        Parameter(negative=(), consume_multiple=False, show_default=False),
-    ] = ()
+    column: Annotated[Texts, Prompting] = ()
     """FIELD=NAME for a field under another name: prompt, response, thinking or
     category. May be repeated."""
 
@@ -82,19 +78,19 @@ class SelectSettings:
     shard_rows: int = 2000
     """Rows a shard, which is what an interruption costs at most."""
 
-    system_prompt: str | None = None
+    system_prompt: Annotated[str | None, Prompting] = None
     """System prompt of every conversation."""
 
-    temperature: float | None = None
+    temperature: Annotated[float | None, Sampling] = None
     """Sampling temperature where the model draws. Default: its own, else greedy."""
 
-    max_thinking: int = 2048
+    max_thinking: Annotated[int, Sampling] = 2048
     """Tokens of thinking after which it is closed by force, where the model draws."""
 
-    max_answer: int = 256
+    max_answer: Annotated[int, Sampling] = 256
     """Tokens of answer after which it is cut, where the model draws."""
 
-    seed: int = 0
+    seed: Annotated[int, Sampling] = 0
     """Seed of every draw."""
 
     def __post_init__(self) -> None:
