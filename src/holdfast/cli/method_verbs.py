@@ -20,10 +20,10 @@ from holdfast.cli.options import (
     study_verb,
     written,
 )
-from holdfast.dynamics.settings import GuardEvaluateSettings, GuardFitSettings
 from holdfast.errors import SettingsError
 from holdfast.finetune.settings import FinetuneSettings
 from holdfast.flags import Several, flat
+from holdfast.guard.settings import GuardEvaluateSettings, GuardFitSettings
 from holdfast.heads.settings import BakeSettings
 from holdfast.select.settings import SelectSettings
 from holdfast.sinks.settings import SinksSettings

@@ -10,7 +10,6 @@ import torch
 from torch import Tensor
 
 from holdfast.dynamics.rows import ROLLOUTS, SIGNAL, SignalRows, is_harmful
-from holdfast.dynamics.settings import GuardEvaluateSettings, GuardFitSettings
 from holdfast.dynamics.sources import require_identity
 from holdfast.errors import TooFewExamplesError
 from holdfast.guard.conformal import first_flagged, running_maximum
@@ -26,6 +25,7 @@ from holdfast.guard.rows import (
     fit_rows,
     read_rows,
 )
+from holdfast.guard.settings import GuardEvaluateSettings, GuardFitSettings
 from holdfast.rollout.rows import Rollout
 from holdfast.rollout.session import Session
 from holdfast.stats.auroc import auroc_difference, stratified_auroc
