@@ -11,6 +11,7 @@ from typing import NamedTuple
 import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
+from torch.nn.functional import normalize
 
 from holdfast.errors import EvidenceError, InputError, TooFewExamplesError
 from holdfast.stats.bootstrap import check_lengths, cluster_indices
@@ -115,27 +116,19 @@ def cosine_distance(
 
     It is computed as half the squared distance of unit vectors, which keeps its
     precision where the vectors are nearly parallel. A vector of length zero has the
-    same distance, 0.5, from every other.
-
-    Args:
-        first: Vectors; what comes before the last axis is broadcast.
-        second: Others.
+    same distance, 0.5, from every other. What comes before the last axis is broadcast.
     """
-    return (_unit(first) - _unit(second)).square().sum(-1) / 2
+    least = torch.finfo(first.dtype).tiny
+    units = (normalize(each, dim=-1, eps=least) for each in (first, second))
+    return torch.sub(*units).square().sum(-1) / 2
 
 
 def topic_length_strata(
-    topics: Sequence[str | None], lengths: Sequence[int], n_bins: int = N_LENGTH_BINS
+    topics: Sequence[str | None], lengths: Sequence[int]
 ) -> list[str]:
-    """Name the topic and the length of each row, for anchors that differ in neither.
+    """Return the topic and the bin of length of each row, as one name.
 
-    Args:
-        topics: Topic of each row; None is a topic of its own.
-        lengths: Length of each row, in any unit.
-        n_bins: Bins of length, with as many rows each as ties allow.
-
-    Returns:
-        One name a row.
+    Bins hold as many rows each as ties allow; no topic is a topic of its own.
 
     Raises:
         InputError: If the columns have different lengths.
@@ -144,34 +137,29 @@ def topic_length_strata(
     if not lengths:
         return []
     column = torch.tensor(lengths, dtype=torch.float64)
-    edges = torch.quantile(column, torch.linspace(0, 1, n_bins + 1).double())[1:-1]
+    edges = torch.quantile(column, torch.linspace(0, 1, N_LENGTH_BINS + 1).double())[
+        1:-1
+    ]
     # A row on an edge goes with those below it.
     bins = torch.searchsorted(edges, column).tolist()
     return [f"{topic}/{place}" for topic, place in zip(topics, bins, strict=True)]
 
 
-def _unit(vectors: Tensor) -> Tensor:
-    length = torch.linalg.vector_norm(vectors, dim=-1, keepdim=True)
-    least = torch.finfo(vectors.dtype).tiny
-    return torch.div(vectors, length.clamp_min(least))
-
-
 def _weights(
     sides: tuple[Tensor, Tensor], strata: Sequence[str] | None
-) -> tuple[Tensor, Tensor]:
+) -> list[Tensor]:
     """Return how much each row counts on either side."""
     if strata is None:
-        return sides[0].double(), sides[1].double()
+        return [side.double() for side in sides]
     stratum, n_strata = cluster_indices(strata)
     counts = torch.stack(
         [torch.bincount(stratum[side], minlength=n_strata) for side in sides]
     ).double()
     common = counts.min(0).values
     share = torch.where(counts > 0, common / counts.clamp_min(1), 0.0)
-    first, second = (
+    return [
         side.double() * part[stratum] for side, part in zip(sides, share, strict=True)
-    )
-    return first, second
+    ]
 
 
 def _too_few(

@@ -23,7 +23,6 @@ OUTLIER_RATIO = 20.0
 """Multiple of the median root mean square, over steps and sides, from which a
 dimension of the anchors is masked in the mode `robust`."""
 FRACTION_TOLERANCE = 1e-6
-MAX_NUMBERS = 1 << 25
 Mode = Literal["paper", "repo", "robust"]
 Positions = Literal["committed", "all_response", "producing"]
 Kind = Literal["autoregressive", "diffusion"]
@@ -64,9 +63,7 @@ class AnchorSignal:
                 f"{states.shape[1]} steps and width {states.shape[2]}",
                 "Fit anchors with these settings; they read no other number of steps.",
             )
-        block = max(1, MAX_NUMBERS // max(1, states[:1].numel()))
-        blocks = torch.split(states, block)
-        return torch.cat([self._log_ratio(part, slice(None)) for part in blocks])
+        return self._log_ratio(states, slice(None))
 
     def logit_at(
         self,

@@ -3,7 +3,7 @@
 import hashlib
 import math
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
@@ -21,7 +21,7 @@ from holdfast.select.selectors import (
     BestOfStream,
     distinct,
     quotas,
-    uniform_scores,
+    uniform_score,
 )
 from holdfast.select.settings import SelectSettings
 from holdfast.select.shards import ShardFolder
@@ -71,9 +71,13 @@ class Scores:
                 other = self.drawn.read(index).drop_columns(["row"])
                 for name in other.column_names:
                     table = table.append_column(name, other.column(name))
-            score, why = self._score(table)
-            table = table.append_column("score", pa.array(score, pa.float64()))
-            yield table.append_column("left_out", pa.array(why, pa.string()))
+            by, seed, rows = self.settings.by, self.settings.seed, table.to_pylist()
+            scores = [_score(by, row, seed) for row in rows]
+            reasons = list(map(self._left_out, rows, scores))
+            pairs = zip(scores, reasons, strict=True)
+            kept = [None if why else score for score, why in pairs]
+            table = table.append_column("score", pa.array(kept, pa.float64()))
+            yield table.append_column("left_out", pa.array(reasons, pa.string()))
 
     def category(self, name: str | None) -> str:
         """Return the category that a row is ranked in; one for all without quota."""
@@ -87,58 +91,40 @@ class Scores:
         shards = [self.drawn.read(index, column) for index in self.drawn.done()]
         return sum(pc.sum(shard.column(0)).as_py() or 0 for shard in shards)
 
-    def _score(self, table: pa.Table) -> tuple[list[float | None], list[str | None]]:
-        columns = table.to_pydict()
-        values = _values(self.settings.by, columns, self.settings.seed)
-        reasons = [
-            self._left_out(columns, place)
-            or (columns["kind"][place] or "no score" if _is_missing(value) else None)
-            for place, value in enumerate(values)
-        ]
-        pairs = zip(values, reasons, strict=True)
-        return [None if why else value for value, why in pairs], reasons
-
-    def _left_out(self, columns: dict[str, list[Any]], place: int) -> str | None:
-        """Return why a row may not be chosen, whatever its score; None if it may."""
-        drawn = columns.get("draw_kind")
-        if drawn is not None and drawn[place] is not None:
-            return str(drawn[place])
-        kind = columns["kind"][place]
+    def _left_out(self, row: Mapping[str, Any], score: float | None) -> str | None:
+        """Return why a row may not be chosen; None if it may."""
+        if row.get("draw_kind") is not None:
+            return str(row["draw_kind"])
+        kind, by = row["kind"], self.settings.by
         if kind not in (None, SHORT):
             return str(kind)
-        by = self.settings.by
         flagged = by in ("judge", "random-flagged") or self.settings.flagged_only
-        if flagged and not columns["flagged"][place]:
+        if flagged and not row["flagged"]:
             return "not flagged by the judge"
-        if by == "rules" and columns["rules_outcome"][place] not in GAVE_IN:
+        if by == "rules" and row["rules_outcome"] not in GAVE_IN:
             return "a refusal by written rules"
+        if score is None or math.isnan(score):
+            return str(kind or "no score")
         return None
 
 
-def _is_missing(value: float | None) -> bool:
-    return value is None or math.isnan(value)
-
-
-def _values(by: str, columns: dict[str, list[Any]], seed: int) -> list[float | None]:
-    """Return the score of every row under a selector; higher is chosen first."""
+def _score(by: str, row: Mapping[str, Any], seed: int) -> float | None:
+    """Return the score of a row under a selector; higher is chosen first."""
     if by in ("random", "random-flagged", "rules"):
-        return [*map(float, uniform_scores(_hashes(columns["content"], seed)))]
+        digest = hashlib.sha256(f"{seed}/{row['content']:016x}".encode()).digest()
+        return uniform_score(int.from_bytes(digest[:8], "big"))
     if by == "judge":
         # Without a score all flagged rows are equal, and the tie key decides.
-        return [value or 0.0 for value in columns["judge_score"]]
+        return row["judge_score"] or 0.0
     if by == "final":
         # The logit orders as the score does, and does not saturate.
-        return [None if v is None else -v for v in columns["final_logit"]]
+        return None if row["final_logit"] is None else -row["final_logit"]
     if by == "length":
-        pairs = zip(columns["n_thinking"], columns["n_answer"], strict=True)
-        return [None if a is None else float(a + b) for a, b in pairs]
-    return columns[by]
-
-
-def _hashes(contents: list[int], seed: int) -> Iterator[int]:
-    for content in contents:
-        digest = hashlib.sha256(f"{seed}/{content:016x}".encode()).digest()
-        yield int.from_bytes(digest[:8], "big")
+        if row["n_thinking"] is None:
+            return None
+        return float(row["n_thinking"] + row["n_answer"])
+    value: float | None = row[by]
+    return value
 
 
 class Selection(NamedTuple):

@@ -6,7 +6,7 @@ the rows that may still be chosen. Higher is better everywhere; a row without a 
 """
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Final, Literal, NamedTuple
 
 import numpy as np
@@ -208,6 +208,6 @@ def holm(p_values: Sequence[float]) -> tuple[float, ...]:
     return tuple(adjusted)
 
 
-def uniform_scores(hashes: Iterable[int]) -> Float[np.ndarray, "example"]:
-    """Return scores in [0, 1) from 64-bit hashes: a random order that can be redone."""
-    return np.array([value / 2**64 for value in hashes], np.float64)
+def uniform_score(value: int) -> float:
+    """Return a score in [0, 1) from a 64-bit hash: a random order that stays."""
+    return value / 2**64
