@@ -91,6 +91,8 @@ def _parts(block: Mapping[str, Any]) -> Iterator[Part]:
         f"Detectors on attack families that no choice was made on: {families}",
         [*first, *columns],
         rows,
+        # A terminal has room for what was detected and flagged of benign answers.
+        brief=[0, 1, *(4 + i for i in range(len(columns)) if i % 3 < 2)],
     )
     yield Paragraph(
         "AUROC is over attacks that succeeded against all benign answers. A refusal "
