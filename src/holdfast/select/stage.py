@@ -1,7 +1,6 @@
 """Score every row of a pool and choose the few that are worth training on."""
 
 import json
-from collections.abc import Iterable
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -227,31 +226,21 @@ def _write(
         if writer is not None:
             writer.close()
     with atomic_file(output) as handle:
-        for line in _lines(pool, selection, rank, thoughts, scores.settings.by):
-            handle.write(line)
+        # The chosen rows as they were, in the order of the pool.
+        for row in pool.rows(rank.__contains__):
+            place = rank[row.row]
+            own: dict[str, Any] = {"row": row.row, "by": scores.settings.by}
+            own |= {"rank": place, "score": selection.chosen[place].score}
+            if row.row in thoughts:
+                own["thinking"] = thoughts[row.row]
+            cells = dict(row.cells) | {OWN: own}
+            text = json.dumps(cells, ensure_ascii=False, default=str)
+            handle.write(text.encode() + b"\n")
     return {
         "output": str(output),
         "output_sha256": file_sha256(output),
         "table": str(table_path),
     }
-
-
-def _lines(
-    pool: Pool,
-    selection: Selection,
-    rank: dict[int, int],
-    thoughts: dict[int, str],
-    by: str,
-) -> Iterable[bytes]:
-    """Yield the chosen rows as they were, in the order of the pool."""
-    for row in pool.rows(rank.__contains__):
-        place = rank[row.row]
-        own = {"row": row.row, "by": by, "rank": place}
-        own |= {"score": selection.chosen[place].score}
-        if row.row in thoughts:
-            own["thinking"] = thoughts[row.row]
-        text = json.dumps(dict(row.cells) | {OWN: own}, ensure_ascii=False, default=str)
-        yield text.encode() + b"\n"
 
 
 def _record(
