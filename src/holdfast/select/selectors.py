@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from typing import Final, Literal, NamedTuple
 
 import numpy as np
-from jaxtyping import Float, Int
+from jaxtyping import Float, Int, Integer
 
 from holdfast.errors import SettingsError
 
@@ -49,7 +49,7 @@ class BestOfStream:
     def update(
         self,
         scores: Float[np.ndarray, "example"],
-        ties: Int[np.ndarray, "example"],
+        ties: Integer[np.ndarray, "example"],
         rows: Int[np.ndarray, "example"],
     ) -> None:
         """Take a part of the stream.
