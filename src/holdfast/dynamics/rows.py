@@ -19,8 +19,8 @@ from holdfast.dynamics.anchors import topic_length_strata
 from holdfast.dynamics.settings import SignalSettings
 from holdfast.errors import InputError
 from holdfast.rollout.rows import (
+    ATTACK_SUCCESS_OUTCOMES,
     BESIDE,
-    GAVE_IN,
     PLAIN,
     Rollout,
     from_table,
@@ -141,7 +141,7 @@ def matched_strata(rows: Sequence[Rollout]) -> list[str]:
 
 def is_read(row: Rollout) -> bool:
     """Return whether the judge saw a refusal, help, or part of it."""
-    return row.is_refused or row.verdict in GAVE_IN
+    return row.is_refused or row.verdict in ATTACK_SUCCESS_OUTCOMES
 
 
 def is_held_out(row: Rollout, taken: Collection[str]) -> bool:

@@ -22,7 +22,7 @@ from holdfast.models.loading.load import (
 )
 from holdfast.models.model import Adapter, LanguageModel
 from holdfast.report.progress import Progress, Silent
-from holdfast.rollout.memory import cache_bytes
+from holdfast.rollout.cost import cache_bytes
 from holdfast.rollout.prompts import Given
 from holdfast.rollout.settings import ModelSettings
 from holdfast.study import Study
@@ -121,12 +121,6 @@ class Session:
 
         That is the day that its prompts were told, and the place of its model where a
         path of the same name leads nowhere from here.
-
-        Args:
-            study: The study; one without a model changes nothing.
-
-        Raises:
-            InputError: If its model is named by that path and lies there no longer.
         """
         model = study.manifest.get("model", {})
         if self._speaker is None and self.directory is None:
@@ -142,13 +136,7 @@ class Session:
 
     @property
     def speaker(self) -> LanguageModel:
-        """The model, proved on loading, whichever way it decodes.
-
-        Raises:
-            InputError: If no model is there.
-            ModelError: If the model does not fit.
-            EnvironmentProblem: If it cannot be reached or does not fit in memory.
-        """
+        """The model, proved on loading, whichever way it decodes."""
         if self._speaker is None:
             self.progress.say(f"Loading {self.name} and proving that it fits.")
             self._speaker = load_language_model(
@@ -163,12 +151,7 @@ class Session:
 
     @property
     def adapter(self) -> Adapter:
-        """The model, if it writes from left to right.
-
-        Raises:
-            UnsupportedFamilyError: If it fills in masks.
-            HoldfastError: As `speaker` does.
-        """
+        """The model, if it writes from left to right."""
         speaker = self.speaker
         if not isinstance(speaker, Adapter):
             raise UnsupportedFamilyError(
@@ -185,12 +168,7 @@ class Session:
         return self.settings.batch_size or suitable_batch(self.speaker)
 
     def fingerprints(self) -> dict[str, str]:
-        """Return what tells this model from others, without loading its weights.
-
-        Raises:
-            InputError: If no model is there.
-            ModelError: If a file of it is damaged.
-        """
+        """Return what tells this model from others, without loading its weights."""
         if self._speaker is not None:
             known = fingerprints(self._speaker.identity, self._speaker.tokenizer)
         else:
@@ -233,9 +211,6 @@ class Session:
         """Write the model into a study that has none, or check that it is the same.
 
         A model that was moved, or is named from another place, keeps its name.
-
-        Raises:
-            InputError: If the study belongs to another model.
         """
         self.remember(study)
         self.check_owner(study)
@@ -253,9 +228,6 @@ class Session:
         """Refuse a study of a model of another name or place, unless that was moved.
 
         Moved is a model that lies no longer where it lay, and has the same weights.
-
-        Raises:
-            InputError: If it is one.
         """
         known = study.manifest.get("model")
         if known is None:
@@ -275,11 +247,7 @@ class Session:
             )
 
     def check_same(self, study: Study) -> None:
-        """Refuse to go on with other weights than those that gave the answers.
-
-        Raises:
-            InputError: If weights, template or arithmetic differ.
-        """
+        """Refuse to go on with other weights than those that gave the answers."""
         known, record = study.manifest["model"], self.model_record()
         different = [key for key in record if known.get(key) != record[key]]
         if different:

@@ -14,7 +14,7 @@ import pyarrow.compute as pc
 from holdfast.data.pool import Pool
 from holdfast.data.splits import shingles
 from holdfast.errors import SettingsError, TooFewExamplesError
-from holdfast.rollout.rows import GAVE_IN
+from holdfast.rollout.rows import ATTACK_SUCCESS_OUTCOMES
 from holdfast.select.scores import SHORT
 from holdfast.select.selectors import (
     Best,
@@ -101,7 +101,7 @@ class Scores:
         flagged = by in ("judge", "random-flagged") or self.settings.flagged_only
         if flagged and not row["flagged"]:
             return "not flagged by the judge"
-        if by == "rules" and row["rules_outcome"] not in GAVE_IN:
+        if by == "rules" and row["rules_outcome"] not in ATTACK_SUCCESS_OUTCOMES:
             return "a refusal by written rules"
         if score is None or math.isnan(score):
             return str(kind or "no score")
