@@ -18,7 +18,7 @@ from holdfast.stats.bootstrap import check_lengths, cluster_indices
 
 MIN_COUNT = 20
 """Base requests that each side must have."""
-LEAST_APART = 1e-6
+MIN_SEPARATION = 1e-6
 """Cosine distance of a pair of anchors below which it is rounding."""
 N_LENGTH_BINS = 4
 
@@ -93,7 +93,7 @@ def fit_anchors(
     means = [torch.einsum("e,esd->sd", side / side.sum(), rows) for side in weights]
     anchors = Anchors(means[0].float(), means[1].float(), *counts)
     apart = separation(anchors)
-    if float(apart.min()) < LEAST_APART:
+    if float(apart.min()) < MIN_SEPARATION:
         raise EvidenceError(
             "anchors of complying and refusing that differ at every step",
             f"a cosine distance of {float(apart.min()):.1e} at step "

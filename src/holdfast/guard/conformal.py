@@ -18,7 +18,7 @@ from holdfast.errors import InputError, TooFewExamplesError
 from holdfast.stats.bootstrap import LEVEL, check_lengths, cluster_indices
 
 HIGH_QUANTILE = 0.95
-LEAST_REACH = 0.1
+MIN_REACH = 0.1
 """Spread of a step, beside the largest of all steps, below which it is not believed."""
 
 
@@ -110,7 +110,7 @@ def fit_path_scale(prefixes: Float[Tensor, "example step"]) -> PathScale:
     rows = prefixes.detach().double().cpu()
     middle = rows.quantile(0.5, dim=0)
     reach = rows.quantile(HIGH_QUANTILE, dim=0) - middle
-    least = LEAST_REACH * float(reach.max())
+    least = MIN_REACH * float(reach.max())
     return PathScale(middle, reach.clamp_min(least if least > 0 else 1.0))
 
 

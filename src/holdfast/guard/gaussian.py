@@ -10,10 +10,10 @@ from torch import Tensor
 from holdfast.dynamics.trajectories import recovery_features
 from holdfast.guard.detector import Channel, Detector
 
-LEAST_VARIANCE = 1e-6
+MIN_VARIANCE = 1e-6
 """Mean variance below which a benign series counts as having this one: a signal that
 is the same for all training rows to a thousandth."""
-LEAST_DEVIATION = 0.05
+MIN_DEVIATION = 0.05
 """Standard deviation below which a feature counts as having this one."""
 N_COMPONENTS = 8
 """Dimensions of the plane of whole series: the narrowest layer of the autoencoder."""
@@ -32,7 +32,7 @@ def ledoit_wolf(centred: Float[Tensor, "example step"]) -> Covariance:
     Source:
         Ledoit and Wolf, "A well-conditioned estimator for large-dimensional
         covariance matrices", Journal of Multivariate Analysis 88 (2004). The mean
-        variance is never taken below `LEAST_VARIANCE`.
+        variance is never taken below `MIN_VARIANCE`.
     """
     n, width = centred.shape
     sample = centred.T @ centred / n
@@ -43,7 +43,7 @@ def ledoit_wolf(centred: Float[Tensor, "example step"]) -> Covariance:
     noise = torch.minimum((rows - sample.square().sum()) / n, apart)
     shrinkage = float(noise / apart) if float(apart) > 0 else 1.0
     matrix = (1 - shrinkage) * sample + shrinkage * target
-    lacking = max(0.0, LEAST_VARIANCE - float(level))
+    lacking = max(0.0, MIN_VARIANCE - float(level))
     matrix = matrix + lacking * torch.eye(width, dtype=centred.dtype)
     return Covariance(matrix, shrinkage)
 
@@ -152,7 +152,7 @@ def fit_features(
         columns = recovery_features(rows[:, :steps]).columns()
         means.append(columns.mean(0))
         # Features have different units, so each is measured by its own spread.
-        deviations.append(columns.std(0, correction=0).clamp_min(LEAST_DEVIATION))
+        deviations.append(columns.std(0, correction=0).clamp_min(MIN_DEVIATION))
         centred = (columns - means[-1]) / deviations[-1]
         factors.append(torch.linalg.cholesky(ledoit_wolf(centred).matrix))
     parts = [torch.stack(part) for part in (means, factors, deviations)]
