@@ -18,15 +18,20 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from holdfast.errors import InputError, SettingsError
-from holdfast.models.batching import halving_batches, longest_first
+from holdfast.models.batching import longest_batches
 from holdfast.models.decoding.decoder import Decoder, Drawn, Job, fits_drafts
-from holdfast.models.decoding.row_state import Completion, Row, Rules, Sampling
+from holdfast.models.decoding.row_state import (
+    Completion,
+    GenerationState,
+    Sampling,
+    StoppingRules,
+)
 from holdfast.models.decoding.steps import (
     NOTHING,
     Collected,
-    Look,
     Observe,
     Step,
+    StepView,
     Trace,
 )
 from holdfast.models.interventions import HeadEdit, scale_heads
@@ -90,13 +95,11 @@ def generate(
     )
     if observe is not None:
         jobs = [job._replace(draft=()) for job in jobs]
-    ordered = [jobs[i] for i in longest_first([job.read for job in jobs])]
-    batches = halving_batches(
-        lambda batch: _decode(adapter, rules, batch, edit, told, observe),
-        ordered,
-        batch_size,
-    )
-    return (completions for completions, _ in batches)
+
+    def decode(batch: Sequence[Job]) -> list[Completion]:
+        return _decode(adapter, rules, batch, edit, told, observe)
+
+    return longest_batches(decode, jobs, lambda job: job.read, batch_size)
 
 
 def decoding_steps(
@@ -129,10 +132,10 @@ def _prepare(
     drafts: Sequence[Sequence[int]] | None = None,
     *,
     thinking_done: bool,
-) -> tuple[Rules, list[Job]]:
+) -> tuple[StoppingRules, list[Job]]:
     """Check what `generate` is given; return the rules of all rows, and their jobs."""
-    _require_tokenizer(adapter)
     stops = adapter.stop_ids if stop_ids is None else frozenset(stop_ids)
+    rules = _rules(adapter, sampling, stops, thinking_done=thinking_done)
     if not stops:
         raise InputError(
             "a token that ends an answer",
@@ -140,7 +143,6 @@ def _prepare(
             "Add `eos_token_id` to the model's generation_config.json.",
         )
     _check_rows(edit, drafts, len(prompts))
-    rules = _rules(adapter, sampling, stops, thinking_done=thinking_done)
     known = drafts if drafts is not None and fits_drafts(adapter, edit) else ()
     jobs = [
         _job(adapter, rules, index, prompt, seed, known[index] if known else ())
@@ -157,18 +159,12 @@ def longest_prompt(
     Behind it there is room for the whole answer, the end of the thinking, and at
     least one token of thinking where thinking is asked for.
 
-    Args:
-        adapter: The model.
-        sampling: Limits on thinking and answer.
-        thinking_done: As in `generate`.
-
     Returns:
         Tokens; not above 0 where no prompt fits.
 
     Raises:
         InputError: If there is no tokenizer.
     """
-    _require_tokenizer(adapter)
     rules = _rules(adapter, sampling, frozenset(), thinking_done=thinking_done)
     return adapter.max_positions - rules.least
 
@@ -179,23 +175,20 @@ def _rules(
     stops: frozenset[int],
     *,
     thinking_done: bool,
-) -> Rules:
-    thinking = None if thinking_done else adapter.thinking
-    return Rules(adapter.tokenizer, thinking, sampling, stops)
-
-
-def _require_tokenizer(adapter: LanguageModel) -> None:
+) -> StoppingRules:
     if adapter.tokenizer is None:
         raise InputError(
             "a tokenizer to read prompts and write answers",
             f"none with {adapter.identity.model_id}",
             "Give `adapt` the tokenizer of the model.",
         )
+    thinking = None if thinking_done else adapter.thinking
+    return StoppingRules(adapter.tokenizer, thinking, sampling, stops)
 
 
 def _job(
     adapter: Adapter,
-    rules: Rules,
+    rules: StoppingRules,
     index: int,
     prompt: str | Sequence[int],
     seed: int,
@@ -222,55 +215,59 @@ class Pass(NamedTuple):
     """One pass of a batch: a token for each of its rows."""
 
     number: int  # Number of the step, from 0.
-    rows: Sequence[Row]  # The rows that were in the batch, which may have ended.
+    rows: Sequence[
+        GenerationState
+    ]  # The rows that were in the batch, which may have ended.
     drawn: Drawn  # What each of them drew.
     seen: Tensor | None  # What the observer returned; None without one.
 
 
 def _passes(
     adapter: Adapter,
-    rules: Rules,
+    rules: StoppingRules,
     jobs: Sequence[Job],
     edit: HeadEdit | None,
     told: Callable[[Tick], None] | None = None,
     observe: Observe | None = None,
-    finished: list[Row] | None = None,
+    finished: list[GenerationState] | None = None,
 ) -> Generator[Pass, None, None]:
     """Yield every pass of a batch, and put the rows that have ended into a list."""
     if not jobs:
         return
-    told = told or (lambda _: None)
     finished = [] if finished is None else finished
     number_of = {job.place: number for number, job in enumerate(jobs)}
     with scale_heads(adapter, edit, [job.place for job in jobs]) as live:
         decoder = Decoder(adapter, rules, jobs, live)
         if any(job.draft for job in jobs):
             finished += decoder.check_drafts()
-            read = sum(len(job.read) for job in jobs)
-            told(Tick(len(finished), 0, read, is_prompt=True))
+            if told is not None:
+                read = sum(len(job.read) for job in jobs)
+                told(Tick(len(finished), 0, read, is_prompt=True))
         while decoder.rows:
             rows, number, read = decoder.rows, decoder.step, decoder.token_ids.numel()
             drawn, seen = decoder.advance(), None
             if observe is not None:
                 numbers = [number_of[row.index] for row in rows]
                 seen = observe(_look(number, numbers, rows, drawn))
-            going = sum(drawn.going)
-            left = sum(row.finish is None for row in rows)
-            first = number == 0 and read > going
-            told(Tick(going - left, going, read, is_prompt=first))
+            if told is not None:
+                going = sum(drawn.going)
+                # A list, since a generator costs a call for each row and step.
+                left = sum([row.finish is None for row in rows])
+                first = number == 0 and read > going
+                told(Tick(going - left, going, read, is_prompt=first))
             finished += decoder.drop_finished()
             yield Pass(number, rows, drawn, seen)
 
 
 def _decode(
     adapter: Adapter,
-    rules: Rules,
+    rules: StoppingRules,
     jobs: Sequence[Job],
     edit: HeadEdit | None,
     told: Callable[[Tick], None] | None,
     observe: Observe | None,
 ) -> list[Completion]:
-    finished: list[Row] = []
+    finished: list[GenerationState] = []
     observed, confidence = Collected(), Collected()
     passes = _passes(adapter, rules, jobs, edit, told, observe, finished)
     with torch.inference_mode(), closing(passes):
@@ -320,13 +317,13 @@ def _steps(jobs: Sequence[Job], passes: Iterator[Pass]) -> Iterator[Step]:
 
 
 def _look(
-    number: int, numbers: Sequence[int], rows: Sequence[Row], drawn: Drawn
-) -> Look:
+    number: int, numbers: Sequence[int], rows: Sequence[GenerationState], drawn: Drawn
+) -> StepView:
     states = drawn.states[:, None]
     device = states.device
     fresh = torch.tensor(drawn.going, device=device)[:, None]
     answering = [row.answering for row in rows]
-    return Look(
+    return StepView(
         kind="autoregressive",
         step=number,
         rows=torch.tensor(numbers, device=device),
