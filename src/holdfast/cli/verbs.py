@@ -9,31 +9,24 @@ from cyclopts import App
 from holdfast.audit.settings import AuditSettings
 from holdfast.cli.evaluate_verbs import evaluate, export, judge
 from holdfast.cli.gate import Conditions, IfNull, check_asked, exit_status
-from holdfast.cli.method_verbs import (
-    bake,
-    finetune,
-    guard,
-    probe_transfer,
-    select,
-    sinks,
-)
+from holdfast.cli.method_verbs import Others, probe_transfer, sinks
 from holdfast.cli.options import (
     DEFAULT_MODEL,
     MODEL,
+    VERBS,
     Json,
     Loading,
     ModelName,
     Output,
     StudyPath,
     about,
+    add_verb,
     default_study,
     in_study,
     show,
-    study_verb,
     written,
 )
 from holdfast.cli.organism_verbs import organism
-from holdfast.dynamics.settings import SignalSettings
 from holdfast.errors import AdapterError
 from holdfast.flags import flat
 from holdfast.heads.settings import AblateSettings, HeadsSettings
@@ -60,9 +53,6 @@ app = App(
     suppress_keyboard_interrupt=False,
     result_action="return_value",
 )
-app.command(organism)
-app.command(judge)
-app.command(guard)
 
 
 @app.command
@@ -169,58 +159,12 @@ def doctor(
     show(json, found, "audit.panel:proofs")
 
 
-study_verb(
-    app,
-    "probe",
-    ProbeSettings,
-    "Probe",
-    "cliff.fit:run",
-    "audit.panel:probe",
-    "Fit the refusal probe and its control on a study with rollouts.\n\n"
-    "For example, `holdfast probe studies/cliff --folds 5`.",
-)
-study_verb(
-    app,
-    "trace",
-    TraceSettings,
-    "Probe",
-    "cliff.trace:run",
-    "audit.panel:trace",
-    "Read the probe at every token of the held-out answers of a study.\n\n"
-    "For example, `holdfast trace studies/cliff --window 64`.",
-)
-study_verb(
-    app,
-    "heads",
-    HeadsSettings,
-    "Heads",
-    "heads.rank:run",
-    "heads.panel:print_heads",
-    "Rank the heads of a study's model by what they take from refusal.\n\n"
-    "The study has rollouts and a probe. For example, `holdfast heads studies/cliff "
-    "--checked-heads 16`.",
-)
-study_verb(
-    app,
-    "ablate",
-    AblateSettings,
-    "Heads",
-    "heads.ablate:run",
-    "heads.panel:print_ablation",
-    "Switch heads off on held-out prompts, beside nothing and random heads.\n\n"
-    "The study has ranked heads. For example, `holdfast ablate studies/cliff "
-    "--fractions 0.01 0.05`.",
-)
-study_verb(
-    app,
-    "signal",
-    SignalSettings,
-    "Signal",
-    "dynamics.stage:run",
-    "dynamics.panel:section",
-    "Read at every step whether an answer is nearer to complying or to refusing.\n\n"
-    "The study has rollouts. For example, `holdfast signal studies/cliff --steps 32`.",
-)
-for _verb in (bake, evaluate, export, select, finetune, sinks):
-    app.command(_verb)
+guard = App(name="guard", help="Detectors on the step-wise signal: fit and evaluate.")
+for _each in (organism, judge, guard, evaluate, export, sinks):
+    app.command(_each)
 app.command(probe_transfer, name="probe-transfer")
+for _name in VERBS:
+    if " " not in _name:
+        add_verb(app, _name)
+add_verb(guard, "guard fit")
+add_verb(guard, "guard evaluate", others=(Others, ()))
