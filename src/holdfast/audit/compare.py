@@ -8,13 +8,14 @@ from holdfast.audit.words import answers
 from holdfast.errors import InputError
 from holdfast.evaluate.panel import PairedRow
 from holdfast.evaluate.panel import name as condition
-from holdfast.report.labels import CONTROLS, PROBE, WORDS, headline
+from holdfast.report.labels import CONTROLS, PROBE, headline
 from holdfast.report.schema import Figure, Report, is_audited, is_figure, validate
 from holdfast.report.text import (
     GROUPS,
     MEASURES,
     OUTCOMES,
     ROLES,
+    WORDS,
     count_of,
     flatten,
     interval,

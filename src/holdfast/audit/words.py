@@ -2,10 +2,11 @@
 
 from typing import NamedTuple
 
-from holdfast.report.labels import ANSWERED, WORDS
+from holdfast.report.labels import ANSWERED
 from holdfast.report.schema import Figure, Report
 from holdfast.report.text import (
     ROLES,
+    WORDS,
     clean,
     cut_at_limit,
     rate,

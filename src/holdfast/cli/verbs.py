@@ -9,7 +9,6 @@ from cyclopts import App
 from holdfast.audit.settings import AuditSettings
 from holdfast.cli.evaluate_verbs import evaluate, export, judge
 from holdfast.cli.gate import Conditions, IfNull, check_asked, exit_status
-from holdfast.cli.method_verbs import Others, probe_transfer, sinks
 from holdfast.cli.options import (
     DEFAULT_MODEL,
     MODEL,
@@ -27,10 +26,11 @@ from holdfast.cli.options import (
     written,
 )
 from holdfast.cli.organism_verbs import organism
-from holdfast.errors import AdapterError
-from holdfast.flags import flat
+from holdfast.errors import AdapterError, SettingsError
+from holdfast.flags import Several, flat
 from holdfast.heads.settings import AblateSettings, HeadsSettings
 from holdfast.rollout.settings import ProbeSettings, RolloutSettings, TraceSettings
+from holdfast.sinks.settings import SinksSettings
 
 Asking = Annotated[RolloutSettings, flat("Prompts")]
 Fitting = Annotated[ProbeSettings, flat("Probe")]
@@ -40,6 +40,29 @@ WithHeads = Annotated[bool, about("Whether single heads are looked at.", "Heads"
 Ablating = Annotated[AblateSettings, flat("Heads")]
 ROLLOUT, PROBE, TRACE = RolloutSettings(), ProbeSettings(), TraceSettings()
 HEADS, ABLATE = HeadsSettings(), AblateSettings()
+Models = Annotated[
+    str,
+    about(
+        "organism:NAME, model directories, or Hub ids; a folder with "
+        "`checkpoint-N` folders stands for all of them."
+    ),
+]
+Last = Annotated[
+    Path | None,
+    written("The study, which belongs to the last model. Default: studies/MODEL-DATE."),
+]
+Others = Annotated[
+    tuple[Path, ...],
+    Several,
+    about(
+        "Another study of the same model, read against the anchors of this one: other "
+        "attacks, other benign domains; may be repeated.",
+        "Detectors",
+        name="--on",
+    ),
+]
+
+
 app = App(
     name="holdfast",
     help="Find where a language model's refusal lets go.",
@@ -159,10 +182,55 @@ def doctor(
     show(json, found, "audit.panel:proofs")
 
 
+@app.command(name="probe-transfer")
+def probe_transfer(
+    study: Annotated[Path, about("The study whose held-out answers are read.")],
+    other: Annotated[Path, about("The study whose probe is tried on them.")],
+    /,
+    *,
+    loading: Loading = MODEL,
+    json: Json = False,
+) -> None:
+    """Read the answers of one study through the probe of another, of one shape.
+
+    For example, `holdfast probe-transfer studies/mended studies/cliff`.
+    """
+    from holdfast.study import Study
+
+    given = {"other": Study.open(other)}
+    found = in_study(study, None, loading, "cliff.transfer:run", **given)
+    show(json, found, "heads.panel:print_transfer")
+
+
+@app.command
+def sinks(
+    *models: Models,
+    measuring: Annotated[SinksSettings, flat("Prompts")],
+    output: Last = None,
+    loading: Loading = MODEL,
+    json: Json = False,
+) -> None:
+    """Compare how much heads look at the first token on harmful and reference text.
+
+    Several models are the checkpoints of a run, in order. Run it again to continue.
+    For example, `holdfast sinks organism:cliff --harmful harmful.jsonl --reference
+    refused.jsonl`.
+    """
+    if not models:
+        raise SettingsError("a model", "none", "Name one: `holdfast sinks MODEL …`.")
+    from holdfast.sinks.stage import last_of
+
+    last = last_of(models)
+    place = output or default_study(last)
+    given = {"settings": measuring, "models": models}
+    found = in_study(place, last, loading, "sinks.stage:run", **given)
+    in_study(place, None, MODEL, "audit.stage:write_report")
+    show(json, found, "sinks.panel:section", report=place / "report.html")
+
+
 guard = App(name="guard", help="Detectors on the step-wise signal: fit and evaluate.")
-for _each in (organism, judge, guard, evaluate, export, sinks):
+for _each in (organism, judge, guard, evaluate, export):
     app.command(_each)
-app.command(probe_transfer, name="probe-transfer")
 for _name in VERBS:
     if " " not in _name:
         add_verb(app, _name)

@@ -1,11 +1,9 @@
 """Names of figures, and the sentences that explain them; the words are in a file."""
 
-import json
-from importlib import resources
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from holdfast.report.schema import Report
-from holdfast.report.text import clean
+from holdfast.report.text import WORDS, clean
 
 
 class Label(NamedTuple):
@@ -15,9 +13,6 @@ class Label(NamedTuple):
     sentence: str
 
 
-WORDS: dict[str, Any] = json.loads(
-    resources.files("holdfast.report").joinpath("labels.json").read_text("utf-8")
-)
 PROBE = {key: Label(*words) for key, words in WORDS["probe"].items()}
 CONTROLS = {key: Label(*words) for key, words in WORDS["controls"].items()}
 ANSWERED = {True: "yes", False: "no", None: "open"}
