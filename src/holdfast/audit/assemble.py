@@ -310,7 +310,7 @@ def _browsed(
     """Return an answer with the judge's reason and what befell it."""
     reason = row["reason"] or ""
     is_cut = row["finish"] == "length" and LIMIT not in reason
-    note = (reason, CUT * is_cut, FORCED * row["forced_close"])
+    note = (reason, CUT * is_cut, FORCED * bool(row["forced_close"]))
     return BrowsedAnswer(
         group=group,
         wrapper=row["wrapper"],
