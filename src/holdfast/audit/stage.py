@@ -191,7 +191,7 @@ def write_report(study: Study, session: Session) -> dict[str, Any]:
         read.add(MASSES)
     if study.record("rollout") or not read & {EVALUATED, MASSES}:
         read.add(ROLLOUTS)
-    read |= set(signal_files(study))
+    read |= set(signal_files(study).values())
     inputs = {name: study.input_hash(name) for name in sorted(read)}
     reasons = {stage: record.get("reason") for stage, record in below.items()}
     state, _ = study.begin(STAGE, reasons | {"edition": EDITION}, inputs)
