@@ -303,7 +303,7 @@ ENDS: Final = ("stop", "stop", "length", "content_filter", "", None, 3)
 
 @dataclass
 class Judges:
-    """What a server replies, and rubrics of one's own, through `judge again`."""
+    """What a server replies, and rubrics of one's own, through `judge rerun`."""
 
     study: Path
     server: Any
@@ -349,7 +349,7 @@ class Judges:
         words += ["--judge-attempts", "1", "--judge-timeout", "10"]
         if own:
             words += ["--judge-rubric", str(folder / "rubric.json")]
-        ended = command("judge", "again", study, *words)
+        ended = command("judge", "rerun", study, *words)
         if ended.status == 0:
             self.check(study, json.loads(ended.out))
         return ended

@@ -16,6 +16,7 @@ SRC = Path(__file__).parents[1] / "src" / "holdfast"
 BASE = (  # Lowest first; each may import those before it.
     "errors",
     "ranges",
+    "flags",
     "stats",
     "data",
     "report",
@@ -57,8 +58,7 @@ FORMULAS = {  # Tensors in, frozen results out: they import `stats` and each oth
 LIGHT = {"settings", "panel"}  # Modules of these names load no tensors.
 HEAVY = {"torch", "transformers", "safetensors", "peft", "trl", "datasets"}
 OWNERS = {  # Who may import what; everybody else may not.
-    # Causal effects keep one cache for many edits, which transformers must accept.
-    "transformers": {"models", "finetune", "organisms", "causal_effects"},
+    "transformers": {"models", "finetune", "organisms"},
     "peft": {"models", "finetune"},
     "trl": {"finetune"},
     "datasets": {"finetune"},
@@ -258,12 +258,12 @@ def test_no_folder_is_crowded():
         ("study.batches", "from holdfast.models.model import Adapter"),
         ("models.scoring", "from holdfast.judges.rules import judge"),
         ("models.loading.weights", "import trl"),
-        ("organisms.recipes", "from holdfast.judges.rules import judge"),
-        ("organisms.recipes", "import peft"),
+        ("organisms.training", "from holdfast.judges.rules import judge"),
+        ("organisms.training", "import peft"),
         ("judges.rules", "from holdfast.rollout.rows import Rollout"),
         ("rollout.stage", "from holdfast.cliff.probe import fit_probe"),
         ("cliff.fit", "from holdfast.heads.rank import run"),
-        ("heads.rank", "from holdfast.dynamics.signal import gauge"),
+        ("heads.rank", "from holdfast.dynamics.signal import pool_steps"),
         ("dynamics.stage", "from holdfast.guard.detector import Detector"),
         ("evaluate.stage", "from holdfast.cliff.probe import fit_probe"),
         ("sinks.stage", "from holdfast.finetune.targets import example"),
@@ -287,7 +287,7 @@ def test_a_forbidden_import_is_named(module, line):
     [
         ("stats.rates", "from holdfast.stats.bootstrap import Estimate"),
         ("cliff.panel", "import altair"),
-        ("organisms.recipes", "import transformers"),
+        ("organisms.training", "import transformers"),
         ("heads.rank", "from holdfast.cliff.probe_files import read_probe"),
         ("guard.stage", "from holdfast.dynamics.rows import Window"),
         ("finetune.trainer", "from holdfast.sinks.divergence import sink_penalty"),

@@ -10,15 +10,15 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 import tiny_denoiser
 import tiny_thinker
 from holdfast.cli.app import run
-from holdfast.dynamics.signal import gauge
+from holdfast.dynamics.rows import read_signal
+from holdfast.dynamics.signal import anchor_signal
 from holdfast.dynamics.sources import PUBLISHED, read_anchors
-from holdfast.dynamics.stage import read_signal_file
 from holdfast.dynamics.states import LiveSignal
 from holdfast.dynamics.trajectories import UNPARSED
 from holdfast.errors import UnsupportedFamilyError
 from holdfast.judges.degenerate import is_half_decoded
 from holdfast.models.diffusion.denoise import denoise
-from holdfast.models.diffusion.unmasking import Denoising
+from holdfast.models.diffusion.unmasking import UnmaskingSchedule
 from holdfast.models.loading.masked import load_masked
 from holdfast.rollout.rows import from_table
 from holdfast.rollout.sampling import read_steps
@@ -58,8 +58,9 @@ def rows_of(study):
 
 
 def signal_of(study, channel="compliance_logit"):
-    found = read_signal_file(Study.open(study))
-    return dict(zip(found.row_ids, found.channels[channel], strict=True))
+    found = read_signal(Study.open(study))
+    names = [row.row_id for row in found.rows]
+    return dict(zip(names, found.channels[channel], strict=True))
 
 
 def test_answers_have_their_steps_beside_them(watched, denoiser):
@@ -130,23 +131,23 @@ def test_the_signal_is_that_of_a_slow_loop(watched, denoiser):
 def test_the_signal_while_decoding_is_the_same(watched, denoiser):
     rows, found = rows_of(watched), signal_of(watched)
     facts = json.loads((watched / "anchors/published.json").read_text())
-    held = gauge(read_anchors(watched, PUBLISHED, facts["identity"]).anchors)
+    held = anchor_signal(read_anchors(watched, PUBLISHED, facts["identity"]).anchors)
     chosen = list(rows.values())[::40]
     prompts = [(row.token_ids[: row.spans.prompt[1]], row.seed) for row in chosen]
     traces = denoise(
         load_masked(denoiser),
         prompts,
-        Denoising(gen_length=tiny_denoiser.LENGTH, steps=STEPS),
+        UnmaskingSchedule(gen_length=tiny_denoiser.LENGTH, steps=STEPS),
         batch_size=3,
         observe=LiveSignal(held, "committed"),
     )
-    for trace in (each for batch in traces for each in batch):
-        row = chosen[trace.completion.index]
-        if trace.completion.min_margin < 1e-5:
+    for drawn in (each for batch in traces for each in batch):
+        row = chosen[drawn.index]
+        if drawn.min_margin < 1e-5:
             continue
-        assert trace.completion.token_ids == row.token_ids
+        assert drawn.token_ids == row.token_ids
         torch.testing.assert_close(
-            torch.sigmoid(trace.observed),
+            torch.sigmoid(drawn.trace.observed),
             torch.sigmoid(found[row.row_id]),
             atol=1e-4,
             rtol=0,

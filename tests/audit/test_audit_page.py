@@ -10,7 +10,7 @@ from html.parser import HTMLParser
 import pytest
 
 from holdfast.audit.page import render
-from holdfast.cli.show import print_report
+from holdfast.audit.panel import print_report
 from holdfast.errors import InputError
 from report_fixture import make_curves, make_example, make_examples, make_report, null
 

@@ -3,8 +3,8 @@ import shutil
 
 import pytest
 
+from holdfast.audit.panel import print_report
 from holdfast.cli.app import run
-from holdfast.cli.show import print_report
 from holdfast.cliff.groups import CONTROL_FIGURES
 from holdfast.report.schema import validate
 from holdfast.rollout.rows import from_table

@@ -19,9 +19,9 @@ VERBS = (
     *([verb] for verb in ("audit", "rollout", "probe", "trace", "report")),
     *([verb] for verb in ("compare", "doctor", "organism", "evaluate", "export")),
     *([verb] for verb in ("select", "finetune", "signal", "sinks")),
-    *([verb] for verb in ("heads", "ablate", "bake", "transfer")),
+    *([verb] for verb in ("heads", "ablate", "bake", "probe-transfer")),
     *(["guard", verb] for verb in ("fit", "evaluate")),
-    *(["judge", verb] for verb in ("calibrate", "again")),
+    *(["judge", verb] for verb in ("calibrate", "rerun")),
     *(["organism", verb] for verb in ("list", "show", "train", "export")),
 )
 

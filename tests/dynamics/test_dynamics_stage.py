@@ -10,13 +10,13 @@ from transformers import AutoModelForCausalLM
 
 from holdfast.cli.app import run
 from holdfast.dynamics import states as dynamics_states
-from holdfast.dynamics.signal import gauge
+from holdfast.dynamics.rows import read_signal
+from holdfast.dynamics.signal import anchor_signal
 from holdfast.dynamics.sources import PUBLISHED, read_anchors, require_identity
-from holdfast.dynamics.stage import read_signal_file
 from holdfast.dynamics.states import LiveSignal
 from holdfast.errors import InputError
 from holdfast.models import hidden_states
-from holdfast.models.decoding.observe import decode
+from holdfast.models.decoding.generate import generate
 from holdfast.models.decoding.row_state import Sampling
 from holdfast.models.loading.causal import load
 from holdfast.rollout.rows import from_table
@@ -39,8 +39,9 @@ def watched(audited, tmp_path_factory):
 
 
 def signal_of(study):
-    found = read_signal_file(Study.open(study))
-    return dict(zip(found.row_ids, found.channels["compliance_logit"], strict=True))
+    found = read_signal(Study.open(study))
+    names = [row.row_id for row in found.rows]
+    return dict(zip(names, found.channels["compliance_logit"], strict=True))
 
 
 def rows_of(study):
@@ -128,20 +129,20 @@ def test_the_signal_while_decoding_is_the_same(watched, thinker):
     rows, found = rows_of(watched), signal_of(watched)
     adapter = load(thinker)
     identity = json.loads((watched / "anchors/published.json").read_text())["identity"]
-    held = gauge(read_anchors(watched, PUBLISHED, identity).anchors)
+    held = anchor_signal(read_anchors(watched, PUBLISHED, identity).anchors)
     chosen = list(rows.values())[::60]
     prompts = [(row.token_ids[: row.spans.prompt[1]], row.seed) for row in chosen]
-    traces = decode(
+    traces = generate(
         adapter,
         prompts,
         Sampling(temperature=0.0, max_thinking=64, max_answer=32),
         observe=LiveSignal(held, "committed", "answer"),
     )
     seen = 0
-    for trace in (each for batch in traces for each in batch):
-        row = chosen[trace.completion.index]
-        assert trace.completion.token_ids == row.token_ids
-        live = trace.observed[~trace.observed.isnan()]
+    for drawn in (each for batch in traces for each in batch):
+        row = chosen[drawn.index]
+        assert drawn.token_ids == row.token_ids
+        live = drawn.trace.observed[~drawn.trace.observed.isnan()]
         n = len(row.token_ids) - row.spans.answer[0]
         assert len(live) == min(8, n)
         torch.testing.assert_close(

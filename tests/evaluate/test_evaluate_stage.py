@@ -102,7 +102,7 @@ def test_the_page_and_the_terminal_say_the_same(evaluated, capsys):
     page = (evaluated / "report.html").read_text()
     assert "role_play" in page
     assert "safe lookalikes" in page
-    assert run(["judge", "again", str(evaluated)]) == 0
+    assert run(["judge", "rerun", str(evaluated)]) == 0
     printed = capsys.readouterr().out
     assert "role_play" in printed
     assert "safe lookalikes" in printed
@@ -141,11 +141,11 @@ def test_judging_again_needs_no_model_and_no_drawing(evaluated, tmp_path, monkey
         raise AssertionError("the model was loaded")
 
     monkeypatch.setattr(
-        import_module("holdfast.rollout.session"), "load_speaker", refuse
+        import_module("holdfast.rollout.session"), "load_language_model", refuse
     )
     with serving(lambda body, n: Reply("1\n1\n1")) as server:
         flags = ["--judge", server.url, "--judge-model", "m"]
-        assert run(["judge", "again", str(study), *flags]) == 0
+        assert run(["judge", "rerun", str(study), *flags]) == 0
     block = block_of(study)
     assert block["judge"]["name"] == "endpoint:strongreject"
     assert block["calibration"] is None

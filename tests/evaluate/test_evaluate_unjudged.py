@@ -69,7 +69,7 @@ def judge_again(study, message, capsys, *more, unread_request=None):
 
     with serving(answer) as server:
         words = ["--judge", server.url, "--judge-model", "m", *more]
-        assert run(["judge", "again", str(study), *words]) == 0
+        assert run(["judge", "rerun", str(study), *words]) == 0
     return capsys.readouterr().out
 
 

@@ -275,7 +275,7 @@ def test_a_probe_of_another_width_cannot_be_tried(copy, audited, tmp_path, capsy
         for name, each in load_file(path).items()
     }
     save_file(tensors, path)
-    fails(capsys, 3, "transfer", copy, other, says=["one shape"])
+    fails(capsys, 3, "probe-transfer", copy, other, says=["one shape"])
 
 
 @pytest.mark.parametrize("fraction", ["0", "1.2"])
@@ -437,7 +437,7 @@ def test_a_model_whose_attack_success_rises_is_not_baked(copy, capsys):
 
 
 def test_a_probe_reads_its_own_model_and_its_twin_is_the_same(copy, audited, capsys):
-    assert run(["transfer", str(copy), str(audited), "--json"]) == 0
+    assert run(["probe-transfer", str(copy), str(audited), "--json"]) == 0
     found = json.loads(capsys.readouterr().out)
     assert found["cosine"] == pytest.approx(1)
     figures = found["figures"]
@@ -458,7 +458,7 @@ def test_a_probe_that_reads_nothing_is_not_trusted(copy, audited, tmp_path, caps
         tensors["weight"].shape, generator=generator, dtype=tensors["weight"].dtype
     )
     save_file(tensors, path)
-    assert run(["transfer", str(copy), str(other), "--json"]) == 0
+    assert run(["probe-transfer", str(copy), str(other), "--json"]) == 0
     found = json.loads(capsys.readouterr().out)
     assert found["trusted"] is False
     assert "not to be trusted" in found["words"]

@@ -2,7 +2,7 @@
 
 import pytest
 
-from holdfast.cli.show import print_report
+from holdfast.audit.panel import print_report
 from holdfast.cliff.verdict import Figures, verdict
 from holdfast.evaluate.panel import headline, paired_table, table
 from holdfast.report import text

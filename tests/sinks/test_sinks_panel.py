@@ -6,7 +6,7 @@ import pytest
 
 from holdfast.audit.compare import compare
 from holdfast.audit.page import render
-from holdfast.cli.show import print_report
+from holdfast.audit.panel import print_report
 from holdfast.errors import InputError
 from holdfast.report.schema import validate
 from holdfast.report.section import Grid

@@ -2,7 +2,6 @@
 
 from dataclasses import dataclass, field
 
-from holdfast.data.splits import MINIMUM_TEST_ROWS
 from holdfast.errors import SettingsError
 from holdfast.heads.settings import AblateSettings, HeadsSettings
 from holdfast.rollout.settings import (
@@ -25,6 +24,8 @@ class AuditSettings:
 
     def __post_init__(self) -> None:
         """Refuse so few prompts that no answer could suffice for the probe."""
+        from holdfast.data.splits import MINIMUM_TEST_ROWS
+
         asked, folds = self.rollout, self.probe.folds
         least = -(-MINIMUM_TEST_ROWS // asked.samples) + folds
         if asked.imported is None and asked.limit is not None and asked.limit < least:

@@ -1,97 +1,106 @@
 """The verbs of evaluation: evaluate, export and judge."""
 
-from functools import partial
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from cyclopts import App, Parameter
+from cyclopts import App
 
 from holdfast.cli.options import (
+    DEFAULT_MODEL,
+    JUDGE,
     MODEL,
-    Flat,
     Json,
+    Judging,
     Loading,
+    ModelName,
+    Output,
+    StudyPath,
+    Switch,
+    about,
     default_study,
     in_study,
     show,
+    written,
 )
 from holdfast.errors import SettingsError
-from holdfast.evaluate.settings import EvaluateSettings, Several
-from holdfast.judges.settings import JudgeFlags
-from holdfast.report import terminal
+from holdfast.evaluate.settings import EvaluateSettings
+from holdfast.flags import Texts, flat
 
-Output = Annotated[Path | None, Parameter(name=["--output", "-o"])]
-Suites = Annotated[EvaluateSettings, Flat]
-Judging = Annotated[JudgeFlags, Flat]
-SUITES, JUDGE = EvaluateSettings(), JudgeFlags()
-DEFAULT_MODEL = "organism:cliff"
-judge = App(name="judge", help="Judges: compare them with people, or judge again.")
+Suites = Annotated[EvaluateSettings, flat("Prompts")]
+SUITES = EvaluateSettings()
+Labels = Annotated[
+    Texts,
+    about("A file of answers that people have judged; may be repeated.", "Prompts"),
+]
+Worst = Annotated[int, about("How many of the worst mistakes are listed.", "Judge")]
+Seed = Annotated[int, about("Seed of the intervals.", "Judge")]
+Listed = Annotated[
+    bool,
+    Switch,
+    about("List suites and attacks, and do nothing else.", "Output", name="--list"),
+]
+Format = Annotated[
+    Literal["inspect"], about("inspect, for a log that `inspect view` opens.", "Output")
+]
+Folder = Annotated[
+    Path | None,
+    written("Folder to write to. Default: the folder `inspect` of the study."),
+]
+Judge = Annotated[
+    str,
+    about("rules, guard: and a guard model, or the URL of a chat server."),
+]
+judge = App(
+    name="judge", help="Judges: compare them with people, or judge answers anew."
+)
 
 
 def evaluate(
-    model: str = DEFAULT_MODEL,
+    model: ModelName = DEFAULT_MODEL,
     /,
     *,
     asking: Suites = SUITES,
     judging: Judging = JUDGE,
     loading: Loading = MODEL,
     output: Output = None,
-    list_: Annotated[
-        bool, Parameter(name="--list", negative=(), show_default=False)
-    ] = False,
+    list_: Listed = False,
     json: Json = False,
 ) -> None:
     """Measure attack success, over-refusal and utility on suites, side by side.
 
     Answers are drawn first and judged then. Run it again to continue; another judge
-    judges the same answers anew.
-
-    Args:
-        model: organism:NAME, a model directory, or a Hub id.
-        asking: Suites, attacks and sampling.
-        judging: The judge.
-        loading: The model.
-        output: The study. Default: studies/MODEL-DATE.
-        list_: List the suites and the attacks, and do nothing else.
-        json: Print the evaluation as JSON, and nothing else, on stdout.
+    judges the same answers anew. For example, `holdfast evaluate organism:cliff
+    --suite authored --attack all --limit 50`.
     """
     if list_:
-        return _list(json)
-    from holdfast.evaluate import stage
+        from holdfast.evaluate.panel import known
 
+        return show(json, known(), "evaluate.panel:print_known")
     place = output or default_study(model)
-    work = partial(stage.run, settings=asking, flags=judging)
-    block = in_study(place, model, loading, work)
+    given = {"settings": asking, "flags": judging}
+    block = in_study(place, model, loading, "evaluate.stage:run", **given)
     return _reported(place, block, json)
 
 
 @judge.command
 def calibrate(
-    judge: str = "rules",
+    judge: Judge = "rules",
     /,
     *,
-    labels: Annotated[tuple[str, ...], Several],
-    judging: Annotated[JudgeFlags, Flat] = JUDGE,
-    worst: int = 10,
-    seed: int = 0,
+    labels: Labels,
+    judging: Judging = JUDGE,
+    worst: Worst = 10,
+    seed: Seed = 0,
     json: Json = False,
 ) -> None:
     """Compare a judge with people: agreement, confusion, and its worst mistakes.
 
-    The record goes to the folder of --calibrations, where evaluations find it.
-
-    Args:
-        judge: rules, guard: and a guard model, or the URL of a chat server.
-        labels: A file of answers that people have judged; may be repeated.
-        judging: How the judge works.
-        worst: How many of the worst mistakes are listed.
-        seed: Seed of the intervals.
-        json: Print the record as JSON, and nothing else, on stdout.
+    The record goes to the folder of --calibrations, where evaluations find it. For
+    example, `holdfast judge calibrate rules --labels labelled.jsonl`.
     """
-    from dataclasses import replace
-
     from holdfast.evaluate import calibrate as stage
-    from holdfast.evaluate import panel as evaluate_panel
+    from holdfast.report.terminal import Shown
 
     named = judge if judging.judge == JUDGE.judge else judging.judge
     if named != judge and judge != JUDGE.judge:
@@ -103,82 +112,47 @@ def calibrate(
         seed=seed,
         output=judging.calibrations,
     )
-    record = stage.run(settings, terminal.Shown())
-    show(json, record, evaluate_panel.print_calibration)
+    record = stage.run(settings, Shown())
+    show(json, record, "evaluate.panel:print_calibration")
 
 
 @judge.command
-def again(study: Path, /, *, judging: Judging = JUDGE, json: Json = False) -> None:
+def rerun(study: StudyPath, /, *, judging: Judging = JUDGE, json: Json = False) -> None:
     """Judge the answers of an evaluation anew, with another judge; needs no model.
 
-    Args:
-        study: A study with an evaluation.
-        judging: The judge.
-        json: Print the evaluation as JSON, and nothing else, on stdout.
+    For example, `holdfast judge rerun studies/cliff --judge
+    http://localhost:8000/v1 --judge-model NAME`.
     """
-    from holdfast.evaluate import stage
+    from holdfast.evaluate.stage import judge as judged
+    from holdfast.report.terminal import Shown
     from holdfast.study import Study
 
     opened = Study.open(study)
     with opened.lock():
-        block = stage.judge(opened, judging, terminal.Shown())
+        block = judged(opened, judging, Shown())
     _reported(study, block, json)
 
 
 def export(
-    study: Path,
+    study: StudyPath,
     /,
     *,
-    to: Literal["inspect"] = "inspect",
-    output: Output = None,
+    to: Format = "inspect",
+    output: Folder = None,
     json: Json = False,
 ) -> None:
     """Write an evaluation in the format of another tool.
 
-    Args:
-        study: A study with an evaluation.
-        to: inspect, for a log that `inspect view` opens.
-        output: Folder to write to. Default: the folder `inspect` of the study.
-        json: Print the files as JSON, and nothing else, on stdout.
+    For example, `holdfast export studies/cliff --to inspect`.
     """
-    from holdfast.evaluate import inspect_log as stage
+    from holdfast.evaluate.inspect_log import run
 
-    files = [str(path) for path in stage.run(study, to, output)]
-    show(json, {"files": files}, lambda found: terminal.print_lines(*found["files"]))
+    files = [str(path) for path in run(study, to, output)]
+    show(json, {"files": files}, "audit.panel:files")
 
 
 def _reported(place: Path, block: Any, json: bool) -> None:
     """Refresh the report of the study, and print the evaluation."""
-    from holdfast.audit import stage
-    from holdfast.evaluate import panel as evaluate_panel
-
-    in_study(place, None, MODEL, stage.write_report)
+    in_study(place, None, MODEL, "audit.stage:write_report")
     page = place / "report.html"
-    show(json, block, evaluate_panel.print_evaluation, lies=("report", page))
-
-
-def _list(json: bool) -> None:
-    from holdfast.data.attacks import attacks
-    from holdfast.data.suites import suites
-    from holdfast.evaluate import panel as evaluate_panel
-
-    known = {
-        "suites": [
-            {
-                "name": suite.name,
-                "about": suite.about,
-                "files": list(suite.files),
-                "hub": suite.hub,
-                "revision": suite.revision or None,
-                "sha256": list(suite.sha256),
-                "licence": suite.licence,
-                "note": suite.note,
-            }
-            for suite in suites().values()
-        ],
-        "attacks": [
-            {"name": each.name, "family": each.family, "about": each.about}
-            for each in attacks().values()
-        ],
-    }
-    show(json, known, evaluate_panel.print_known)
+    show(json, block, "evaluate.panel:print_evaluation", report=page)

@@ -3,31 +3,30 @@
 from collections.abc import Mapping, Sequence
 from typing import Annotated, Any, Literal
 
-from cyclopts import Parameter
-
+from holdfast.cli.options import about
 from holdfast.errors import EvidenceError, SettingsError
-from holdfast.report import terminal
+from holdfast.flags import Several
 
 Condition = Literal["cliff", "attack", "sparse"]
 Conditions = Annotated[
     tuple[Condition, ...],
-    Parameter(negative=(), consume_multiple=False, show_default=False),
+    Several,
+    about("Exit with status 1 if the verdict says so; may be repeated.", "Output"),
 ]
-IfNull = Literal["fail", "pass"]
+IfNull = Annotated[
+    Literal["fail", "pass"],
+    about(
+        "Where --fail-if asks and the verdict is null: fail with status 4, or pass "
+        "with a warning.",
+        "Output",
+    ),
+]
 VERDICTS = {"cliff": "cliff", "attack": "attack_succeeds", "sparse": "sparse"}
 FAILED = 1
 
 
 def check_asked(conditions: Sequence[Condition], *, with_heads: bool) -> None:
-    """Refuse a condition that nothing in this run could ever decide.
-
-    Args:
-        conditions: What `--fail-if` names.
-        with_heads: Whether single heads are looked at.
-
-    Raises:
-        SettingsError: If few heads are asked about and none is looked at.
-    """
+    """Refuse a condition that nothing in this run could ever decide."""
     if "sparse" in conditions and not with_heads:
         raise SettingsError(
             "--heads with --fail-if sparse", "--no-heads", "Drop one of the two."
@@ -40,14 +39,6 @@ def exit_status(
     """Return the exit status of an audit: 1 if any condition holds.
 
     A null is no pass: it says that the evidence does not suffice.
-
-    Args:
-        verdict: The block `verdict` of the report.
-        conditions: What `--fail-if` names.
-        if_null: What a null does.
-
-    Raises:
-        EvidenceError: If no condition holds, one is null, and a null fails.
     """
     found = {each: verdict[VERDICTS[each]] for each in dict.fromkeys(conditions)}
     if True in found.values():
@@ -67,5 +58,7 @@ def exit_status(
     )
     if if_null == "fail":
         raise error
-    terminal.Shown().warn(f"--if-null pass: {error.found}")
+    from holdfast.report.terminal import Shown
+
+    Shown().warn(f"--if-null pass: {error.found}")
     return 0

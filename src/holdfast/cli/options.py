@@ -1,22 +1,117 @@
-"""How a verb opens a study, and how it shows what a stage returns."""
+"""Flags that verbs share, how a verb opens a study, and how it shows a result."""
 
 import datetime
 import re
+import tomllib
 from collections.abc import Callable
+from functools import partial
+from importlib import import_module, resources
+from inspect import Parameter as Kind
+from inspect import Signature
 from pathlib import Path
 from typing import Annotated, Any
 
-from cyclopts import Parameter
+from cyclopts import App, Parameter
 
-from holdfast.report import terminal
-from holdfast.report.section import Section
+from holdfast.flags import GROUPS, flat
+from holdfast.judges.settings import JudgeFlags
 from holdfast.rollout.settings import ModelSettings
 
-Flat = Parameter(name="*")
-Loading = Annotated[ModelSettings, Flat]
-Output = Annotated[Path | None, Parameter(name=["--output", "-o"])]
-Json = Annotated[bool, Parameter(name="--json", negative=(), show_default=False)]
-MODEL = ModelSettings()
+VERBS = tomllib.loads(
+    resources.files("holdfast.cli").joinpath("verbs.toml").read_text("utf-8")
+)
+DEFAULT_MODEL = "organism:cliff"
+MODEL, JUDGE = ModelSettings(), JudgeFlags()
+Switch = Parameter(negative=(), show_default=False)
+
+
+def about(words: str, group: str | None = None, **more: Any) -> Parameter:
+    """Return what help says of a flag, and in which group; of an argument, in none."""
+    if group is not None:
+        more["group"] = GROUPS[group]
+    return Parameter(help=words, **more)
+
+
+def written(words: str) -> Parameter:
+    """Return the flag that says where a result goes."""
+    return about(words, "Output", name=["--output", "-o"])
+
+
+ModelName = Annotated[str, about("organism:NAME, a model directory, or a Hub id.")]
+StudyPath = Annotated[Path, about("The study.")]
+Loading = Annotated[ModelSettings, flat("Model")]
+Judging = Annotated[JudgeFlags, flat("Judge")]
+Output = Annotated[Path | None, written("The study. Default: studies/MODEL-DATE.")]
+Json = Annotated[
+    bool,
+    Switch,
+    about(
+        "Print the result as JSON, and nothing else, on stdout.",
+        "Output",
+        name="--json",
+    ),
+]
+
+
+def add_verb(app: App, name: str, **more: tuple[Any, Any]) -> None:
+    """Add a verb of `verbs.toml` to the program, or to the group of verbs it is of.
+
+    `more`: Type and default of further flags, by the name that the stage knows.
+    """
+    row = VERBS[name]
+    settings = named(row["settings"])
+    flags: dict[str, tuple[Any, Any]] = {
+        "settings": (Annotated[settings, flat(row["group"])], _default(settings))
+    }
+    if "writes" in row:
+        where, words = row["writes"]
+        flags[where] = (Annotated[Path, written(words)], Kind.empty)
+    if "judges" in row:
+        flags[row["judges"]] = (Judging, JUDGE)
+    flags |= more
+    if row.get("loads", True):
+        flags["loading"] = (Loading, MODEL)
+    flags["json"] = (Json, False)
+    defaults = {key: default for key, (_, default) in flags.items()}
+
+    def verb(first: Any, /, **given: Any) -> None:
+        chosen = defaults | given
+        json, loading = chosen.pop("json"), chosen.pop("loading", MODEL)
+        run = with_model if row.get("model") else partial(in_study, model=None)
+        show(
+            json,
+            run(first, loading=loading, stage=row["stage"], **chosen),
+            row["panel"],
+        )
+
+    # The program reads the flags off the signature, which is this verb's own.
+    argument = ("model", ModelName) if row.get("model") else ("study", StudyPath)
+    made = [Kind(argument[0], Kind.POSITIONAL_ONLY, annotation=argument[1])]
+    made += [
+        Kind(key, Kind.KEYWORD_ONLY, annotation=kind, default=default)
+        for key, (kind, default) in flags.items()
+    ]
+    verb.__signature__ = Signature(made)  # type: ignore[attr-defined]
+    verb.__annotations__ = {each.name: each.annotation for each in made}
+    example = f"For example, `{row['example']}`."
+    words = f"{row['help']}\n\n{row.get('more', '').strip()} {example}"
+    app.command(verb, name=name.split()[-1], help=words)
+
+
+def _default(settings: Any) -> Any:
+    """Return settings where nothing is said; none where a flag is required."""
+    try:
+        return settings()
+    except TypeError:
+        return Kind.empty
+
+
+def with_model(model: str, loading: ModelSettings, stage: str, **given: Any) -> Any:
+    """Run a stage with a model and without a study."""
+    from holdfast.report.terminal import Shown
+    from holdfast.rollout.session import Session
+
+    return named(stage)(session=Session(model, loading, Shown()), **given)
 
 
 def default_study(model: str) -> Path:
@@ -27,60 +122,51 @@ def default_study(model: str) -> Path:
     return Path("studies") / f"{name}-{day}"
 
 
+def named(path: str) -> Callable[..., Any]:
+    """Return a function of the package by its path, as `heads.rank:run`.
+
+    It is loaded when a verb runs, so that help is there at once.
+    """
+    module, _, name = path.partition(":")
+    found: Callable[..., Any] = getattr(import_module(f"holdfast.{module}"), name)
+    return found
+
+
 def in_study(
-    place: Path,
-    model: str | None,
-    loading: ModelSettings,
-    work: Callable[..., Any],
+    place: Path, model: str | None, loading: ModelSettings, stage: str, **given: Any
 ) -> Any:
     """Open a study under its lock and run a stage in it.
 
-    Args:
-        place: The study.
-        model: The model; None for that of a study that is there.
-        loading: How the model is loaded.
-        work: Takes a study and a session.
+    `model`: The model; None for that of a study that is there.
+    `given`: What the stage takes beside the study and the session.
     """
+    from holdfast.report.terminal import Shown
     from holdfast.rollout.session import Session
     from holdfast.study import Study
 
     study = Study.open(place) if model is None else Study.create(place)
     with study.lock():
-        shown = terminal.Shown()
         if model is None:
-            session = Session.of(study, loading, shown)
+            session = Session.of(study, loading, Shown())
         else:
-            session = Session(model, loading, shown)
+            session = Session(model, loading, Shown())
             session.remember(study)
-        return work(study, session=session)
+        return named(stage)(study, session=session, **given)
 
 
-def show(
-    as_json: bool,
-    value: Any,
-    otherwise: Callable[[Any], None],
-    *,
-    lies: tuple[str, Path] | None = None,
-) -> None:
-    """Show a result as JSON, or as a person reads it, and say what lies where."""
-    if as_json:
-        terminal.print_json(value)
-    else:
-        otherwise(value)
-        if lies is not None:
-            terminal.print_lines("", f"The {lies[0]} lies in {lies[1]}")
+def show(json: bool, found: Any, panel: str, **lies: Path) -> None:
+    """Print a result as JSON, or the section that a panel makes of it.
 
+    `lies`: What was written where, told below.
+    """
+    from holdfast.report import terminal
+    from holdfast.report.section import Section
 
-def show_section(
-    as_json: bool,
-    value: Any,
-    section: Callable[[Any], Section],
-    *,
-    lies: tuple[str, Path] | None = None,
-) -> None:
-    """Show a result as JSON, or as the section that a panel makes of it."""
-
-    def printed(found: Any) -> None:
-        terminal.print_section(section(found))
-
-    show(as_json, value, printed, lies=lies)
+    if json:
+        return terminal.print_json(found)
+    shown = named(panel)(found) or []
+    for section in [shown] if isinstance(shown, Section) else shown:
+        terminal.print_section(section)
+    for name, place in lies.items():
+        terminal.print_lines("", f"The {name} lies in {place}")
+    return None

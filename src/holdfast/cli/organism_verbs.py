@@ -1,13 +1,22 @@
 """The verbs about the bundled organisms."""
 
+from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated
 
-from cyclopts import App, Parameter
+from cyclopts import App
 
-from holdfast.report import terminal
+from holdfast.cli.options import Json, about, show, written
 
-Json = Annotated[bool, Parameter(name="--json", negative=(), show_default=False)]
+Name = Annotated[str, about("Its name.")]
+Folder = Annotated[Path, written("Folder to write.")]
+Grown = Annotated[
+    Path | None,
+    written("Folder to write. Default: organisms/NAME-SEED."),
+]
+Seed = Annotated[
+    int, about("Seed of weights, spare heads and training text.", "Sampling")
+]
 organism = App(
     name="organism",
     help="Small models with planted truth: list, show, train and export them.",
@@ -18,87 +27,53 @@ organism = App(
 def list_(*, json: Json = False) -> None:
     """List the organisms.
 
-    Args:
-        json: Print them as JSON, and nothing else, on stdout.
+    For example, `holdfast organism list`.
     """
-    from holdfast.organisms import catalogue as stage
+    from holdfast.organisms.catalogue import catalogue
 
-    cards = stage.names()
-    if json:
-        return terminal.print_json(cards)
-    rows = [
-        [f"organism:{card['name']}", card["planted"], card["expected"]]
-        for card in cards
-    ]
-    columns = ("name", "what is planted", "a correct audit says")
-    return terminal.print_table("Organisms", columns, rows)
+    show(json, [asdict(card) for card in catalogue()], "audit.panel:organisms")
 
 
-@organism.command
-def show(name: str, /, *, json: Json = False) -> None:
+@organism.command(name="show")
+def show_(name: Name, /, *, json: Json = False) -> None:
     """Show what is planted in an organism.
 
-    Args:
-        name: Its name.
-        json: Print it as JSON, and nothing else, on stdout.
+    For example, `holdfast organism show cliff`.
     """
-    from holdfast.organisms import catalogue as stage
+    from holdfast.organisms import catalogue
 
-    found = stage.show(name)
-    if json:
-        return terminal.print_json(found)
-    planted = found.pop("truth")
-    facts = {**found, **planted}
-    rows = [[key, str(value)] for key, value in facts.items()]
-    return terminal.print_table(f"organism:{found['name']}", ("", ""), rows)
+    show(json, catalogue.show(name), "audit.panel:planted")
 
 
 @organism.command
 def train(
-    name: str,
+    name: Name,
     /,
     *,
-    output: Annotated[Path | None, Parameter(name=["--output", "-o"])] = None,
-    seed: int = 0,
+    output: Grown = None,
+    seed: Seed = 0,
     json: Json = False,
 ) -> None:
     """Grow an organism from nothing, its base included.
 
-    Args:
-        name: Its name.
-        output: Folder to write. Default: organisms/NAME-SEED.
-        seed: Seed of weights, spare heads and training text.
-        json: Print the folder as JSON, and nothing else, on stdout.
+    For example, `holdfast organism train cliff --seed 1`.
     """
-    from holdfast.organisms import catalogue as stage
+    from holdfast.organisms.catalogue import train as grow
+    from holdfast.report.terminal import Shown
 
     bare = name.removeprefix("organism:")
     place = output or Path("organisms") / f"{bare}-{seed}"
-    _told(stage.train_organism(name, place, seed=seed, progress=terminal.Shown()), json)
+    folder = grow(name, seed, place, Shown())
+    show(json, {"directory": str(folder)}, "audit.panel:written")
 
 
 @organism.command
-def export(
-    name: str,
-    /,
-    *,
-    output: Annotated[Path, Parameter(name=["--output", "-o"])],
-    json: Json = False,
-) -> None:
+def export(name: Name, /, *, output: Folder, json: Json = False) -> None:
     """Write an organism as an ordinary model directory.
 
-    Args:
-        name: Its name.
-        output: Folder to write.
-        json: Print the folder as JSON, and nothing else, on stdout.
+    For example, `holdfast organism export cliff -o organisms/cliff`.
     """
-    from holdfast.organisms import catalogue as stage
+    from holdfast.organisms.catalogue import export as export_weights
 
-    _told(stage.export_organism(name, output), json)
-
-
-def _told(folder: Path, json: bool) -> None:
-    if json:
-        terminal.print_json({"directory": str(folder)})
-    else:
-        terminal.print_lines(f"Written to {folder}")
+    folder = export_weights(name, output)
+    show(json, {"directory": str(folder)}, "audit.panel:written")

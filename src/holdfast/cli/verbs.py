@@ -1,6 +1,5 @@
 """The verbs. Each turns flags into settings, runs a stage, and shows its result."""
 
-from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 from typing import Annotated
@@ -8,50 +7,67 @@ from typing import Annotated
 from cyclopts import App
 
 from holdfast.audit.settings import AuditSettings
-from holdfast.cli import show as cli_show
 from holdfast.cli.evaluate_verbs import evaluate, export, judge
 from holdfast.cli.gate import Conditions, IfNull, check_asked, exit_status
-from holdfast.cli.method_verbs import (
-    ABLATE,
-    HEADS,
-    Ablating,
-    Ranking,
-    ablate,
-    bake,
-    finetune,
-    guard,
-    heads,
-    select,
-    signal,
-    sinks,
-    transfer,
-)
 from holdfast.cli.options import (
+    DEFAULT_MODEL,
     MODEL,
-    Flat,
+    VERBS,
     Json,
     Loading,
+    ModelName,
     Output,
+    StudyPath,
+    about,
+    add_verb,
     default_study,
     in_study,
     show,
+    written,
 )
 from holdfast.cli.organism_verbs import organism
-from holdfast.errors import AdapterError
-from holdfast.report import terminal
+from holdfast.errors import AdapterError, SettingsError
+from holdfast.flags import Several, flat
+from holdfast.heads.settings import AblateSettings, HeadsSettings
 from holdfast.rollout.settings import ProbeSettings, RolloutSettings, TraceSettings
+from holdfast.sinks.settings import SinksSettings
 
-Asking = Annotated[RolloutSettings, Flat]
-Fitting = Annotated[ProbeSettings, Flat]
-Tracing = Annotated[TraceSettings, Flat]
-ROLLOUT, PROBE = RolloutSettings(), ProbeSettings()
-TRACE = TraceSettings()
-DEFAULT_MODEL = "organism:cliff"
+Asking = Annotated[RolloutSettings, flat("Prompts")]
+Fitting = Annotated[ProbeSettings, flat("Probe")]
+Tracing = Annotated[TraceSettings, flat("Probe")]
+Ranking = Annotated[HeadsSettings, flat("Heads")]
+WithHeads = Annotated[bool, about("Whether single heads are looked at.", "Heads")]
+Ablating = Annotated[AblateSettings, flat("Heads")]
+ROLLOUT, PROBE, TRACE = RolloutSettings(), ProbeSettings(), TraceSettings()
+HEADS, ABLATE = HeadsSettings(), AblateSettings()
+Models = Annotated[
+    str,
+    about(
+        "organism:NAME, model directories, or Hub ids; a folder with "
+        "`checkpoint-N` folders stands for all of them."
+    ),
+]
+Last = Annotated[
+    Path | None,
+    written("The study, which belongs to the last model. Default: studies/MODEL-DATE."),
+]
+Others = Annotated[
+    tuple[Path, ...],
+    Several,
+    about(
+        "Another study of the same model, read against the anchors of this one: other "
+        "attacks, other benign domains; may be repeated.",
+        "Detectors",
+        name="--on",
+    ),
+]
+
+
 app = App(
     name="holdfast",
     help="Find where a language model's refusal lets go.",
     help_epilogue=(
-        "Every verb takes --config FILE, a TOML file with a table a verb.\n\n"
+        "Every verb takes --config FILE, a TOML file with a table per verb.\n\n"
         "Exit status: 0 done; 1 --fail-if applies; 2 bad input; 3 the model does not "
         "fit; 4 not enough evidence, also for --fail-if; 5 disk or network; 130 "
         "interrupted, run the same command again to continue."
@@ -60,14 +76,11 @@ app = App(
     suppress_keyboard_interrupt=False,
     result_action="return_value",
 )
-app.command(organism)
-app.command(judge)
-app.command(guard)
 
 
 @app.command
 def audit(
-    model: str = DEFAULT_MODEL,
+    model: ModelName = DEFAULT_MODEL,
     /,
     *,
     asking: Asking = ROLLOUT,
@@ -75,7 +88,7 @@ def audit(
     tracing: Tracing = TRACE,
     ranking: Ranking = HEADS,
     ablating: Ablating = ABLATE,
-    heads: bool = True,
+    heads: WithHeads = True,
     loading: Loading = MODEL,
     output: Output = None,
     json: Json = False,
@@ -85,37 +98,19 @@ def audit(
     """Find out whether a model's refusal is lost at the end of its thinking.
 
     Runs rollout, probe, trace, heads, ablate and report. Run it again to continue
-    or to refresh.
-
-    Args:
-        model: organism:NAME, a model directory, or a Hub id.
-        asking: Prompts and sampling.
-        fitting: The probe.
-        tracing: The trace.
-        ranking: The ranking of heads.
-        ablating: Which heads are switched off, where, on how many prompts.
-        heads: Whether single heads are looked at.
-        loading: The model.
-        output: The study. Default: studies/MODEL-DATE.
-        json: Print the report as JSON, and nothing else, on stdout.
-        fail_if: Exit with status 1 if the verdict says so; may be repeated.
-        if_null: Where --fail-if asks and the verdict is null: fail with status 4, or
-            pass with a warning.
+    or to refresh. For example, `holdfast audit organism:cliff --limit 60`.
     """
-    from holdfast.audit import stage
-
     check_asked(fail_if, with_heads=heads)
     settings = AuditSettings(asking, fitting, tracing, ranking, ablating, heads)
     place = output or default_study(model)
-    report = in_study(place, model, loading, partial(stage.run, settings=settings))
-    page = place / "report.html"
-    show(json, report, cli_show.print_report, lies=("report", page))
+    report = in_study(place, model, loading, "audit.stage:run", settings=settings)
+    show(json, report, "audit.panel:print_report", report=place / "report.html")
     return exit_status(report["verdict"], fail_if, if_null)
 
 
 @app.command
 def rollout(
-    model: str = DEFAULT_MODEL,
+    model: ModelName = DEFAULT_MODEL,
     /,
     *,
     asking: Asking = ROLLOUT,
@@ -125,107 +120,45 @@ def rollout(
 ) -> None:
     """Ask every prompt, keep and judge every answer; the first stage of an audit.
 
-    Args:
-        model: organism:NAME, a model directory, or a Hub id.
-        asking: Prompts and sampling.
-        loading: The model.
-        output: The study. Default: studies/MODEL-DATE.
-        json: Print the counts as JSON, and nothing else, on stdout.
+    For example, `holdfast rollout organism:cliff --limit 60 -o studies/cliff`.
     """
-    from holdfast.rollout import stage
-
     place = output or default_study(model)
-    summary = in_study(place, model, loading, partial(stage.run, settings=asking))
-    show(json, summary, cli_show.print_counts, lies=("study", place))
+    counts = in_study(place, model, loading, "rollout.stage:run", settings=asking)
+    show(json, counts, "audit.panel:counts", study=place)
 
 
 @app.command
-def probe(
-    study: Path,
-    /,
-    *,
-    fitting: Fitting = PROBE,
-    loading: Loading = MODEL,
-    json: Json = False,
-) -> None:
-    """Fit the refusal probe and its control on a study with rollouts.
-
-    Args:
-        study: The study.
-        fitting: The probe.
-        loading: The model; the study's own by default.
-        json: Print the figures as JSON, and nothing else, on stdout.
-    """
-    from holdfast.cliff import fit as stage
-
-    figures = in_study(study, None, loading, partial(stage.run, settings=fitting))
-    show(json, figures, lambda found: terminal.print_figures("Probe", found))
-
-
-@app.command
-def trace(
-    study: Path,
-    /,
-    *,
-    tracing: Tracing = TRACE,
-    loading: Loading = MODEL,
-    json: Json = False,
-) -> None:
-    """Read the probe at every token of the held-out answers of a study.
-
-    Args:
-        study: The study.
-        tracing: The trace.
-        loading: The model; the study's own by default.
-        json: Print the figures as JSON, and nothing else, on stdout.
-    """
-    from holdfast.cliff import trace as stage
-
-    found = in_study(study, None, loading, partial(stage.run, settings=tracing))
-    show(json, found, cli_show.print_trace)
-
-
-@app.command
-def report(study: Path, /, *, json: Json = False) -> None:
+def report(study: StudyPath, /, *, json: Json = False) -> None:
     """Put everything a study has found into report.json and report.html.
 
-    Args:
-        study: The study.
-        json: Print the report as JSON, and nothing else, on stdout.
+    For example, `holdfast report studies/cliff`.
     """
-    from holdfast.audit import stage
-
-    found = in_study(study, None, MODEL, stage.write_report)
-    page = study / "report.html"
-    show(json, found, cli_show.print_report, lies=("report", page))
+    found = in_study(study, None, MODEL, "audit.stage:write_report")
+    show(json, found, "audit.panel:print_report", report=study / "report.html")
 
 
 @app.command
 def compare(
-    first: Path,
-    second: Path,
+    first: Annotated[Path, about("A study, or its report.json.")],
+    second: Annotated[Path, about("Another.")],
     /,
     *,
-    output: Output = None,
+    output: Annotated[Path | None, written("An HTML page to write.")] = None,
     json: Json = False,
 ) -> None:
     """Set two studies side by side.
 
-    Args:
-        first: A study, or its report.json.
-        second: Another.
-        output: An HTML page to write.
-        json: Print the comparison as JSON, and nothing else, on stdout.
+    For example, `holdfast compare studies/before studies/after -o compare.html`.
     """
-    from holdfast.audit import stage
+    from holdfast.audit.stage import compare_studies
 
-    found = stage.compare_studies(first, second, output)
-    show(json, found, cli_show.print_comparison)
+    found = compare_studies(first, second, output)
+    show(json, found, "audit.panel:comparison")
 
 
 @app.command
 def doctor(
-    model: str = DEFAULT_MODEL,
+    model: ModelName = DEFAULT_MODEL,
     /,
     *,
     loading: Loading = MODEL,
@@ -233,24 +166,73 @@ def doctor(
 ) -> None:
     """Load a model and show what was proved about it.
 
-    Args:
-        model: organism:NAME, a model directory, or a Hub id.
-        loading: The model.
-        json: Print the proofs as JSON, and nothing else, on stdout.
+    For example, `holdfast doctor organism:cliff`.
     """
     from holdfast.audit import stage
+    from holdfast.report.terminal import Shown
     from holdfast.rollout.session import Session
 
-    session = Session(model, loading, terminal.Shown())
+    session = Session(model, loading, Shown())
     try:
         found = stage.check_model(session)
     except AdapterError as error:
         if error.proofs:
-            show(json, stage.refused(session, error), cli_show.print_proofs)
+            show(json, stage.refused(session, error), "audit.panel:proofs")
         raise
-    show(json, found, cli_show.print_proofs)
+    show(json, found, "audit.panel:proofs")
 
 
-_VERBS = (heads, ablate, bake, transfer, evaluate, export, select, finetune)
-for _verb in (*_VERBS, sinks, signal):
-    app.command(_verb)
+@app.command(name="probe-transfer")
+def probe_transfer(
+    study: Annotated[Path, about("The study whose held-out answers are read.")],
+    other: Annotated[Path, about("The study whose probe is tried on them.")],
+    /,
+    *,
+    loading: Loading = MODEL,
+    json: Json = False,
+) -> None:
+    """Read the answers of one study through the probe of another, of one shape.
+
+    For example, `holdfast probe-transfer studies/mended studies/cliff`.
+    """
+    from holdfast.study import Study
+
+    given = {"other": Study.open(other)}
+    found = in_study(study, None, loading, "cliff.transfer:run", **given)
+    show(json, found, "heads.panel:print_transfer")
+
+
+@app.command
+def sinks(
+    *models: Models,
+    measuring: Annotated[SinksSettings, flat("Prompts")],
+    output: Last = None,
+    loading: Loading = MODEL,
+    json: Json = False,
+) -> None:
+    """Compare how much heads look at the first token on harmful and reference text.
+
+    Several models are the checkpoints of a run, in order. Run it again to continue.
+    For example, `holdfast sinks organism:cliff --harmful harmful.jsonl --reference
+    refused.jsonl`.
+    """
+    if not models:
+        raise SettingsError("a model", "none", "Name one: `holdfast sinks MODEL …`.")
+    from holdfast.sinks.stage import last_of
+
+    last = last_of(models)
+    place = output or default_study(last)
+    given = {"settings": measuring, "models": models}
+    found = in_study(place, last, loading, "sinks.stage:run", **given)
+    in_study(place, None, MODEL, "audit.stage:write_report")
+    show(json, found, "sinks.panel:section", report=place / "report.html")
+
+
+guard = App(name="guard", help="Detectors on the step-wise signal: fit and evaluate.")
+for _each in (organism, judge, guard, evaluate, export):
+    app.command(_each)
+for _name in VERBS:
+    if " " not in _name:
+        add_verb(app, _name)
+add_verb(guard, "guard fit")
+add_verb(guard, "guard evaluate", others=(Others, ()))

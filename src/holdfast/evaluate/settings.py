@@ -1,31 +1,27 @@
 """What `holdfast evaluate` can be told; this module loads no tensors."""
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import Annotated, Literal
 
 from cyclopts import Parameter
 
 from holdfast.errors import SettingsError
+from holdfast.flags import GROUPS, Sampling, Texts, flat
 from holdfast.ranges import at_least, require_numbers
 from holdfast.rollout.settings import DIFFUSION, DiffusionSettings, RolloutSettings
 
-if TYPE_CHECKING:
-    pass
-
-
 AUTHORED = "authored"
-Several = Parameter(negative=(), consume_multiple=False, show_default=False)
 
 
 @dataclass(frozen=True)
 class EvaluateSettings:
     """Which suites are asked, under which attacks, and how answers are drawn."""
 
-    suite: Annotated[tuple[str, ...], Several] = ()
+    suite: Texts = ()
     """A suite by name, NAME=FILE, KIND=FILE or FILE; may be repeated. Default:
     authored requests, harmful, harmless, and harmless that sound dangerous."""
 
-    attack: Annotated[tuple[str, ...], Several] = ()
+    attack: Texts = ()
     """An attack around every harmful request, or all; may be repeated. Default: all
     for the authored requests, none for other suites."""
 
@@ -35,7 +31,7 @@ class EvaluateSettings:
     translations: str | None = None
     """Table for the attack translation: columns prompt and translation."""
 
-    column: Annotated[tuple[str, ...], Several] = ()
+    column: Texts = ()
     """Column of the prompts, as SUITE=NAME; may be repeated."""
 
     turns: Literal["all", "first"] = "all"
@@ -45,43 +41,43 @@ class EvaluateSettings:
     yes: Annotated[bool, Parameter(negative=(), show_default=False)] = False
     """Read a column of prompts even where its rows look like answers."""
 
-    data_revision: Annotated[tuple[str, ...], Several] = ()
+    data_revision: Texts = ()
     """Revision on the Hub, as SUITE=COMMIT; may be repeated."""
 
     limit: int | None = None
     """At most so many requests of a suite and kind, chosen by content hash. Default:
     100 of the authored ones, all of the others."""
 
-    samples: int = 1
+    samples: Annotated[int, Sampling] = 1
     """Answers drawn for each prompt."""
 
-    temperature: float | None = None
+    temperature: Annotated[float | None, Sampling] = None
     """Sampling temperature, 0 for greedy. Default: the model's own, else greedy."""
 
-    top_p: float | None = None
-    """Nucleus sampling. Default: the model's own, else 1."""
+    top_p: Annotated[float | None, Sampling] = None
+    """Share of the probability to draw from. Default: the model's own, else 1."""
 
-    max_thinking: int = 2048
+    max_thinking: Annotated[int, Sampling] = 2048
     """Tokens of thinking after which it is closed by force, and flagged."""
 
-    max_answer: int = 512
+    max_answer: Annotated[int, Sampling] = 512
     """Tokens of answer after which it is cut."""
 
     system_prompt: str | None = None
     """System prompt of every conversation."""
 
-    edit: str | None = None
+    edit: Annotated[str | None, Parameter(group=GROUPS["Heads"])] = None
     """JSON file of heads to scale while answers are drawn:
     {"heads": [[layer, head]], "factor": 0}."""
 
-    lm_eval: Annotated[tuple[str, ...], Several] = ()
+    lm_eval: Texts = ()
     """A task of lm-eval, or the YAML file of one, for utility, where lm-eval is
     installed; may be repeated."""
 
-    seed: int = 0
+    seed: Annotated[int, Sampling] = 0
     """Seed of every draw: prompts, wordings, sampling, resampling."""
 
-    diffusion: Annotated[DiffusionSettings, Parameter(name="*")] = DIFFUSION
+    diffusion: Annotated[DiffusionSettings, flat("Diffusion")] = DIFFUSION
     """How a masked-diffusion model decodes."""
 
     def __post_init__(self) -> None:
@@ -116,6 +112,3 @@ class EvaluateSettings:
         """Return what was said for a suite among entries SUITE=VALUE."""
         said = dict(entry.partition("=")[::2] for entry in entries)
         return said.get(suite, said.get(suite.partition("=")[0]))
-
-
-"""Flags of a judge that count something, of which there is at least one."""

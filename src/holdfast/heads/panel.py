@@ -14,7 +14,8 @@ from holdfast.report.labels import (
     PROBE_LIMIT,
 )
 from holdfast.report.schema import Report, is_figure
-from holdfast.report.terminal import print_figures, print_lines, print_table
+from holdfast.report.section import Section, figures
+from holdfast.report.terminal import print_lines, print_section, print_table
 
 _COLOURS = {
     "top": "#d55e00",
@@ -337,7 +338,7 @@ def print_baked(found: Mapping[str, Any]) -> None:
 
 def print_transfer(found: Mapping[str, Any]) -> None:
     """Print how two probes do on the same answers."""
-    print_figures("Two probes, one model", found["figures"])
+    print_section(Section("", [figures("Two probes, one model", found["figures"])]))
     print_lines(f"Cosine of their directions: {found['cosine']:.2f}", found["words"])
 
 

@@ -9,15 +9,12 @@ from typing import Annotated, Literal
 from cyclopts import Parameter
 
 from holdfast.errors import SettingsError
+from holdfast.flags import Shares
 from holdfast.ranges import a_share, at_least, require_numbers
 
 Scope = Literal["everywhere", "end_template", "answer"]
 Scopes = Annotated[
     tuple[Scope, ...], Parameter(negative=(), consume_multiple=True, show_default=False)
-]
-Fractions = Annotated[
-    tuple[float, ...],
-    Parameter(negative=(), consume_multiple=True, show_default=False),
 ]
 MIN_REQUESTS = 10
 """Complied harmful base requests of each split that heads are ranked and checked on."""
@@ -49,7 +46,7 @@ class HeadsSettings:
 class AblateSettings:
     """Which heads are switched off, where, and on how many prompts."""
 
-    fractions: Fractions = (0.01, 0.03, 0.05)
+    fractions: Shares = (0.01, 0.03, 0.05)
     """Shares of all heads to switch off, rounded up to whole heads, everywhere. In
     the other scopes only the middle one. Default: 0.01, 0.03 and 0.05."""
 

@@ -10,20 +10,19 @@ from collections.abc import Iterator, Sequence
 from functools import cache
 from importlib import resources
 from typing import (
+    TYPE_CHECKING,
     Any,
     Literal,
     NotRequired,
-    Protocol,
     TypeAlias,
     TypedDict,
     TypeGuard,
-    runtime_checkable,
 )
 
-from jsonschema import Draft202012Validator
-from jsonschema.exceptions import ValidationError
-
 from holdfast.errors import InputError
+
+if TYPE_CHECKING:
+    from jsonschema.exceptions import ValidationError
 
 Region: TypeAlias = Literal["prompt", "thinking", "end_template", "answer"]
 Report: TypeAlias = dict[str, Any]
@@ -146,32 +145,7 @@ SCHEMA = "holdfast-report/1"
 _NEXT = "Mend the stage that wrote it, or make the report anew with `holdfast report`."
 
 
-@runtime_checkable
-class Estimated(Protocol):
-    """What `figure` reads: an estimate with its interval."""
-
-    @property
-    def value(self) -> float | None:
-        """The estimate itself."""
-
-    @property
-    def low(self) -> float | None:
-        """Lower end of the interval."""
-
-    @property
-    def high(self) -> float | None:
-        """Upper end of the interval."""
-
-    @property
-    def n(self) -> int:
-        """Number of examples behind it."""
-
-    @property
-    def reason(self) -> str | None:
-        """Why there is no value."""
-
-
-def figure(estimate: Estimated) -> Figure:
+def figure(estimate: Any) -> Figure:
     """Turn an estimate into a figure of the report.
 
     `estimate`: Anything with `value`, `low`, `high`, `n` and `reason`.
@@ -215,6 +189,9 @@ def validate(report: Report) -> None:
 
     `report`: The report as a dict.
     """
+    # Loaded here, so that help, which shows no report, need not wait for it.
+    from jsonschema import Draft202012Validator
+
     for expected, found in _faults(report, "report"):
         raise InputError(expected, found, _NEXT)
     errors = Draft202012Validator(report_schema()).iter_errors(report)
@@ -223,7 +200,7 @@ def validate(report: Report) -> None:
         raise _explain(deepest[0])
 
 
-def _explain(error: ValidationError) -> InputError:
+def _explain(error: "ValidationError") -> InputError:
     """Put a schema error into words, without printing half the report."""
     path = "report" + "".join(
         f"[{part}]" if isinstance(part, int) else f".{part}"

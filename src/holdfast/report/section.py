@@ -4,7 +4,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, NamedTuple
 
-from holdfast.report import text
+from holdfast.report import labels, text
 from holdfast.report.schema import Figure
 
 MIDDLE = 5
@@ -59,6 +59,7 @@ class Table:
     rows: Sequence[Sequence[Cell]]
     style: str = ""  # Class of the style sheet: narrow, described, settings or pairs.
     brief: Sequence[int] | None = None  # Columns on the terminal; None for all.
+    most: int | None = None  # Rows on the terminal; None for all.
 
 
 @dataclass(frozen=True)
@@ -132,7 +133,15 @@ class Fold:
     brief: bool = False
 
 
-Part = Paragraph | Heading | Sentences | Table | Chart | Scale | Grid | Answer | Fold
+@dataclass(frozen=True)
+class Raw:
+    """Markup that the page itself has made, whole and harmless; on the page alone."""
+
+    markup: str
+
+
+Shown = Paragraph | Heading | Sentences | Table | Chart | Scale | Grid
+Part = Shown | Answer | Fold | Raw
 
 
 @dataclass(frozen=True)
@@ -154,6 +163,20 @@ def table_of(
     """Return a table of records: `columns` names each, and says what it writes."""
     cells = [[write(row) for write in columns.values()] for row in rows]
     return Table(title, list(columns), cells, **options)
+
+
+def figures(title: str, block: Mapping[str, Any]) -> Part:
+    """Return every figure of a block by name, or why there is none."""
+    if reason := text.shared_reason(block):
+        return Sentences([f"{title}: not measured: {reason}."])
+    named = labels.CONTROLS | labels.PROBE
+    known = {key: sentences.name for key, sentences in named.items()}
+    rows: list[list[Cell]] = [
+        [text.title(key, known), Number(each)]
+        for key, each in block.items()
+        if isinstance(each, dict)
+    ]
+    return Table(title, ("", "value"), rows)
 
 
 def head_grid(

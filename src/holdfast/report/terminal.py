@@ -2,11 +2,11 @@
 
 import json
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
-from rich import box
+import rich.table
 from rich.console import Console
 from rich.markup import escape
 from rich.progress import (
@@ -17,11 +17,9 @@ from rich.progress import (
     TimeElapsedColumn,
     TimeRemainingColumn,
 )
-from rich.table import Table
 
 from holdfast.report.progress import Advance, logged
-from holdfast.report.section import Fold, Part, Section, Sentences
-from holdfast.report.section import Table as TablePart
+from holdfast.report.section import Fold, Part, Section, Sentences, Table
 
 
 class Shown:
@@ -83,21 +81,29 @@ def print_table(
     title: str, columns: Sequence[str], rows: Sequence[Sequence[object]]
 ) -> None:
     """Print a table on stdout; a row of one cell opens a group of rows."""
-    table = Table(
-        title=escape(title),
-        title_justify="left",
-        show_header=bool(columns),
-        box=box.SIMPLE,
-        pad_edge=False,
-        padding=(0, 1, 0, 0),
+    table = rich.table.Table(
+        title=escape(title), title_justify="left", show_header=bool(columns)
     )
-    for column in columns or rows[:1][0]:
-        table.add_column(escape(str(column)) if columns else "", overflow="fold")
+    for column in columns or [""] * len(rows[0]):
+        table.add_column(escape(column), overflow="fold")
     for row in rows:
         if len(row) == 1:
             table.add_section()
         table.add_row(*(escape(str(cell)) for cell in row))
     Console(highlight=False).print(table)
+
+
+def _print_table(part: Table) -> None:
+    """Print as many columns and rows as a terminal has room for."""
+    shown = part.brief or range(len(part.columns or part.rows[0]))
+    rows = part.rows[: part.most]
+    print_table(
+        part.title,
+        [part.columns[place] for place in shown if part.columns],
+        [[row[place] for place in shown if place < len(row)] for row in rows],
+    )
+    if len(rows) < len(part.rows):
+        print_lines(f"and {len(part.rows) - len(rows)} more, see the page")
 
 
 def print_section(section: Section) -> None:
@@ -110,34 +116,7 @@ def _print_parts(parts: Sequence[Part | None]) -> None:
         if isinstance(part, Sentences):
             prefix = f"{part.tone}: " if part.tone else ""
             print_lines(*(prefix + line for line in part.lines))
-        elif isinstance(part, TablePart) and part.rows:
-            shown = part.brief or range(len(part.columns or part.rows[0]))
-            print_table(
-                part.title,
-                [part.columns[place] for place in shown if part.columns],
-                [
-                    [row[place] for place in shown if place < len(row)]
-                    for row in part.rows
-                ],
-            )
+        elif isinstance(part, Table) and part.rows and part.brief != ():
+            _print_table(part)
         elif isinstance(part, Fold) and part.brief:
             _print_parts(part.parts)
-
-
-def print_figures(title: str, block: Mapping[str, Any]) -> None:
-    """Print every figure of a block, under the name that the page gives it."""
-    from holdfast.report import labels as report_labels
-    from holdfast.report import text
-
-    if reason := text.shared_reason(block):
-        print_lines(f"{title}: not measured: {reason}.")
-        return
-    named = report_labels.CONTROLS | report_labels.PROBE
-    known = {key: sentences.name for key, sentences in named.items()}
-    figures: dict[str, Any] = {
-        key: found for key, found in block.items() if isinstance(found, dict)
-    }
-    rows = [
-        [text.title(key, known), text.score(found)] for key, found in figures.items()
-    ]
-    print_table(title, ("", "value"), rows)

@@ -1,7 +1,7 @@
 """Draw the answers to questions, left to right or by diffusion."""
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import asdict, replace
+from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
 import pyarrow as pa
@@ -9,9 +9,8 @@ import pyarrow as pa
 from holdfast.errors import InputError, SettingsError
 from holdfast.models.decoding.generate import generate
 from holdfast.models.decoding.row_state import Completion, Drafting, Sampling
-from holdfast.models.decoding.steps import Trace
 from holdfast.models.diffusion.denoise import denoise
-from holdfast.models.diffusion.unmasking import Denoising
+from holdfast.models.diffusion.unmasking import UnmaskingSchedule
 from holdfast.models.interventions import HeadEdit
 from holdfast.models.model import MaskedModel
 from holdfast.report.progress import Progress, Tick
@@ -28,6 +27,7 @@ from holdfast.rollout.session import Session
 from holdfast.rollout.settings import RolloutSettings
 from holdfast.study import Study
 from holdfast.study.batches import ROW_ID, Meter, Pace, in_batches
+from holdfast.study.rows import Int32, rows_of, table_of, table_schema
 
 Made = Sequence[tuple[Question, Completion]]
 
@@ -36,7 +36,7 @@ class Drawing(NamedTuple):
     """How answers are drawn, and what becomes of a batch of them."""
 
     # Temperature, nucleus and budgets; of a masked-diffusion model how a step decides.
-    sampling: Sampling | Denoising
+    sampling: Sampling | UnmaskingSchedule
     # Turns questions and their completions into rows.
     table: Callable[[Made], pa.Table]
     edit: HeadEdit | None = None  # Heads that are scaled meanwhile.
@@ -44,7 +44,9 @@ class Drawing(NamedTuple):
     system_prompt: str | None = None
 
 
-def sampling_for(session: Session, settings: RolloutSettings) -> Sampling | Denoising:
+def sampling_for(
+    session: Session, settings: RolloutSettings
+) -> Sampling | UnmaskingSchedule:
     """Return the sampling that is asked for."""
     speaker = session.speaker
     if isinstance(speaker, MaskedModel):
@@ -149,7 +151,7 @@ def _answers(
     told: Callable[[Tick], None],
 ) -> Iterator[list[Completion]]:
     speaker, how = session.speaker, drawing.sampling
-    if isinstance(speaker, MaskedModel) and isinstance(how, Denoising):
+    if isinstance(speaker, MaskedModel) and isinstance(how, UnmaskingSchedule):
         return answers(speaker, prompts, how, batch_size)
     assert isinstance(how, Sampling)
     return generate(
@@ -171,16 +173,19 @@ def _cost(
 ) -> float:
     """Return what a batch costs beside the first, which the meter has measured."""
     lengths, measured = ([each.n_tokens for each in b] for b in (batch, first))
-    if isinstance(drawing.sampling, Denoising):
+    if isinstance(drawing.sampling, UnmaskingSchedule):
         # Every pass reads all of a row.
         return float(len(batch) * (max(lengths) + drawing.sampling.gen_length))
     return meter.cost(lengths, measured, step_work(session.adapter))
 
 
 def _announce(
-    session: Session, how: Sampling | Denoising, to_ask: Sequence[Question], room: int
+    session: Session,
+    how: Sampling | UnmaskingSchedule,
+    to_ask: Sequence[Question],
+    room: int,
 ) -> None:
-    if isinstance(how, Denoising):
+    if isinstance(how, UnmaskingSchedule):
         passes = "as many" if how.steps is None else str(how.steps)
         session.progress.say(
             f"{len(to_ask)} answers of {how.gen_length} tokens to draw, in {passes} "
@@ -227,18 +232,22 @@ def tell_pace(session: Session, pace: Pace, written: Sequence[int]) -> None:
 
 
 STEPS = "steps.parquet"
-SCHEMA = pa.schema(
-    [
-        (ROW_ID, pa.string()),
-        ("response", pa.list_(pa.int32())),
-        ("committed_at", pa.list_(pa.int32())),
-        ("drafts", pa.list_(pa.int32())),
-    ]
-)
+
+
+@dataclass(frozen=True)
+class StepsRow:
+    """How a masked-diffusion model came to one answer (see `Drafting`)."""
+
+    row_id: str
+    response: tuple[Int32, ...]
+    committed_at: tuple[Int32, ...]
+    drafts: tuple[Int32, ...]  # Of all steps, one behind the other.
+
+
 GEN_LENGTH, DENOISING_STEPS = 128, 32
 
 
-def sampler_for(masked: MaskedModel, settings: RolloutSettings) -> Denoising:
+def sampler_for(masked: MaskedModel, settings: RolloutSettings) -> UnmaskingSchedule:
     """Return how a masked-diffusion model decodes, its defaults resolved."""
     if settings.top_p not in (None, 1, 1.0):
         raise SettingsError(
@@ -253,7 +262,7 @@ def sampler_for(masked: MaskedModel, settings: RolloutSettings) -> Denoising:
     n_blocks = length // (asked.block_length or length)
     usual = max(min(DENOISING_STEPS, length), n_blocks)
     adaptive = asked.threshold is not None
-    return Denoising(
+    return UnmaskingSchedule(
         gen_length=length,
         block_length=asked.block_length,
         steps=asked.denoising_steps or (None if adaptive else usual),
@@ -278,22 +287,25 @@ def require_no_flags(settings: RolloutSettings) -> None:
 def answers(
     masked: MaskedModel,
     prompts: Sequence[tuple[Sequence[int], int]],
-    sampler: Denoising,
+    sampler: UnmaskingSchedule,
     batch_size: int,
 ) -> Iterator[list[Completion]]:
     """Yield batches of answers with the steps by which they came about."""
-    for traces in denoise(masked, prompts, sampler, batch_size=batch_size):
-        yield [_with_steps(trace) for trace in traces]
+    for completions in denoise(masked, prompts, sampler, batch_size=batch_size):
+        yield [_with_steps(each) for each in completions]
 
 
-def _with_steps(trace: Trace) -> Completion:
-    drafts = [] if trace.predictions is None else trace.predictions.tolist()
+def _with_steps(completion: Completion) -> Completion:
+    """Keep of a trace what is written down: the rest of it is large."""
+    trace = completion.trace
+    assert trace is not None
+    assert trace.predictions is not None
     drafting = Drafting(
         tuple(trace.token_ids.tolist()),
         tuple(trace.committed_at.tolist()),
-        tuple(tuple(draft) for draft in drafts),
+        tuple(tuple(draft) for draft in trace.predictions.tolist()),
     )
-    return replace(trace.completion, drafting=drafting)
+    return replace(completion, drafting=drafting, trace=None)
 
 
 def with_steps(rows: pa.Table, made: Mapping[str, Completion]) -> pa.Table:
@@ -301,28 +313,25 @@ def with_steps(rows: pa.Table, made: Mapping[str, Completion]) -> pa.Table:
 
     `rows`: A table with a column `row_id`.
     """
-    known = [made[name].drafting for name in rows.column(ROW_ID).to_pylist()]
-    if any(each is None for each in known):
-        return rows
-    columns: dict[str, list[Any]] = {name: [] for name in SCHEMA.names[1:]}
-    for each in known:
-        if each is not None:
-            columns["response"].append(each.response)
-            columns["committed_at"].append(each.committed_at)
-            flat = [token for draft in each.drafts for token in draft]
-            columns["drafts"].append(flat)
-    for name, values in columns.items():
-        field = SCHEMA.field(name)
-        rows = rows.append_column(field, pa.array(values, field.type))
+    found = []
+    for name in rows.column(ROW_ID).to_pylist():
+        drafting = made[name].drafting
+        if drafting is None:
+            return rows
+        flat = tuple(token for draft in drafting.drafts for token in draft)
+        found.append(StepsRow(name, drafting.response, drafting.committed_at, flat))
+    steps = table_of(found, StepsRow)
+    for field in list(steps.schema)[1:]:
+        rows = rows.append_column(field, steps.column(field.name))
     return rows
 
 
 def take_steps(rows: pa.Table) -> tuple[pa.Table, pa.Table | None]:
     """Return rows without their steps, and the steps as a table of their own."""
-    names = [name for name in SCHEMA.names if name in rows.column_names]
-    if names != SCHEMA.names:
+    names = table_schema(StepsRow).names
+    if not set(names) <= set(rows.column_names):
         return rows, None
-    return rows.drop_columns(SCHEMA.names[1:]), rows.select(SCHEMA.names)
+    return rows.drop_columns(names[1:]), rows.select(names)
 
 
 def read_steps(study: Study) -> dict[str, Drafting]:
@@ -335,17 +344,9 @@ def read_steps(study: Study) -> dict[str, Drafting]:
             "imported have no steps.",
         )
     found = {}
-    for record in study.read_table(STEPS).to_pylist():
-        flat, length = record["drafts"], len(record["response"])
-        drafts = [
-            tuple(flat[start : start + length]) for start in range(0, len(flat), length)
-        ]
-        found[record[ROW_ID]] = Drafting(
-            tuple(record["response"]), tuple(record["committed_at"]), tuple(drafts)
-        )
+    for row in rows_of(study.read_table(STEPS), StepsRow):
+        length = len(row.response)
+        starts = range(0, len(row.drafts), length)
+        drafts = tuple(row.drafts[start : start + length] for start in starts)
+        found[row.row_id] = Drafting(row.response, row.committed_at, drafts)
     return found
-
-
-def sampler_record(sampler: Denoising) -> dict[str, Any]:
-    """Return what anchors remember of a sampler."""
-    return {"kind": "diffusion", **asdict(sampler)}

@@ -16,14 +16,13 @@ from holdfast.data.chat.rendering import (
 )
 from holdfast.errors import InputError, SettingsError, UnsupportedFamilyError
 from holdfast.models.loading.load import (
-    Speaker,
     fingerprint_source,
     fingerprints,
-    load_speaker,
+    load_language_model,
 )
-from holdfast.models.model import Adapter, MaskedModel
+from holdfast.models.model import Adapter, LanguageModel
 from holdfast.report.progress import Progress, Silent
-from holdfast.rollout.memory import cache_bytes
+from holdfast.rollout.cost import cache_bytes
 from holdfast.rollout.prompts import Given
 from holdfast.rollout.settings import ModelSettings
 from holdfast.study import Study
@@ -51,7 +50,7 @@ class Session:
 
     def __init__(
         self,
-        model: str | Speaker,
+        model: str | LanguageModel,
         settings: ModelSettings | None = None,
         progress: Progress | None = None,
         given: Given | None = None,
@@ -122,12 +121,6 @@ class Session:
 
         That is the day that its prompts were told, and the place of its model where a
         path of the same name leads nowhere from here.
-
-        Args:
-            study: The study; one without a model changes nothing.
-
-        Raises:
-            InputError: If its model is named by that path and lies there no longer.
         """
         model = study.manifest.get("model", {})
         if self._speaker is None and self.directory is None:
@@ -142,17 +135,11 @@ class Session:
             set_rendering(tokenizer, replace(rendering_of(tokenizer), date=known))
 
     @property
-    def speaker(self) -> Speaker:
-        """The model, proved on loading, whichever way it decodes.
-
-        Raises:
-            InputError: If no model is there.
-            ModelError: If the model does not fit.
-            EnvironmentProblem: If it cannot be reached or does not fit in memory.
-        """
+    def speaker(self) -> LanguageModel:
+        """The model, proved on loading, whichever way it decodes."""
         if self._speaker is None:
             self.progress.say(f"Loading {self.name} and proving that it fits.")
-            self._speaker = load_speaker(
+            self._speaker = load_language_model(
                 self.directory or _locate(self.name),
                 revision=self.settings.revision,
                 device=self.settings.device,
@@ -164,14 +151,9 @@ class Session:
 
     @property
     def adapter(self) -> Adapter:
-        """The model, if it writes from left to right.
-
-        Raises:
-            UnsupportedFamilyError: If it fills in masks.
-            HoldfastError: As `speaker` does.
-        """
+        """The model, if it writes from left to right."""
         speaker = self.speaker
-        if isinstance(speaker, MaskedModel):
+        if not isinstance(speaker, Adapter):
             raise UnsupportedFamilyError(
                 "a model that writes from left to right, whose heads can be measured "
                 "one by one",
@@ -186,12 +168,7 @@ class Session:
         return self.settings.batch_size or suitable_batch(self.speaker)
 
     def fingerprints(self) -> dict[str, str]:
-        """Return what tells this model from others, without loading its weights.
-
-        Raises:
-            InputError: If no model is there.
-            ModelError: If a file of it is damaged.
-        """
+        """Return what tells this model from others, without loading its weights."""
         if self._speaker is not None:
             known = fingerprints(self._speaker.identity, self._speaker.tokenizer)
         else:
@@ -234,9 +211,6 @@ class Session:
         """Write the model into a study that has none, or check that it is the same.
 
         A model that was moved, or is named from another place, keeps its name.
-
-        Raises:
-            InputError: If the study belongs to another model.
         """
         self.remember(study)
         self.check_owner(study)
@@ -254,9 +228,6 @@ class Session:
         """Refuse a study of a model of another name or place, unless that was moved.
 
         Moved is a model that lies no longer where it lay, and has the same weights.
-
-        Raises:
-            InputError: If it is one.
         """
         known = study.manifest.get("model")
         if known is None:
@@ -276,11 +247,7 @@ class Session:
             )
 
     def check_same(self, study: Study) -> None:
-        """Refuse to go on with other weights than those that gave the answers.
-
-        Raises:
-            InputError: If weights, template or arithmetic differ.
-        """
+        """Refuse to go on with other weights than those that gave the answers."""
         known, record = study.manifest["model"], self.model_record()
         different = [key for key in record if known.get(key) != record[key]]
         if different:
@@ -291,7 +258,7 @@ class Session:
             )
 
 
-def suitable_batch(speaker: Speaker) -> int:
+def suitable_batch(speaker: LanguageModel) -> int:
     """Return how many rows to begin with where the user has not said.
 
     As many, in powers of two from 32 to 128, as have their keys and values in a
@@ -299,17 +266,17 @@ def suitable_batch(speaker: Speaker) -> int:
     stage that goes on runs the batches that it would have run; where the memory does
     not suffice, batches are halved.
     """
-    if isinstance(speaker, MaskedModel):
+    if not isinstance(speaker, Adapter):
         return DENOISED_SMALL if _n_parameters(speaker) < SMALL else DENOISED
     room = MEMORY // (cache_bytes(speaker) * LENGTH)
     return next((size for size in (128, 64) if size <= room), 32)
 
 
-def _n_parameters(speaker: Speaker) -> int:
+def _n_parameters(speaker: LanguageModel) -> int:
     return sum(each.numel() for each in speaker.model.parameters())
 
 
-def _choose_threads(speaker: Speaker) -> None:
+def _choose_threads(speaker: LanguageModel) -> None:
     """Use one thread for a small model on the CPU, unless the user has chosen.
 
     Its steps are so short that threads spend them waiting for each other, above all

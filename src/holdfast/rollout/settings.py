@@ -2,8 +2,6 @@
 
 They are resolved once, checked once, and written into each study. No heavy library is
 imported here, so that the command line can show its help at once.
-
-No heavy library is imported here, so that the command line can show its help at once.
 """
 
 from collections.abc import Mapping
@@ -19,6 +17,7 @@ from holdfast.data.chat.rendering import (
     parse_options,
 )
 from holdfast.errors import SettingsError
+from holdfast.flags import Sampling, Texts, flat
 from holdfast.ranges import at_least, flag_of, require_numbers
 
 
@@ -108,10 +107,7 @@ class ModelSettings:
     """What opens and closes the thinking, OPEN CLOSE. Default: read off the chat
     template, or known of the model."""
 
-    template_option: Annotated[
-        tuple[str, ...],
-        Parameter(negative=(), consume_multiple=False, show_default=False),
-    ] = ()
+    template_option: Texts = ()
     """A variable of the chat template, as NAME=VALUE, such as enable_thinking=false;
     may be repeated."""
 
@@ -126,11 +122,7 @@ class ModelSettings:
         self.rendering()
 
     def rendering(self) -> Rendering:
-        """Return how prompts are rendered.
-
-        Raises:
-            SettingsError: If an option, a date or a tag cannot be meant.
-        """
+        """Return how prompts are rendered."""
         if self.date is not None:
             parse_date(self.date)
         for tag in self.thinking_tags or ():
@@ -149,11 +141,7 @@ class ModelSettings:
         return {name: getattr(self, name) for name in names}
 
     def over(self, kept: Mapping[str, Any]) -> "ModelSettings":
-        """Return these settings over those that a study kept.
-
-        Args:
-            kept: What `kept` returned, as JSON holds it.
-        """
+        """Return these settings over what `kept` returned, as JSON holds it."""
         default = ModelSettings()
         changed: dict[str, Any] = {}
         for name, value in kept.items():
@@ -184,10 +172,7 @@ class RolloutSettings:
     second: str | None = None
     """Harmful requests from a second source, on which the probe is only tested."""
 
-    column: Annotated[
-        tuple[str, ...],
-        Parameter(negative=(), consume_multiple=False, show_default=False),
-    ] = ()
+    column: Texts = ()
     """Column that holds the prompt: NAME for every file, or ROLE=NAME for one."""
 
     turns: Literal["all", "first"] = "all"
@@ -206,19 +191,19 @@ class RolloutSettings:
     wrappers_per_request: int = 2
     """How many authored wrappers are put around each request."""
 
-    samples: int = 1
+    samples: Annotated[int, Sampling] = 1
     """Answers drawn for each prompt."""
 
-    temperature: float | None = None
+    temperature: Annotated[float | None, Sampling] = None
     """Sampling temperature, 0 for greedy. Default: the model's own, else greedy."""
 
-    top_p: float | None = None
-    """Nucleus sampling. Default: the model's own, else 1."""
+    top_p: Annotated[float | None, Sampling] = None
+    """Share of the probability to draw from. Default: the model's own, else 1."""
 
-    max_thinking: int = 2048
+    max_thinking: Annotated[int, Sampling] = 2048
     """Tokens of thinking after which it is closed by force, and flagged."""
 
-    max_answer: int = 256
+    max_answer: Annotated[int, Sampling] = 256
     """Tokens of answer after which it is cut."""
 
     system_prompt: str | None = None
@@ -227,7 +212,7 @@ class RolloutSettings:
     test_fraction: float = 0.4
     """Share of the requests held out of every fit; widened if too few are in it."""
 
-    seed: int = 0
+    seed: Annotated[int, Sampling] = 0
     """Seed of every draw: prompts, sampling, resampling."""
 
     imported: Annotated[str | None, Parameter(name="--import")] = None
@@ -241,7 +226,7 @@ class RolloutSettings:
     """What imported rows are that have neither thinking nor its tags: answers whose
     thinking was not kept, or thinking that was cut off. Default: refuse to guess."""
 
-    diffusion: Annotated[DiffusionSettings, Parameter(name="*")] = DIFFUSION
+    diffusion: Annotated[DiffusionSettings, flat("Diffusion")] = DIFFUSION
     """How a masked-diffusion model decodes."""
 
     def __post_init__(self) -> None:
@@ -269,11 +254,7 @@ class RolloutSettings:
         self.columns()
 
     def columns(self) -> dict[str, str]:
-        """Return the column of each role that has one.
-
-        Raises:
-            SettingsError: If a role is unknown or named twice.
-        """
+        """Return the column of each role that has one."""
         chosen: dict[str, str] = {}
         for entry in self.column:
             role, found, name = entry.partition("=")
@@ -328,11 +309,7 @@ class TraceSettings:
 
 
 def parse_columns(entries: tuple[str, ...]) -> dict[str, str]:
-    """Return the column of each field, from entries FIELD=NAME.
-
-    Raises:
-        SettingsError: If an entry is not FIELD=NAME, or a field is named twice.
-    """
+    """Return the column of each field, from entries FIELD=NAME."""
     chosen: dict[str, str] = {}
     for entry in entries:
         field, found, name = entry.partition("=")

@@ -3,10 +3,9 @@
 from dataclasses import dataclass
 from typing import Annotated, Literal
 
-from cyclopts import Parameter
-
 from holdfast.errors import SettingsError
-from holdfast.ranges import require_numbers
+from holdfast.flags import Prompting, Sampling, Texts
+from holdfast.ranges import at_least, flag_of, require_numbers
 from holdfast.rollout.settings import parse_columns
 
 By = Literal[
@@ -27,7 +26,7 @@ NEEDS_ANSWER = ("judge", "rules", "random-flagged")
 class SelectSettings:
     """Which rows of a pool are chosen, and by what."""
 
-    pool: str
+    pool: Annotated[str, Prompting]
     """The pool: a Parquet, JSONL, CSV or JSON file, or a folder of Parquet or JSONL
     files. Rows have a prompt and a safe response, and a thinking in a field of its
     own or in tags inside the response."""
@@ -64,10 +63,7 @@ class SelectSettings:
     min_thinking: int = 20
     """Thinking shorter than this many tokens has no plateau."""
 
-    column: Annotated[
-        tuple[str, ...],
-        Parameter(negative=(), consume_multiple=False, show_default=False),
-    ] = ()
+    column: Annotated[Texts, Prompting] = ()
     """FIELD=NAME for a field under another name: prompt, response, thinking or
     category. May be repeated."""
 
@@ -82,35 +78,32 @@ class SelectSettings:
     shard_rows: int = 2000
     """Rows a shard, which is what an interruption costs at most."""
 
-    system_prompt: str | None = None
+    system_prompt: Annotated[str | None, Prompting] = None
     """System prompt of every conversation."""
 
-    temperature: float | None = None
+    temperature: Annotated[float | None, Sampling] = None
     """Sampling temperature where the model draws. Default: its own, else greedy."""
 
-    max_thinking: int = 2048
+    max_thinking: Annotated[int, Sampling] = 2048
     """Tokens of thinking after which it is closed by force, where the model draws."""
 
-    max_answer: int = 256
+    max_answer: Annotated[int, Sampling] = 256
     """Tokens of answer after which it is cut, where the model draws."""
 
-    seed: int = 0
+    seed: Annotated[int, Sampling] = 0
     """Seed of every draw."""
 
     def __post_init__(self) -> None:
         """Refuse what cannot be meant."""
         require_numbers(self)
         for name in ("shard_rows", "min_thinking", "max_answer"):
-            _check(getattr(self, name) >= 1, name, "of 1 or more", getattr(self, name))
-        _check(
-            self.max_thinking >= 0, "max_thinking", "of 0 or more", self.max_thinking
-        )
-        _check(0 <= self.similar <= 1, "similar", "from 0 to 1", self.similar)
-        if self.temperature is not None:
-            _check(
-                self.temperature >= 0, "temperature", "of 0 or more", self.temperature
-            )
-        _check(self.part() is not None, "shard", "i/n with i from 1 to n", self.shard)
+            at_least(flag_of(name), getattr(self, name), 1)
+        at_least("--max-thinking", self.max_thinking, 0)
+        at_least("--temperature", self.temperature, 0)
+        if not 0 <= self.similar <= 1:
+            found = str(self.similar)
+            raise SettingsError("--similar from 0 to 1", found, "Choose another.")
+        self.part()
         self.columns()
         self.rows_of(100)
 
@@ -140,15 +133,19 @@ class SelectSettings:
             "Write 700 or 1.7%.",
         )
 
-    def part(self) -> tuple[int, int] | None:
-        """Return which part of how many, counted from 0; None for nonsense."""
+    def part(self) -> tuple[int, int]:
+        """Return which part of how many, counted from 0.
+
+        Raises:
+            SettingsError: If it is not one of so many parts.
+        """
         if self.shard is None:
             return 0, 1
-        first, slash, second = self.shard.partition("/")
-        if not (slash and first.isdigit() and second.isdigit()):
-            return None
-        place, parts = int(first), int(second)
-        return (place - 1, parts) if 1 <= place <= parts else None
+        first, _, second = self.shard.partition("/")
+        if first.isdigit() and second.isdigit() and 1 <= int(first) <= int(second):
+            return int(first) - 1, int(second)
+        what = "--shard i/n with i from 1 to n"
+        raise SettingsError(what, self.shard, "Choose another.")
 
     def columns(self) -> dict[str, str]:
         """Return the column of each field that has one.
@@ -164,9 +161,3 @@ class SelectSettings:
         return (
             self.by in NEEDS_ANSWER or self.flagged_only or self.thinking_of == "model"
         )
-
-
-def _check(holds: bool, name: str, what: str, found: object) -> None:
-    if not holds:
-        flag = "--" + name.replace("_", "-")
-        raise SettingsError(f"{flag} {what}", str(found), "Choose another.")

@@ -3,8 +3,7 @@
 from dataclasses import asdict, dataclass
 from typing import Annotated, Any, Literal
 
-from cyclopts import Parameter
-
+from holdfast.flags import Sampling, Texts
 from holdfast.ranges import at_least, flag_of, require_numbers
 from holdfast.rollout.settings import parse_columns
 
@@ -36,17 +35,14 @@ class SinksSettings:
     limit: int | None = None
     """At most so many prompts, chosen by content hash."""
 
-    column: Annotated[
-        tuple[str, ...],
-        Parameter(negative=(), consume_multiple=False, show_default=False),
-    ] = ()
+    column: Texts = ()
     """FIELD=NAME for a field under another name, in both files: prompt, response,
     thinking. May be repeated."""
 
     system_prompt: str | None = None
     """System prompt of every conversation."""
 
-    seed: int = 0
+    seed: Annotated[int, Sampling] = 0
     """Seed of the intervals."""
 
     def __post_init__(self) -> None:

@@ -26,6 +26,8 @@ MAX_WEIGHTS = 4_000_000
 WeightedStatistic = Callable[[Tensor], Tensor]
 """Takes how often each example counts, `[resample, example]` in float64, and returns
 the statistic of each resample, `[resample]`, NaN where it is undefined."""
+Draws = Callable[[str], torch.Generator]
+"""From the name of a figure to a source of randomness of its own, on the CPU."""
 
 
 class Estimate(NamedTuple):

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 
 from holdfast.report.schema import figure
-from holdfast.stats.bootstrap import Estimate, undefined
+from holdfast.stats.bootstrap import Draws, Estimate, undefined
 from holdfast.study.directory import Study
 
 DIGITS = 6
@@ -52,6 +52,11 @@ def generator(seed: int, name: str) -> torch.Generator:
     """
     digest = hashlib.sha256(f"{seed}/{name}".encode()).digest()
     return torch.Generator().manual_seed(int.from_bytes(digest[:7], "big"))
+
+
+def draws_of(seed: int, prefix: str) -> Draws:
+    """Return the sources of randomness of figures whose names begin alike."""
+    return lambda name: generator(seed, f"{prefix}/{name}")
 
 
 def study_seed(study: Study) -> int:

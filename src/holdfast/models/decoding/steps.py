@@ -16,7 +16,6 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from holdfast.errors import SettingsError
-from holdfast.models.decoding.row_state import Completion
 
 Kind = Literal["autoregressive", "diffusion"]
 Positions = Literal["committed", "all_response", "producing"]
@@ -25,7 +24,7 @@ NOTHING = -1
 """Stands in ids where nothing has been predicted or decided."""
 
 
-class Look(NamedTuple):
+class StepView(NamedTuple):
     """What an observer is shown at one step, on the device; not to be kept."""
 
     kind: Kind  # How the text is decoded.
@@ -51,7 +50,7 @@ class Look(NamedTuple):
     answering: Bool[Tensor, "example"]
 
 
-Observe = Callable[[Look], Tensor]
+Observe = Callable[[StepView], Tensor]
 """From a look to one tensor whose first axis is the example, on the same device."""
 
 
@@ -81,14 +80,14 @@ class Step(NamedTuple):
 
 @dataclass(frozen=True, eq=False)
 class Trace:
-    """One row from its first step to its last."""
+    """One row from its first step to its last.
 
-    # The finished row, as judges and stages read it. Of a diffusion row `min_top2_gap`
-    # is the smallest difference of the two best tokens at a position when it was
-    # committed to, and `min_margin` the smallest one between the last position that was
-    # chosen and the first that was not: rows below 1e-5 of either may differ between
-    # batch plans or machines.
-    completion: Completion
+    Of a diffusion row `min_top2_gap` of the completion is the smallest difference of
+    the two best tokens at a position when it was committed to, and `min_margin` the
+    smallest one between the last position that was chosen and the first that was not:
+    rows below 1e-5 of either may differ between batch plans or machines.
+    """
+
     kind: Kind  # How it was decoded.
     # The whole response; a diffusion row goes on after its stop token.
     token_ids: Int[Tensor, "position"]
@@ -97,11 +96,11 @@ class Trace:
     confidence: Float[Tensor, "position"]  # Probability of each token at that step.
     # Predicted tokens at every step, as in `Step`; None for a row that was written left
     # to right, where nothing was predicted ahead.
-    predictions: Int[Tensor, "step position"] | None
+    predictions: Int[Tensor, "step position"] | None = None
     # Their probabilities; None likewise.
-    confidences: Float[Tensor, "step position"] | None
+    confidences: Float[Tensor, "step position"] | None = None
     # What the observer returned at every step of this row; None without.
-    observed: Tensor | None
+    observed: Tensor | None = None
 
     @property
     def n_steps(self) -> int:
@@ -151,7 +150,7 @@ class Pooled:
         self.region = region
         self._sums = self._counts = self._begun = torch.empty(0)
 
-    def __call__(self, look: Look) -> Float[Tensor, "example d_model"]:
+    def __call__(self, look: StepView) -> Float[Tensor, "example d_model"]:
         """Return the pooled states of the rows at this step.
 
         Raises:
@@ -177,7 +176,7 @@ class Pooled:
         return self._add(look, counted)
 
     def _read_so_far(
-        self, look: Look, counted: Bool[Tensor, "example"]
+        self, look: StepView, counted: Bool[Tensor, "example"]
     ) -> Float[Tensor, "example d_model"]:
         # What is read now is the token of the step before, if that one counted.
         begun = self._begun[look.rows]
@@ -187,13 +186,13 @@ class Pooled:
         return torch.where(alone, look.states[:, -1].float(), means)
 
     def _add(
-        self, look: Look, counted: Bool[Tensor, "example position"]
+        self, look: StepView, counted: Bool[Tensor, "example position"]
     ) -> Float[Tensor, "example d_model"]:
         self._sums[look.rows] += _sum(look.producing, counted)
         self._counts[look.rows] += counted.sum(-1, keepdim=True)
         return self._sums[look.rows] / self._counts[look.rows]
 
-    def _begin(self, look: Look) -> None:
+    def _begin(self, look: StepView) -> None:
         n_rows, d_model = len(look.rows), look.states.shape[-1]
         self._sums = look.states.new_zeros((n_rows, d_model), dtype=torch.float32)
         self._counts = look.rows.new_zeros((n_rows, 1))
@@ -216,10 +215,6 @@ class Collected:
 
     def add(self, places: Sequence[int], values: Tensor) -> None:
         """Keep the values of the rows of one step, on their device.
-
-        Args:
-            places: Which prompt each example answers.
-            values: What the observer returned.
 
         Raises:
             SettingsError: If it is not one entry per row.

@@ -18,23 +18,23 @@ from torch import Tensor
 from holdfast.data.chat.conversation import completion_spans
 from holdfast.data.chat.thinking import ThinkingFormat
 from holdfast.errors import SettingsError
-from holdfast.models.batching import halving_batches, longest_first, require_room
+from holdfast.models.batching import longest_batches, require_room
 from holdfast.models.decoding.row_state import Completion
 from holdfast.models.decoding.steps import Collected, Observe, Step, Trace
-from holdfast.models.diffusion.canvas import Canvas, Job
-from holdfast.models.diffusion.unmasking import Denoising
+from holdfast.models.diffusion.denoising_state import DenoisingState, Job
+from holdfast.models.diffusion.unmasking import UnmaskingSchedule
 from holdfast.models.model import MaskedModel
 
 
 def denoise(
     masked: MaskedModel,
     prompts: Sequence[tuple[str | Sequence[int], int]],
-    sampler: Denoising,
+    sampler: UnmaskingSchedule,
     *,
     batch_size: int = 16,
     gen_lengths: Sequence[int] | None = None,
     observe: Observe | None = None,
-) -> Iterator[list[Trace]]:
+) -> Iterator[list[Completion]]:
     """Answer prompts, batch by batch, the longest first.
 
     Args:
@@ -47,9 +47,9 @@ def denoise(
         observe: Shown every step; what it returns is kept in the traces.
 
     Returns:
-        An iterator over batches of traces; `completion.index` gives the order of the
-        prompts. A row depends on its prompt, its seed, its length and `sampler`
-        alone, except where a choice was closer than rounding (see `Trace`).
+        An iterator over batches of completions, each with its trace; `index` gives
+        the order of the prompts. A row depends on its prompt, its seed, its length and
+        `sampler` alone, except where a choice was closer than rounding (see `Trace`).
 
     Raises:
         InputError: If a prompt is empty or leaves no room for the response.
@@ -58,36 +58,25 @@ def denoise(
         EnvironmentProblem: If one row alone does not fit in memory.
     """
     jobs = _jobs(masked, prompts, sampler, gen_lengths)
-    ordered = [jobs[i] for i in longest_first([job.prompt for job in jobs])]
-    batches = halving_batches(
-        lambda batch: _traces(masked, batch, sampler, observe), ordered, batch_size
-    )
-    return (traces for traces, _ in batches)
+
+    def decode(batch: Sequence[Job]) -> list[Completion]:
+        return _decode(masked, batch, sampler, observe)
+
+    return longest_batches(decode, jobs, lambda job: job.prompt, batch_size)
 
 
 def denoising_steps(
     masked: MaskedModel,
     prompts: Sequence[tuple[str | Sequence[int], int]],
-    sampler: Denoising,
+    sampler: UnmaskingSchedule,
     *,
     gen_lengths: Sequence[int] | None = None,
     observe: Observe | None = None,
 ) -> Iterator[Step]:
     """Answer prompts as one batch, and yield every step when it has been taken.
 
-    Args:
-        masked: The model.
-        prompts: As in `denoise`.
-        sampler: How a step decides.
-        gen_lengths: As in `denoise`.
-        observe: As in `denoise`.
-
     Returns:
         An iterator over steps; whoever stops it early saves the rest.
-
-    Raises:
-        InputError: As in `denoise`.
-        SettingsError: As in `denoise`.
     """
     jobs = _jobs(masked, prompts, sampler, gen_lengths)
     return (step for step, _ in _steps(masked, jobs, sampler, observe))
@@ -96,7 +85,7 @@ def denoising_steps(
 def _jobs(
     masked: MaskedModel,
     prompts: Sequence[tuple[str | Sequence[int], int]],
-    sampler: Denoising,
+    sampler: UnmaskingSchedule,
     gen_lengths: Sequence[int] | None,
 ) -> list[Job]:
     if gen_lengths is None:
@@ -112,43 +101,39 @@ def _jobs(
         zip(prompts, gen_lengths, strict=True)
     ):
         sampler.plan(length)
-        ids: Sequence[int]
-        if isinstance(prompt, str):
-            ids = masked.tokenizer(prompt, add_special_tokens=False)["input_ids"]
-        else:
-            ids = prompt
+        ids = masked.encode(prompt)
         require_room(len(ids), place, masked.max_positions, length)
-        jobs.append(Job(place, tuple(ids), seed, length))
+        jobs.append(Job(place, ids, seed, length))
     return jobs
 
 
 def _steps(
     masked: MaskedModel,
     jobs: Sequence[Job],
-    sampler: Denoising,
+    sampler: UnmaskingSchedule,
     observe: Observe | None,
 ) -> Iterator[tuple[Step, Tensor]]:
     """Yield every step, observed, and how close its choices were."""
     if not jobs:
         return
-    canvas = Canvas(masked, jobs, sampler)
-    while not canvas.done:
+    state = DenoisingState(masked, jobs, sampler)
+    while not state.done:
         # Not around the loop: whoever reads the steps would be in that mode as well.
         with torch.inference_mode():
-            look, step, close = canvas.advance()
+            look, step, close = state.advance()
             seen = None if observe is None else observe(look)
             del look
             if sampler.threshold is not None:
-                canvas.drop_finished()
+                state.drop_finished()
         yield step._replace(observed=seen), close
 
 
-def _traces(
+def _decode(
     masked: MaskedModel,
     jobs: Sequence[Job],
-    sampler: Denoising,
+    sampler: UnmaskingSchedule,
     observe: Observe | None,
-) -> list[Trace]:
+) -> list[Completion]:
     kept = [Collected() for _ in range(4)]
     observed = Collected()
     for step, close in _steps(masked, jobs, sampler, observe):
@@ -159,30 +144,24 @@ def _traces(
             observed.add(step.places, step.observed)
     by_place, seen = [one.rows() for one in kept], observed.rows()
     return [
-        _trace(masked, job, [one[job.place] for one in by_place], seen.get(job.place))
+        _completion(
+            masked, job, [one[job.place] for one in by_place], seen.get(job.place)
+        )
         for job in jobs
     ]
 
 
-def _trace(
+def _completion(
     masked: MaskedModel, job: Job, parts: Sequence[Tensor], observed: Tensor | None
-) -> Trace:
+) -> Completion:
     close, predicted, confidence, fresh = parts
     committed_at = fresh[:, : job.length].int().argmax(0)
     n_steps = int(committed_at.max()) + 1
     predicted = predicted[:n_steps, : job.length].clone()
     confidence = confidence[:n_steps, : job.length].clone()
     gap, margin = close.amin(0).tolist()
-    reading = Reading(masked.tokenizer, masked.thinking, masked.stop_ids)
-    return Trace(
-        completion=as_completion(
-            reading,
-            job.place,
-            job.prompt,
-            predicted[-1].tolist(),
-            gap=gap,
-            margin=margin,
-        ),
+    reading = ResponseFormat(masked.tokenizer, masked.thinking, masked.stop_ids)
+    trace = Trace(
         kind="diffusion",
         token_ids=predicted[-1],
         committed_at=committed_at,
@@ -191,9 +170,10 @@ def _trace(
         confidences=confidence,
         observed=None if observed is None else observed[:n_steps].clone(),
     )
+    return as_completion(reading, job.place, job.prompt, trace, gap=gap, margin=margin)
 
 
-class Reading(NamedTuple):
+class ResponseFormat(NamedTuple):
     """How a response is read."""
 
     tokenizer: Any  # Tokenizer of the model.
@@ -202,24 +182,20 @@ class Reading(NamedTuple):
 
 
 def as_completion(
-    reading: Reading,
+    reading: ResponseFormat,
     place: int,
     prompt: Sequence[int],
-    response: Sequence[int],
+    trace: Trace,
     *,
     gap: float,
     margin: float,
 ) -> Completion:
     """Return a response as a completion, cut at its first stop token.
 
-    Args:
-        reading: How it is read.
-        place: Which prompt it answers.
-        prompt: Tokens of the prompt.
-        response: Tokens of the response, what follows its stop token included.
-        gap: Least lead of a token over the second.
-        margin: Least lead of a position over the first that was left open.
+    `gap`: Least lead of a token over the second.
+    `margin`: Least lead of a position over the first that was left open.
     """
+    response = trace.token_ids.tolist()
     stops = [i for i, token in enumerate(response) if token in reading.stop_ids]
     end = stops[0] if stops else len(response)
     token_ids = (*prompt, *response[:end])
@@ -248,4 +224,5 @@ def as_completion(
         closed=reading.thinking is None or start < template_end,
         min_top2_gap=gap,
         min_margin=margin,
+        trace=trace,
     )

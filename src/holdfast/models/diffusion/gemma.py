@@ -22,14 +22,19 @@ from holdfast.data.chat.thinking import thinking_format
 from holdfast.errors import SettingsError, UnsupportedFamilyError
 from holdfast.models.batching import require_room
 from holdfast.models.decoding.row_state import Completion
-from holdfast.models.decoding.steps import NOTHING, Look, Observe, Trace
-from holdfast.models.diffusion.denoise import Reading, as_completion
+from holdfast.models.decoding.steps import NOTHING, Observe, StepView, Trace
+from holdfast.models.diffusion.denoise import ResponseFormat, as_completion
 from holdfast.models.finite import check_numbers
-from holdfast.models.loading.causal import DtypeName, _check_tokenizer, _device, _dtype
-from holdfast.models.loading.checkpoint import find_whole
-from holdfast.models.loading.families import Family, _check_precision
-from holdfast.models.loading.weights import identify, read_model, read_tokenizer
-from holdfast.models.model import ModelIdentity
+from holdfast.models.loading.checkpoint import find_checkpoint
+from holdfast.models.loading.families import Family, check_precision
+from holdfast.models.loading.parts import (
+    DtypeName,
+    check_tokenizer,
+    choose_device,
+    open_model,
+)
+from holdfast.models.loading.weights import read_tokenizer
+from holdfast.models.model import ModelIdentity, encode
 from holdfast.models.stops import find_stops
 
 MODEL_TYPE, MODEL_CLASS = "diffusion_gemma", "DiffusionGemmaForBlockDiffusion"
@@ -57,7 +62,7 @@ class DiffusionGemma:
     # The norm after the decoder's last block. The encoder has one of its own, which
     # shares its weight and is not this module.
     final_norm: nn.Module
-    reading: Reading  # How its responses are read.
+    reading: ResponseFormat  # How its responses are read.
     canvas_length: int  # Tokens of a canvas.
     max_positions: int  # Longest sequence the model is sound for.
     identity: ModelIdentity  # What a study records about the model.
@@ -72,12 +77,6 @@ def load_diffusion_gemma(
 ) -> DiffusionGemma:
     """Load a DiffusionGemma checkpoint.
 
-    Args:
-        id_or_path: Directory of a model, or a Hub id.
-        revision: Branch, tag or commit on the Hub.
-        device: As in `holdfast.models.loading.causal.load`.
-        dtype: As in `holdfast.models.loading.causal.load`.
-
     Raises:
         InputError: If it names no model, or the model has no tokenizer.
         SettingsError: If the device or the dtype is not to be had.
@@ -85,23 +84,19 @@ def load_diffusion_gemma(
             chat template.
         UnsupportedFamilyError: If it is another model, or this version of
             transformers does not have the class.
-        OfflineError: If it is on the Hub, and the Hub cannot be reached.
     """
-    place = _device(device)
-    checkpoint = find_whole(id_or_path, revision, _family)
-    arithmetic = _dtype(dtype, place, checkpoint.config)
-    tokenizer = read_tokenizer(checkpoint)
-    model = read_model(checkpoint, arithmetic, place).eval()
+    target = choose_device(device)
+    checkpoint = find_checkpoint(id_or_path, revision, _family, whole=True)
+    model, tokenizer, identity = open_model(checkpoint, target, dtype, read_tokenizer)
     check_numbers(model, checkpoint.model_id)
     config = model.config.get_text_config()
-    _check_tokenizer(tokenizer, config.vocab_size, checkpoint.model_id)
-    identity = identify(checkpoint, tokenizer, arithmetic)
+    check_tokenizer(tokenizer, config.vocab_size, checkpoint.model_id)
     thinking = thinking_format(tokenizer)
     stops = find_stops(model, tokenizer, thinking).ids
     return DiffusionGemma(
         model=model,
         final_norm=model.model.decoder.norm,
-        reading=Reading(tokenizer, thinking, stops),
+        reading=ResponseFormat(tokenizer, thinking, stops),
         canvas_length=int(model.config.canvas_length),
         max_positions=int(config.max_position_embeddings),
         identity=identity,
@@ -114,19 +109,15 @@ def denoise_canvases(
     sampling: CanvasSampling,
     *,
     observe: Observe | None = None,
-) -> Iterator[Trace]:
+) -> Iterator[Completion]:
     """Answer prompts one by one, in their order.
 
-    Args:
-        gemma: The model.
-        prompts: Rendered prompts, as text or tokens, each with the seed of its row.
-        sampling: How the loop decodes.
-        observe: Shown every step of the decoder. `states` are those of the canvas
-            that is worked on, `committed` what is accepted at the step, `fresh` what
-            was never accepted before; what is accepted may be given up again.
+    `observe`: Shown every step of the decoder. `states` are those of the canvas that is
+    worked on, `committed` what is accepted at the step, `fresh` what was never accepted
+    before; what is accepted may be given up again.
 
     Returns:
-        An iterator over traces, with steps counted through all canvases.
+        An iterator over completions; steps of a trace count through all canvases.
         `committed_at` is the step from which a token stayed accepted, at the latest
         the last one of its canvas.
 
@@ -144,12 +135,9 @@ def denoise_canvases(
         )
     jobs = []
     for place, (prompt, seed) in enumerate(prompts):
-        ids = prompt
-        if isinstance(prompt, str):
-            tokenizer = gemma.reading.tokenizer
-            ids = tokenizer(prompt, add_special_tokens=False)["input_ids"]
+        ids = encode(gemma.reading.tokenizer, prompt)
         require_room(len(ids), place, gemma.max_positions, sampling.gen_length)
-        jobs.append((place, tuple(int(token) for token in ids), seed))
+        jobs.append((place, ids, seed))
     return (_answer(gemma, *job, sampling, observe) for job in jobs)
 
 
@@ -166,7 +154,7 @@ def _family(config: Mapping[str, Any], source: str) -> Family:
             f"transformers {transformers.__version__}, which does not",
             "Install transformers 5.23 or later.",
         )
-    _check_precision(config, source)
+    check_precision(config, source)
     return Family(MODEL_CLASS)
 
 
@@ -177,7 +165,7 @@ def _answer(
     seed: int,
     sampling: CanvasSampling,
     observe: Observe | None,
-) -> Trace:
+) -> Completion:
     device = gemma.model.device
     bound = transformers.EntropyBoundSamplerConfig(sampling.entropy_bound)
     with (
@@ -199,10 +187,9 @@ def _answer(
         ).sequences
     response = found[0, len(prompt) :].tolist()
     # Choices are draws here, and how close they were is not known.
-    completion = as_completion(
-        gemma.reading, place, prompt, response, gap=0.0, margin=0.0
+    return as_completion(
+        gemma.reading, place, prompt, watch.trace(response), gap=0.0, margin=0.0
     )
-    return watch.trace(completion, response)
 
 
 class Watch:
@@ -247,7 +234,7 @@ class Watch:
         ]
         before = torch.stack(here).any(0) if here else torch.zeros_like(accepted)
         if self.observe is not None:
-            look = Look(
+            look = StepView(
                 kind="diffusion",
                 step=number,
                 rows=torch.zeros(1, dtype=torch.long, device=self.states.device),
@@ -264,13 +251,8 @@ class Watch:
         self.confidences.append(self.sure[0])
         self.accepted.append(accepted)
 
-    def trace(self, completion: Completion, response: Sequence[int]) -> Trace:
-        """Return what was seen as a trace.
-
-        Args:
-            completion: The finished row.
-            response: Tokens of all canvases.
-        """
+    def trace(self, response: Sequence[int]) -> Trace:
+        """Return what was seen as a trace, given the tokens of all canvases."""
         n_steps, width = len(self.drafts), len(self.drafts[0])
         predictions = torch.full((n_steps, len(response)), NOTHING)
         confidences = torch.full((n_steps, len(response)), torch.nan)
@@ -288,7 +270,6 @@ class Watch:
             run = accepted.flip(0).cummin(0).values.sum(0).clamp(min=1)
             settled[(canvas - 1) * width : canvas * width] = steps[-1] + 1 - run
         return Trace(
-            completion=completion,
             kind="diffusion",
             token_ids=tokens,
             committed_at=settled,
@@ -305,11 +286,6 @@ def watching(
 ) -> Iterator[Watch]:
     """Watch a model while the context lasts, and leave it as it was.
 
-    Args:
-        model: The model of transformers.
-        final_norm: The norm of its decoder.
-        observe: Shown every step.
-
     Yields:
         The watch, which `generate` must be given as its streamer.
     """
@@ -325,7 +301,7 @@ def watching(
             (final_norm, watch.see_states),
             (model.lm_head, watch.see_logits),
         ):
-            stack.callback(module.register_forward_hook(hook).remove)
+            stack.enter_context(module.register_forward_hook(hook))
         model._prepare_sampler = prepared
         stack.callback(lambda: delattr(model, "_prepare_sampler"))
         yield watch
