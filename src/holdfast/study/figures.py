@@ -15,15 +15,15 @@ DIGITS = 6
 
 def figure_of(estimate: Estimate) -> dict[str, Any]:
     """Return a figure of the report, rounded to what could ever matter."""
-    made: dict[str, Any] = dict(figure(estimate))
+    rounded: dict[str, Any] = dict(figure(estimate))
     for key in ("value", "low", "high"):
-        if made[key] is not None:
-            made[key] = round(made[key], DIGITS)
+        if rounded[key] is not None:
+            rounded[key] = round(rounded[key], DIGITS)
     if estimate.bounds is not None:
-        made["bounds"] = [round(end, DIGITS) for end in estimate.bounds]
+        rounded["bounds"] = [round(end, DIGITS) for end in estimate.bounds]
     if estimate.n_unjudged:
-        made["unjudged"] = estimate.n_unjudged
-    return made
+        rounded["unjudged"] = estimate.n_unjudged
+    return rounded
 
 
 def null_figures(names: Iterable[str], reason: str) -> dict[str, Any]:
