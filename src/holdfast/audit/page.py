@@ -14,9 +14,11 @@ from holdfast.audit import panel, words
 from holdfast.audit.browse import BrowsedAnswer, browse_context, policy_hash
 from holdfast.audit.compare import compare
 from holdfast.cliff import panel as cliff_panel
-from holdfast.dynamics.panel import StepExample, signal_context
+from holdfast.dynamics import panel as dynamics_panel
+from holdfast.dynamics.panel import StepExample
 from holdfast.evaluate import panel as evaluate_panel
 from holdfast.evaluate.panel import PairedRow
+from holdfast.guard import panel as guard_panel
 from holdfast.heads.panel import head_context, limits
 from holdfast.report import labels, text
 from holdfast.report.schema import (
@@ -31,7 +33,11 @@ from holdfast.report.schema import (
 from holdfast.report.section import Raw, Section, Sentences
 from holdfast.sinks import panel as sinks_panel
 
-PANELS: dict[str, Callable[..., Section]] = {"sinks": sinks_panel.section}
+PANELS: dict[str, Callable[..., Section]] = {
+    "sinks": sinks_panel.section,
+    "signal": dynamics_panel.section,
+    "guard": guard_panel.section,
+}
 """Block of the report to what shows it, in the order of the page."""
 FOOTER = (
     "Every figure on this page is in report.json (holdfast-report/1), with its "
@@ -123,19 +129,22 @@ def render_compare(a: Report, b: Report, paired: Sequence[PairedRow] = ()) -> st
 
 def sections(report: Report, steps: Sequence[StepExample]) -> list[Section]:
     """Return the sections of the methods that a report has a block of, in order."""
-    made = [make(report[key]) for key, make in PANELS.items() if key in report]
-    return [*_older(report, steps), *made]
+    more = {"signal": {"examples": steps}}
+    made = [
+        make(report[key], **more.get(key, {}))
+        for key, make in PANELS.items()
+        if key in report
+    ]
+    return [*_older(report), *made]
 
 
-def _older(report: Report, steps: Sequence[StepExample]) -> list[Section]:
+def _older(report: Report) -> list[Section]:
     """Return the sections that still have a template of their own."""
-    context = head_context(report) | signal_context(report, steps)
+    context = head_context(report)
     made = []
     for key, link, file in (
         ("heads", "Heads", "heads"),
         ("ablation", "Heads off", "heads"),
-        ("signal", "Step by step", "signal"),
-        ("guard", "Detectors", "signal"),
     ):
         if context.get(key):
             module: Any = _environment().get_template(f"{file}.html.j2").module

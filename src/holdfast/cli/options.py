@@ -4,7 +4,6 @@ import datetime
 import re
 import tomllib
 from collections.abc import Callable
-from functools import partial
 from importlib import import_module, resources
 from inspect import Parameter as Kind
 from inspect import Signature
@@ -71,22 +70,30 @@ def add_verb(app: App, name: str, **more: tuple[Any, Any]) -> None:
     flags |= more
     if row.get("loads", True):
         flags["loading"] = (Loading, MODEL)
+    if row["in"] == "new study":
+        flags["output"] = (Output, None)
     flags["json"] = (Json, False)
     defaults = {key: default for key, (_, default) in flags.items()}
 
-    def verb(first: Any, /, **given: Any) -> None:
-        chosen = defaults | given
-        json, loading = chosen.pop("json"), chosen.pop("loading", MODEL)
-        run = with_model if row.get("model") else partial(in_study, model=None)
-        show(
-            json,
-            run(first, loading=loading, stage=row["stage"], **chosen),
-            row["panel"],
-        )
+    def verb(first: Any = DEFAULT_MODEL, /, **given: Any) -> None:
+        chosen = defaults | {"loading": MODEL} | given
+        json, stage, lies = chosen.pop("json"), row["stage"], {}
+        if row["in"] == "no study":
+            found = with_model(first, stage=stage, **chosen)
+        elif row["in"] == "study":
+            found = in_study(first, None, stage=stage, **chosen)
+        else:
+            lies["study"] = chosen.pop("output") or default_study(first)
+            found = in_study(lies["study"], first, stage=stage, **chosen)
+        show(json, found, row["panel"], **lies)
 
     # The program reads the flags off the signature, which is this verb's own.
-    argument = ("model", ModelName) if row.get("model") else ("study", StudyPath)
-    made = [Kind(argument[0], Kind.POSITIONAL_ONLY, annotation=argument[1])]
+    named_study = ("study", StudyPath, Kind.empty)
+    named_model = ("model", ModelName, Kind.empty)
+    any_model = ("model", ModelName, DEFAULT_MODEL)
+    places = {"study": named_study, "no study": named_model, "new study": any_model}
+    word, kind, default = places[row["in"]]
+    made = [Kind(word, Kind.POSITIONAL_ONLY, annotation=kind, default=default)]
     made += [
         Kind(key, Kind.KEYWORD_ONLY, annotation=kind, default=default)
         for key, (kind, default) in flags.items()

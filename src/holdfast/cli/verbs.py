@@ -113,28 +113,6 @@ def audit(
 
 
 @app.command
-def rollout(
-    model: ModelName = DEFAULT_MODEL,
-    /,
-    *,
-    asking: Asking = ROLLOUT,
-    judging: Judging = JUDGE,
-    loading: Loading = MODEL,
-    output: Output = None,
-    json: Json = False,
-) -> None:
-    """Ask every prompt, keep and judge every answer; the first stage of an audit.
-
-    Another judge judges the same answers anew; none is drawn again. For example,
-    `holdfast rollout organism:cliff --limit 60 -o studies/cliff`.
-    """
-    place = output or default_study(model)
-    given = {"settings": asking, "judge": judging}
-    counts = in_study(place, model, loading, "rollout.stage:run", **given)
-    show(json, counts, "audit.panel:counts", study=place)
-
-
-@app.command
 def report(study: StudyPath, /, *, json: Json = False) -> None:
     """Put everything a study has found into report.json and report.html.
 

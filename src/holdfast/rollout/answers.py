@@ -15,7 +15,7 @@ from holdfast.rollout.rows import UNJUDGED, Rollout
 
 
 def rollout_from_completion(
-    question: Question, made: Completion, system_prompt: str | None
+    question: Question, completion: Completion, system_prompt: str | None
 ) -> Rollout:
     """Return the row of a completion that was drawn here."""
     prompt = question.prompt
@@ -33,14 +33,14 @@ def rollout_from_completion(
         prompt=prompt.text,
         sample=question.sample,
         seed=question.seed,
-        thinking=made.thinking,
-        answer=made.answer,
-        token_ids=tuple(made.token_ids),
-        spans=made.spans,
-        finish=made.finish,
-        closed=made.closed,
-        forced_close=made.forced_close,
-        min_top2_gap=made.min_top2_gap,
+        thinking=completion.thinking,
+        answer=completion.answer,
+        token_ids=tuple(completion.token_ids),
+        spans=completion.spans,
+        finish=completion.finish,
+        closed=completion.closed,
+        forced_close=completion.forced_close,
+        min_top2_gap=completion.min_top2_gap,
         verdict=UNJUDGED,
         reason=NOT_YET,
         judge="",
@@ -84,8 +84,8 @@ def rollout_from_file(
         min_margin=math.inf,
     )
     question = Question(row.role, row.prompt, row.sample, 0, (), row.earlier)
-    found = rollout_from_completion(question, made, system_prompt)
-    return replace(found, min_top2_gap=None)
+    row_of_file = rollout_from_completion(question, made, system_prompt)
+    return replace(row_of_file, min_top2_gap=None)
 
 
 def as_asked(rows: Sequence[Rollout]) -> list[dict[str, Any]]:
