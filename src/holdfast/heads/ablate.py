@@ -36,7 +36,7 @@ from holdfast.heads.ranking import Head, parse_heads
 from holdfast.heads.readings import Prompts, choose_prompts, select
 from holdfast.heads.settings import AblateSettings
 from holdfast.judges.exact import exact_number
-from holdfast.models.decoding.generate import generate
+from holdfast.models.decoding.generate import DRAFTED, generate
 from holdfast.models.decoding.row_state import Sampling
 from holdfast.models.interventions import check_heads
 from holdfast.models.model import Adapter
@@ -172,17 +172,13 @@ def _draw(
     ]
     sampling, batch_size = sampling_of(study, work.adapter), session.batch_size
     _tell(session, work, rows, sampling, len(items))
-    groups = [_group(each, settings) for each in work.conditions]
-    # What is not edited is mostly taken over and costs nothing: last, as the time that
-    # all takes is judged by a batch before.
-    groups.sort(key=lambda group: group[1] < 0)
-    place = {group: i for i, group in enumerate(dict.fromkeys(groups))}
+    kinds = [alike(each, settings.renormalise) for each in work.conditions]
+    place = {kind: i for i, kind in enumerate(dict.fromkeys(kinds))}
     longest = max(len(row.token_ids) for row in rows) + 1
 
     def key(item: Item) -> int:
-        # What runs in one call lies together, and in it rows of like length, which
-        # are the same prompts under one condition after the other.
-        first = len(place) - place[_group(item.condition, settings)]
+        # What runs in one call lies together.
+        first = len(place) - place[alike(item.condition, settings.renormalise)]
         return first * longest + len(item.row.token_ids)
 
     drawn_here, meter = "sampling" in study.record("rollout")["settings"], Meter()
@@ -200,7 +196,7 @@ def _draw(
         items,
         name=lambda item: item.name,
         length=key,
-        batch_size=batch_size,
+        batch_size=DRAFTED * batch_size,
         work=lambda batch: answer(
             work.adapter,
             batch,
@@ -216,15 +212,6 @@ def _draw(
         meter=meter,
         cost=cost,
     )
-
-
-def _group(condition: Condition, settings: AblateSettings) -> tuple[str, int]:
-    """Return what shares a batch: one kind of call, and one first block that differs.
-
-    Rows of a batch share their passes up to that block.
-    """
-    layers = [head.layer for head in condition.heads]
-    return alike(condition, settings.renormalise), min(layers, default=-1)
 
 
 def _tell(

@@ -97,7 +97,7 @@ class ModelSettings:
 
     batch_size: Annotated[int | None, Parameter(show_default=False)] = None
     """Rows at once; halved by itself where the memory does not suffice. Default: 32,
-    and up to 128 for a small model."""
+    and up to 256 for a small model."""
 
     thinking: ThinkingMode = "auto"
     """Whether the model thinks: auto (as its chat template has it by default),

@@ -16,7 +16,7 @@ from holdfast.errors import InputError, SettingsError
 from holdfast.models.batching import halving_batches, longest_first
 from holdfast.models.decoding.decoder import Decoder, Job, fits_drafts
 from holdfast.models.decoding.row_state import Completion, Row, Rules, Sampling
-from holdfast.models.interventions import HeadEdit, scale_heads
+from holdfast.models.interventions import HeadEdit, first_layer, scale_heads
 from holdfast.models.model import Adapter
 from holdfast.models.stops import find_stops
 from holdfast.report.progress import Tick
@@ -70,9 +70,18 @@ def generate(
     rules, jobs = prepare(
         adapter, prompts, sampling, stop_ids, edit, drafts, thinking_done=thinking_done
     )
-    ordered = [jobs[i] for i in longest_first([job.read for job in jobs])]
+    at_once = batch_size
+    if any(job.draft for job in jobs):
+        # Rows that end within their drafts leave room for others.
+        jobs, at_once = _like_by_like(jobs, edit), DRAFTED * batch_size
+    else:
+        jobs = [jobs[i] for i in longest_first([job.prompt for job in jobs])]
     batches = halving_batches(
-        lambda batch: _decode(adapter, rules, batch, edit, told), ordered, batch_size
+        lambda batch: _decode(
+            adapter, rules, batch, edit, told, min(batch_size, len(batch))
+        ),
+        jobs,
+        at_once,
     )
     return (completions for completions, _ in batches)
 
@@ -201,6 +210,21 @@ def _job(
     return Job(index, tuple(token_ids), seed, tuple(draft[: own.budget]), own)
 
 
+DRAFTED = 8
+"""How many times as many rows with drafts are taken together: most need no step."""
+
+
+def _like_by_like(jobs: Sequence[Job], edit: HeadEdit | None) -> list[Job]:
+    """Return jobs in an order in which neighbours share most of their first pass."""
+    layers = {}
+    if edit is not None and edit.by_row:
+        layers = {job.place: first_layer(edit.factors[job.place]) for job in jobs}
+    return sorted(
+        jobs,
+        key=lambda job: (layers.get(job.place, 0), -len(job.read), job.read, job.place),
+    )
+
+
 @torch.inference_mode()
 def _decode(
     adapter: Adapter,
@@ -208,21 +232,37 @@ def _decode(
     jobs: Sequence[Job],
     edit: HeadEdit | None,
     told: Callable[[Tick], None] | None,
+    width: int,
 ) -> list[Completion]:
+    """Write rows, of which at most so many are in the cache at a time."""
     finished: list[Row] = []
     told = told or (lambda _: None)
-    with scale_heads(adapter, edit, [job.place for job in jobs]) as live:
-        decoder = Decoder(adapter, rules, jobs, live)
-        if any(job.draft for job in jobs):
-            finished += decoder.check_drafts()
-            read = sum(len(job.read) for job in jobs)
-            told(Tick(len(finished), 0, read, is_prompt=True))
-        while decoder.rows:
+    waiting = list(jobs)
+    drafted = any(job.draft for job in jobs)
+    with scale_heads(adapter, edit) as live:
+        decoder: Decoder | None = None
+        while waiting or decoder is not None:
+            while waiting and (decoder is None or len(decoder.rows) <= width // 2):
+                room = width - len(decoder.rows if decoder else ())
+                chunk, waiting = waiting[:room], waiting[room:]
+                more = Decoder(adapter, rules, chunk, live)
+                if drafted:
+                    ended = more.check_drafts()
+                    read = sum(len(job.read) for job in chunk)
+                    told(Tick(len(ended), 0, read, is_prompt=True))
+                    finished += ended
+                if decoder:
+                    decoder.join(more)
+                elif more.rows:
+                    decoder = more
+            if decoder is None:
+                continue
             read, first = decoder.token_ids.numel(), not decoder.step
             going = sum(decoder.advance().going)
             left = sum(row.finish is None for row in decoder.rows)
             told(Tick(going - left, going, read, is_prompt=first and read > going))
             finished += decoder.drop_finished()
+            decoder = decoder if decoder.rows else None
     completions = {row.index: row.complete() for row in finished}
     return [completions[job.place] for job in jobs]
 

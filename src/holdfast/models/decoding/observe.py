@@ -116,7 +116,7 @@ def _steps(
         return
     finished = [] if finished is None else finished
     number_of = {job.place: number for number, job in enumerate(jobs)}
-    with scale_heads(adapter, edit, [job.place for job in jobs]) as live:
+    with scale_heads(adapter, edit) as live:
         decoder = Decoder(adapter, rules, jobs, live)
         said: dict[int, list[int]] = {job.place: [] for job in jobs}
         while decoder.rows:
