@@ -27,7 +27,7 @@ from tokenizers import Tokenizer
 from tokenizers.models import WordLevel
 from torch.utils.flop_counter import FlopCounterMode
 
-from holdfast.models.decoding.observe import decode
+from holdfast.models.decoding.generate import generate
 from holdfast.models.decoding.row_state import Sampling
 from holdfast.models.decoding.steps import Look, Pooled
 from holdfast.models.diffusion.denoise import denoise
@@ -144,7 +144,7 @@ def _decode(adapter: Any, prompts: Any, observe: Any = None) -> Any:
     # No stop token: every row takes all steps, whatever it says.
     sampling = Sampling(temperature=0, max_thinking=0, max_answer=N_STEPS)
     return list(
-        decode(
+        generate(
             adapter,
             prompts,
             sampling,

@@ -140,13 +140,13 @@ def test_the_signal_while_decoding_is_the_same(watched, denoiser):
         batch_size=3,
         observe=LiveSignal(held, "committed"),
     )
-    for trace in (each for batch in traces for each in batch):
-        row = chosen[trace.completion.index]
-        if trace.completion.min_margin < 1e-5:
+    for drawn in (each for batch in traces for each in batch):
+        row = chosen[drawn.index]
+        if drawn.min_margin < 1e-5:
             continue
-        assert trace.completion.token_ids == row.token_ids
+        assert drawn.token_ids == row.token_ids
         torch.testing.assert_close(
-            torch.sigmoid(trace.observed),
+            torch.sigmoid(drawn.trace.observed),
             torch.sigmoid(found[row.row_id]),
             atol=1e-4,
             rtol=0,

@@ -35,7 +35,7 @@ def test_a_flag_that_can_never_suffice_is_refused_before_anything_is_loaded(
         raise AssertionError("a model was loaded")
 
     monkeypatch.setattr(
-        import_module("holdfast.rollout.session"), "load_speaker", loaded
+        import_module("holdfast.rollout.session"), "load_language_model", loaded
     )
     study = tmp_path / "study"
     assert run(["audit", *flags, "-o", str(study)]) == 2

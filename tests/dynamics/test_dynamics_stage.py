@@ -16,7 +16,7 @@ from holdfast.dynamics.stage import read_signal_file
 from holdfast.dynamics.states import LiveSignal
 from holdfast.errors import InputError
 from holdfast.models import hidden_states
-from holdfast.models.decoding.observe import decode
+from holdfast.models.decoding.generate import generate
 from holdfast.models.decoding.row_state import Sampling
 from holdfast.models.loading.causal import load
 from holdfast.rollout.rows import from_table
@@ -131,17 +131,17 @@ def test_the_signal_while_decoding_is_the_same(watched, thinker):
     held = gauge(read_anchors(watched, PUBLISHED, identity).anchors)
     chosen = list(rows.values())[::60]
     prompts = [(row.token_ids[: row.spans.prompt[1]], row.seed) for row in chosen]
-    traces = decode(
+    traces = generate(
         adapter,
         prompts,
         Sampling(temperature=0.0, max_thinking=64, max_answer=32),
         observe=LiveSignal(held, "committed", "answer"),
     )
     seen = 0
-    for trace in (each for batch in traces for each in batch):
-        row = chosen[trace.completion.index]
-        assert trace.completion.token_ids == row.token_ids
-        live = trace.observed[~trace.observed.isnan()]
+    for drawn in (each for batch in traces for each in batch):
+        row = chosen[drawn.index]
+        assert drawn.token_ids == row.token_ids
+        live = drawn.trace.observed[~drawn.trace.observed.isnan()]
         n = len(row.token_ids) - row.spans.answer[0]
         assert len(live) == min(8, n)
         torch.testing.assert_close(

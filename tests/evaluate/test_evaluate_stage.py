@@ -141,7 +141,7 @@ def test_judging_again_needs_no_model_and_no_drawing(evaluated, tmp_path, monkey
         raise AssertionError("the model was loaded")
 
     monkeypatch.setattr(
-        import_module("holdfast.rollout.session"), "load_speaker", refuse
+        import_module("holdfast.rollout.session"), "load_language_model", refuse
     )
     with serving(lambda body, n: Reply("1\n1\n1")) as server:
         flags = ["--judge", server.url, "--judge-model", "m"]

@@ -46,7 +46,7 @@ def test_a_slice_of_the_projections_input_is_one_head(kind, tokenizer):
     adapter = adapt(model, tokenizer)
     group = HEADS // KV_HEADS
     with torch.no_grad():
-        attention = adapter.attention(0)
+        attention = adapter.attentions[0]
         if kind == "phi3":
             values = attention.qkv_proj.weight[(HEADS + KV_HEADS) * HEAD_WIDTH :]
         else:

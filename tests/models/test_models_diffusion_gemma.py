@@ -115,21 +115,21 @@ def test_what_is_seen_is_the_slow_loop(gemma):
         return look.states
 
     traces = list(denoise_canvases(gemma, PROMPTS, sampling, observe=observe))
-    for row, (trace, (prompt, seed)) in enumerate(zip(traces, PROMPTS, strict=True)):
+    for row, (drawn, (prompt, seed)) in enumerate(zip(traces, PROMPTS, strict=True)):
         with torch.no_grad():
             text, seen = slow_loop(gemma.model, prompt, seed, 5, 4.0)
-        assert trace.token_ids.tolist() == text
-        assert len(seen) == len(trace.observed) == 10
+        assert drawn.trace.token_ids.tolist() == text
+        assert len(seen) == len(drawn.trace.observed) == 10
         masks = torch.stack([accepted for *_, accepted in seen])
         assert 0 < masks.float().mean() < 1
         for step, (states, draft, sure, accepted) in enumerate(seen):
             here = slice(CANVAS * (step // 5), CANVAS * (step // 5 + 1))
-            assert (trace.observed[step] - states).abs().max() < 1e-4
-            assert torch.equal(trace.predictions[step, here], draft)
-            assert (trace.predictions[step, here.stop :] == NOTHING).all()
-            assert (trace.confidences[step, here] - sure).abs().max() < 1e-4
+            assert (drawn.trace.observed[step] - states).abs().max() < 1e-4
+            assert torch.equal(drawn.trace.predictions[step, here], draft)
+            assert (drawn.trace.predictions[step, here.stop :] == NOTHING).all()
+            assert (drawn.trace.confidences[step, here] - sure).abs().max() < 1e-4
             assert torch.equal(looks[10 * row + step], accepted)
-        for position, at in enumerate(trace.committed_at.tolist()):
+        for position, at in enumerate(drawn.trace.committed_at.tolist()):
             canvas, column = divmod(position, CANVAS)
             run = masks[5 * canvas : 5 * canvas + 5, column].tolist()
             expected = 4
@@ -143,9 +143,9 @@ def test_a_row_does_not_depend_on_those_before_it(gemma):
         denoise_canvases(gemma, PROMPTS[1:], SAMPLING, observe=Pooled("committed"))
     )
     _, second = denoise_canvases(gemma, PROMPTS, SAMPLING, observe=Pooled("committed"))
-    assert torch.equal(alone.token_ids, second.token_ids)
-    assert torch.equal(alone.observed, second.observed)
-    assert alone.completion.answer == second.completion.answer
+    assert torch.equal(alone.trace.token_ids, second.trace.token_ids)
+    assert torch.equal(alone.trace.observed, second.trace.observed)
+    assert alone.answer == second.answer
 
 
 def test_the_model_is_left_as_it_was(gemma):

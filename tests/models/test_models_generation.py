@@ -117,11 +117,11 @@ def test_the_batch_is_halved_when_memory_ends(qwen3, monkeypatch):
     expected = _complete(qwen3, prompts, DRAWN, 4)
     sizes = []
 
-    def narrow(adapter, rules, jobs, edit, told):
+    def narrow(adapter, rules, jobs, *others):
         sizes.append(len(jobs))
         if len(jobs) > 2:
             raise torch.OutOfMemoryError("out of memory")
-        return decode(adapter, rules, jobs, edit, told)
+        return decode(adapter, rules, jobs, *others)
 
     decode = decoding_generate._decode
     monkeypatch.setattr(decoding_generate, "_decode", narrow)
@@ -133,9 +133,9 @@ def test_the_batch_is_halved_when_memory_ends(qwen3, monkeypatch):
 def test_stop_tokens_come_from_generation_config_and_tokenizer(qwen3, monkeypatch):
     config = qwen3.model.generation_config
     monkeypatch.setattr(config, "eos_token_id", [3, 4])
-    assert decoding_generate.stop_tokens(qwen3) == {3, 4, qwen3.tokenizer.eos_token_id}
+    assert qwen3.stop_ids == {3, 4, qwen3.tokenizer.eos_token_id}
     monkeypatch.setattr(config, "eos_token_id", 5)
-    assert decoding_generate.stop_tokens(qwen3) == {5, qwen3.tokenizer.eos_token_id}
+    assert qwen3.stop_ids == {5, qwen3.tokenizer.eos_token_id}
 
 
 def test_a_prompt_given_as_text_is_tokenised_as_it_is(qwen3):

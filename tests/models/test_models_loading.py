@@ -16,7 +16,7 @@ from holdfast.errors import (
 from holdfast.models.decoding.generate import generate
 from holdfast.models.decoding.row_state import Sampling
 from holdfast.models.hidden_states import final_states, target_losses
-from holdfast.models.loading import causal as adapter_module
+from holdfast.models.loading import parts
 from holdfast.models.loading import weights as loading_weights
 from holdfast.models.loading.causal import adapt, load
 from holdfast.models.loading.files import weight_files
@@ -203,10 +203,10 @@ def test_half_precision_is_widened_on_the_cpu_unless_asked_for(copy):
 def test_auto_keeps_the_checkpoints_arithmetic_on_an_accelerator():
     gpu = torch.device("cuda")
     config = {"dtype": "bfloat16"}
-    assert adapter_module._dtype("auto", gpu, config) == torch.bfloat16
-    assert adapter_module._dtype("auto", gpu, {}) == torch.float32
+    assert parts.choose_dtype("auto", gpu, config) == torch.bfloat16
+    assert parts.choose_dtype("auto", gpu, {}) == torch.float32
     with pytest.raises(SettingsError, match="float8"):
-        adapter_module._dtype("auto", gpu, {"dtype": "float8_e4m3fn"})
+        parts.choose_dtype("auto", gpu, {"dtype": "float8_e4m3fn"})
 
 
 @pytest.mark.parametrize("device", ["cuda:77", "abacus"])

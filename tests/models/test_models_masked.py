@@ -80,7 +80,7 @@ def modernbert(**changes):
 def _logits(masked, row):
     with torch.no_grad():
         states = masked.base(input_ids=torch.tensor([row])).last_hidden_state
-        return states[0], masked.head(states)[0]
+        return states[0], masked.lm_head(states)[0]
 
 
 @pytest.mark.parametrize(

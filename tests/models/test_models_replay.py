@@ -7,7 +7,7 @@ from holdfast.errors import InputError
 from holdfast.models.diffusion.denoise import denoise
 from holdfast.models.diffusion.replay import Script, replay
 from holdfast.models.diffusion.unmasking import Denoising
-from holdfast.models.loading.load import load_speaker
+from holdfast.models.loading.load import load_language_model
 from holdfast.models.loading.masked import load_masked
 from masked_checkpoints import write_dream, write_llada
 from tiny_models import random_sequences
@@ -39,18 +39,18 @@ def seen(look):
 def decoded(masked, sampler, gen_lengths=None):
     prompts = [(ids, 7 + i) for i, ids in enumerate(random_sequences(LENGTHS))]
     batches = denoise(masked, prompts, sampler, gen_lengths=gen_lengths, observe=seen)
-    traces = [trace for batch in batches for trace in batch]
-    return prompts, sorted(traces, key=lambda trace: trace.completion.index)
+    traces = [drawn for batch in batches for drawn in batch]
+    return prompts, sorted(traces, key=lambda drawn: drawn.index)
 
 
 def scripts_of(prompts, traces):
     return [
         Script(
             tuple(ids),
-            tuple(trace.token_ids.tolist()),
-            tuple(trace.committed_at.tolist()),
+            tuple(drawn.trace.token_ids.tolist()),
+            tuple(drawn.trace.committed_at.tolist()),
         )
-        for (ids, _), trace in zip(prompts, traces, strict=True)
+        for (ids, _), drawn in zip(prompts, traces, strict=True)
     ]
 
 
@@ -60,9 +60,9 @@ def test_the_states_are_those_of_the_decoding(masked, name, batch_size):
     prompts, traces = decoded(masked, SAMPLERS[name])
     scripts = scripts_of(prompts, traces)
     found = replay(masked, scripts, lambda: seen, batch_size=batch_size)
-    for trace, again in zip(traces, found, strict=True):
-        assert again.shape == trace.observed.shape
-        torch.testing.assert_close(again, trace.observed, atol=1e-4, rtol=0)
+    for drawn, again in zip(traces, found, strict=True):
+        assert again.shape == drawn.trace.observed.shape
+        torch.testing.assert_close(again, drawn.trace.observed, atol=1e-4, rtol=0)
 
 
 def test_responses_of_other_lengths_and_order_change_nothing(masked):
@@ -71,11 +71,11 @@ def test_responses_of_other_lengths_and_order_change_nothing(masked):
     scripts = scripts_of(prompts, traces)
     ahead = replay(masked, scripts, lambda: seen)
     back = replay(masked, scripts[::-1], lambda: seen, batch_size=2)[::-1]
-    for trace, one, other in zip(traces, ahead, back, strict=True):
-        n = len(trace.token_ids)
+    for drawn, one, other in zip(traces, ahead, back, strict=True):
+        n = len(drawn.trace.token_ids)
         for again in (one, other):
             torch.testing.assert_close(
-                again[:, :n], trace.observed[:, :n], atol=1e-4, rtol=0
+                again[:, :n], drawn.trace.observed[:, :n], atol=1e-4, rtol=0
             )
 
 
@@ -95,5 +95,5 @@ def test_parts_that_do_not_fit_together_are_refused(masked):
 
 
 def test_a_model_is_loaded_as_its_configuration_says(tmp_path, saved):
-    assert type(load_speaker(write_llada(tmp_path))).__name__ == "MaskedModel"
-    assert type(load_speaker(saved)).__name__ == "Adapter"
+    assert type(load_language_model(write_llada(tmp_path))).__name__ == "MaskedModel"
+    assert type(load_language_model(saved)).__name__ == "Adapter"

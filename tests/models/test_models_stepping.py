@@ -8,8 +8,7 @@ import pytest
 import torch
 
 from holdfast.errors import InputError, SettingsError
-from holdfast.models.decoding.generate import generate
-from holdfast.models.decoding.observe import decode, decoding_steps
+from holdfast.models.decoding.generate import decoding_steps, generate
 from holdfast.models.decoding.row_state import Sampling
 from holdfast.models.decoding.steps import NOTHING, Look, Pooled
 from holdfast.models.diffusion.denoise import denoise, denoising_steps
@@ -49,8 +48,8 @@ def writer():
 
 
 def by_prompt(batches):
-    traces = [trace for batch in batches for trace in batch]
-    return sorted(traces, key=lambda trace: trace.completion.index)
+    traces = [drawn for batch in batches for drawn in batch]
+    return sorted(traces, key=lambda drawn: drawn.index)
 
 
 # A slow masked-diffusion loop after LLaDA's generate.py: one prompt, all positions.
@@ -118,31 +117,33 @@ def test_diffusion_is_the_slow_loop(family, name, request):
     masked, sampler = request.getfixturevalue(family), SAMPLERS[name]
     reference = {"llada": llada_reference, "dream": dream_reference}[family]
     traces = by_prompt(denoise(masked, prompts(), sampler, observe=lambda k: k.states))
-    for trace, (prompt, _) in zip(traces, prompts(), strict=True):
+    for drawn, (prompt, _) in zip(traces, prompts(), strict=True):
         shift = family == "dream"
         text, seen = slow_diffusion(reference, prompt, sampler, shift=shift)
-        assert trace.completion.min_top2_gap > 1e-5
-        assert trace.completion.min_margin > 1e-6
-        assert trace.token_ids.tolist() == text
-        assert trace.n_steps == len(seen) == sampler.steps
+        assert drawn.min_top2_gap > 1e-5
+        assert drawn.min_margin > 1e-6
+        assert drawn.trace.token_ids.tolist() == text
+        assert drawn.trace.n_steps == len(seen) == sampler.steps
         for step, (states, shown, confidence, committed, _) in enumerate(seen):
-            assert (trace.observed[step, : len(states)] - states).abs().max() < 1e-4
-            assert trace.predictions[step].tolist() == shown
+            assert (
+                drawn.trace.observed[step, : len(states)] - states
+            ).abs().max() < 1e-4
+            assert drawn.trace.predictions[step].tolist() == shown
             expected = torch.tensor(confidence)
             assert torch.allclose(
-                trace.confidences[step], expected, atol=1e-4, equal_nan=True
+                drawn.trace.confidences[step], expected, atol=1e-4, equal_nan=True
             )
-            assert (trace.committed_ids(step) != NOTHING).tolist() == committed
+            assert (drawn.trace.committed_ids(step) != NOTHING).tolist() == committed
 
 
 def test_left_to_right_sampling_still_attends_to_the_masks_that_follow(llada):
     sampler = SAMPLERS["left to right"]
     prompt = prompts()[0]
-    [[trace]] = denoise(llada, [prompt], sampler)
-    assert trace.committed_at.tolist() == list(range(GEN))
+    [[drawn]] = denoise(llada, [prompt], sampler)
+    assert drawn.trace.committed_at.tolist() == list(range(GEN))
     # With fewer masks after it, the first token is another one, or less or more sure.
     [[shorter]] = denoise(llada, [prompt], sampler_of(4))
-    assert abs(float(trace.confidence[0] - shorter.confidence[0])) > 1e-3
+    assert abs(float(drawn.trace.confidence[0] - shorter.trace.confidence[0])) > 1e-3
 
 
 def sampler_of(length):
@@ -183,12 +184,12 @@ def test_the_batch_changes_nothing(llada, name):
         for size in (1, 4)
     )
     for one, other in zip(alone, together, strict=True):
-        assert one.completion.min_top2_gap > 1e-5
-        assert one.completion.min_margin > 1e-6
-        assert torch.equal(one.predictions, other.predictions)
-        assert torch.equal(one.committed_at, other.committed_at)
-        assert (one.observed - other.observed).abs().max() < 1e-4
-        assert one.completion.answer == other.completion.answer
+        assert one.min_top2_gap > 1e-5
+        assert one.min_margin > 1e-6
+        assert torch.equal(one.trace.predictions, other.trace.predictions)
+        assert torch.equal(one.trace.committed_at, other.trace.committed_at)
+        assert (one.trace.observed - other.trace.observed).abs().max() < 1e-4
+        assert one.answer == other.answer
 
 
 def test_padding_that_is_attended_to_would_show(llada, monkeypatch):
@@ -200,7 +201,7 @@ def test_padding_that_is_attended_to_would_show(llada, monkeypatch):
         llada.base, "forward", lambda input_ids, **_: forward(input_ids)
     )
     traces = by_prompt(denoise(llada, prompts(), sampler, observe=lambda k: k.states))
-    assert (traces[0].observed - alone.observed).abs().max() > 1e-2
+    assert (traces[0].trace.observed - alone.trace.observed).abs().max() > 1e-2
 
 
 def test_guidance_shows_the_states_with_the_prompt(llada):
@@ -239,15 +240,15 @@ def test_rows_of_other_seeds_are_other_rows(llada):
     rows = [(prompt, seed) for seed in range(60)]
     sampler = Denoising(gen_length=3, steps=3, remasking="random")
     orders = [
-        tuple(trace.committed_at.tolist())
-        for trace in by_prompt(denoise(llada, rows, sampler, batch_size=60))
+        tuple(drawn.trace.committed_at.tolist())
+        for drawn in by_prompt(denoise(llada, rows, sampler, batch_size=60))
     ]
     assert len(set(orders)) == 6
     assert max(map(orders.count, set(orders))) < 24
     sampler = Denoising(gen_length=3, steps=1, temperature=3.0)
     texts = {
-        tuple(trace.token_ids.tolist())
-        for trace in by_prompt(denoise(llada, rows, sampler, batch_size=60))
+        tuple(drawn.trace.token_ids.tolist())
+        for drawn in by_prompt(denoise(llada, rows, sampler, batch_size=60))
     }
     assert len(texts) > 50
 
@@ -269,13 +270,15 @@ def test_a_threshold_commits_to_what_is_above_it_and_never_to_nothing(llada):
             expected = confidence > 0.1
             expected[int(confidence.argmax())] = True
             assert torch.equal(fresh, expected), (step.number, place)
-    counts = {len(t.confidences) for t in by_prompt(denoise(llada, prompts(), sampler))}
+    counts = {
+        len(t.trace.confidences) for t in by_prompt(denoise(llada, prompts(), sampler))
+    }
     assert len(counts) > 1
     greedy = Denoising(gen_length=GEN, steps=None, threshold=0.999)
     [[slow]] = denoise(llada, prompts()[:1], greedy)
     best = SAMPLERS["one block"].__class__(gen_length=GEN, steps=GEN)
     [[one]] = denoise(llada, prompts()[:1], best)
-    assert torch.equal(slow.committed_at, one.committed_at)
+    assert torch.equal(slow.trace.committed_at, one.trace.committed_at)
 
 
 # Left to right.
@@ -308,7 +311,7 @@ def test_left_to_right_steps_are_the_slow_loop(writer, stops, batch_size):
     observed |= {p: Pooled(p) for p in ("producing", "committed")}
     for name, observe in observed.items():
         traces = by_prompt(
-            decode(
+            generate(
                 writer,
                 prompts(),
                 GREEDY,
@@ -317,22 +320,22 @@ def test_left_to_right_steps_are_the_slow_loop(writer, stops, batch_size):
                 observe=observe,
             )
         )
-        for trace, (prompt, _) in zip(traces, prompts(), strict=True):
+        for drawn, (prompt, _) in zip(traces, prompts(), strict=True):
             said, hidden = slow_writing(writer, prompt, 10, stops)
-            assert trace.completion.min_top2_gap > 1e-4
-            assert trace.token_ids.tolist() == said
+            assert drawn.min_top2_gap > 1e-4
+            assert drawn.trace.token_ids.tolist() == said
             for step, states in enumerate(hidden):
                 expected = states[-1]
                 if name == "producing":
                     expected = states[len(prompt) - 1 :].mean(0)
                 elif name == "committed" and step:
                     expected = states[len(prompt) :].mean(0)
-                assert (trace.observed[step] - expected).abs().max() < 1e-4
-                assert trace.draft(step)[: step + 1].tolist() == said[: step + 1]
-                assert (trace.draft(step)[step + 1 :] == NOTHING).all()
+                assert (drawn.trace.observed[step] - expected).abs().max() < 1e-4
+                assert drawn.trace.draft(step)[: step + 1].tolist() == said[: step + 1]
+                assert (drawn.trace.draft(step)[step + 1 :] == NOTHING).all()
                 with torch.no_grad():
                     sure = float(writer.model.lm_head(states[-1]).softmax(-1).max())
-                assert abs(float(trace.confidence[step]) - sure) < 1e-4
+                assert abs(float(drawn.trace.confidence[step]) - sure) < 1e-4
 
 
 def test_traces_hold_what_generate_returns(writer, stops):
@@ -344,26 +347,30 @@ def test_traces_hold_what_generate_returns(writer, stops):
     ]
     traces = [
         t
-        for batch in decode(writer, prompts(), sampling, stop_ids=stops)
+        for batch in generate(
+            writer, prompts(), sampling, stop_ids=stops, observe=Pooled("committed")
+        )
         for t in batch
     ]
-    assert [trace.completion for trace in traces] == plain
+    assert traces == plain
 
 
 def test_steps_come_one_by_one_and_end_with_the_rows(writer, stops):
     steps = list(decoding_steps(writer, prompts(), GREEDY, stop_ids=stops))
     assert [step.number for step in steps] == list(range(len(steps)))
-    traces = by_prompt(decode(writer, prompts(), GREEDY, stop_ids=stops))
-    assert len(steps) == max(trace.n_steps for trace in traces)
+    traces = by_prompt(
+        generate(writer, prompts(), GREEDY, stop_ids=stops, observe=Pooled("committed"))
+    )
+    assert len(steps) == max(drawn.trace.n_steps for drawn in traces)
     for step in steps:
         for row, place in enumerate(step.places):
-            trace = traces[place]
+            drawn = traces[place]
             ids = step.committed_ids[row]
-            expected = trace.committed_ids(step.number)
+            expected = drawn.trace.committed_ids(step.number)
             assert (
                 ids[ids != NOTHING].tolist() == expected[expected != NOTHING].tolist()
             )
-            assert bool(step.fresh[row].any()) == (step.number < trace.n_steps)
+            assert bool(step.fresh[row].any()) == (step.number < drawn.trace.n_steps)
     first = decoding_steps(writer, prompts(), GREEDY, stop_ids=stops)
     assert next(first).number == 0
 
@@ -374,27 +381,29 @@ def test_the_answer_alone_can_be_pooled():
     for name in ("producing", "committed"):
         both = [Pooled(name), Pooled(name, "answer")]
         raw = by_prompt(
-            decode(thinker, prompts(), sampling, observe=lambda k: k.states[:, 0])
+            generate(thinker, prompts(), sampling, observe=lambda k: k.states[:, 0])
         )
         traces = by_prompt(
-            decode(
+            generate(
                 thinker,
                 prompts(),
                 sampling,
                 observe=lambda k, both=both: torch.stack([pool(k) for pool in both], 1),
             )
         )
-        for trace, single in zip(traces, raw, strict=True):
-            start = trace.completion.spans.answer[0] - trace.completion.spans.prompt[1]
-            assert trace.completion.forced_close
+        for drawn, single in zip(traces, raw, strict=True):
+            start = drawn.spans.answer[0] - drawn.spans.prompt[1]
+            assert drawn.forced_close
             assert start > 4
-            assert trace.observed[:start, 1].isnan().all()
-            states, answer = single.observed, trace.observed[start:, 1]
+            assert drawn.trace.observed[:start, 1].isnan().all()
+            states, answer = single.trace.observed, drawn.trace.observed[start:, 1]
             for step in range(len(answer)):
                 first = start + (name == "committed" and step > 0)
                 expected = states[first : start + step + 1].mean(0)
                 assert (answer[step] - expected).abs().max() < 1e-4
-            assert not torch.allclose(trace.observed[-1, 0], trace.observed[-1, 1])
+            assert not torch.allclose(
+                drawn.trace.observed[-1, 0], drawn.trace.observed[-1, 1]
+            )
 
 
 # Pooling, in closed form.
@@ -436,7 +445,7 @@ def test_pooling_in_closed_form():
 
 def test_masked_positions_do_not_exist_left_to_right(writer):
     with pytest.raises(SettingsError, match="`committed` or `producing`"):
-        list(decode(writer, prompts(), GREEDY, observe=Pooled("all_response")))
+        list(generate(writer, prompts(), GREEDY, observe=Pooled("all_response")))
 
 
 # What a response is, and what is refused.
@@ -447,35 +456,35 @@ def test_a_response_is_cut_at_its_stop_token():
     masked = adapt_masked(model, tiny_tokenizer(PLAIN_TEMPLATE))
     sampler = Denoising(gen_length=GEN, steps=4)
     [[free]] = denoise(masked, prompts()[:1], sampler)
-    assert free.completion.finish == "length"
+    assert free.finish == "length"
     with torch.no_grad():
         # The stop token is now what the third predicted token was.
-        wanted = int(free.token_ids[2])
+        wanted = int(free.trace.token_ids[2])
         rows = model.lm_head.weight[[wanted, 257]].clone()
         model.lm_head.weight[[257, wanted]] = rows
     [[cut]] = denoise(masked, prompts()[:1], sampler)
-    assert cut.token_ids[2] == 257
-    completion = cut.completion
+    assert cut.trace.token_ids[2] == 257
+    completion = cut
     assert completion.finish == "stop"
     assert len(completion.token_ids) == LENGTHS[0] + 3
     assert completion.spans.answer == (LENGTHS[0], LENGTHS[0] + 2)
-    kept = masked.tokenizer.decode(cut.token_ids[:2], skip_special_tokens=True)
+    kept = masked.tokenizer.decode(cut.trace.token_ids[:2], skip_special_tokens=True)
     assert completion.answer == kept
-    assert len(cut.token_ids) == GEN
+    assert len(cut.trace.token_ids) == GEN
 
 
 def test_the_mask_is_never_predicted(llada):
     weight = llada.model.lm_head.weight
     [[before]] = denoise(llada, prompts()[:1], SAMPLERS["one block"])
-    favourite = int(before.predictions[0, 0])
+    favourite = int(before.trace.predictions[0, 0])
     kept = weight[MASK].clone()
     with torch.no_grad():
         weight[MASK] = 2 * weight[favourite]
         try:
-            [[trace]] = denoise(llada, prompts()[:1], SAMPLERS["one block"])
+            [[drawn]] = denoise(llada, prompts()[:1], SAMPLERS["one block"])
         finally:
             weight[MASK] = kept
-    assert torch.equal(trace.predictions, before.predictions)
+    assert torch.equal(drawn.trace.predictions, before.trace.predictions)
 
 
 @pytest.mark.parametrize(

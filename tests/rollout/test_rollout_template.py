@@ -14,7 +14,7 @@ import tiny_thinker
 from holdfast.cli.app import run
 from holdfast.data.chat import rendering
 from holdfast.data.chat.rendering import Rendering
-from holdfast.models.decoding.generate import generate, stop_tokens
+from holdfast.models.decoding.generate import generate
 from holdfast.models.decoding.row_state import Sampling
 from holdfast.models.loading.causal import load
 from holdfast.rollout.questions import answer_notes
@@ -158,7 +158,7 @@ def running_on(thinker, tmp_path):
 def test_answers_stop_where_the_template_ends_a_turn(running_on, thinker, capsys):
     adapter, usual = load(running_on), load(thinker)
     assert adapter.tokenizer.eos_token == "<|pad|>"
-    assert stop_tokens(adapter) == {0, 2}
+    assert adapter.stop_ids == {0, 2}
     prompt = "<|begin|><|user|>How do I paint a boat?<|assistant|><think>\n"
     sampling = Sampling(temperature=0, max_thinking=64, max_answer=48)
     rows = [

@@ -19,7 +19,7 @@ from holdfast.errors import AdapterError, EvidenceError, InputError, ModelError
 from holdfast.evaluate.compare import pair
 from holdfast.evaluate.panel import EVALUATED, TABLE, is_evaluated
 from holdfast.heads import ablate, rank
-from holdfast.models.model import Adapter, Proof
+from holdfast.models.model import Adapter, MaskedModel, Proof
 from holdfast.report.schema import Curve, Example, validate
 from holdfast.rollout import stage as rollout_stage
 from holdfast.rollout.questions import template_notes
@@ -129,7 +129,7 @@ def check_model(session: Session) -> dict[str, Any]:
     if isinstance(speaker, Adapter):
         heads = {"heads": speaker.n_heads, "head_width": speaker.head_width}
         parts = {"layers": speaker.n_layers, **heads, **parts}
-    else:
+    if isinstance(speaker, MaskedModel):
         parts["mask_token_id"] = speaker.mask_id
     return {
         "model": session.model_record(),

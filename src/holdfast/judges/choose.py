@@ -11,7 +11,7 @@ from holdfast.judges import degenerate
 from holdfast.judges.base import Exchange, Judge, JudgeIdentity
 from holdfast.judges.rules import language, phrases, reading, rules, tone
 from holdfast.judges.verdict import Verdict
-from holdfast.models.loading.causal import DtypeName
+from holdfast.models.loading.parts import DtypeName
 
 RULES = "rules"
 GUARD = "guard:"

@@ -31,7 +31,7 @@ from holdfast.judges.base import (
 )
 from holdfast.judges.guard_templates import GuardTemplate, guard_template
 from holdfast.judges.verdict import Outcome, Verdict
-from holdfast.models.loading.causal import DtypeName
+from holdfast.models.loading.parts import DtypeName
 from holdfast.models.scoring import Reply, Scorer, load_scorer, replies
 
 VERSION = "2"

@@ -2,7 +2,7 @@
 
 import gc
 from collections.abc import Callable, Iterator, Sequence
-from typing import Literal, NamedTuple, TypeVar
+from typing import Any, Literal, NamedTuple, TypeVar
 
 import torch
 from jaxtyping import Bool, Int
@@ -23,14 +23,15 @@ class Batch(NamedTuple):
     mask: Bool[Tensor, "example position"]  # True at real tokens.
     side: Side  # Where the padding is.
 
-    def inputs(self) -> dict[str, Tensor]:
+    def inputs(self, *, two_way: bool = False) -> dict[str, Any]:
         """Return the arguments for a forward pass over this batch.
 
         Causal attention never looks to the right, so padding on the right needs no
-        mask, and attention without a mask is the fast path. Padding on the left
-        needs the mask and positions that count real tokens.
+        mask, and attention without a mask is the fast path. Other padding, and any
+        with `two_way` attention, needs the mask and positions of the real tokens.
         """
-        if self.side == "right" or bool(self.mask.all()):
+        unmasked = self.side == "right" and not two_way
+        if unmasked or bool(self.mask.all()):
             return {"input_ids": self.token_ids}
         return {
             "input_ids": self.token_ids,
@@ -118,13 +119,8 @@ def halving_batches(
 ) -> Iterator[tuple[list[R], int]]:
     """Apply a function batch by batch, halving the batch when memory runs out.
 
-    Args:
-        function: From a batch of items to one result an item.
-        items: In the order in which they are to be batched.
-        batch_size: Size to begin with.
-
-    Yields:
-        The results of a batch, in order, and the batch size that is in use.
+    The function returns one result per item. Yields the results of a batch, in order,
+    and the batch size that is in use.
 
     Raises:
         SettingsError: If the batch size is not positive.
@@ -166,22 +162,31 @@ def _try(
     return None
 
 
-def with_batch_halving(
-    function: Callable[[Sequence[T]], list[R]], items: Sequence[T], batch_size: int
-) -> tuple[list[R], int]:
-    """Apply a function to all items, halving the batch when memory runs out.
+def batched(
+    function: Callable[[Sequence[int]], list[R]],
+    sequences: Sequence[Sequence[int]],
+    batch_size: int,
+) -> list[R]:
+    """Apply a function to batches of sequences, by their indices, longest first.
 
-    Args:
-        function: From a batch of items to one result an item.
-        items: In the order in which they are to be batched.
-        batch_size: Size to begin with.
-
-    Returns:
-        The results in the order of the items, and the batch size at the end.
+    Batches are halved when memory runs out; results are in the order of `sequences`.
 
     Raises:
         SettingsError: If the batch size is not positive.
-        EnvironmentProblem: If a single item does not fit in memory.
+        EnvironmentProblem: If a single sequence does not fit in memory.
+    """
+    order = longest_first(sequences)
+    results, _ = with_batch_halving(function, order, batch_size)
+    by_index = dict(zip(order, results, strict=True))
+    return [by_index[index] for index in range(len(sequences))]
+
+
+def with_batch_halving(
+    function: Callable[[Sequence[T]], list[R]], items: Sequence[T], batch_size: int
+) -> tuple[list[R], int]:
+    """Apply a function to all items (see `halving_batches`).
+
+    Returns the results in the order of the items, and the batch size at the end.
     """
     results: list[R] = []
     for batch, size in halving_batches(function, items, batch_size):

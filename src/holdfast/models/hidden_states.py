@@ -256,7 +256,7 @@ def _reduce_batch(
         found.append(reduce(states, batch.mask))
 
     with torch.inference_mode(), watched(adapter, site, read):
-        adapter.base(**batch.inputs(), use_cache=False)
+        adapter.states(batch)
     (reduced,) = found
     if isinstance(reduced, Tensor):
         return reduced.to("cpu")
@@ -329,7 +329,7 @@ def target_losses(
     def read_batch(rows: Sequence[int]) -> list[float]:
         batch = pad([sequences[row] for row in rows], "right", adapter.device)
         with torch.inference_mode():
-            states = adapter.base(**batch.inputs(), use_cache=False).last_hidden_state
+            states = adapter.states(batch)
             return [
                 _loss(adapter, states[place], sequences[row], targets[row])
                 for place, row in enumerate(rows)
@@ -410,7 +410,7 @@ def read_windows(
                 found.append(reduce(part[end - counts[row] : end]))
 
         with torch.inference_mode(), watched(adapter, site, read):
-            adapter.base(**batch.inputs(), use_cache=False)
+            adapter.states(batch)
         # Copied outside inference mode: the results are ordinary tensors.
         copies = [each.to("cpu").clone() for each in found]
         for row, copy in zip(rows, copies, strict=True):

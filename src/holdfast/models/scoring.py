@@ -24,9 +24,9 @@ from holdfast.models.batching import (
     with_batch_halving,
 )
 from holdfast.models.finite import check_finite, check_numbers
-from holdfast.models.loading.causal import DtypeName, _device, _dtype
 from holdfast.models.loading.checkpoint import Checkpoint, find_whole
 from holdfast.models.loading.families import Family, names_in
+from holdfast.models.loading.parts import DtypeName, choose_device, choose_dtype
 from holdfast.models.loading.weights import identify, read_model, read_tokenizer
 from holdfast.models.model import ModelIdentity
 
@@ -101,9 +101,9 @@ def load_scorer(
         ModelError: If weights are missing, damaged or do not fit the configuration.
         OfflineError: If it is on the Hub, and the Hub cannot be reached.
     """
-    place = _device(device)
+    place = choose_device(device)
     checkpoint = _find(str(id_or_path), revision)
-    arithmetic = _dtype(dtype, place, checkpoint.config)
+    arithmetic = choose_dtype(dtype, place, checkpoint.config)
     tokenizer = read_tokenizer(checkpoint)
     kind = getattr(transformers, checkpoint.family.causal_class)
     # Models that cap their attention scores have no fused attention.

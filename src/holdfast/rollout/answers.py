@@ -8,7 +8,7 @@ from holdfast.judges.base import Exchange, screen_exact
 from holdfast.judges.exact import is_correct
 from holdfast.judges.rules.rules import judge
 from holdfast.models.decoding.row_state import Completion
-from holdfast.models.loading.load import Speaker
+from holdfast.models.model import LanguageModel
 from holdfast.rollout.imported import Imported, Understood
 from holdfast.rollout.questions import Question
 from holdfast.rollout.rows import Rollout, Turn
@@ -53,7 +53,7 @@ def drawn(question: Question, made: Completion, system_prompt: str | None) -> Ro
 
 
 def imported(
-    each: Imported, said: Understood, adapter: Speaker, system_prompt: str | None
+    each: Imported, said: Understood, adapter: LanguageModel, system_prompt: str | None
 ) -> Rollout:
     """Return the judged row of a completion that was made elsewhere.
 

@@ -12,8 +12,7 @@ from holdfast.errors import InputError
 from holdfast.models.decoding.generate import longest_prompt
 from holdfast.models.decoding.row_state import Completion, Sampling
 from holdfast.models.diffusion.unmasking import Denoising
-from holdfast.models.loading.load import Speaker
-from holdfast.models.model import Adapter, MaskedModel
+from holdfast.models.model import Adapter, LanguageModel, MaskedModel
 from holdfast.models.stops import find_stops
 from holdfast.rollout.prompts import Asked, row_seed
 from holdfast.rollout.rows import Turn
@@ -86,7 +85,7 @@ def _given(value: float | None) -> float:
 
 
 def questions(
-    adapter: Speaker, asked: Asked, settings: RolloutSettings
+    adapter: LanguageModel, asked: Asked, settings: RolloutSettings
 ) -> list[Question]:
     """Render and tokenise every prompt, once for each sample."""
     return [
@@ -98,7 +97,7 @@ def questions(
 
 
 def questions_of(
-    adapter: Speaker, role: str, prompt: Prompt, settings: RolloutSettings
+    adapter: LanguageModel, role: str, prompt: Prompt, settings: RolloutSettings
 ) -> list[Question]:
     """Render and tokenise one prompt, once for each sample."""
     first = (*prompt.earlier, prompt.text)[0]
@@ -128,7 +127,7 @@ def questions_of(
     ]
 
 
-def prompt_notes(adapter: Speaker, asked: Asked) -> list[str]:
+def prompt_notes(adapter: LanguageModel, asked: Asked) -> list[str]:
     """Return notes for the user on how prompts were rendered and tokenised."""
     notes = template_notes(adapter)
     texts = [prompt.said for role in ROLES for prompt in asked.prompts[role]]
@@ -143,7 +142,7 @@ def prompt_notes(adapter: Speaker, asked: Asked) -> list[str]:
     return notes
 
 
-def template_notes(adapter: Speaker) -> list[str]:
+def template_notes(adapter: LanguageModel) -> list[str]:
     """Return what the user has to know of a model's chat template."""
     notes = []
     date = rendering_record(adapter.tokenizer)["date"]
@@ -165,7 +164,7 @@ def template_notes(adapter: Speaker) -> list[str]:
 
 
 def first_words(
-    adapter: Speaker, token_ids: Sequence[int], spans: Spans, closed: bool
+    adapter: LanguageModel, token_ids: Sequence[int], spans: Spans, closed: bool
 ) -> str:
     """Return how an answer begins, special tokens included.
 
@@ -176,7 +175,7 @@ def first_words(
     return str(adapter.tokenizer.decode(first, skip_special_tokens=False))
 
 
-def answer_notes(adapter: Speaker, openings: Sequence[str]) -> list[str]:
+def answer_notes(adapter: LanguageModel, openings: Sequence[str]) -> list[str]:
     """Return what the user has to know of how answers begin.
 
     `openings`: The `first_words` of each answer.
@@ -200,7 +199,7 @@ class Fitting(NamedTuple):
 
 
 def fit_context(
-    speaker: Speaker, asked: Sequence[Question], how: Sampling | Denoising
+    speaker: LanguageModel, asked: Sequence[Question], how: Sampling | Denoising
 ) -> Fitting:
     """Leave out, and name, the questions that leave no room for an answer.
 
@@ -228,7 +227,7 @@ def fit_context(
     return Fitting(fitting, notes)
 
 
-def room_for_prompt(speaker: Speaker, how: Sampling | Denoising) -> int:
+def room_for_prompt(speaker: LanguageModel, how: Sampling | Denoising) -> int:
     """Return how many tokens a prompt may have, for an answer to fit behind it."""
     if isinstance(how, Denoising):
         return speaker.max_positions - how.gen_length
@@ -269,7 +268,7 @@ BEHIND_A_TURN = 64
 
 
 def converse(
-    speaker: Speaker,
+    speaker: LanguageModel,
     questions: Sequence[Question],
     draw: Callable[[list[Question]], Answered],
     *,
@@ -300,7 +299,10 @@ def converse(
 
 
 def _after(
-    speaker: Speaker, question: Question, made: Completion, system_prompt: str | None
+    speaker: LanguageModel,
+    question: Question,
+    made: Completion,
+    system_prompt: str | None,
 ) -> Question:
     """Return the next turn of a conversation, behind the answer to this one."""
     turn = Turn(question.asked, made.thinking, made.answer, made.finish)

@@ -9,7 +9,6 @@ import pyarrow as pa
 from holdfast.errors import InputError, SettingsError
 from holdfast.models.decoding.generate import generate
 from holdfast.models.decoding.row_state import Completion, Drafting, Sampling
-from holdfast.models.decoding.steps import Trace
 from holdfast.models.diffusion.denoise import denoise
 from holdfast.models.diffusion.unmasking import Denoising
 from holdfast.models.interventions import HeadEdit
@@ -282,18 +281,21 @@ def answers(
     batch_size: int,
 ) -> Iterator[list[Completion]]:
     """Yield batches of answers with the steps by which they came about."""
-    for traces in denoise(masked, prompts, sampler, batch_size=batch_size):
-        yield [_with_steps(trace) for trace in traces]
+    for completions in denoise(masked, prompts, sampler, batch_size=batch_size):
+        yield [_with_steps(each) for each in completions]
 
 
-def _with_steps(trace: Trace) -> Completion:
-    drafts = [] if trace.predictions is None else trace.predictions.tolist()
+def _with_steps(completion: Completion) -> Completion:
+    """Keep of a trace what is written down: the rest of it is large."""
+    trace = completion.trace
+    assert trace is not None
+    assert trace.predictions is not None
     drafting = Drafting(
         tuple(trace.token_ids.tolist()),
         tuple(trace.committed_at.tolist()),
-        tuple(tuple(draft) for draft in drafts),
+        tuple(tuple(draft) for draft in trace.predictions.tolist()),
     )
-    return replace(trace.completion, drafting=drafting)
+    return replace(completion, drafting=drafting, trace=None)
 
 
 def with_steps(rows: pa.Table, made: Mapping[str, Completion]) -> pa.Table:

@@ -18,12 +18,11 @@ from holdfast.data.chat.rendering import (
 )
 from holdfast.errors import InputError, SettingsError, UnsupportedFamilyError
 from holdfast.models.loading.load import (
-    Speaker,
     fingerprint_source,
     fingerprints,
-    load_speaker,
+    load_language_model,
 )
-from holdfast.models.model import Adapter, MaskedModel
+from holdfast.models.model import Adapter, LanguageModel
 from holdfast.report.progress import Progress, Silent
 from holdfast.rollout.memory import cache_bytes
 from holdfast.rollout.prompts import Given
@@ -34,8 +33,8 @@ ORGANISM = "organism:"
 SMALL = 20_000_000
 """Parameters below which one thread is the fastest."""
 HEAP, FREED = 1 << 26, 1 << 30
-"""For a small model: bytes from which on a tensor is given back to the system as soon as
-it is freed, and bytes of freed memory that are kept."""
+"""For a small model: bytes from which on a tensor is given back to the system once it
+is freed, and bytes of freed memory that are kept."""
 DENOISED, DENOISED_SMALL = 16, 64
 """Rows at once of a masked-diffusion model, which has no cache; of a small one."""
 MEMORY, LENGTH = 1 << 30, 1024
@@ -56,7 +55,7 @@ class Session:
 
     def __init__(
         self,
-        model: str | Speaker,
+        model: str | LanguageModel,
         settings: ModelSettings | None = None,
         progress: Progress | None = None,
         given: Given | None = None,
@@ -147,7 +146,7 @@ class Session:
             set_rendering(tokenizer, replace(rendering_of(tokenizer), date=known))
 
     @property
-    def speaker(self) -> Speaker:
+    def speaker(self) -> LanguageModel:
         """The model, proved on loading, whichever way it decodes.
 
         Raises:
@@ -157,7 +156,7 @@ class Session:
         """
         if self._speaker is None:
             self.progress.say(f"Loading {self.name} and proving that it fits.")
-            self._speaker = load_speaker(
+            self._speaker = load_language_model(
                 self.directory or _locate(self.name),
                 revision=self.settings.revision,
                 device=self.settings.device,
@@ -178,7 +177,7 @@ class Session:
             HoldfastError: As `speaker` does.
         """
         speaker = self.speaker
-        if isinstance(speaker, MaskedModel):
+        if not isinstance(speaker, Adapter):
             raise UnsupportedFamilyError(
                 "a model that writes from left to right, whose heads can be measured "
                 "one by one",
@@ -298,7 +297,7 @@ class Session:
             )
 
 
-def suitable_batch(speaker: Speaker) -> int:
+def suitable_batch(speaker: LanguageModel) -> int:
     """Return how many rows to begin with where the user has not said.
 
     As many, in powers of two from 32 to 256, as have their keys and values in a
@@ -306,17 +305,17 @@ def suitable_batch(speaker: Speaker) -> int:
     on what is free, so that a stage that goes on runs the batches that it would have
     run; where the memory does not suffice, batches are halved.
     """
-    if isinstance(speaker, MaskedModel):
+    if not isinstance(speaker, Adapter):
         return DENOISED_SMALL if _n_parameters(speaker) < SMALL else DENOISED
     room = MEMORY * (1 + is_small(speaker)) // (cache_bytes(speaker) * LENGTH)
     return next((size for size in (256, 128, 64) if size <= room), 32)
 
 
-def _n_parameters(speaker: Speaker) -> int:
+def _n_parameters(speaker: LanguageModel) -> int:
     return sum(each.numel() for each in speaker.model.parameters())
 
 
-def is_small(speaker: Speaker) -> bool:
+def is_small(speaker: LanguageModel) -> bool:
     """Return whether a model is on the CPU, and so small that overhead counts."""
     return speaker.device.type == "cpu" and _n_parameters(speaker) < SMALL
 

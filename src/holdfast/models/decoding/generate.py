@@ -8,23 +8,38 @@ Where it is known what a row will probably say, that draft is read in one pass a
 kept as far as the row would have drawn it itself: the same rows, in fewer passes.
 """
 
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Generator, Iterator, Sequence
+from contextlib import closing
+from dataclasses import replace
+from typing import NamedTuple
 
 import torch
+from jaxtyping import Float, Int
+from torch import Tensor
 
 from holdfast.errors import InputError, SettingsError
 from holdfast.models.batching import halving_batches, longest_first
-from holdfast.models.decoding.decoder import Decoder, Job, fits_drafts
+from holdfast.models.decoding.decoder import Decoder, Drawn, Job, fits_drafts
 from holdfast.models.decoding.row_state import Completion, Row, Rules, Sampling
-from holdfast.models.interventions import HeadEdit, first_layer, scale_heads
-from holdfast.models.model import Adapter
-from holdfast.models.stops import find_stops
+from holdfast.models.decoding.steps import (
+    NOTHING,
+    Collected,
+    Look,
+    Observe,
+    Step,
+    Trace,
+)
+from holdfast.models.interventions import HeadEdit, LiveEdit, first_layer, scale_heads
+from holdfast.models.model import Adapter, LanguageModel
 from holdfast.report.progress import Tick
+
+Prompts = Sequence[tuple[str | Sequence[int], int]]
+"""Rendered prompts, as text or tokens, each with the seed of its row."""
 
 
 def generate(
     adapter: Adapter,
-    prompts: Sequence[tuple[str | Sequence[int], int]],
+    prompts: Prompts,
     sampling: Sampling,
     *,
     batch_size: int = 32,
@@ -32,6 +47,7 @@ def generate(
     edit: HeadEdit | None = None,
     thinking_done: bool = False,
     drafts: Sequence[Sequence[int]] | None = None,
+    observe: Observe | None = None,
     told: Callable[[Tick], None] | None = None,
 ) -> Iterator[list[Completion]]:
     """Complete prompts, batch by batch, the longest prompts first.
@@ -39,7 +55,6 @@ def generate(
     Args:
         adapter: The model.
         prompts: Rendered prompts, as text or tokens, each with the seed of its row.
-            Text is tokenised without special tokens, since templates write them.
         sampling: How tokens are drawn, and how many.
         batch_size: Rows decoded together; halved whenever memory runs out.
         stop_ids: Tokens that end a row; those of the model by default.
@@ -51,6 +66,9 @@ def generate(
         drafts: Tokens that probably follow each prompt, such as those that followed
             it without the edit. They make rows faster and change none; where
             they could not be kept from it they are not used (see `fits_drafts`).
+        observe: Shown every step; what it returns is kept in the traces of the
+            completions. A row has one step per token, its stop token included. Drafts,
+            which would skip steps, are not used then.
         told: Called after every pass; where memory runs out, passes are told again.
 
     Returns:
@@ -67,18 +85,20 @@ def generate(
         SettingsError: If the batch size is not positive, or the edit does not fit.
         EnvironmentProblem: If one row alone does not fit in memory.
     """
-    rules, jobs = prepare(
+    rules, jobs = _prepare(
         adapter, prompts, sampling, stop_ids, edit, drafts, thinking_done=thinking_done
     )
+    if observe is not None:
+        jobs = [job._replace(draft=()) for job in jobs]
     at_once = batch_size
     if any(job.draft for job in jobs):
-        # Rows that end within their drafts leave room for others.
+        # Most of them end within their drafts and need no step.
         jobs, at_once = _like_by_like(jobs, edit), DRAFTED * batch_size
     else:
         jobs = [jobs[i] for i in longest_first([job.prompt for job in jobs])]
     batches = halving_batches(
         lambda batch: _decode(
-            adapter, rules, batch, edit, told, min(batch_size, len(batch))
+            adapter, rules, batch, edit, told, observe, min(batch_size, len(batch))
         ),
         jobs,
         at_once,
@@ -86,36 +106,40 @@ def generate(
     return (completions for completions, _ in batches)
 
 
-def prepare(
+def decoding_steps(
     adapter: Adapter,
-    prompts: Sequence[tuple[str | Sequence[int], int]],
+    prompts: Prompts,
     sampling: Sampling,
+    *,
     stop_ids: Collection[int] | None = None,
     edit: HeadEdit | None = None,
+    thinking_done: bool = False,
+    observe: Observe | None = None,
+) -> Iterator[Step]:
+    """Answer prompts as one batch, and yield every step when it has been taken.
+
+    Arguments and errors are those of `generate`. Whoever stops the iterator early saves
+    the rest.
+    """
+    rules, jobs = _prepare(
+        adapter, prompts, sampling, stop_ids, edit, thinking_done=thinking_done
+    )
+    return _steps(jobs, _passes(adapter, rules, jobs, edit, observe=observe))
+
+
+def _prepare(
+    adapter: Adapter,
+    prompts: Prompts,
+    sampling: Sampling,
+    stop_ids: Collection[int] | None,
+    edit: HeadEdit | None,
     drafts: Sequence[Sequence[int]] | None = None,
     *,
-    thinking_done: bool = False,
+    thinking_done: bool,
 ) -> tuple[Rules, list[Job]]:
-    """Check what `generate` is given, and return the rows that are to be written.
-
-    Args:
-        adapter: The model.
-        prompts: As in `generate`.
-        sampling: As in `generate`.
-        stop_ids: As in `generate`.
-        edit: As in `generate`.
-        drafts: As in `generate`.
-        thinking_done: As in `generate`.
-
-    Returns:
-        The rules of all rows, and one job for each prompt, in their order.
-
-    Raises:
-        InputError: As `generate` does.
-        SettingsError: As `generate` does.
-    """
+    """Check what `generate` is given; return the rules of all rows, and their jobs."""
     _require_tokenizer(adapter)
-    stops = stop_tokens(adapter) if stop_ids is None else frozenset(stop_ids)
+    stops = adapter.stop_ids if stop_ids is None else frozenset(stop_ids)
     if not stops:
         raise InputError(
             "a token that ends an answer",
@@ -133,7 +157,7 @@ def prepare(
 
 
 def longest_prompt(
-    adapter: Adapter, sampling: Sampling, *, thinking_done: bool = False
+    adapter: LanguageModel, sampling: Sampling, *, thinking_done: bool = False
 ) -> int:
     """Return how many tokens a prompt may have, for an answer to fit behind it.
 
@@ -157,7 +181,7 @@ def longest_prompt(
 
 
 def _rules(
-    adapter: Adapter,
+    adapter: LanguageModel,
     sampling: Sampling,
     stops: frozenset[int],
     *,
@@ -167,18 +191,13 @@ def _rules(
     return Rules(adapter.tokenizer, thinking, sampling, stops)
 
 
-def _require_tokenizer(adapter: Adapter) -> None:
+def _require_tokenizer(adapter: LanguageModel) -> None:
     if adapter.tokenizer is None:
         raise InputError(
             "a tokenizer to read prompts and write answers",
             f"none with {adapter.identity.model_id}",
             "Give `adapt` the tokenizer of the model.",
         )
-
-
-def stop_tokens(adapter: Adapter) -> frozenset[int]:
-    """Return the tokens that end an answer, as configurations and template say."""
-    return find_stops(adapter.model, adapter.tokenizer, adapter.thinking).ids
 
 
 def _job(
@@ -189,11 +208,7 @@ def _job(
     seed: int,
     draft: Sequence[int],
 ) -> Job:
-    token_ids: Sequence[int]
-    if isinstance(prompt, str):
-        token_ids = adapter.tokenizer(prompt, add_special_tokens=False)["input_ids"]
-    else:
-        token_ids = prompt
+    token_ids = adapter.encode(prompt)
     most, room = adapter.max_positions - rules.least, adapter.max_positions
     if not 0 < len(token_ids) <= most:
         raise InputError(
@@ -207,11 +222,11 @@ def _job(
             "Shorten the prompt, or lower the limit on the answer.",
         )
     own = rules.within(room - len(token_ids))
-    return Job(index, tuple(token_ids), seed, tuple(draft[: own.budget]), own)
+    return Job(index, token_ids, seed, tuple(draft[: own.budget]), own)
 
 
 DRAFTED = 8
-"""How many times as many rows with drafts are taken together: most need no step."""
+"""How many times as many rows are taken together where there are drafts."""
 
 
 def _like_by_like(jobs: Sequence[Job], edit: HeadEdit | None) -> list[Job]:
@@ -225,46 +240,172 @@ def _like_by_like(jobs: Sequence[Job], edit: HeadEdit | None) -> list[Job]:
     )
 
 
-@torch.inference_mode()
-def _decode(
+class Pass(NamedTuple):
+    """One pass of a batch: a token for each of its rows."""
+
+    number: int  # Number of the step, from 0.
+    rows: Sequence[Row]  # The rows that were in the batch, which may have ended.
+    drawn: Drawn  # What each of them drew.
+    seen: Tensor | None  # What the observer returned; None without one.
+
+
+def _passes(
     adapter: Adapter,
     rules: Rules,
     jobs: Sequence[Job],
     edit: HeadEdit | None,
-    told: Callable[[Tick], None] | None,
-    width: int,
-) -> list[Completion]:
-    """Write rows, of which at most so many are in the cache at a time."""
-    finished: list[Row] = []
+    told: Callable[[Tick], None] | None = None,
+    observe: Observe | None = None,
+    finished: list[Row] | None = None,
+    width: int | None = None,
+) -> Generator[Pass, None, None]:
+    """Yield every pass of rows, and put those that have ended into a list.
+
+    At most `width` of them, or all, are in the cache at a time.
+    """
     told = told or (lambda _: None)
-    waiting = list(jobs)
-    drafted = any(job.draft for job in jobs)
+    finished = [] if finished is None else finished
+    number_of = {job.place: number for number, job in enumerate(jobs)}
+    waiting, width = list(jobs), width or len(jobs)
     with scale_heads(adapter, edit) as live:
         decoder: Decoder | None = None
         while waiting or decoder is not None:
             while waiting and (decoder is None or len(decoder.rows) <= width // 2):
                 room = width - len(decoder.rows if decoder else ())
                 chunk, waiting = waiting[:room], waiting[room:]
-                more = Decoder(adapter, rules, chunk, live)
-                if drafted:
-                    ended = more.check_drafts()
-                    read = sum(len(job.read) for job in chunk)
-                    told(Tick(len(ended), 0, read, is_prompt=True))
-                    finished += ended
-                if decoder:
+                more, ended = _begin(adapter, rules, chunk, live, told)
+                finished += ended
+                if decoder is not None:
                     decoder.join(more)
                 elif more.rows:
                     decoder = more
             if decoder is None:
                 continue
-            read, first = decoder.token_ids.numel(), not decoder.step
-            going = sum(decoder.advance().going)
-            left = sum(row.finish is None for row in decoder.rows)
-            told(Tick(going - left, going, read, is_prompt=first and read > going))
+            rows, number, read = decoder.rows, decoder.step, decoder.token_ids.numel()
+            drawn, seen = decoder.advance(), None
+            if observe is not None:
+                numbers = [number_of[row.index] for row in rows]
+                seen = observe(_look(number, numbers, rows, drawn))
+            going = sum(drawn.going)
+            left = sum(row.finish is None for row in rows)
+            first = number == 0 and read > going
+            told(Tick(going - left, going, read, is_prompt=first))
             finished += decoder.drop_finished()
             decoder = decoder if decoder.rows else None
+            yield Pass(number, rows, drawn, seen)
+
+
+def _begin(
+    adapter: Adapter,
+    rules: Rules,
+    jobs: Sequence[Job],
+    live: LiveEdit,
+    told: Callable[[Tick], None],
+) -> tuple[Decoder, list[Row]]:
+    """Return a decoder for rows, and the rows that end within their drafts."""
+    decoder = Decoder(adapter, rules, jobs, live)
+    if not any(job.draft for job in jobs):
+        return decoder, []
+    ended = decoder.check_drafts()
+    told(Tick(len(ended), 0, sum(len(job.read) for job in jobs), is_prompt=True))
+    return decoder, ended
+
+
+def _decode(
+    adapter: Adapter,
+    rules: Rules,
+    jobs: Sequence[Job],
+    edit: HeadEdit | None,
+    told: Callable[[Tick], None] | None,
+    observe: Observe | None,
+    width: int,
+) -> list[Completion]:
+    finished: list[Row] = []
+    observed, confidence = Collected(), Collected()
+    passes = _passes(adapter, rules, jobs, edit, told, observe, finished, width)
+    with torch.inference_mode(), closing(passes):
+        for _, rows, drawn, seen in passes:
+            if seen is not None:
+                places = [row.index for row in rows]
+                observed.add(places, seen)
+                confidence.add(places, _probability(drawn))
     completions = {row.index: row.complete() for row in finished}
-    return [completions[job.place] for job in jobs]
+    # Outside inference mode: what is kept are ordinary tensors.
+    seen_of, sure_of = observed.rows(), confidence.rows()
+    return [
+        _traced(completions[job.place], sure_of[job.place], seen_of[job.place])
+        if observe is not None
+        else completions[job.place]
+        for job in jobs
+    ]
+
+
+def _traced(
+    completion: Completion, confidence: Float[Tensor, "_"], observed: Tensor
+) -> Completion:
+    written = completion.token_ids[completion.spans.prompt[1] :]
+    n_steps = len(written)
+    trace = Trace(
+        kind="autoregressive",
+        token_ids=torch.tensor(written),
+        committed_at=torch.arange(n_steps),
+        confidence=confidence[:n_steps].clone(),
+        observed=observed[:n_steps].clone(),
+    )
+    return replace(completion, trace=trace)
+
+
+def _steps(jobs: Sequence[Job], passes: Iterator[Pass]) -> Iterator[Step]:
+    said: dict[int, list[int]] = {job.place: [] for job in jobs}
+    while True:
+        # Not around the loop: whoever reads the steps would be in it as well.
+        with torch.inference_mode():
+            done = next(passes, None)
+        if done is None:
+            return
+        tokens = done.drawn.tokens[:, 0].tolist()
+        for row, token, going in zip(done.rows, tokens, done.drawn.going, strict=True):
+            said[row.index].append(token if going else NOTHING)
+        yield _step(done, [said[row.index] for row in done.rows])
+
+
+def _look(
+    number: int, numbers: Sequence[int], rows: Sequence[Row], drawn: Drawn
+) -> Look:
+    states = drawn.states[:, None]
+    device = states.device
+    fresh = torch.tensor(drawn.going, device=device)[:, None]
+    answering = [row.answering for row in rows]
+    return Look(
+        kind="autoregressive",
+        step=number,
+        rows=torch.tensor(numbers, device=device),
+        states=states,
+        producing=states,
+        real=torch.ones_like(fresh),
+        committed=torch.ones_like(fresh),
+        fresh=fresh,
+        answering=torch.tensor(answering, device=device),
+    )
+
+
+def _step(done: Pass, said: Sequence[Sequence[int]]) -> Step:
+    predicted: Int[Tensor, "example position"] = torch.tensor(said)
+    committed = predicted != NOTHING
+    fresh = torch.zeros_like(committed)
+    fresh[:, -1] = torch.tensor(done.drawn.going)
+    confidence = torch.full(predicted.shape, torch.nan)
+    confidence[:, -1] = _probability(done.drawn)
+    places = tuple(row.index for row in done.rows)
+    return Step(done.number, places, predicted, confidence, committed, fresh, done.seen)
+
+
+def _probability(drawn: Drawn) -> Float[Tensor, "example"]:
+    """Return how likely each token was that was taken; NaN of rows that had ended."""
+    logits = drawn.logits.float()
+    taken = logits.gather(-1, drawn.tokens)[:, 0]
+    shares = (taken - logits.logsumexp(-1)).exp().cpu()
+    return shares.masked_fill(~torch.tensor(drawn.going), torch.nan)
 
 
 def _check_rows(

@@ -17,6 +17,7 @@ from torch import Tensor
 from holdfast.data.chat.conversation import Spans, completion_spans
 from holdfast.data.chat.thinking import ThinkingFormat
 from holdfast.errors import SettingsError
+from holdfast.models.decoding.steps import Trace
 from holdfast.models.finite import not_finite
 from holdfast.ranges import require_finite
 
@@ -90,6 +91,8 @@ class Completion:
     # How a diffusion row came about; None for a row written left to right, or where
     # nobody asked.
     drafting: Drafting | None = None
+    # How each token came about, where an observer looked on; None elsewhere.
+    trace: Trace | None = field(default=None, compare=False, repr=False)
 
 
 class Choice(NamedTuple):

@@ -16,7 +16,6 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from holdfast.errors import SettingsError
-from holdfast.models.decoding.row_state import Completion
 
 Kind = Literal["autoregressive", "diffusion"]
 Positions = Literal["committed", "all_response", "producing"]
@@ -81,14 +80,14 @@ class Step(NamedTuple):
 
 @dataclass(frozen=True, eq=False)
 class Trace:
-    """One row from its first step to its last."""
+    """One row from its first step to its last.
 
-    # The finished row, as judges and stages read it. Of a diffusion row `min_top2_gap`
-    # is the smallest difference of the two best tokens at a position when it was
-    # committed to, and `min_margin` the smallest one between the last position that was
-    # chosen and the first that was not: rows below 1e-5 of either may differ between
-    # batch plans or machines.
-    completion: Completion
+    Of a diffusion row `min_top2_gap` of the completion is the smallest difference of
+    the two best tokens at a position when it was committed to, and `min_margin` the
+    smallest one between the last position that was chosen and the first that was not:
+    rows below 1e-5 of either may differ between batch plans or machines.
+    """
+
     kind: Kind  # How it was decoded.
     # The whole response; a diffusion row goes on after its stop token.
     token_ids: Int[Tensor, "position"]
@@ -97,11 +96,11 @@ class Trace:
     confidence: Float[Tensor, "position"]  # Probability of each token at that step.
     # Predicted tokens at every step, as in `Step`; None for a row that was written left
     # to right, where nothing was predicted ahead.
-    predictions: Int[Tensor, "step position"] | None
+    predictions: Int[Tensor, "step position"] | None = None
     # Their probabilities; None likewise.
-    confidences: Float[Tensor, "step position"] | None
+    confidences: Float[Tensor, "step position"] | None = None
     # What the observer returned at every step of this row; None without.
-    observed: Tensor | None
+    observed: Tensor | None = None
 
     @property
     def n_steps(self) -> int:

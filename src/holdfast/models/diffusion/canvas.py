@@ -213,7 +213,7 @@ class Canvas:
     def _logits(
         self, states: Float[Tensor, "position d_model"]
     ) -> Float[Tensor, "position vocab"]:
-        logits = self.masked.head(states).to(self.desk, torch.float64)
+        logits: Tensor = self.masked.lm_head(states).to(self.desk, torch.float64)
         check_finite(logits.sum(), f"logits at step {self.step} of the denoising")
         return logits
 

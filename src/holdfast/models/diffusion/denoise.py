@@ -34,7 +34,7 @@ def denoise(
     batch_size: int = 16,
     gen_lengths: Sequence[int] | None = None,
     observe: Observe | None = None,
-) -> Iterator[list[Trace]]:
+) -> Iterator[list[Completion]]:
     """Answer prompts, batch by batch, the longest first.
 
     Args:
@@ -47,9 +47,9 @@ def denoise(
         observe: Shown every step; what it returns is kept in the traces.
 
     Returns:
-        An iterator over batches of traces; `completion.index` gives the order of the
-        prompts. A row depends on its prompt, its seed, its length and `sampler`
-        alone, except where a choice was closer than rounding (see `Trace`).
+        An iterator over batches of completions, each with its trace; `index` gives
+        the order of the prompts. A row depends on its prompt, its seed, its length and
+        `sampler` alone, except where a choice was closer than rounding (see `Trace`).
 
     Raises:
         InputError: If a prompt is empty or leaves no room for the response.
@@ -60,9 +60,9 @@ def denoise(
     jobs = _jobs(masked, prompts, sampler, gen_lengths)
     ordered = [jobs[i] for i in longest_first([job.prompt for job in jobs])]
     batches = halving_batches(
-        lambda batch: _traces(masked, batch, sampler, observe), ordered, batch_size
+        lambda batch: _decode(masked, batch, sampler, observe), ordered, batch_size
     )
-    return (traces for traces, _ in batches)
+    return (completions for completions, _ in batches)
 
 
 def denoising_steps(
@@ -112,13 +112,9 @@ def _jobs(
         zip(prompts, gen_lengths, strict=True)
     ):
         sampler.plan(length)
-        ids: Sequence[int]
-        if isinstance(prompt, str):
-            ids = masked.tokenizer(prompt, add_special_tokens=False)["input_ids"]
-        else:
-            ids = prompt
+        ids = masked.encode(prompt)
         require_room(len(ids), place, masked.max_positions, length)
-        jobs.append(Job(place, tuple(ids), seed, length))
+        jobs.append(Job(place, ids, seed, length))
     return jobs
 
 
@@ -143,12 +139,12 @@ def _steps(
         yield step._replace(observed=seen), close
 
 
-def _traces(
+def _decode(
     masked: MaskedModel,
     jobs: Sequence[Job],
     sampler: Denoising,
     observe: Observe | None,
-) -> list[Trace]:
+) -> list[Completion]:
     kept = [Collected() for _ in range(4)]
     observed = Collected()
     for step, close in _steps(masked, jobs, sampler, observe):
@@ -159,14 +155,16 @@ def _traces(
             observed.add(step.places, step.observed)
     by_place, seen = [one.rows() for one in kept], observed.rows()
     return [
-        _trace(masked, job, [one[job.place] for one in by_place], seen.get(job.place))
+        _completion(
+            masked, job, [one[job.place] for one in by_place], seen.get(job.place)
+        )
         for job in jobs
     ]
 
 
-def _trace(
+def _completion(
     masked: MaskedModel, job: Job, parts: Sequence[Tensor], observed: Tensor | None
-) -> Trace:
+) -> Completion:
     close, predicted, confidence, fresh = parts
     committed_at = fresh[:, : job.length].int().argmax(0)
     n_steps = int(committed_at.max()) + 1
@@ -174,15 +172,7 @@ def _trace(
     confidence = confidence[:n_steps, : job.length].clone()
     gap, margin = close.amin(0).tolist()
     reading = Reading(masked.tokenizer, masked.thinking, masked.stop_ids)
-    return Trace(
-        completion=as_completion(
-            reading,
-            job.place,
-            job.prompt,
-            predicted[-1].tolist(),
-            gap=gap,
-            margin=margin,
-        ),
+    trace = Trace(
         kind="diffusion",
         token_ids=predicted[-1],
         committed_at=committed_at,
@@ -191,6 +181,7 @@ def _trace(
         confidences=confidence,
         observed=None if observed is None else observed[:n_steps].clone(),
     )
+    return as_completion(reading, job.place, job.prompt, trace, gap=gap, margin=margin)
 
 
 class Reading(NamedTuple):
@@ -205,21 +196,17 @@ def as_completion(
     reading: Reading,
     place: int,
     prompt: Sequence[int],
-    response: Sequence[int],
+    trace: Trace,
     *,
     gap: float,
     margin: float,
 ) -> Completion:
     """Return a response as a completion, cut at its first stop token.
 
-    Args:
-        reading: How it is read.
-        place: Which prompt it answers.
-        prompt: Tokens of the prompt.
-        response: Tokens of the response, what follows its stop token included.
-        gap: Least lead of a token over the second.
-        margin: Least lead of a position over the first that was left open.
+    `gap`: Least lead of a token over the second.
+    `margin`: Least lead of a position over the first that was left open.
     """
+    response = trace.token_ids.tolist()
     stops = [i for i, token in enumerate(response) if token in reading.stop_ids]
     end = stops[0] if stops else len(response)
     token_ids = (*prompt, *response[:end])
@@ -248,4 +235,5 @@ def as_completion(
         closed=reading.thinking is None or start < template_end,
         min_top2_gap=gap,
         min_margin=margin,
+        trace=trace,
     )

@@ -25,11 +25,16 @@ from holdfast.models.decoding.row_state import Completion
 from holdfast.models.decoding.steps import NOTHING, Look, Observe, Trace
 from holdfast.models.diffusion.denoise import Reading, as_completion
 from holdfast.models.finite import check_numbers
-from holdfast.models.loading.causal import DtypeName, _check_tokenizer, _device, _dtype
 from holdfast.models.loading.checkpoint import find_whole
 from holdfast.models.loading.families import Family, _check_precision
+from holdfast.models.loading.parts import (
+    DtypeName,
+    check_tokenizer,
+    choose_device,
+    choose_dtype,
+)
 from holdfast.models.loading.weights import identify, read_model, read_tokenizer
-from holdfast.models.model import ModelIdentity
+from holdfast.models.model import ModelIdentity, encode
 from holdfast.models.stops import find_stops
 
 MODEL_TYPE, MODEL_CLASS = "diffusion_gemma", "DiffusionGemmaForBlockDiffusion"
@@ -87,14 +92,14 @@ def load_diffusion_gemma(
             transformers does not have the class.
         OfflineError: If it is on the Hub, and the Hub cannot be reached.
     """
-    place = _device(device)
+    place = choose_device(device)
     checkpoint = find_whole(id_or_path, revision, _family)
-    arithmetic = _dtype(dtype, place, checkpoint.config)
+    arithmetic = choose_dtype(dtype, place, checkpoint.config)
     tokenizer = read_tokenizer(checkpoint)
     model = read_model(checkpoint, arithmetic, place).eval()
     check_numbers(model, checkpoint.model_id)
     config = model.config.get_text_config()
-    _check_tokenizer(tokenizer, config.vocab_size, checkpoint.model_id)
+    check_tokenizer(tokenizer, config.vocab_size, checkpoint.model_id)
     identity = identify(checkpoint, tokenizer, arithmetic)
     thinking = thinking_format(tokenizer)
     stops = find_stops(model, tokenizer, thinking).ids
@@ -114,7 +119,7 @@ def denoise_canvases(
     sampling: CanvasSampling,
     *,
     observe: Observe | None = None,
-) -> Iterator[Trace]:
+) -> Iterator[Completion]:
     """Answer prompts one by one, in their order.
 
     Args:
@@ -126,7 +131,7 @@ def denoise_canvases(
             was never accepted before; what is accepted may be given up again.
 
     Returns:
-        An iterator over traces, with steps counted through all canvases.
+        An iterator over completions; steps of a trace count through all canvases.
         `committed_at` is the step from which a token stayed accepted, at the latest
         the last one of its canvas.
 
@@ -144,12 +149,9 @@ def denoise_canvases(
         )
     jobs = []
     for place, (prompt, seed) in enumerate(prompts):
-        ids = prompt
-        if isinstance(prompt, str):
-            tokenizer = gemma.reading.tokenizer
-            ids = tokenizer(prompt, add_special_tokens=False)["input_ids"]
+        ids = encode(gemma.reading.tokenizer, prompt)
         require_room(len(ids), place, gemma.max_positions, sampling.gen_length)
-        jobs.append((place, tuple(int(token) for token in ids), seed))
+        jobs.append((place, ids, seed))
     return (_answer(gemma, *job, sampling, observe) for job in jobs)
 
 
@@ -177,7 +179,7 @@ def _answer(
     seed: int,
     sampling: CanvasSampling,
     observe: Observe | None,
-) -> Trace:
+) -> Completion:
     device = gemma.model.device
     bound = transformers.EntropyBoundSamplerConfig(sampling.entropy_bound)
     with (
@@ -199,10 +201,9 @@ def _answer(
         ).sequences
     response = found[0, len(prompt) :].tolist()
     # Choices are draws here, and how close they were is not known.
-    completion = as_completion(
-        gemma.reading, place, prompt, response, gap=0.0, margin=0.0
+    return as_completion(
+        gemma.reading, place, prompt, watch.trace(response), gap=0.0, margin=0.0
     )
-    return watch.trace(completion, response)
 
 
 class Watch:
@@ -264,13 +265,8 @@ class Watch:
         self.confidences.append(self.sure[0])
         self.accepted.append(accepted)
 
-    def trace(self, completion: Completion, response: Sequence[int]) -> Trace:
-        """Return what was seen as a trace.
-
-        Args:
-            completion: The finished row.
-            response: Tokens of all canvases.
-        """
+    def trace(self, response: Sequence[int]) -> Trace:
+        """Return what was seen as a trace, given the tokens of all canvases."""
         n_steps, width = len(self.drafts), len(self.drafts[0])
         predictions = torch.full((n_steps, len(response)), NOTHING)
         confidences = torch.full((n_steps, len(response)), torch.nan)
@@ -288,7 +284,6 @@ class Watch:
             run = accepted.flip(0).cummin(0).values.sum(0).clamp(min=1)
             settled[(canvas - 1) * width : canvas * width] = steps[-1] + 1 - run
         return Trace(
-            completion=completion,
             kind="diffusion",
             token_ids=tokens,
             committed_at=settled,

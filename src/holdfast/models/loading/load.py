@@ -7,51 +7,41 @@ from typing import Any
 import torch
 
 from holdfast.data.chat.rendering import AS_IT_IS, Rendering, rendering_record
-from holdfast.models.loading.causal import (
-    DtypeName,
-    _device,
-    load_found,
-    templated_tokenizer,
-)
+from holdfast.models.loading.causal import load_found
 from holdfast.models.loading.checkpoint import Checkpoint, find_checkpoint
 from holdfast.models.loading.families import Family, family_of
 from holdfast.models.loading.masked import load_found_masked
 from holdfast.models.loading.masked_families import is_masked, masked_family_of
+from holdfast.models.loading.parts import (
+    DtypeName,
+    choose_device,
+    templated_tokenizer,
+)
 from holdfast.models.loading.weights import identify
-from holdfast.models.model import Adapter, MaskedModel, ModelIdentity
+from holdfast.models.model import LanguageModel, ModelIdentity
 from holdfast.study.files import fingerprint
 
-Speaker = Adapter | MaskedModel
-"""A model that answers: left to right, or by filling in masks."""
 
-
-def load_speaker(
+def load_language_model(
     id_or_path: str | Path,
     *,
     revision: str | None = None,
     device: str = "auto",
     dtype: DtypeName = "auto",
     rendering: Rendering = AS_IT_IS,
-) -> Speaker:
-    """Load a model as its configuration says that it decodes.
+) -> LanguageModel:
+    """Load a model as its configuration says that it decodes, its proofs passed.
 
-    Args:
-        id_or_path: Directory of a model, or a Hub id.
-        revision: Branch, tag or commit on the Hub.
-        device: As in `holdfast.models.loading.causal.load`.
-        dtype: As there.
-        rendering: As there.
-
-    Returns:
-        The model, its proofs passed.
+    Arguments are those of `holdfast.models.loading.causal.load`.
 
     Raises:
         HoldfastError: As `load` and `load_masked` do.
     """
-    place = _device(device)
+    target = choose_device(device)
     checkpoint = find_checkpoint(id_or_path, revision, _family)
-    read = load_found_masked if is_masked(checkpoint.config) else load_found
-    return read(checkpoint, place, dtype, rendering)
+    if is_masked(checkpoint.config):
+        return load_found_masked(checkpoint, target, dtype, rendering)
+    return load_found(checkpoint, target, dtype, rendering)
 
 
 def fingerprint_source(
@@ -61,16 +51,10 @@ def fingerprint_source(
 ) -> dict[str, str]:
     """Return the hashes that tell a model from others, without reading its weights.
 
-    Args:
-        id_or_path: Directory of a model or of a PEFT adapter, or a Hub id.
-        revision: Branch, tag or commit on the Hub.
-        rendering: How the chat template is rendered.
-
-    Returns:
-        Hashes of weights, template, tokenizer and rendering, by name.
+    They are of weights, template, tokenizer and rendering, by name.
 
     Raises:
-        HoldfastError: As `load_speaker` does, before it reads any weights.
+        HoldfastError: As `load_language_model` does, before it reads any weights.
     """
     checkpoint = find_checkpoint(id_or_path, revision, _family)
     tokenizer = templated_tokenizer(

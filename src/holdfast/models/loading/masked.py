@@ -13,20 +13,11 @@ from typing import Any
 
 import torch
 import transformers
+from torch import Tensor
 
 from holdfast.data.chat.rendering import AS_IT_IS, Rendering, rendering_of
-from holdfast.data.chat.thinking import configure, thinking_format
+from holdfast.data.chat.thinking import configure
 from holdfast.errors import ModelError
-from holdfast.models.finite import check_numbers
-from holdfast.models.loading.causal import (
-    DtypeName,
-    _check_tokenizer,
-    _device,
-    _dtype,
-    _max_positions,
-    _part,
-    templated_tokenizer,
-)
 from holdfast.models.loading.checkpoint import (
     Checkpoint,
     find_checkpoint,
@@ -34,7 +25,15 @@ from holdfast.models.loading.checkpoint import (
 )
 from holdfast.models.loading.files import CONFIG
 from holdfast.models.loading.masked_families import MaskedFamily, masked_family_of
-from holdfast.models.loading.proofs import prove_masked, require
+from holdfast.models.loading.parts import (
+    DtypeName,
+    choose_device,
+    choose_dtype,
+    part,
+    proved,
+    shared_parts,
+    templated_tokenizer,
+)
 from holdfast.models.loading.weights import (
     identify,
     identify_in_memory,
@@ -58,50 +57,36 @@ def load_masked(
     LLaDA and Dream checkpoints are read as they were published, by class, names and
     settings of Llama and Qwen2.
 
-    Args:
-        id_or_path: Directory of a model, or a Hub id.
-        revision: Branch, tag or commit on the Hub.
-        device: "auto" takes CUDA, else MPS, else the CPU; or a name such as "cuda:1".
-        dtype: "auto" takes the checkpoint's own on an accelerator, and float32 on
-            the CPU.
-        rendering: How the chat template is rendered.
-
-    Returns:
-        The model, its proofs passed.
+    Arguments are those of `holdfast.models.loading.causal.load`.
 
     Raises:
-        InputError: If it names no whole model, or the model has no tokenizer.
-        SettingsError: If the device or the dtype is not to be had.
-        ModelError: If weights are missing, damaged or do not fit the configuration,
-            there is no chat template, or no token to mask with.
+        HoldfastError: As `load` there; a PEFT adapter is refused.
+        ModelError: If there is no token to mask with.
         UnsupportedFamilyError: If the architecture is not in the table; nothing of
             the weights is read then.
-        AdapterError: If a proof fails.
-        OfflineError: If it is on the Hub, and the Hub cannot be reached.
-        StorageError: If it cannot be stored.
     """
-    place = _device(device)
+    target = choose_device(device)
     checkpoint = find_checkpoint(
         id_or_path, revision, lambda config, name: masked_family_of(config, name).parts
     )
-    return load_found_masked(checkpoint, place, dtype, rendering)
+    return load_found_masked(checkpoint, target, dtype, rendering)
 
 
 def load_found_masked(
     checkpoint: Checkpoint,
-    place: torch.device,
+    device: torch.device,
     dtype: DtypeName,
     rendering: Rendering = AS_IT_IS,
 ) -> MaskedModel:
     """Load a checkpoint that was found, as `load_masked` does."""
     require_whole(checkpoint)
     family = masked_family_of(checkpoint.config, checkpoint.model_id)
-    arithmetic = _dtype(dtype, place, checkpoint.config)
+    arithmetic = choose_dtype(dtype, device, checkpoint.config)
     tokenizer = templated_tokenizer(
         checkpoint, rendering, native_class=family.tokenizer_class
     )
     settings = _settings(family, checkpoint)
-    model = read_model(checkpoint, arithmetic, place, settings=settings)
+    model = read_model(checkpoint, arithmetic, device, settings=settings)
     identity = identify(checkpoint, tokenizer, arithmetic)
     return _proved(model, tokenizer, family, identity, checkpoint.config)
 
@@ -153,31 +138,24 @@ def _proved(
     identity: ModelIdentity,
     config: Mapping[str, Any],
 ) -> MaskedModel:
-    check_numbers(model, identity.model_id)
-    model, parts = model.eval(), family.parts
-    embedding = _part(model.base_model, parts.embedding)
-    _check_tokenizer(tokenizer, embedding.num_embeddings, identity.model_id)
-    modules = [_part(model, path) for path in family.head]
-    thinking = thinking_format(tokenizer)
-    stops = find_stops(model, tokenizer, thinking)
-    masked = MaskedModel(
-        model=model,
-        tokenizer=tokenizer,
-        base=model.base_model,
-        final_norm=_part(model.base_model, parts.final_norm),
-        embedding=embedding,
-        head=lambda states: reduce(lambda found, part: part(found), modules, states),
-        mask_id=_mask_id(config, tokenizer, embedding.num_embeddings, identity),
-        shift=family.shift,
-        stop_ids=stops.ids | _ids_of(tokenizer, family.stops),
-        d_model=model.config.hidden_size,
-        max_positions=_max_positions(model.config),
-        identity=identity,
-        thinking=thinking,
-    )
-    proofs = prove_masked(masked)
-    require(proofs, identity.model_id)
-    return replace(masked, proofs=proofs)
+    def named() -> MaskedModel:
+        shared = shared_parts(model, tokenizer, family.parts, identity)
+        modules = [part(model, path) for path in family.head]
+        stops = find_stops(model, tokenizer, shared["thinking"])
+        vocab = shared["embedding"].num_embeddings
+
+        def lm_head(states: Tensor) -> Tensor:
+            return reduce(lambda values, module: module(values), modules, states)
+
+        return MaskedModel(
+            **shared,
+            lm_head=lm_head,
+            mask_id=_mask_id(config, tokenizer, vocab, identity),
+            shift=family.shift,
+            stop_ids=stops.ids | _ids_of(tokenizer, family.stops),
+        )
+
+    return proved(model, identity, named)
 
 
 def _mask_id(

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from jaxtyping import Float
@@ -12,11 +12,7 @@ from holdfast.errors import AdapterError
 from holdfast.models.batching import Side, pad
 from holdfast.models.hidden_states import head_contributions
 from holdfast.models.interventions import scale_heads
-from holdfast.models.model import Adapter, Proof
-
-if TYPE_CHECKING:
-    from holdfast.models.model import MaskedModel
-
+from holdfast.models.model import Adapter, LanguageModel, Proof
 
 DUMMY_LENGTHS = (11, 7)
 DUMMY_SEED = 0
@@ -39,35 +35,25 @@ LIMITS = {
 }
 
 
-def prove(adapter: Adapter) -> tuple[Proof, ...]:
-    """Check the contract of an adapter on two short rows of random tokens.
+def prove(model: LanguageModel) -> tuple[Proof, ...]:
+    """Check the contract of a model on two short rows of random tokens.
 
-    Nothing of the model is changed when this returns.
-
-    Args:
-        adapter: The model.
-
-    Returns:
-        One proof for each part of the contract, passed or not.
+    Nothing of the model is changed when this returns. There is one proof for each part
+    of the contract, passed or not.
     """
-    rows = dummy_rows(adapter.embedding.num_embeddings)
+    rows = dummy_rows(model.embedding.num_embeddings)
     with torch.no_grad():
         return (
-            *_sums(adapter, rows),
-            _empty_edit(adapter, rows),
-            _zeroed_head(adapter, rows),
-            *(_padding(adapter, rows, side) for side in ("left", "right")),
-            _final_norm(adapter, rows),
-            _logits(adapter, rows),
+            *(_heads(model, rows) if isinstance(model, Adapter) else ()),
+            *([_two_way(model, rows[0])] if model.two_way else ()),
+            *(_padding(model, rows, side) for side in ("left", "right")),
+            _final_norm(model, rows),
+            _logits(model, rows),
         )
 
 
 def require(proofs: Sequence[Proof], model_id: str) -> None:
     """Raise if any proof failed.
-
-    Args:
-        proofs: What `prove` returned.
-        model_id: For the message.
 
     Raises:
         AdapterError: Names every proof that failed and what was measured; it
@@ -99,10 +85,10 @@ def dummy_rows(vocab: int) -> list[list[int]]:
 
 
 def _states(
-    adapter: Adapter, rows: Sequence[Sequence[int]], side: Side = "right"
+    model: LanguageModel, rows: Sequence[Sequence[int]], side: Side = "right"
 ) -> list[Float[Tensor, "position d_model"]]:
-    batch = pad(rows, side, adapter.device)
-    states = adapter.base(**batch.inputs(), use_cache=False).last_hidden_state
+    batch = pad(rows, side, model.device)
+    states = model.states(batch)
     return [states[row][batch.mask[row]] for row in range(len(rows))]
 
 
@@ -151,7 +137,7 @@ def _sums(adapter: Adapter, rows: Sequence[Sequence[int]]) -> tuple[Proof, Proof
     for layer in range(adapter.n_layers):
         points += [
             (adapter.output_projection(layer), "input"),
-            (adapter.attention(layer), "output"),
+            (adapter.attentions[layer], "output"),
             (adapter.layers[layer], "input"),
             (adapter.mlp_norms[layer], "input"),
         ]
@@ -192,6 +178,10 @@ def _worst(one: float, other: float) -> float:
     return other if other != other or other > one else one
 
 
+def _heads(model: Adapter, rows: Sequence[Sequence[int]]) -> tuple[Proof, ...]:
+    return (*_sums(model, rows), _empty_edit(model, rows), _ablation(model, rows))
+
+
 def _empty_edit(adapter: Adapter, rows: Sequence[Sequence[int]]) -> Proof:
     plain = _states(adapter, rows)
     factors = torch.ones((adapter.n_layers, adapter.n_heads))
@@ -205,7 +195,7 @@ def _empty_edit(adapter: Adapter, rows: Sequence[Sequence[int]]) -> Proof:
     )
 
 
-def _zeroed_head(adapter: Adapter, rows: Sequence[Sequence[int]]) -> Proof:
+def _ablation(adapter: Adapter, rows: Sequence[Sequence[int]]) -> Proof:
     plain = _states(adapter, rows)
     factors = torch.ones((adapter.n_layers, adapter.n_heads))
     for layer in range(adapter.n_layers):
@@ -251,102 +241,13 @@ def _difference(one: Sequence[Tensor], other: Sequence[Tensor]) -> float:
     return max(float((a.float() - b.float()).abs().max()) for a, b in pairs)
 
 
-def _padding(adapter: Adapter, rows: Sequence[Sequence[int]], side: Side) -> Proof:
-    alone = torch.cat([_states(adapter, [row])[0] for row in rows]).float()
-    padded = torch.cat(_states(adapter, rows, side)).float()
-    return _proof(
-        f"{side}-padded and unpadded rows give the same states",
-        float((padded - alone).norm() / alone.norm()),
-        LIMITS[adapter.dtype].whole_pass,
-        "norm of the difference over all positions, relative to that of the states",
-    )
-
-
-def _final_norm(adapter: Adapter, rows: Sequence[Sequence[int]]) -> Proof:
-    batch = pad(rows, "right", adapter.device)
-    points = (
-        (adapter.final_norm, "input"),
-        (adapter.final_norm, "output"),
-        (adapter.layers[-1], "output"),
-    )
-    with _recorded(*points) as found:
-        last = adapter.base(**batch.inputs(), use_cache=False).last_hidden_state
-    entering, leaving, block = found
-    same = torch.equal(leaving, last) and torch.equal(entering, block)
-    applied = not torch.equal(entering, leaving)
-    return _proof(
-        "states are read after the final norm",
-        0.0 if same and applied else float("inf"),
-        0.0,
-        "the norm takes what the last block returns, changes it, and what it returns "
-        "is the base model's last state; bit for bit",
-    )
-
-
-def _logits(adapter: Adapter, rows: Sequence[Sequence[int]]) -> Proof:
-    batch = pad(rows[:1], "right", adapter.device)
-    logits = adapter.model(**batch.inputs(), use_cache=False, logits_to_keep=1).logits
-    states = adapter.base(**batch.inputs(), use_cache=False).last_hidden_state
-    return _proof(
-        "logits are the head of the state after the final norm",
-        relative(logits, adapter.lm_head(states[:, -1:])),
-        LIMITS[adapter.dtype].one_step,
-        "last position, relative to the largest logit",
-    )
-
-
-def prove_masked(masked: "MaskedModel") -> tuple[Proof, ...]:
-    """Check what decoding rests on, with two short rows of random tokens.
-
-    Nothing of the model is changed when this returns.
-
-    Args:
-        masked: The model.
-
-    Returns:
-        One proof for each part of the contract, passed or not.
-    """
-    generator = torch.Generator().manual_seed(DUMMY_SEED)
-    vocab = masked.embedding.num_embeddings
-    rows = [
-        torch.randint(vocab, (length,), generator=generator).tolist()
-        for length in DUMMY_LENGTHS
-    ]
-    with torch.no_grad():
-        return (
-            _two_way(masked, rows[0]),
-            *(_masked_padding(masked, rows, side) for side in ("left", "right")),
-            _masked_final_norm(masked, rows[0]),
-            _masked_logits(masked, rows[0]),
-        )
-
-
-def _masked_states(
-    masked: "MaskedModel", rows: Sequence[Sequence[int]], side: Side = "left"
-) -> list[Float[Tensor, "position d_model"]]:
-    batch = pad(rows, side, masked.device)
-    padded = {}
-    if not bool(batch.mask.all()):
-        padded = {
-            "attention_mask": batch.mask.long(),
-            "position_ids": batch.positions(),
-        }
-    states = masked.base(input_ids=batch.token_ids, **padded).last_hidden_state
-    return [states[row][batch.mask[row]].float() for row in range(len(rows))]
-
-
-def _masked_relative(found: Tensor, expected: Tensor) -> float:
-    return float((found.float() - expected.float()).norm() / expected.float().norm())
-
-
-def _two_way(masked: "MaskedModel", row: Sequence[int]) -> Proof:
-    other = [*row[:-1], (row[-1] + 1) % masked.embedding.num_embeddings]
-    [states] = _masked_states(masked, [row])
-    [changed] = _masked_states(masked, [other])
+def _two_way(model: LanguageModel, row: Sequence[int]) -> Proof:
+    other = [*row[:-1], (row[-1] + 1) % model.embedding.num_embeddings]
+    [states], [changed] = _states(model, [row]), _states(model, [other])
     # Position by position, since one of a large norm may hardly move.
-    moves = (changed - states).norm(dim=-1) / states.norm(dim=-1)
+    moves = (changed - states).float().norm(dim=-1) / states.float().norm(dim=-1)
     moved = float(moves[:-1].max())
-    limit = LIMITS[masked.dtype].one_step
+    limit = LIMITS[model.dtype].one_step
     return _proof(
         "attention goes both ways",
         0.0 if moved > limit else float("inf"),
@@ -356,49 +257,60 @@ def _two_way(masked: "MaskedModel", row: Sequence[int]) -> Proof:
     )
 
 
-def _masked_padding(
-    masked: "MaskedModel", rows: Sequence[Sequence[int]], side: Side
-) -> Proof:
-    alone = torch.cat([_masked_states(masked, [row])[0] for row in rows])
-    padded = torch.cat(_masked_states(masked, rows, side))
+def _padding(model: LanguageModel, rows: Sequence[Sequence[int]], side: Side) -> Proof:
+    alone = torch.cat([_states(model, [row])[0] for row in rows]).float()
+    padded = torch.cat(_states(model, rows, side)).float()
     return _proof(
         f"{side}-padded and unpadded rows give the same states",
-        _masked_relative(padded, alone),
-        LIMITS[masked.dtype].whole_pass,
+        float((padded - alone).norm() / alone.norm()),
+        LIMITS[model.dtype].whole_pass,
         "norm of the difference over all positions, relative to that of the states",
     )
 
 
-def _masked_final_norm(masked: "MaskedModel", row: Sequence[int]) -> Proof:
-    seen: list[tuple[Tensor, Tensor]] = []
+def _final_norm(model: LanguageModel, rows: Sequence[Sequence[int]]) -> Proof:
+    calls: list[tuple[Tensor, Tensor]] = []
 
     def hook(_: nn.Module, arguments: tuple[Any, ...], output: Tensor) -> None:
-        seen.append((arguments[0], output))
+        calls.append((arguments[0], output))
 
-    handle = masked.final_norm.register_forward_hook(hook)
+    last_block = [(model.layers[-1], "output")] if isinstance(model, Adapter) else []
+    handle = model.final_norm.register_forward_hook(hook)
     try:
-        [states] = _masked_states(masked, [row])
+        with _recorded(*last_block) as recorded:
+            states = model.states(pad(rows[:1], "right", model.device))
     finally:
         handle.remove()
-    ((entering, leaving),) = seen
-    same = torch.equal(leaving[0].float(), states)
-    applied = not torch.equal(entering, leaving)
+    [(entering, leaving)] = calls
+    same = all(
+        torch.equal(one, other)
+        for one, other in [(leaving, states), *((entering, b) for b in recorded)]
+    )
+    takes = "takes what the last block returns, changes it"
     return _proof(
         "states are read after the final norm",
-        0.0 if same and applied else float("inf"),
+        0.0 if same and not torch.equal(entering, leaving) else float("inf"),
         0.0,
-        "the norm runs once, changes what it takes, and what it returns is the base "
-        "model's last state; bit for bit",
+        f"the norm {takes if last_block else 'runs once, changes what it takes'}, and "
+        "what it returns is the base model's last state; bit for bit",
     )
 
 
-def _masked_logits(masked: "MaskedModel", row: Sequence[int]) -> Proof:
-    token_ids = torch.tensor([row], device=masked.device)
-    logits = masked.model(input_ids=token_ids).logits
-    states = masked.base(input_ids=token_ids).last_hidden_state
+def _logits(model: LanguageModel, rows: Sequence[Sequence[int]]) -> Proof:
+    batch = pad(rows[:1], "right", model.device)
+    states = model.states(batch)
+    if isinstance(model, Adapter):
+        inputs = {**batch.inputs(), "use_cache": False, "logits_to_keep": 1}
+        value = relative(model.model(**inputs).logits, model.lm_head(states[:, -1:]))
+        how = "last position, relative to the largest logit"
+    else:
+        logits = model.model(**batch.inputs()).logits.float()
+        off = model.lm_head(states).float() - logits
+        value = float(off.norm() / logits.norm())
+        how = "all positions, norm of the difference relative to that of the logits"
     return _proof(
         "logits are the head of the state after the final norm",
-        _masked_relative(masked.head(states), logits),
-        LIMITS[masked.dtype].one_step,
-        "all positions, norm of the difference relative to that of the logits",
+        value,
+        LIMITS[model.dtype].one_step,
+        how,
     )

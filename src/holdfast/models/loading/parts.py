@@ -1,0 +1,194 @@
+"""What loading has in common: device, arithmetic, template, parts and their proofs."""
+
+from collections.abc import Callable
+from dataclasses import replace
+from functools import reduce
+from typing import Any, Literal, TypeVar
+
+import torch
+
+from holdfast.data.chat.rendering import Rendering
+from holdfast.data.chat.thinking import configure, thinking_format
+from holdfast.data.chat.thinking_formats import named_thinker
+from holdfast.errors import AdapterError, ModelError, SettingsError
+from holdfast.models.finite import check_numbers
+from holdfast.models.library import library_errors
+from holdfast.models.loading.checkpoint import Checkpoint
+from holdfast.models.loading.families import Family
+from holdfast.models.loading.proofs import LIMITS, prove, require
+from holdfast.models.loading.weights import read_tokenizer
+from holdfast.models.model import LanguageModel, ModelIdentity, Proof
+
+M = TypeVar("M", bound=LanguageModel)
+DtypeName = Literal["auto", "float32", "bfloat16", "float16"]
+# The rope types whose frequencies depend on the longest row of a batch.
+LENGTH_DEPENDENT_ROPE = frozenset({"dynamic", "longrope"})
+
+
+def choose_device(name: str) -> torch.device:
+    """Return a device by name; "auto" takes CUDA, else MPS, else the CPU.
+
+    Raises:
+        SettingsError: If it is not to be had.
+    """
+    if name == "auto":
+        if torch.cuda.is_available():
+            return torch.device("cuda")
+        return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
+    try:
+        device = torch.device(name)
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError, NotImplementedError) as error:
+        raise SettingsError(
+            "a device of this machine, such as cpu, cuda or mps",
+            f"{name} ({str(error).splitlines()[0]})",
+            "Choose another --device, or leave it at auto.",
+        ) from error
+    return device
+
+
+def choose_dtype(
+    name: DtypeName, device: torch.device, config: dict[str, Any]
+) -> torch.dtype:
+    """Return the arithmetic of a name; "auto" takes float32 on the CPU.
+
+    Elsewhere it takes the checkpoint's own, as its `config.json` names it.
+
+    Raises:
+        SettingsError: If it is none that proofs have limits for.
+    """
+    stored = config.get("dtype") or config.get("torch_dtype")
+    if name == "auto":
+        name = "float32" if device.type == "cpu" or not stored else stored
+    dtype: torch.dtype | None = getattr(torch, str(name), None)
+    if dtype is None or dtype not in LIMITS:
+        raise SettingsError(
+            "float32, bfloat16 or float16", str(name), "Choose another --dtype."
+        )
+    return dtype
+
+
+def templated_tokenizer(
+    checkpoint: Checkpoint, rendering: Rendering, *, native_class: str | None = None
+) -> Any:
+    """Read a tokenizer with a chat template, and say how that is rendered.
+
+    `native_class`: As in `read_tokenizer`.
+
+    Raises:
+        HoldfastError: As `read_tokenizer` and `configure` do.
+        ModelError: If there is no chat template.
+    """
+    tokenizer = read_tokenizer(checkpoint, native_class=native_class)
+    _check_template(tokenizer, checkpoint.model_id)
+    former = str(checkpoint.config.get("_name_or_path") or "")
+    names = (checkpoint.model_id, former, str(checkpoint.directory))
+    name = next(filter(named_thinker, names), checkpoint.model_id)
+    configure(tokenizer, replace(rendering, name=name))
+    return tokenizer
+
+
+def check_tokenizer(tokenizer: Any, vocab: int, model_id: str) -> None:
+    """Refuse a tokenizer without a chat template, or with too many tokens.
+
+    Raises:
+        ModelError: Says which of the two.
+    """
+    _check_template(tokenizer, model_id)
+    if len(tokenizer) > vocab:
+        raise ModelError(
+            f"a tokenizer of at most {vocab} tokens, the rows of the embedding",
+            f"{len(tokenizer)} tokens with {model_id}",
+            "Take the tokenizer that belongs to the model.",
+        )
+
+
+def _check_template(tokenizer: Any, model_id: str) -> None:
+    if not getattr(tokenizer, "chat_template", None):
+        raise ModelError(
+            f"a chat template with {model_id}",
+            "none",
+            "Use the chat or instruct version of the model, or add its "
+            "chat_template.jinja to the directory.",
+        )
+
+
+def part(module: Any, path: str) -> Any:
+    """Return what lies at a path of attributes.
+
+    Raises:
+        AdapterError: If nothing does.
+    """
+    try:
+        return reduce(getattr, path.split("."), module)
+    except AttributeError as error:
+        raise AdapterError(
+            f"`{path}` in a {type(module).__name__}",
+            "no such part",
+            "The model was edited, or this version of transformers is not "
+            "supported: load the model anew with the version that setup asks for.",
+        ) from error
+
+
+def shared_parts(
+    model: Any, tokenizer: Any, family: Family, identity: ModelIdentity
+) -> dict[str, Any]:
+    """Return the parts that every `LanguageModel` has but its head, by name.
+
+    Raises:
+        AdapterError: If one is missing.
+        ModelError: If the tokenizer does not fit.
+    """
+    embedding = part(model.base_model, family.embedding)
+    if tokenizer is not None:
+        check_tokenizer(tokenizer, embedding.num_embeddings, identity.model_id)
+    return {
+        "model": model,
+        "tokenizer": tokenizer,
+        "base": model.base_model,
+        "final_norm": part(model.base_model, family.final_norm),
+        "embedding": embedding,
+        "d_model": model.config.hidden_size,
+        "max_positions": _max_positions(model.config),
+        "identity": identity,
+        "thinking": None if tokenizer is None else thinking_format(tokenizer),
+    }
+
+
+def _max_positions(config: Any) -> int:
+    positions = int(config.max_position_embeddings)
+    rope = getattr(config, "rope_parameters", None) or {}
+    if rope.get("rope_type") not in LENGTH_DEPENDENT_ROPE:
+        return positions
+    # Beyond its first length such a model reads a row by the length of its
+    # neighbours, and a result would depend on the plan of the batches.
+    first = rope.get("original_max_position_embeddings")
+    first = first or getattr(config, "original_max_position_embeddings", None)
+    return min(positions, int(first or positions))
+
+
+def proved(
+    model: Any,
+    identity: ModelIdentity,
+    name_parts: Callable[[], M],
+    shown: tuple[Proof, ...] = (),
+) -> M:
+    """Name the parts of a model and prove that they are what their names say.
+
+    `shown`: Proofs that it has passed already.
+
+    Raises:
+        ModelError: If a weight is not finite.
+        AdapterError: If a part is missing or a proof fails.
+    """
+    check_numbers(model, identity.model_id)
+    model.eval()
+    with library_errors(
+        AdapterError,
+        f"a model that runs on two short rows of tokens ({identity.model_id})",
+        "Its config.json does not fit its architecture: restore that file.",
+    ):
+        named = name_parts()
+        proofs = (*shown, *prove(named))
+    require(proofs, identity.model_id)
+    return replace(named, proofs=proofs)
