@@ -18,7 +18,7 @@ from holdfast.cliff.panel import template_length, trace_figure, wrapper_figure
 from holdfast.dynamics.panel import StepExample, signal_context
 from holdfast.evaluate import panel as evaluate_panel
 from holdfast.evaluate.panel import PairedRow, paired_table
-from holdfast.heads.panel import head_context, limits
+from holdfast.heads import panel as heads_panel
 from holdfast.report import labels, text
 from holdfast.report.schema import (
     Curve,
@@ -42,7 +42,11 @@ _PARTS = {
     "answer": "Answer",
 }
 _TONES = 10
-PANELS: dict[str, Callable[[Any], Section]] = {"sinks": sinks_panel.section}
+PANELS: dict[str, Callable[[Any], Section]] = {
+    "heads": heads_panel.section,
+    "ablation": heads_panel.ablation,
+    "sinks": sinks_panel.section,
+}
 """Block of the report to what shows it, in the order of the page."""
 ONLY_EVALUATED = "evaluated.html.j2"
 
@@ -81,12 +85,11 @@ def render(
         "roles": text.ROLES,
         "outcome_names": text.outcome_columns(_outcome_rows(report)),
         "limits": [
-            *limits(report, has_examples=bool(examples)),
+            *heads_panel.limits(report, has_examples=bool(examples)),
             *report.get("limits", []),
         ],
         **_wrapper_context(report),
         **_trace_context(report, drawn, template_length(examples)),
-        **head_context(report),
         **signal_context(report, steps),
         "panels": sections(report),
         "examples": [_example(example) for example in examples],

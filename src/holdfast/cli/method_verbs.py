@@ -73,7 +73,7 @@ def bake(
     """
     given = {"settings": baking, "directory": output}
     found = in_study(study, None, loading, "heads.bake:run", **given)
-    show(json, found, "heads.panel:print_baked")
+    show(json, found, "heads.panel:baked")
 
 
 def probe_transfer(
@@ -92,7 +92,7 @@ def probe_transfer(
 
     given = {"other": Study.open(other)}
     found = in_study(study, None, loading, "cliff.transfer:run", **given)
-    show(json, found, "heads.panel:print_transfer")
+    show(json, found, "heads.panel:transfer")
 
 
 def select(

@@ -195,7 +195,7 @@ study_verb(
     HeadsSettings,
     "Heads",
     "heads.rank:run",
-    "heads.panel:print_heads",
+    "heads.panel:section",
     "Rank the heads of a study's model by what they take from refusal.\n\n"
     "The study has rollouts and a probe. For example, `holdfast heads studies/cliff "
     "--checked-heads 16`.",
@@ -206,7 +206,7 @@ study_verb(
     AblateSettings,
     "Heads",
     "heads.ablate:run",
-    "heads.panel:print_ablation",
+    "heads.panel:ablation",
     "Switch heads off on held-out prompts, beside nothing and random heads.\n\n"
     "The study has ranked heads. For example, `holdfast ablate studies/cliff "
     "--fractions 0.01 0.05`.",

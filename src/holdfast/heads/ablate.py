@@ -10,7 +10,7 @@ from holdfast.cliff.probe_files import names, read_own_probe
 from holdfast.data.chat.template import prompt_token_ids
 from holdfast.data.requests import read_questions
 from holdfast.data.suites import SuiteFile
-from holdfast.errors import EvidenceError, InputError
+from holdfast.errors import InputError
 from holdfast.heads.ablation_effects import (
     comes_back,
     conditions_of,
@@ -48,7 +48,8 @@ from holdfast.rollout.rows import Rollout, from_table, to_table
 from holdfast.rollout.sampling import announce, tell_pace
 from holdfast.rollout.session import Session
 from holdfast.study import Study
-from holdfast.study.batches import ROW_ID, Meter, in_batches
+from holdfast.study.batches import ROW_ID, Batches, Meter
+from holdfast.study.directory import Stage
 from holdfast.study.figures import study_seed
 
 STAGE = "ablate"
@@ -83,45 +84,36 @@ def run(study: Study, settings: AblateSettings, session: Session) -> dict[str, A
         SettingsError: If a fraction selects no head, or a head does not exist.
         TooFewExamplesError: If no attack succeeds, so that nothing can be restored.
     """
-    read = (ROLLOUTS, HEADS, *names("published"))
-    inputs = {name: study.input_hash(name) for name in read}
     asked = settings.utility and read_utility(
         settings.utility, settings.ablation_prompts
     )
     # The file is none of the study's, so its hash is a setting and no input.
     key = asdict(settings) | {"utility_sha256": asked.sha256} if asked else settings
-    state, _ = study.begin(STAGE, key, inputs)
-    if state == "redo":
-        study.clear_parts(PARTS)
-    if state == "done":
-        session.progress.say("The ablation is there and up to date.")
-        return dict(study.read_json(SUMMARY))
-    if state == "continue":
-        session.progress.say("Going on where the last run was interrupted.")
-    rows = from_table(study.read_table(ROLLOUTS))
-    try:
+    with study.stage(
+        STAGE,
+        key,
+        [ROLLOUTS, HEADS, *names("published")],
+        progress=session.progress,
+        done="The ablation is there and up to date.",
+        parts=[PARTS],
+    ) as stage:
+        if stage.is_done:
+            return stage.read_json(SUMMARY)
+        rows = from_table(study.read_table(ROLLOUTS))
         prompts = choose_prompts(rows, settings.ablation_prompts)
         train = _followed(rows, settings)
-    except EvidenceError as error:
-        reason = str(error)
-        study.manifest["stages"][STAGE]["reason"] = reason
-        study.save()
-        raise
-    session.check_same(study)
-    work = _prepare(study, settings, session, train, prompts)
-    if asked:
-        sampling = sampling_of(study, work.adapter)
-        answered, notes = draw_utility(study, session, asked, sampling)
-        work = work._replace(utility=answered, notes=(*work.notes, *notes))
-    table = _draw(study, settings, session, work, asked.targets if asked else {})
-    study.write_table(OUTPUT, table)
-    summary = _summary(study, settings, session, work, table.to_pylist())
-    if asked:
-        summary["prompts"]["utility"] = record_of(asked, len(work.utility))
-    study.write_json(SUMMARY, summary)
-    study.finish(STAGE, [OUTPUT, SUMMARY])
-    study.clear_parts(PARTS)
-    return summary
+        session.check_same(study)
+        work = _prepare(study, settings, session, train, prompts)
+        if asked:
+            sampling = sampling_of(study, work.adapter)
+            answered, notes = draw_utility(stage, session, asked, sampling)
+            work = work._replace(utility=answered, notes=(*work.notes, *notes))
+        table = _draw(stage, settings, session, work, asked.targets if asked else {})
+        stage.write_table(OUTPUT, table)
+        summary = _summary(study, settings, session, work, table.to_pylist())
+        if asked:
+            summary["prompts"]["utility"] = record_of(asked, len(work.utility))
+        return stage.write_json(SUMMARY, summary)
 
 
 def _followed(rows: Sequence[Rollout], settings: AblateSettings) -> tuple[Rollout, ...]:
@@ -157,7 +149,7 @@ def _prepare(
 
 
 def _draw(
-    study: Study,
+    stage: Stage,
     settings: AblateSettings,
     session: Session,
     work: _Work,
@@ -170,7 +162,8 @@ def _draw(
         for condition in work.conditions
         for row in rows
     ]
-    sampling, batch_size = sampling_of(study, work.adapter), session.batch_size
+    study, batch_size = stage.study, session.batch_size
+    sampling = sampling_of(study, work.adapter)
     _tell(session, work, rows, sampling, len(items))
     kinds = [alike(each, settings.renormalise) for each in work.conditions]
     place = {kind: i for i, kind in enumerate(dict.fromkeys(kinds))}
@@ -190,14 +183,9 @@ def _draw(
         drawn = zip(sizes, taken, strict=True)
         return float(sum(size for size, is_taken in drawn if not is_taken))
 
-    return in_batches(
-        study,
-        STAGE,
+    return Batches(stage, DRAFTED * batch_size, meter).run(
         items,
-        name=lambda item: item.name,
-        length=key,
-        batch_size=DRAFTED * batch_size,
-        work=lambda batch: answer(
+        lambda batch: answer(
             work.adapter,
             batch,
             sampling,
@@ -206,10 +194,10 @@ def _draw(
             drawn_here=drawn_here,
             told=meter.tick,
         ),
-        progress=session.progress,
+        name=lambda item: item.name,
+        length=key,
         label="Switching heads off",
         paced=lambda pace: tell_pace(session, pace, _written(pace.table, items)),
-        meter=meter,
         cost=cost,
     )
 
@@ -347,7 +335,7 @@ def read_utility(source: str, limit: int) -> Asked:
 
 
 def draw_utility(
-    study: Study, session: Session, asked: Asked, sampling: Sampling
+    stage: Stage, session: Session, asked: Asked, sampling: Sampling
 ) -> tuple[list[Rollout], list[str]]:
     """Draw the answers without an edit, as the rollouts were drawn.
 
@@ -355,8 +343,8 @@ def draw_utility(
     are those whose thinking does not end, as prompts are, since in two of the scopes
     it is kept.
     """
-    adapter, seed = session.adapter, study_seed(study)
-    system_prompt = study.manifest["settings"]["rollout"]["system_prompt"]
+    adapter, seed = session.adapter, study_seed(stage.study)
+    system_prompt = stage.study.manifest["settings"]["rollout"]["system_prompt"]
     questions = [
         Question(
             ROLE,
@@ -393,17 +381,12 @@ def draw_utility(
             for each in part
         )
 
-    table = in_batches(
-        study,
-        PARTS,
+    table = Batches(stage, session.batch_size, meter, PARTS).run(
         fitting.questions,
+        work,
         name=lambda question: question.row_id,
         length=lambda question: question.n_tokens,
-        batch_size=session.batch_size,
-        work=work,
-        progress=session.progress,
         label="Answering questions",
-        meter=meter,
     )
     return [row for row in from_table(table) if row.closed], fitting.notes
 

@@ -1,7 +1,8 @@
 """Conditions of an ablation: which heads are ablated, where, and the answers."""
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
+from functools import lru_cache
 from typing import Any, Literal, NamedTuple
 
 import pyarrow as pa
@@ -33,8 +34,8 @@ from holdfast.rollout.questions import resolve_sampling
 from holdfast.rollout.rows import Rollout
 from holdfast.rollout.settings import DIFFUSION, RolloutSettings
 from holdfast.study import Study
-from holdfast.study.batches import ROW_ID
 from holdfast.study.figures import generator
+from holdfast.study.rows import Int32, table_of
 
 Name = Literal["none", "top", "random", "positive", "second_round"]
 
@@ -161,32 +162,34 @@ def main_condition(conditions: Sequence[Condition]) -> Condition:
 
 AS_IT_WAS = Condition("none", "everywhere", None, 0, ()).key
 """The condition in which nothing differs from the rollouts."""
-SCHEMA = pa.schema(
-    [
-        (ROW_ID, pa.string()),
-        ("condition", pa.string()),
-        ("fraction", pa.float64()),
-        ("n_heads", pa.int32()),
-        ("scope", pa.string()),
-        ("draw", pa.int32()),
-        ("heads", pa.string()),
-        ("asked", pa.string()),
-        ("role", pa.string()),
-        ("request_id", pa.string()),
-        ("prompt_id", pa.string()),
-        ("label", pa.string()),
-        ("wrapper", pa.string()),
-        ("outcome", pa.string()),
-        ("reason", pa.string()),
-        ("judge", pa.string()),
-        ("answer", pa.string()),
-        ("finish", pa.string()),
-        ("closed", pa.bool_()),
-        ("forced_close", pa.bool_()),
-        ("token_ids", pa.list_(pa.int32())),
-        ("answer_start", pa.int32()),
-    ]
-)
+
+
+@dataclass(frozen=True)
+class AnswerRow:
+    """An answer under a condition, in `ablation.parquet`."""
+
+    row_id: str
+    condition: str
+    fraction: float | None
+    n_heads: Int32
+    scope: str
+    draw: Int32
+    heads: str
+    asked: str  # Row of the rollouts whose prompt was asked.
+    role: str
+    request_id: str
+    prompt_id: str
+    label: str
+    wrapper: str | None
+    outcome: str
+    reason: str
+    judge: str
+    answer: str
+    finish: str
+    closed: bool
+    forced_close: bool
+    token_ids: tuple[Int32, ...]
+    answer_start: Int32
 
 
 def answer(
@@ -210,10 +213,10 @@ def answer(
     drawn a second time.
     """
     groups: dict[str, list[Item]] = {}
-    records = []
+    made: list[AnswerRow] = []
     for item in items:
         if drawn_here and item.condition.key == AS_IT_WAS:
-            records.append(record(item, item.row))
+            made.append(answer_row(item, item.row))
             continue
         groups.setdefault(alike(item.condition, settings.renormalise), []).append(item)
     for group in groups.values():
@@ -227,8 +230,8 @@ def answer(
             thinking_done=is_fixed(group[0].condition),
             told=told,
         )
-        records += [record(item, made) for item, made in zip(group, done, strict=True)]
-    return pa.Table.from_pylist(records, schema=SCHEMA)
+        made += [answer_row(item, each) for item, each in zip(group, done, strict=True)]
+    return table_of(made, AnswerRow)
 
 
 def alike(condition: Condition, renormalise: Renormalise) -> str:
@@ -289,13 +292,16 @@ def answers(
 
 def verdict_of(row: Rollout, made: Completion | Rollout, *, fixed: bool = False) -> Any:
     """Judge an answer to the prompt of a rollout."""
-    return judge(
-        row.prompt,
-        made.answer,
-        thinking=(row.thinking if fixed else made.thinking) or None,
-        closed=fixed or made.closed,
-        finish=made.finish,
-    )
+    thinking = (row.thinking if fixed else made.thinking) or None
+    return _judged(row.prompt, made.answer, thinking, fixed or made.closed, made.finish)
+
+
+@lru_cache(maxsize=4096)
+def _judged(
+    prompt: str, answer: str, thinking: str | None, closed: bool, finish: str
+) -> Any:
+    # Most conditions leave most answers as they were.
+    return judge(prompt, answer, thinking=thinking, closed=closed, finish=finish)
 
 
 def by_condition(
@@ -331,41 +337,41 @@ def _edit(
     return HeadEdit(stacked, ranges, renormalise)
 
 
-def record(item: Item, made: Completion | Rollout) -> dict[str, Any]:
-    """Return the row of `ablation.parquet` for an answer."""
+def answer_row(item: Item, made: Completion | Rollout) -> AnswerRow:
+    """Judge an answer, and return its row."""
     condition, row, target = item
     fixed = is_fixed(condition)
     if target is None:
-        found = verdict_of(row, made, fixed=fixed)
-        outcome, reason, said_by = found.outcome, found.reason, found.judge
+        verdict = verdict_of(row, made, fixed=fixed)
+        outcome, reason, judge = verdict.outcome, verdict.reason, verdict.judge
     else:
         outcome, reason = mark(row, made, target, fixed=fixed)
-        said_by = EXACT
+        judge = EXACT
     start = row.spans.answer[0] if fixed else made.spans.answer[0]
-    return {
-        ROW_ID: item.name,
-        "condition": condition.name,
-        "fraction": condition.fraction,
-        "n_heads": len(condition.heads),
-        "scope": condition.scope,
-        "draw": condition.draw,
-        "heads": ",".join(f"{head.layer}:{head.head}" for head in condition.heads),
-        "asked": row.row_id,
-        "role": row.role,
-        "request_id": row.request_id,
-        "prompt_id": row.prompt_id,
-        "label": row.label,
-        "wrapper": row.wrapper,
-        "outcome": outcome,
-        "reason": reason,
-        "judge": said_by,
-        "answer": made.answer,
-        "finish": made.finish,
-        "closed": fixed or made.closed,
-        "forced_close": row.forced_close if fixed else made.forced_close,
-        "token_ids": list(made.token_ids),
-        "answer_start": start,
-    }
+    return AnswerRow(
+        row_id=item.name,
+        condition=condition.name,
+        fraction=condition.fraction,
+        n_heads=len(condition.heads),
+        scope=condition.scope,
+        draw=condition.draw,
+        heads=",".join(f"{head.layer}:{head.head}" for head in condition.heads),
+        asked=row.row_id,
+        role=row.role,
+        request_id=row.request_id,
+        prompt_id=row.prompt_id,
+        label=row.label,
+        wrapper=row.wrapper,
+        outcome=outcome,
+        reason=reason,
+        judge=judge,
+        answer=made.answer,
+        finish=made.finish,
+        closed=fixed or made.closed,
+        forced_close=row.forced_close if fixed else made.forced_close,
+        token_ids=tuple(made.token_ids),
+        answer_start=start,
+    )
 
 
 def sampling_of(study: Study, adapter: Adapter) -> Sampling:
