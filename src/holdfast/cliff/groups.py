@@ -69,9 +69,6 @@ class Traced(NamedTuple):
         Shuffled thinking is a permutation of the row's own. The neutral template is
         as long as the real one, and made of tokens drawn from the row's own thinking,
         so that nothing but the end of thinking is removed.
-
-        Args:
-            seed: Seed of the study; the row adds its own.
         """
         ids = list(self.row.token_ids[: self.row.final + 1])
         start, end = self.row.spans.thinking
@@ -102,12 +99,6 @@ def scores_to_table(
     tokenizer: ChatTokenizer,
 ) -> pa.Table:
     """Return one row per token.
-
-    Args:
-        items: What was traced.
-        token_ids: Their tokens.
-        scores: Probe logit and logit difference at each position.
-        tokenizer: For the text of the tokens.
 
     Returns:
         A table of `SCHEMA`.
@@ -214,15 +205,7 @@ def read_group(
     condition: str = AS_GENERATED,
     quantity: str = "logits",
 ) -> Group:
-    """Read plateau and cliff off every row.
-
-    Args:
-        rows: Rows of one group.
-        scores: Traces by name.
-        settings: Rule of the plateau.
-        condition: As generated, or a control.
-        quantity: `logits` of the probe, or plain logit `differences`.
-    """
+    """Read plateau and cliff off every row."""
     cliffs = [
         row_cliff(
             getattr(scores[Traced(row, condition).name], quantity),
@@ -243,12 +226,6 @@ def measure(
     seed: int,
 ) -> dict[str, Any]:
     """Return every figure of the blocks `trace` and `controls`.
-
-    Args:
-        groups: Rows by group.
-        scores: Traces by name.
-        settings: Rule of the plateau.
-        seed: Seed of the bootstrap.
 
     Returns:
         `trace` by group, `controls`, and what the verdict needs beside them.
@@ -272,12 +249,6 @@ def curves(
     seed: int,
 ) -> list[dict[str, Any]]:
     """Return the mean score around the end of thinking, group by group.
-
-    Args:
-        groups: Rows by group.
-        scores: Traces by name.
-        window: Tokens before the end of thinking.
-        seed: Seed of the band.
 
     Returns:
         Curves as the report draws them; offset 0 is the first token of the template.

@@ -30,9 +30,6 @@ _HARM, _PEACE = PALETTE["harmful_complied"], PALETTE["benign"]
 def template_length(examples: Sequence[Example]) -> int | None:
     """Return the number of tokens in the end-of-thinking template.
 
-    Args:
-        examples: Conversations with marked regions.
-
     Returns:
         The length most examples have, or None if no example closes its thinking.
     """
@@ -49,10 +46,6 @@ def trace_figure(curves: Sequence[Curve], template: int | None = None) -> str:
 
     A second panel shows how many answers each point rests on, since few reach far
     back from the end.
-
-    Args:
-        curves: Mean traces; offset 0 is the first token of the template.
-        template: Tokens in the template, for the shading; None if not known.
 
     Returns:
         One SVG element, with title and description.
@@ -75,10 +68,6 @@ def trace_figure(curves: Sequence[Curve], template: int | None = None) -> str:
 def wrapper_figure(by_wrapper: Mapping[str, Mapping[str, Figure]]) -> str:
     """Draw, for each wrapper, how often it works and how often harmless ones pass.
 
-    Args:
-        by_wrapper: `attack_success` and `benign_compliance` figures by wrapper, in
-            the order they are drawn.
-
     Returns:
         One SVG element, with title and description.
     """
@@ -100,10 +89,6 @@ def wrapper_figure(by_wrapper: Mapping[str, Mapping[str, Figure]]) -> str:
 
 def picture(report: Report, curves: Sequence[Curve]) -> str:
     """Draw a study in one picture: what gets through, and where refusal lets go.
-
-    Args:
-        report: A report that passes `schema.validate`.
-        curves: Mean traces; may be empty.
 
     Returns:
         A whole SVG document on a white ground, to stand in a README.

@@ -25,15 +25,7 @@ def names(name: str) -> tuple[str, str]:
 def write_probe(
     study: Study, name: str, probe: Probe, facts: dict[str, Any], **more: Tensor
 ) -> None:
-    """Write a probe with what is known about it.
-
-    Args:
-        study: Where it goes.
-        name: `published` or `control`.
-        probe: The probe.
-        facts: Site, position rule, regulariser, splits and metrics.
-        **more: Other directions in the same space.
-    """
+    """Write a probe with what is known about it."""
     tensors_name, facts_name = names(name)
     tensors = {
         "weight": probe.weight,
@@ -88,11 +80,6 @@ class Direction(NamedTuple):
 
 def read_direction(source: str, identity: ModelIdentity) -> Direction:
     """Read a probe by its path, and refuse one that was fitted on another model.
-
-    Args:
-        source: A study, whose published probe is read; or a file of its folder
-            `probes`, with either of its two suffixes.
-        identity: The model whose states will be scored.
 
     Raises:
         InputError: If there is no whole probe, or it belongs to another model.

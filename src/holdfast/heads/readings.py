@@ -4,15 +4,15 @@ Heads are chosen on training requests alone, and so are the wrappers that are sa
 work; everything that is reported is measured on held-out requests.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
-import pyarrow as pa
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
 from holdfast.cliff.cliff import MIN_TOKENS
+from holdfast.cliff.fit import vectors_per_row
 from holdfast.cliff.probe import Probe
 from holdfast.data.splits import Test, Train
 from holdfast.errors import TooFewExamplesError
@@ -24,9 +24,8 @@ from holdfast.models.interventions import HeadEdit, scale_heads
 from holdfast.models.model import Adapter
 from holdfast.rollout.rows import GAVE_IN, Rollout
 from holdfast.rollout.session import Session
-from holdfast.study.batches import ROW_ID, Batches
+from holdfast.study.batches import Batches
 from holdfast.study.directory import Stage
-from holdfast.study.rows import vectors, vectors_of
 
 OTHERS = ("mlps", "biases", "embedding", "plateau_logit", "final_logit")
 CAUSAL = "heads_causal"
@@ -90,7 +89,7 @@ def read_in_batches(
 ) -> Read:
     """Attribute rows, keeping each finished batch on disk."""
     adapter, batches = session.adapter, Batches(stage, session.batch_size)
-    lines = _lines(
+    lines = vectors_per_row(
         batches,
         rows,
         lambda batch: read(adapter, batch, probe, batch_size=batches.batch_size),
@@ -123,30 +122,10 @@ def ablate_one_by_one(
         )
         return torch.cat([effects[each].change for each in MOMENTS], 1)
 
-    both = _lines(batches, rows, change, "Taking heads away").chunk(len(MOMENTS), 1)
-    return dict(zip(MOMENTS, both, strict=True))
-
-
-def _lines(
-    batches: Batches,
-    rows: Sequence[Rollout],
-    measure: Callable[[Sequence[Rollout]], Float[Tensor, "example _"]],
-    label: str,
-) -> Float[Tensor, "example _"]:
-    """Return one line of numbers per row, batch by batch."""
-    table = batches.run(
-        rows,
-        lambda batch: pa.table(
-            {
-                ROW_ID: [row.row_id for row in batch],
-                "values": vectors(measure(batch)),
-            }
-        ),
-        name=lambda row: row.row_id,
-        length=lambda row: row.final,
-        label=label,
+    both = vectors_per_row(batches, rows, change, "Taking heads away").chunk(
+        len(MOMENTS), 1
     )
-    return vectors_of(table, "values")
+    return dict(zip(MOMENTS, both, strict=True))
 
 
 def _line(found: Attribution) -> Float[Tensor, "_"]:
