@@ -20,13 +20,13 @@ from holdfast.heads.ablation_effects import (
     sparse_of,
 )
 from holdfast.heads.conditions import (
-    AS_IT_WAS,
     ROLE,
     Condition,
     Item,
     alike,
     answer,
     by_condition,
+    is_as_drawn,
     main_condition,
     plan,
     sampling_of,
@@ -178,7 +178,7 @@ def _draw(
 
     def cost(batch: list[Item], _: list[Item]) -> float:
         # What is taken over costs nothing.
-        taken = [drawn_here and each.condition.key == AS_IT_WAS for each in batch]
+        taken = [drawn_here and is_as_drawn(each.condition, sampling) for each in batch]
         sizes = [len(each.row.token_ids) for each in batch]
         drawn = zip(sizes, taken, strict=True)
         return float(sum(size for size, is_taken in drawn if not is_taken))

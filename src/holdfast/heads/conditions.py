@@ -160,8 +160,14 @@ def main_condition(conditions: Sequence[Condition]) -> Condition:
     return tops[main_size(tuple(tops))]
 
 
-AS_IT_WAS = Condition("none", "everywhere", None, 0, ()).key
-"""The condition in which nothing differs from the rollouts."""
+def is_as_drawn(condition: Condition, sampling: Sampling) -> bool:
+    """Return whether answers under a condition are those that were drawn without it.
+
+    Where tokens are drawn, an answer behind a fixed thinking has other random numbers.
+    """
+    return not condition.heads and (
+        condition.scope == "everywhere" or sampling.temperature == 0
+    )
 
 
 @dataclass(frozen=True)
@@ -215,7 +221,7 @@ def answer(
     groups: dict[str, list[Item]] = {}
     made: list[AnswerRow] = []
     for item in items:
-        if drawn_here and item.condition.key == AS_IT_WAS:
+        if drawn_here and is_as_drawn(item.condition, sampling):
             made.append(answer_row(item, item.row))
             continue
         groups.setdefault(alike(item.condition, settings.renormalise), []).append(item)
