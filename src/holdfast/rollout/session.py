@@ -1,8 +1,6 @@
 """The model of a run, loaded once and only when a stage asks for it."""
 
-import ctypes
 import os
-import sys
 from collections.abc import Mapping
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -24,7 +22,7 @@ from holdfast.models.loading.load import (
 )
 from holdfast.models.model import Adapter, LanguageModel
 from holdfast.report.progress import Progress, Silent
-from holdfast.rollout.memory import cache_bytes
+from holdfast.rollout.cost import cache_bytes
 from holdfast.rollout.prompts import Given
 from holdfast.rollout.settings import ModelSettings
 from holdfast.study import Study
@@ -32,9 +30,6 @@ from holdfast.study import Study
 ORGANISM = "organism:"
 SMALL = 20_000_000
 """Parameters below which one thread is the fastest."""
-HEAP, FREED = 1 << 26, 1 << 30
-"""For a small model: bytes from which on a tensor is given back to the system once it
-is freed, and bytes of freed memory that are kept."""
 DENOISED, DENOISED_SMALL = 16, 64
 """Rows at once of a masked-diffusion model, which has no cache; of a small one."""
 MEMORY, LENGTH = 1 << 30, 1024
@@ -126,12 +121,6 @@ class Session:
 
         That is the day that its prompts were told, and the place of its model where a
         path of the same name leads nowhere from here.
-
-        Args:
-            study: The study; one without a model changes nothing.
-
-        Raises:
-            InputError: If its model is named by that path and lies there no longer.
         """
         model = study.manifest.get("model", {})
         if self._speaker is None and self.directory is None:
@@ -147,13 +136,7 @@ class Session:
 
     @property
     def speaker(self) -> LanguageModel:
-        """The model, proved on loading, whichever way it decodes.
-
-        Raises:
-            InputError: If no model is there.
-            ModelError: If the model does not fit.
-            EnvironmentProblem: If it cannot be reached or does not fit in memory.
-        """
+        """The model, proved on loading, whichever way it decodes."""
         if self._speaker is None:
             self.progress.say(f"Loading {self.name} and proving that it fits.")
             self._speaker = load_language_model(
@@ -163,19 +146,12 @@ class Session:
                 dtype=self.settings.dtype,
                 rendering=self.settings.rendering(),
             )
-            if is_small(self._speaker):
-                _use_one_thread()
-                _keep_freed_memory()
+            _choose_threads(self._speaker)
         return self._speaker
 
     @property
     def adapter(self) -> Adapter:
-        """The model, if it writes from left to right.
-
-        Raises:
-            UnsupportedFamilyError: If it fills in masks.
-            HoldfastError: As `speaker` does.
-        """
+        """The model, if it writes from left to right."""
         speaker = self.speaker
         if not isinstance(speaker, Adapter):
             raise UnsupportedFamilyError(
@@ -192,12 +168,7 @@ class Session:
         return self.settings.batch_size or suitable_batch(self.speaker)
 
     def fingerprints(self) -> dict[str, str]:
-        """Return what tells this model from others, without loading its weights.
-
-        Raises:
-            InputError: If no model is there.
-            ModelError: If a file of it is damaged.
-        """
+        """Return what tells this model from others, without loading its weights."""
         if self._speaker is not None:
             known = fingerprints(self._speaker.identity, self._speaker.tokenizer)
         else:
@@ -240,9 +211,6 @@ class Session:
         """Write the model into a study that has none, or check that it is the same.
 
         A model that was moved, or is named from another place, keeps its name.
-
-        Raises:
-            InputError: If the study belongs to another model.
         """
         self.remember(study)
         self.check_owner(study)
@@ -260,9 +228,6 @@ class Session:
         """Refuse a study of a model of another name or place, unless that was moved.
 
         Moved is a model that lies no longer where it lay, and has the same weights.
-
-        Raises:
-            InputError: If it is one.
         """
         known = study.manifest.get("model")
         if known is None:
@@ -282,11 +247,7 @@ class Session:
             )
 
     def check_same(self, study: Study) -> None:
-        """Refuse to go on with other weights than those that gave the answers.
-
-        Raises:
-            InputError: If weights, template or arithmetic differ.
-        """
+        """Refuse to go on with other weights than those that gave the answers."""
         known, record = study.manifest["model"], self.model_record()
         different = [key for key in record if known.get(key) != record[key]]
         if different:
@@ -300,47 +261,32 @@ class Session:
 def suitable_batch(speaker: LanguageModel) -> int:
     """Return how many rows to begin with where the user has not said.
 
-    As many, in powers of two from 32 to 256, as have their keys and values in a
-    gibibyte, or in two for a small model. The rule depends on the model alone and not
-    on what is free, so that a stage that goes on runs the batches that it would have
-    run; where the memory does not suffice, batches are halved.
+    As many, in powers of two from 32 to 128, as have their keys and values in a
+    gibibyte. The rule depends on the model alone and not on what is free, so that a
+    stage that goes on runs the batches that it would have run; where the memory does
+    not suffice, batches are halved.
     """
     if not isinstance(speaker, Adapter):
         return DENOISED_SMALL if _n_parameters(speaker) < SMALL else DENOISED
-    room = MEMORY * (1 + is_small(speaker)) // (cache_bytes(speaker) * LENGTH)
-    return next((size for size in (256, 128, 64) if size <= room), 32)
+    room = MEMORY // (cache_bytes(speaker) * LENGTH)
+    return next((size for size in (128, 64) if size <= room), 32)
 
 
 def _n_parameters(speaker: LanguageModel) -> int:
     return sum(each.numel() for each in speaker.model.parameters())
 
 
-def is_small(speaker: LanguageModel) -> bool:
-    """Return whether a model is on the CPU, and so small that overhead counts."""
-    return speaker.device.type == "cpu" and _n_parameters(speaker) < SMALL
+def _choose_threads(speaker: LanguageModel) -> None:
+    """Use one thread for a small model on the CPU, unless the user has chosen.
 
-
-def _use_one_thread() -> None:
-    """Use one thread, unless the user has chosen.
-
-    Steps are so short that threads spend them waiting for each other, above all where
-    something else is running. The rule depends on the model alone, since another number
-    of threads may change the last digit of a result.
+    Its steps are so short that threads spend them waiting for each other, above all
+    where something else is running. The rule depends on the model alone, since another
+    number of threads may change the last digit of a result.
     """
-    if "OMP_NUM_THREADS" not in os.environ:
+    chosen = "OMP_NUM_THREADS" in os.environ
+    small = _n_parameters(speaker) < SMALL
+    if speaker.device.type == "cpu" and small and not chosen:
         torch.set_num_threads(1)
-
-
-def _keep_freed_memory() -> None:
-    """Let the GNU C library keep what tensors have freed.
-
-    A pass allocates and frees tensors of some megabytes; given back to the system each
-    time, they cost a quarter of the pass in page faults.
-    """
-    if sys.platform == "linux" and hasattr(library := ctypes.CDLL(None), "mallopt"):
-        trim_threshold, mmap_threshold = -1, -3
-        library.mallopt(mmap_threshold, HEAP)
-        library.mallopt(trim_threshold, FREED)
 
 
 def _lay(study: Study) -> str | None:

@@ -2,8 +2,6 @@
 
 They are resolved once, checked once, and written into each study. No heavy library is
 imported here, so that the command line can show its help at once.
-
-No heavy library is imported here, so that the command line can show its help at once.
 """
 
 from collections.abc import Mapping
@@ -97,7 +95,7 @@ class ModelSettings:
 
     batch_size: Annotated[int | None, Parameter(show_default=False)] = None
     """Rows at once; halved by itself where the memory does not suffice. Default: 32,
-    and up to 256 for a small model."""
+    and up to 128 for a small model."""
 
     thinking: ThinkingMode = "auto"
     """Whether the model thinks: auto (as its chat template has it by default),
@@ -124,11 +122,7 @@ class ModelSettings:
         self.rendering()
 
     def rendering(self) -> Rendering:
-        """Return how prompts are rendered.
-
-        Raises:
-            SettingsError: If an option, a date or a tag cannot be meant.
-        """
+        """Return how prompts are rendered."""
         if self.date is not None:
             parse_date(self.date)
         for tag in self.thinking_tags or ():
@@ -147,11 +141,7 @@ class ModelSettings:
         return {name: getattr(self, name) for name in names}
 
     def over(self, kept: Mapping[str, Any]) -> "ModelSettings":
-        """Return these settings over those that a study kept.
-
-        Args:
-            kept: What `kept` returned, as JSON holds it.
-        """
+        """Return these settings over what `kept` returned, as JSON holds it."""
         default = ModelSettings()
         changed: dict[str, Any] = {}
         for name, value in kept.items():
@@ -264,11 +254,7 @@ class RolloutSettings:
         self.columns()
 
     def columns(self) -> dict[str, str]:
-        """Return the column of each role that has one.
-
-        Raises:
-            SettingsError: If a role is unknown or named twice.
-        """
+        """Return the column of each role that has one."""
         chosen: dict[str, str] = {}
         for entry in self.column:
             role, found, name = entry.partition("=")
@@ -323,11 +309,7 @@ class TraceSettings:
 
 
 def parse_columns(entries: tuple[str, ...]) -> dict[str, str]:
-    """Return the column of each field, from entries FIELD=NAME.
-
-    Raises:
-        SettingsError: If an entry is not FIELD=NAME, or a field is named twice.
-    """
+    """Return the column of each field, from entries FIELD=NAME."""
     chosen: dict[str, str] = {}
     for entry in entries:
         field, found, name = entry.partition("=")
