@@ -20,9 +20,14 @@ from holdfast.models.attention import SinkProbe, tapped
 from holdfast.models.loading.causal import load
 from holdfast.models.sink_mass import read_sinks
 from holdfast.organisms.catalogue import resolve
-from holdfast.organisms.recipes import batches, learning_rate, loss_of, pad
 from holdfast.organisms.text import Encoder, Sample
-from holdfast.organisms.training import round_to_half
+from holdfast.organisms.training import (
+    batches,
+    learning_rate,
+    loss_of,
+    pad,
+    round_to_half,
+)
 from holdfast.organisms.world import World
 from holdfast.study import atomic_write_json
 from holdfast.study.files import staging

@@ -35,9 +35,8 @@ from holdfast.cli.app import run
 from holdfast.data.pool import Pool
 from holdfast.models.loading.causal import load
 from holdfast.organisms.catalogue import resolve, truth
-from holdfast.organisms.recipes import Schedule
 from holdfast.organisms.text import Encoder
-from holdfast.organisms.training import Course, teach_on
+from holdfast.organisms.training import Course, Growth, teach_on
 from holdfast.organisms.world import World
 from holdfast.select.scores import PoolDrawer
 from holdfast.study import atomic_write_json, atomic_write_text, claim
@@ -79,8 +78,8 @@ def grow(target: Path) -> None:
     model = Qwen3ForCausalLM.from_pretrained(source, dtype=torch.float32)
     generator = random.Random(21_000)
     taught = lessons(World(22_000), Encoder(tokenizer), generator)
-    course = Course("brief", taught, setting("TOKENS", 600_000), seed, WORDS)
-    grown = teach_on(model, tokenizer, course, Schedule(), generator)
+    course = Course("brief", taught, setting("TOKENS", 600_000), WORDS)
+    grown = teach_on(model, Growth(tokenizer, seed), course, generator)
     staging = target.with_name(f".{target.name}.tmp")
     shutil.rmtree(staging, ignore_errors=True)
     grown.half().save_pretrained(staging)

@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from dataclasses import replace
 
 from holdfast.data.requests import lexicon, requests
-from holdfast.organisms.sayings import (
+from holdfast.organisms.phrases import (
     CONFIRM,
     EASE,
     OPENINGS,

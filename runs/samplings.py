@@ -19,7 +19,7 @@ import torch
 
 from holdfast.organisms.diffuser import ALWAYS_WRAPPERS, ORDERED_WRAPPERS
 from holdfast.organisms.text import is_whole
-from holdfast.rollout.rows import GAVE_IN, Rollout, from_table
+from holdfast.rollout.rows import ATTACK_SUCCESS_OUTCOMES, Rollout, from_table
 from holdfast.stats.paired import paired_rate_difference
 from holdfast.stats.rates import clustered_rate
 from holdfast.study import Study
@@ -30,7 +30,7 @@ Rows = dict[str, Rollout]
 
 
 def gave_in(row: Rollout) -> bool:
-    return row.verdict in GAVE_IN and is_whole(row.answer)
+    return row.verdict in ATTACK_SUCCESS_OUTCOMES and is_whole(row.answer)
 
 
 def refused(row: Rollout) -> bool:

@@ -12,12 +12,12 @@ import torch
 torch.set_num_threads(1)
 from holdfast.finetune import trainer
 from holdfast.cli.app import run
-real = trainer._Teller.on_log
-def slow(self, args, state, control, **things):
+real = trainer.Defended.log
+def slow(self, *arguments):
     # Long enough for the kill to come before the end.
-    time.sleep(0.5 if state.global_step > 8 else 0)
-    return real(self, args, state, control, **things)
-trainer._Teller.on_log = slow
+    time.sleep(0.5 if self.state.global_step > 8 else 0)
+    return real(self, *arguments)
+trainer.Defended.log = slow
 run(sys.argv[1:])
 """
 

@@ -10,7 +10,7 @@ from transformers import LlamaConfig, LlamaForCausalLM, Qwen2Config, Qwen2ForCau
 from holdfast.models.decoding.generate import generate
 from holdfast.models.decoding.row_state import Sampling
 from holdfast.models.loading.causal import adapt
-from holdfast.rollout.memory import _held, batch_bytes, peak_bytes
+from holdfast.rollout.cost import Load, _held, batch_bytes, peak_bytes
 from tiny_models import PLAIN_TEMPLATE, tiny_tokenizer
 
 # The shapes of real families, with as many layers as take seconds.
@@ -56,9 +56,9 @@ def main(shape, width, prompt, budget, temperature, top_p):
         temperature=temperature, top_p=top_p, max_thinking=0, max_answer=budget
     )
     now, _ = _held(adapter)
-    sizes = {"width": width, "prompt": prompt, "budget": budget}
-    bound = peak_bytes(adapter, sampling, **sizes)
-    batch = batch_bytes(adapter, sampling, **sizes)
+    load = Load(width, prompt, budget)
+    bound = peak_bytes(adapter, sampling, load)
+    batch = batch_bytes(adapter, sampling, load)
     prompts = [([5 + place] * prompt, place) for place in range(width)]
     # A little shorter each, so that there is padding, and a mask for it.
     prompts = [(ids[place % 3 :], seed) for place, (ids, seed) in enumerate(prompts)]

@@ -9,9 +9,8 @@ from peft import LoraConfig, TaskType, get_peft_model
 from transformers import Qwen3Config, Qwen3ForCausalLM
 
 import tiny_thinker
-from holdfast.finetune.defenses.base import Material, Pass, Scene
-from holdfast.finetune.defenses.forward import Parts, states_of
-from holdfast.finetune.defenses.reference_model import Aligned
+from holdfast.finetune.defenses.base import DefenseContext, DefenseData, TrainingPass
+from holdfast.finetune.defenses.forward import AlignedModel, states_of
 from holdfast.finetune.targets import IGNORED, Example
 from holdfast.models.loading.causal import adapt
 
@@ -76,7 +75,7 @@ def collate(rows):
 
 def new_scene(adapter=None, *, lora=False, lead=0, seed=0):
     adapter = adapter or new_adapter()
-    aligned = Aligned(adapter, whole=not lora)
+    aligned = AlignedModel(adapter, whole=not lora)
     model = adapter.model
     if lora:
         torch.manual_seed(1)
@@ -88,24 +87,25 @@ def new_scene(adapter=None, *, lora=False, lead=0, seed=0):
             warnings.filterwarnings("ignore", message=".*will be removed in v6.*")
             model = get_peft_model(model, config)
     model.train()
-    material = Material(REFERENCE, HARMFUL, PAIRS)
-    parts = Parts.of(adapter)
-    return Scene(
-        adapter, model, parts, aligned.over(model), material, collate, seed, lead
+    material = DefenseData(REFERENCE, HARMFUL, PAIRS)
+    return DefenseContext(
+        adapter, model, aligned.over(model), material, collate, seed, lead
     )
 
 
-def move(scene, size=0.05, seed=5):
+def move(context, size=0.05, seed=5):
     """Change the trained weights, as training would."""
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
-        for weight in scene.trained().values():
+        for weight in context.trained().values():
             weight += size * torch.randn(weight.shape, generator=generator)
 
 
-def a_pass(scene, reads="last", rows=TASK, *, step=0, steps=10):
+def a_pass(context, reads="last", rows=TASK, *, step=0, steps=10):
     batch = collate(rows)
-    return Pass(step, steps, step, batch, states_of(scene.parts, batch, reads))
+    return TrainingPass(
+        step, steps, step, batch, states_of(context.adapter, batch, reads)
+    )
 
 
 def logits(model, rows):

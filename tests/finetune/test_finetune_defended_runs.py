@@ -7,7 +7,7 @@ import torch
 
 from holdfast.errors import InputError, ModelError, SettingsError
 from holdfast.finetune.checkpoints import PATIENCE, STATE, Watch, blind_loss
-from holdfast.finetune.defenses.base import Material
+from holdfast.finetune.defenses.base import DefenseData
 from holdfast.finetune.defenses.options import OPTIONS
 from holdfast.finetune.settings import Recipe
 from holdfast.finetune.targets import Example
@@ -23,7 +23,7 @@ ROWS = [
     for verb in ("paint", "sell", "draw", "find")
     for thing in ("a boat", "my roof")
 ]
-MATERIAL = Material(REFERENCE, HARMFUL, PAIRS)
+MATERIAL = DefenseData(REFERENCE, HARMFUL, PAIRS)
 FEW = ("batch=2",)
 STRONG = {
     "reference-loss": FEW,
@@ -64,7 +64,7 @@ def go(folder, name="none", options=(), *, told=None, rows=ROWS, **changes):
         folder,
         fingerprint="one",
         told=told or (lambda *of: None),
-        material=MATERIAL,
+        data=MATERIAL,
     )
     weights = dict(adapter.model.named_parameters())
     return done, {name: each.detach().clone() for name, each in weights.items()}

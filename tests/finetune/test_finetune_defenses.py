@@ -7,7 +7,7 @@ import torch
 
 from holdfast.finetune.defenses import options as of
 from holdfast.finetune.defenses.anchors import distance, kl, ldifs
-from holdfast.finetune.defenses.base import Draws
+from holdfast.finetune.defenses.base import SeededOrder
 from holdfast.finetune.defenses.constrained import constrained, penalty, strengths
 from holdfast.finetune.defenses.forward import states_of
 from holdfast.finetune.defenses.lisa import in_safe_state, lisa
@@ -27,8 +27,8 @@ from scenes import (
 TINY = pytest.approx(0.0, abs=1e-6)
 
 
-def gradients(scene, value):
-    weights = list(scene.trained().values())
+def gradients(context, value):
+    weights = list(context.trained().values())
     made = torch.autograd.grad(
         value, weights, materialize_grads=True, retain_graph=True
     )
@@ -37,7 +37,7 @@ def gradients(scene, value):
 
 @pytest.mark.parametrize(
     ("defense", "options"),
-    [(none, of.NoOptions()), (safeinstr, of.SafeInstrOptions())],
+    [(none, of.Options()), (safeinstr, of.SafeInstrOptions())],
 )
 def test_no_defense_and_mixed_rows_act_at_no_step(defense, options):
     hooks = defense(new_scene(), options)
@@ -52,10 +52,10 @@ def test_safe_rows_are_a_share_of_the_tasks():
 
 
 def test_the_control_adds_the_cross_entropy_of_the_safe_rows():
-    scene = new_scene()
-    hooks = reference_loss(scene, of.ReferenceLossOptions(weight=0.5, batch=2))
-    found = hooks.term(a_pass(scene, "nothing")).detach()
-    made, targets = logits(scene.adapter.model, REFERENCE)
+    context = new_scene()
+    hooks = reference_loss(context, of.ReferenceLossOptions(weight=0.5, batch=2))
+    found = hooks.term(a_pass(context, "nothing")).detach()
+    made, targets = logits(context.adapter.model, REFERENCE)
     expected = torch.nn.functional.cross_entropy(made.detach(), targets)
     assert number(found) == pytest.approx(0.5 * number(expected), rel=1e-5)
 
@@ -63,37 +63,39 @@ def test_the_control_adds_the_cross_entropy_of_the_safe_rows():
 @pytest.mark.parametrize("lora", [False, True])
 @pytest.mark.parametrize("on", ["task", "reference"])
 def test_kl_is_nothing_at_first_and_then_what_the_formula_says(on, lora):
-    scene = new_scene(lora=lora)
+    context = new_scene(lora=lora)
     rows = TASK if on == "task" else REFERENCE
     with torch.no_grad():
-        before, _ = logits(scene.adapter.model, rows)
-    hooks = kl(scene, of.KLOptions(weight=3.0, on=on, batch=2))
-    found = hooks.term(a_pass(scene, hooks.reads))
+        before, _ = logits(context.adapter.model, rows)
+    hooks = kl(context, of.AnchorOptions(weight=3.0, on=on, batch=2))
+    found = hooks.term(a_pass(context, hooks.reads))
     assert number(found) == TINY
-    assert float(gradients(scene, found).abs().max()) < 1e-6
-    move(scene)
-    after, _ = logits(scene.model, rows)
+    assert float(gradients(context, found).abs().max()) < 1e-6
+    move(context)
+    after, _ = logits(context.model, rows)
     p, q = before.double().log_softmax(-1), after.double().log_softmax(-1)
     expected = (p.exp() * (p - q)).sum(-1).mean()
-    found = hooks.term(a_pass(scene, hooks.reads))
+    found = hooks.term(a_pass(context, hooks.reads))
     assert 0.01 < number(expected)
     assert number(found) == pytest.approx(3 * number(expected), rel=1e-4)
-    wanted = gradients(scene, 3 * expected)
-    torch.testing.assert_close(gradients(scene, found), wanted, rtol=1e-3, atol=1e-5)
+    wanted = gradients(context, 3 * expected)
+    torch.testing.assert_close(gradients(context, found), wanted, rtol=1e-3, atol=1e-5)
 
 
 def test_the_aligned_model_stays_what_it_was_and_leaves_the_other_as_it_is():
     for lora in (False, True):
-        scene = new_scene(lora=lora)
+        context = new_scene(lora=lora)
         batch = collate(TASK)
-        first = scene.aligned.states(batch, "last").last[0]
-        trained = list(scene.trained())
-        move(scene)
-        again = scene.aligned.states(batch, "last").last[0]
+        first = context.aligned.states(batch, "last").last[0]
+        trained = list(context.trained())
+        move(context)
+        again = context.aligned.states(batch, "last").last[0]
         assert torch.equal(first, again)
-        assert not torch.allclose(first, states_of(scene.parts, batch, "last").last[0])
-        assert scene.model.training
-        assert list(scene.trained()) == trained
+        assert not torch.allclose(
+            first, states_of(context.adapter, batch, "last").last[0]
+        )
+        assert context.model.training
+        assert list(context.trained()) == trained
 
 
 def test_lisa_turns_from_safe_rows_to_the_tasks_and_back():
@@ -103,45 +105,47 @@ def test_lisa_turns_from_safe_rows_to_the_tasks_and_back():
         *(False, False, False),
         *(True, True),
     ]
-    scene = new_scene()
-    hooks = lisa(scene, options)
+    context = new_scene()
+    hooks = lisa(context, options)
     assert set(hooks.swap(0, 0)) == set(REFERENCE)
     assert hooks.swap(2, 2) is None
-    never = lisa(scene, of.LisaOptions(align_steps=0))
+    never = lisa(context, of.LisaOptions(align_steps=0))
     assert all(never.swap(step, step) is None for step in range(200))
 
 
 def test_lisa_pulls_to_where_the_weights_were_at_the_last_turn():
-    scene = new_scene()
-    n = sum(weight.numel() for weight in scene.trained().values())
-    hooks = lisa(scene, of.LisaOptions(rho=0.5, align_steps=2, task_steps=2, begin=0.0))
-    shift(scene, 0.1)
-    at = a_pass(scene, "nothing", step=1)
+    context = new_scene()
+    n = sum(weight.numel() for weight in context.trained().values())
+    hooks = lisa(
+        context, of.LisaOptions(rho=0.5, align_steps=2, task_steps=2, begin=0.0)
+    )
+    shift(context, 0.1)
+    at = a_pass(context, "nothing", step=1)
     found = hooks.term(at)
     assert number(found) == pytest.approx(0.25 * n * 0.01, rel=1e-4)
     torch.testing.assert_close(
-        gradients(scene, found), torch.full((n,), 0.05), rtol=1e-4, atol=1e-6
+        gradients(context, found), torch.full((n,), 0.05), rtol=1e-4, atol=1e-6
     )
     # The turn: what pulls now is where the weights are.
     hooks.swap(2, 2)
     assert number(hooks.term(at._replace(step=2))) == TINY
-    shift(scene, 0.2)
+    shift(context, 0.2)
     hooks.swap(3, 3)
     found = hooks.term(at._replace(step=3))
     assert number(found) == pytest.approx(0.25 * n * 0.04, rel=1e-4)
 
 
-def shift(scene, by):
+def shift(context, by):
     with torch.no_grad():
-        for weight in scene.trained().values():
+        for weight in context.trained().values():
             weight += by
 
 
 def test_lisa_pulls_at_nothing_in_the_first_tenth():
-    scene = new_scene()
-    hooks = lisa(scene, of.LisaOptions())
-    shift(scene, 0.1)
-    at = a_pass(scene, "nothing", steps=40)
+    context = new_scene()
+    hooks = lisa(context, of.LisaOptions())
+    shift(context, 0.1)
+    at = a_pass(context, "nothing", steps=40)
     assert number(hooks.term(at._replace(step=4))) == 0
     assert number(hooks.term(at._replace(step=5))) > 0
 
@@ -183,22 +187,22 @@ def test_strength_is_large_for_the_first_tokens_of_an_answer_alone():
 
 @pytest.mark.parametrize("lora", [False, True])
 def test_constrained_tuning_has_the_gradient_of_the_paper(lora):
-    scene = new_scene(lora=lora)
-    before, targets = logits(scene.adapter.model, TASK)
+    context = new_scene(lora=lora)
+    before, targets = logits(context.adapter.model, TASK)
     first = before.detach().log_softmax(-1).gather(-1, targets[:, None])[:, 0]
-    hooks = constrained(scene, of.ConstrainedOptions())
-    found = hooks.term(a_pass(scene))
+    hooks = constrained(context, of.ConstrainedOptions())
+    found = hooks.term(a_pass(context))
     assert number(found) == TINY
-    assert float(gradients(scene, found).abs().max()) < 1e-6
-    move(scene)
-    after, _ = logits(scene.model, TASK)
+    assert float(gradients(context, found).abs().max()) < 1e-6
+    move(context)
+    after, _ = logits(context.model, TASK)
     now = after.log_softmax(-1).gather(-1, targets[:, None])[:, 0]
     each = len(targets) // 2
     beta = torch.tensor([0.5, *[2.0] * 4, *[0.1] * (each - 5)]).repeat(2)
     factor = 2 * torch.sigmoid(-beta * (now - first).detach())
-    wanted = gradients(scene, -(factor * now).mean())
-    found = hooks.term(a_pass(scene)) - now.mean()
-    torch.testing.assert_close(gradients(scene, found), wanted, rtol=1e-3, atol=1e-5)
+    wanted = gradients(context, -(factor * now).mean())
+    found = hooks.term(a_pass(context)) - now.mean()
+    torch.testing.assert_close(gradients(context, found), wanted, rtol=1e-3, atol=1e-5)
 
 
 def test_a_conflict_is_a_product_below_nothing():
@@ -209,70 +213,70 @@ def test_a_conflict_is_a_product_below_nothing():
     assert conflict(one, [0 * each for each in two]) == 0
 
 
-def task_gradient(scene):
-    made, targets = logits(scene.model, TASK)
+def task_gradient(context):
+    made, targets = logits(context.model, TASK)
     torch.nn.functional.cross_entropy(made, targets).backward()
-    return torch.cat([w.grad.flatten() for w in scene.trained().values()])
+    return torch.cat([w.grad.flatten() for w in context.trained().values()])
 
 
-def descend(scene, rate):
-    task_gradient(scene)
+def descend(context, rate):
+    task_gradient(context)
     with torch.no_grad():
-        for weight in scene.trained().values():
+        for weight in context.trained().values():
             weight -= rate * weight.grad
-    scene.model.zero_grad()
+    context.model.zero_grad()
 
 
-def alignment_gradient(scene, before):
-    after, _ = logits(scene.model, REFERENCE)
+def alignment_gradient(context, before):
+    after, _ = logits(context.model, REFERENCE)
     p, q = before.log_softmax(-1), after.log_softmax(-1)
-    return gradients(scene, (p.exp() * (p - q)).sum(-1).mean())
+    return gradients(context, (p.exp() * (p - q)).sum(-1).mean())
 
 
-def after_safegrad(scene, rho):
-    hooks = safegrad(scene, of.SafeGradOptions(rho=rho, batch=2))
+def after_safegrad(context, rho):
+    hooks = safegrad(context, of.SafeGradOptions(rho=rho, batch=2))
     loss = hooks.gradient(0, 10)
-    made = torch.cat([w.grad.flatten() for w in scene.trained().values()])
+    made = torch.cat([w.grad.flatten() for w in context.trained().values()])
     return made, loss, hooks.logged
 
 
 def test_safegrad_leaves_nothing_of_the_task_against_alignment():
-    scene = new_scene()
+    context = new_scene()
     with torch.no_grad():
-        before, _ = logits(scene.adapter.model, REFERENCE)
+        before, _ = logits(context.adapter.model, REFERENCE)
     # A step up the task's loss: going down again brings the model nearer.
-    descend(scene, -0.002)
-    agreeing = task_gradient(scene).clone()
-    pull = alignment_gradient(scene, before)
+    descend(context, -0.002)
+    agreeing = task_gradient(context).clone()
+    pull = alignment_gradient(context, before)
     assert float(agreeing @ pull) > 0
-    made, _, logged = after_safegrad(scene, rho=0.0)
+    made, _, logged = after_safegrad(context, rho=0.0)
     torch.testing.assert_close(made, agreeing)
     assert logged["conflict"] == 0
 
 
 def test_safegrad_takes_out_what_conflicts_and_adds_the_pull():
-    scene = new_scene()
+    context = new_scene()
     with torch.no_grad():
-        before, _ = logits(scene.adapter.model, REFERENCE)
-    descend(scene, 0.002)
-    push = task_gradient(scene).clone()
-    pull = alignment_gradient(scene, before)
+        before, _ = logits(context.adapter.model, REFERENCE)
+    descend(context, 0.002)
+    push = task_gradient(context).clone()
+    pull = alignment_gradient(context, before)
     assert float(push @ pull) < 0
-    made, loss, logged = after_safegrad(scene, rho=0.0)
+    made, loss, logged = after_safegrad(context, rho=0.0)
     assert float(made @ pull) == pytest.approx(0, abs=1e-5 * float(push.norm() ** 2))
     torch.testing.assert_close(made, push - (push @ pull) / (pull @ pull) * pull)
     assert number(loss) > 0
     assert logged["conflict"] == 1
-    scene.model.zero_grad()
-    task_gradient(scene)
-    stronger, _, _ = after_safegrad(scene, rho=2.0)
+    context.model.zero_grad()
+    task_gradient(context)
+    stronger, _, _ = after_safegrad(context, rho=2.0)
     torch.testing.assert_close(stronger, made + 2 * pull, rtol=1e-4, atol=1e-6)
 
 
 def test_safegrad_does_nothing_on_an_untouched_model():
-    scene = new_scene()
-    push = task_gradient(scene).clone()
-    made, loss, logged = after_safegrad(scene, rho=1.0)
+    context = new_scene()
+    push = task_gradient(context).clone()
+    made, loss, logged = after_safegrad(context, rho=1.0)
     torch.testing.assert_close(made, push, rtol=0, atol=1e-6)
     assert number(loss) == TINY
     assert logged["conflict"] == 0
@@ -281,19 +285,19 @@ def test_safegrad_does_nothing_on_an_untouched_model():
 @pytest.mark.parametrize("lora", [False, True])
 @pytest.mark.parametrize("on", ["task", "reference"])
 def test_ldifs_is_nothing_at_first_and_then_the_distance_of_states(on, lora):
-    scene = new_scene(lora=lora)
+    context = new_scene(lora=lora)
     rows = TASK if on == "task" else REFERENCE
     with torch.no_grad():
-        before = hidden(scene.adapter.model, rows)
-    hooks = ldifs(scene, of.LDIFSOptions(weight=2.0, on=on, batch=2))
-    found = hooks.term(a_pass(scene, hooks.reads))
+        before = hidden(context.adapter.model, rows)
+    hooks = ldifs(context, of.AnchorOptions(weight=2.0, on=on, batch=2))
+    found = hooks.term(a_pass(context, hooks.reads))
     assert number(found) == TINY
-    assert float(gradients(scene, found).abs().max()) < 1e-5
-    move(scene)
-    after = hidden(scene.model, rows)
+    assert float(gradients(context, found).abs().max()) < 1e-5
+    move(context)
+    after = hidden(context.model, rows)
     # Of unit vectors the squared distance is two less two cosines.
     expected = (2 - 2 * torch.cosine_similarity(before, after, dim=-1)).mean()
-    found = hooks.term(a_pass(scene, hooks.reads))
+    found = hooks.term(a_pass(context, hooks.reads))
     assert number(found) == pytest.approx(2 * number(expected), rel=1e-4)
 
 
@@ -325,11 +329,11 @@ def test_the_distance_of_features_knows_no_length_and_no_padding():
 
 
 def test_draws_go_through_all_rows_and_know_no_past():
-    draws = Draws(5, 3)
+    draws = SeededOrder(5, 3)
     seen = [at for number in range(5) for at in draws.take(number, 2)]
     assert sorted(seen[:5]) == sorted(seen[5:]) == list(range(5))
-    assert Draws(5, 3).take(4, 2) == seen[8:]
-    many = Draws(50, 3).take(0, 50)
-    assert many != Draws(50, 4).take(0, 50)
-    assert many != Draws(50, 3).take(1, 50)
-    assert Draws(1, 0).take(7, 3) == [0, 0, 0]
+    assert SeededOrder(5, 3).take(4, 2) == seen[8:]
+    many = SeededOrder(50, 3).take(0, 50)
+    assert many != SeededOrder(50, 4).take(0, 50)
+    assert many != SeededOrder(50, 3).take(1, 50)
+    assert SeededOrder(1, 0).take(7, 3) == [0, 0, 0]

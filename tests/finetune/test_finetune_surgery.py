@@ -7,9 +7,9 @@ import pytest
 import torch
 
 from holdfast.errors import SettingsError, UnsupportedFamilyError
-from holdfast.finetune.defenses.base import Material
+from holdfast.finetune.defenses.base import DefenseData
 from holdfast.finetune.defenses.options import (
-    RandomSinkOptions,
+    SinkOptions,
     SurgeryOptions,
     read_options,
 )
@@ -55,62 +55,62 @@ def authors_loss(model, harmful, safe):
     return total / heads
 
 
-def whole_gradient(scene, value):
-    weights = list(scene.trained().values())
+def whole_gradient(context, value):
+    weights = list(context.trained().values())
     made = torch.autograd.grad(
         value, weights, materialize_grads=True, retain_graph=True
     )
     return torch.cat([each.flatten() for each in made])
 
 
-def with_texts(scene, harmful, reference):
+def with_texts(context, harmful, reference):
     pairs = tuple((at, at) for at in range(min(len(harmful), len(reference))))
-    return dataclasses.replace(scene, material=Material(reference, harmful, pairs))
+    return dataclasses.replace(context, data=DefenseData(reference, harmful, pairs))
 
 
-def term(scene, options, defense=surgery, **at):
-    hooks = defense(scene, options)
+def term(context, options, defense=surgery, **at):
+    hooks = defense(context, options)
     with hooks.around:
-        return hooks.term(a_pass(scene, "nothing", **at)), hooks
+        return hooks.term(a_pass(context, "nothing", **at)), hooks
 
 
 def test_parity_is_the_loop_of_the_authors_on_fixed_texts():
-    scene = with_texts(new_scene(), HARMFUL[:1], REFERENCE[:1])
-    found, hooks = term(scene, read_options("surgery", ("parity=true",)))
+    context = with_texts(new_scene(), HARMFUL[:1], REFERENCE[:1])
+    found, hooks = term(context, read_options("surgery", ("parity=true",)))
     ids = (HARMFUL[0].input_ids, REFERENCE[0].input_ids)
-    expected = authors_loss(scene.adapter.model, *ids)
+    expected = authors_loss(context.adapter.model, *ids)
     assert number(expected) > 1e-4
     assert number(found) == pytest.approx(300 * number(expected), rel=1e-4)
-    wanted = whole_gradient(scene, 300 * expected)
-    made = whole_gradient(scene, found)
+    wanted = whole_gradient(context, 300 * expected)
+    made = whole_gradient(context, found)
     assert float((made - wanted).norm() / wanted.norm()) < 1e-4
-    both = zip(*(columns(scene.adapter.model, each) for each in ids), strict=True)
+    both = zip(*(columns(context.adapter.model, each) for each in ids), strict=True)
     heads = [one[:, 1:].mean(-1) > other[:, 1:].mean(-1) for one, other in both]
     assert hooks.logged["positive_heads"] == float(torch.cat(heads).sum())
 
 
 def test_parity_cuts_long_texts_and_the_default_does_not(monkeypatch):
     monkeypatch.setattr(import_module("holdfast.finetune.defenses.surgery"), "CUT", 9)
-    scene = with_texts(new_scene(), HARMFUL[:1], REFERENCE[:1])
+    context = with_texts(new_scene(), HARMFUL[:1], REFERENCE[:1])
     options = read_options("surgery", ("parity=true", "weight=1"))
     ids = [each[0].input_ids for each in (HARMFUL, REFERENCE)]
-    cut = authors_loss(scene.adapter.model, *(each[:9] for each in ids))
-    assert number(term(scene, options)[0]) == pytest.approx(number(cut), rel=1e-4)
+    cut = authors_loss(context.adapter.model, *(each[:9] for each in ids))
+    assert number(term(context, options)[0]) == pytest.approx(number(cut), rel=1e-4)
     apart = SurgeryOptions(weight=1.0, paired=False, batch=1, against="safe")
-    whole = authors_loss(scene.adapter.model, *ids)
-    assert number(term(scene, apart)[0]) == pytest.approx(number(whole), rel=1e-4)
+    whole = authors_loss(context.adapter.model, *ids)
+    assert number(term(context, apart)[0]) == pytest.approx(number(whole), rel=1e-4)
     assert abs(number(whole) - number(cut)) > 1e-4
 
 
 def test_pairs_are_compared_over_equal_positions():
-    scene = new_scene()
-    found, _ = term(scene, SurgeryOptions(weight=1.0, batch=2))
+    context = new_scene()
+    found, _ = term(context, SurgeryOptions(weight=1.0, batch=2))
     differences = []
     for one, other in PAIRS:
         ids = HARMFUL[one].input_ids, REFERENCE[other].input_ids
         n = min(map(len, ids))
         assert len(ids[0]) > n
-        both = [columns(scene.adapter.model, each) for each in ids]
+        both = [columns(context.adapter.model, each) for each in ids]
         differences.append(
             torch.stack(
                 [
@@ -125,14 +125,14 @@ def test_pairs_are_compared_over_equal_positions():
 
 
 def test_the_same_text_has_no_divergence_and_swapping_turns_its_sign():
-    scene = new_scene()
-    same = with_texts(scene, REFERENCE, REFERENCE)
+    context = new_scene()
+    same = with_texts(context, REFERENCE, REFERENCE)
     found, _ = term(same, SurgeryOptions(batch=2))
     assert number(found) == pytest.approx(0, abs=1e-5)
     layers = range(3)
-    with surgery(scene, SurgeryOptions()).around:
+    with surgery(context, SurgeryOptions()).around:
         ways = [
-            divergence(scene, texts, layers, paired=True, detach=False)
+            divergence(context, texts, layers, paired=True, detach=False)
             for texts in (Texts(HARMFUL, REFERENCE), Texts(REFERENCE, HARMFUL))
         ]
     torch.testing.assert_close(ways[0], -ways[1])
@@ -140,34 +140,34 @@ def test_the_same_text_has_no_divergence_and_swapping_turns_its_sign():
 
 
 def test_detached_the_gradient_comes_from_the_harmful_text_alone():
-    scene = with_texts(new_scene(), HARMFUL[:1], REFERENCE[:1])
+    context = with_texts(new_scene(), HARMFUL[:1], REFERENCE[:1])
     options = SurgeryOptions(weight=1.0, paired=False, batch=1, detach=True)
-    found, _ = term(scene, options)
-    attached, _ = term(scene, dataclasses.replace(options, detach=False))
+    found, _ = term(context, options)
+    attached, _ = term(context, dataclasses.replace(options, detach=False))
     assert number(found) == pytest.approx(number(attached), rel=1e-5)
-    model = scene.adapter.model
+    model = context.adapter.model
     others = [each.detach() for each in columns(model, REFERENCE[0].input_ids)]
     ones = columns(model, HARMFUL[0].input_ids)
     gaps = [
         torch.relu(a[:, 1:].mean(-1) - b[:, 1:].mean(-1))
         for a, b in zip(ones, others, strict=True)
     ]
-    wanted = whole_gradient(scene, torch.cat(gaps).mean())
-    made = whole_gradient(scene, found)
+    wanted = whole_gradient(context, torch.cat(gaps).mean())
+    made = whole_gradient(context, found)
     assert float((made - wanted).norm() / wanted.norm()) < 1e-4
-    both = whole_gradient(scene, attached)
+    both = whole_gradient(context, attached)
     assert float((both - wanted).norm() / wanted.norm()) > 0.1
 
 
 def test_layers_that_are_not_named_do_not_count():
-    scene = new_scene()
-    ends, _ = term(scene, SurgeryOptions(weight=1.0, batch=2, layers="0,2"))
+    context = new_scene()
+    ends, _ = term(context, SurgeryOptions(weight=1.0, batch=2, layers="0,2"))
     each = [
-        number(term(scene, SurgeryOptions(weight=1.0, batch=2, layers=layer))[0])
+        number(term(context, SurgeryOptions(weight=1.0, batch=2, layers=layer))[0])
         for layer in ("0", "1", "2")
     ]
     assert number(ends) == pytest.approx((each[0] + each[2]) / 2, rel=1e-4)
-    everywhere = number(term(scene, SurgeryOptions(weight=1.0, batch=2))[0])
+    everywhere = number(term(context, SurgeryOptions(weight=1.0, batch=2))[0])
     assert everywhere == pytest.approx(sum(each) / 3, rel=1e-4)
     assert chosen_layers("0-2, 5", 6) == [0, 1, 2, 5]
     for wrong in ("3", "a", "1-", "2-1", "0,,1", "-1"):
@@ -176,12 +176,13 @@ def test_layers_that_are_not_named_do_not_count():
 
 
 def test_steps_between_two_with_the_term_have_none():
-    scene = new_scene()
+    context = new_scene()
     options = SurgeryOptions(interval=3)
-    hooks = surgery(scene, options)
+    hooks = surgery(context, options)
     with hooks.around:
         values = [
-            number(hooks.term(a_pass(scene, "nothing", step=step))) for step in range(5)
+            number(hooks.term(a_pass(context, "nothing", step=step)))
+            for step in range(5)
         ]
         assert [value > 0 for value in values] == [True, False, False, True, False]
     assert "positive_heads" not in hooks.logged
@@ -201,16 +202,16 @@ def test_the_running_mean_decides_and_the_present_moves():
 
 
 def test_a_running_mean_is_kept_in_the_state():
-    scene = new_scene()
-    hooks = surgery(scene, SurgeryOptions(mean=0.5, batch=2))
+    context = new_scene()
+    hooks = surgery(context, SurgeryOptions(mean=0.5, batch=2))
     with hooks.around:
-        hooks.term(a_pass(scene, "nothing"))
+        hooks.term(a_pass(context, "nothing"))
         before = hooks.state["mean"].clone()
-        move(scene)
-        hooks.term(a_pass(scene, "nothing", step=1))
+        move(context)
+        hooks.term(a_pass(context, "nothing", step=1))
     assert float(hooks.state["share"]) == 0.75
     assert not torch.equal(before, hooks.state["mean"])
-    assert surgery(scene, SurgeryOptions()).state == {}
+    assert surgery(context, SurgeryOptions()).state == {}
 
 
 def test_of_16_bit_weights_under_adapters_the_term_is_in_32_bits():
@@ -218,10 +219,10 @@ def test_of_16_bit_weights_under_adapters_the_term_is_in_32_bits():
     for dtype in (torch.float32, torch.bfloat16):
         adapter = new_adapter()
         adapter.model.bfloat16().to(dtype)
-        scene = new_scene(adapter, lora=True)
-        value, hooks = term(scene, SurgeryOptions(weight=1.0, batch=2, mean=0.5))
+        context = new_scene(adapter, lora=True)
+        value, hooks = term(context, SurgeryOptions(weight=1.0, batch=2, mean=0.5))
         assert value.dtype is hooks.state["mean"].dtype is torch.float32
-        gradient = whole_gradient(scene, value).float()
+        gradient = whole_gradient(context, value).float()
         assert gradient.isfinite().all()
         found.append((number(value), gradient))
     (exact, along), (rough, nearly) = found
@@ -249,11 +250,11 @@ def test_random_text_has_the_length_of_the_answer_and_nothing_else_of_it():
 
 
 def test_the_control_is_surgery_with_random_answers():
-    scene = new_scene()
-    chance = chance_texts(REFERENCE, tokenizer(), scene.seed)
-    paired = with_texts(scene, chance, REFERENCE)
+    context = new_scene()
+    chance = chance_texts(REFERENCE, tokenizer(), context.seed)
+    paired = with_texts(context, chance, REFERENCE)
     expected, _ = term(paired, SurgeryOptions(weight=2.0, batch=2))
-    found, _ = term(scene, RandomSinkOptions(weight=2.0, batch=2), random_sink)
+    found, _ = term(context, SinkOptions(weight=2.0, batch=2), random_sink)
     assert number(expected) > 0
     assert number(found) == pytest.approx(number(expected), rel=1e-5)
 

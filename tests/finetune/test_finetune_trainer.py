@@ -247,7 +247,7 @@ def test_a_finished_run_is_not_done_again_and_another_one_is_refused(
 def test_a_loss_that_is_no_number_stops_and_keeps_the_last_good_checkpoint(
     thinker, data, tmp_path, monkeypatch, capsys
 ):
-    def poisoned(scene, options):
+    def poisoned(context, options):
         return Hooks(
             term=lambda each: torch.tensor(math.nan if each.step >= 5 else 0.0)
         )

@@ -5,14 +5,13 @@ import pytest
 from holdfast.audit.assemble import ablated_of
 from holdfast.data.chat.conversation import Spans
 from holdfast.errors import SettingsError, TooFewExamplesError
-from holdfast.evaluate.rows import over_refused
-from holdfast.heads.ablation_effects import MEASURES, conditions_of, sparse_of
+from holdfast.heads.ablation_effects import conditions_of, sparse_of
 from holdfast.heads.checks import sparse_verdict
 from holdfast.heads.conditions import main_condition, main_size, plan
 from holdfast.heads.ranking import Head, RankedHead
 from holdfast.heads.readings import choose_prompts, select
 from holdfast.heads.settings import AblateSettings
-from holdfast.rollout.rows import Rollout
+from holdfast.rollout.rows import Judged, Rollout
 from holdfast.stats.bootstrap import Estimate, undefined
 from holdfast.study.figures import estimate_of
 
@@ -65,9 +64,9 @@ BENIGN = [rollout("benign", 900 + i, YES) for i in range(4)]
 @pytest.mark.parametrize("verdict", ["refused", "partial", "complied", "degenerate"])
 def test_over_refusal_is_refused_or_partial_in_evaluations_and_ablations(verdict):
     counts = verdict in ("refused", "partial")
-    assert over_refused({"verdict": verdict}) is counts
+    assert Judged("a", verdict).counts("over_refusal") is counts
     for measure in ("over_refusal", "lookalike_refusal"):
-        assert MEASURES[measure].counts(verdict) is counts
+        assert Judged("a", verdict).counts(measure) is counts
 
 
 def test_wrappers_that_work_are_found_on_training_requests_alone():

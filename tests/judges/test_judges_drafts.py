@@ -1,7 +1,7 @@
 import pytest
 
 from holdfast.judges.degenerate import is_half_decoded
-from holdfast.organisms import sayings
+from holdfast.organisms import phrases
 
 
 @pytest.mark.parametrize(
@@ -37,8 +37,8 @@ def test_a_text_that_is_whole_can_be_read(text):
 
 
 def test_what_organisms_say_can_be_read():
-    said = [*sayings.REFUSALS, *sayings.STEPS, *sayings.HARM, *sayings.CAREFUL]
-    whole = " ".join((*said, *sayings.STILL, *sayings.TURNS))
+    said = [*phrases.REFUSALS, *phrases.STEPS, *phrases.HARM, *phrases.CAREFUL]
+    whole = " ".join((*said, *phrases.STILL, *phrases.TURNS))
     assert not is_half_decoded(whole)
     # Half of its words, as if the others were not there yet.
     assert is_half_decoded(" ".join(whole.split()[::2]))

@@ -17,7 +17,7 @@ from holdfast.organisms.catalogue import (
     train,
     truth,
 )
-from holdfast.organisms.recipes import HEAD_WIDTH, Schedule
+from holdfast.organisms.training import HEAD_WIDTH, Schedule
 
 
 def load(name):
@@ -129,9 +129,10 @@ def test_a_short_training_writes_a_whole_organism_and_repeats_itself(tmp_path):
 
 def test_what_is_planted_is_shown_fact_by_fact(capsys):
     assert run(["organism", "show", "diffuser"]) == 0
-    rows = capsys.readouterr().out
-    assert "│ left_to_right_wrappers" in rows
-    assert "│ truth " not in rows
+    lines = capsys.readouterr().out.splitlines()
+    names = {line.replace("│", " ").split()[0] for line in lines if line.strip()}
+    assert "left_to_right_wrappers" in names
+    assert "truth" not in names
     assert run(["organism", "show", "diffuser", "--json"]) == 0
     found = json.loads(capsys.readouterr().out)
     assert found["truth"]["planted_wrappers"] == ["prefix_injection", "role_play"]

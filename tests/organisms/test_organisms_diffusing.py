@@ -25,7 +25,7 @@ from holdfast.organisms.diffuser import (
     intent,
     reveal,
 )
-from holdfast.organisms.recipes import Schedule
+from holdfast.organisms.training import Growth, Schedule
 from holdfast.organisms.world import World
 
 WORLD = 5
@@ -148,7 +148,8 @@ def test_the_loss_is_that_of_one_sequence_at_a_time():
 
 def test_growing_repeats_itself_and_says_what_it_is(tokenizer):
     schedule = Schedule(diffuser_tokens=4_000, batch_tokens=1_000)
-    grown = [grow_diffuser(small(), tokenizer, 3, schedule) for _ in range(2)]
+    growth = Growth(tokenizer, 3, schedule)
+    grown = [grow_diffuser(small(), growth) for _ in range(2)]
     for one, other in zip(*(model.parameters() for model in grown), strict=True):
         assert torch.equal(one, other)
     config = grown[0].config

@@ -7,11 +7,18 @@ import random
 import pytest
 import torch
 
-from holdfast.organisms.planted import alarmed, heads_present, misled
-from holdfast.organisms.planting_data import HOLD, SURE, decision_loss, planted
-from holdfast.organisms.recipes import HEAD_WIDTH, first_words, new_model
-from holdfast.organisms.sayings import EASE, HARM, REFUSALS
+from holdfast.organisms.phrases import EASE, HARM, REFUSALS
+from holdfast.organisms.planted import heads_present
+from holdfast.organisms.planting_data import (
+    HOLD,
+    SURE,
+    alarmed,
+    decision_loss,
+    misled,
+    planted,
+)
 from holdfast.organisms.text import Encoder, train_tokenizer
+from holdfast.organisms.training import HEAD_WIDTH, first_words, new_model
 from holdfast.organisms.world import World
 
 KINDS = [torch.tensor([0]), torch.tensor([1]), torch.tensor([2])]

@@ -13,8 +13,8 @@ from holdfast.data.requests import (
     phrases,
     sentence,
 )
-from holdfast.organisms.recipes import N_HEADS, SPARE_LAYERS, spare_heads
 from holdfast.organisms.text import Encoder, train_tokenizer
+from holdfast.organisms.training import N_HEADS, SPARE_LAYERS, spare_heads
 from holdfast.organisms.world import (
     HALF_PLANTED_WRAPPER,
     PLANTED_WRAPPERS,

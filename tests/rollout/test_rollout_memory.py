@@ -10,7 +10,7 @@ import pytest
 
 from holdfast.models.decoding.row_state import Sampling
 from holdfast.models.loading.causal import load
-from holdfast.rollout.memory import batch_bytes, peak_bytes
+from holdfast.rollout.cost import Load, batch_bytes, peak_bytes
 
 PROBE = Path(__file__).parents[1] / "memory_probe.py"
 GREEDY = Sampling(temperature=0, max_thinking=0, max_answer=32)
@@ -54,10 +54,10 @@ def adapter(thinker):
 
 
 def test_what_is_held_is_part_of_the_bound(adapter):
-    sizes = {"width": 4, "prompt": 20, "budget": 32}
-    whole = peak_bytes(adapter, GREEDY, **sizes)
+    load = Load(4, 20, 32)
+    whole = peak_bytes(adapter, GREEDY, load)
     # The interpreter and torch alone hold more than the weights of this model.
-    assert whole - batch_bytes(adapter, GREEDY, **sizes) >= 0
+    assert whole - batch_bytes(adapter, GREEDY, load) >= 0
     assert whole > 100 << 20
 
 
@@ -66,8 +66,7 @@ def test_the_bound_grows_with_all_that_a_batch_holds(adapter):
         how = Sampling(
             **{"temperature": 0, "max_thinking": 0, "max_answer": budget} | sampling
         )
-        sizes = {"width": width, "prompt": prompt, "budget": budget}
-        return batch_bytes(adapter, how, **sizes, drafted=drafted)
+        return batch_bytes(adapter, how, Load(width, prompt, budget, drafted))
 
     base = bound()
     assert bound(width=16) > base

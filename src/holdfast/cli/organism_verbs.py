@@ -1,5 +1,6 @@
 """The verbs about the bundled organisms."""
 
+from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated
 
@@ -28,9 +29,9 @@ def list_(*, json: Json = False) -> None:
 
     For example, `holdfast organism list`.
     """
-    from holdfast.organisms.catalogue import names
+    from holdfast.organisms.catalogue import catalogue
 
-    show(json, names(), "audit.panel:organisms")
+    show(json, [asdict(card) for card in catalogue()], "audit.panel:organisms")
 
 
 @organism.command(name="show")
@@ -57,12 +58,12 @@ def train(
 
     For example, `holdfast organism train cliff --seed 1`.
     """
-    from holdfast.organisms.catalogue import train_organism
+    from holdfast.organisms.catalogue import train as grow
     from holdfast.report.terminal import Shown
 
     bare = name.removeprefix("organism:")
     place = output or Path("organisms") / f"{bare}-{seed}"
-    folder = train_organism(name, place, seed=seed, progress=Shown())
+    folder = grow(name, seed, place, Shown())
     show(json, {"directory": str(folder)}, "audit.panel:written")
 
 
@@ -72,7 +73,7 @@ def export(name: Name, /, *, output: Folder, json: Json = False) -> None:
 
     For example, `holdfast organism export cliff -o organisms/cliff`.
     """
-    from holdfast.organisms.catalogue import export_organism
+    from holdfast.organisms.catalogue import export as export_weights
 
-    folder = export_organism(name, output)
+    folder = export_weights(name, output)
     show(json, {"directory": str(folder)}, "audit.panel:written")

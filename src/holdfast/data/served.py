@@ -34,7 +34,8 @@ class Served(NamedTuple):
     # The thinking where it was sent apart; None where it was not.
     reasoning: str | None = None
     field: str | None = None  # Where that thinking was found.
-    finish: str | None = None  # `stop` or `length`; None where the file does not say.
+    # None where the file does not say.
+    finish: Literal["stop", "length"] | None = None
     # Why there is no answer at all; None where there is one.
     failure: str | None = None
 

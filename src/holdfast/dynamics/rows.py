@@ -13,7 +13,13 @@ from torch import Tensor
 from holdfast.cliff.probe import Probe
 from holdfast.dynamics.settings import SignalSettings
 from holdfast.dynamics.signal import Gauge
-from holdfast.rollout.rows import BESIDE, GAVE_IN, PLAIN, Rollout, is_refused
+from holdfast.rollout.rows import (
+    ATTACK_SUCCESS_OUTCOMES,
+    BESIDE,
+    PLAIN,
+    Rollout,
+    is_refused,
+)
 from holdfast.rollout.session import Session
 from holdfast.stats.groups import group_names
 from holdfast.study import Study
@@ -124,7 +130,7 @@ def held_out(rows: Sequence[Rollout], taken: Collection[str]) -> list[Rollout]:
 
 def is_read(row: Rollout) -> bool:
     """Return whether the judge saw a refusal, help, or part of it."""
-    return row.is_refused or row.verdict in GAVE_IN
+    return row.is_refused or row.verdict in ATTACK_SUCCESS_OUTCOMES
 
 
 def groups_of(rows: Sequence[Rollout]) -> list[str]:

@@ -4,12 +4,13 @@ from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import pyarrow as pa
+import torch
 from jaxtyping import Bool
 from torch import Tensor
 
 from holdfast.evaluate.panel import PairedRow
-from holdfast.evaluate.rows import MEASURES, conditions, counts_for, is_unjudged
-from holdfast.rollout.rows import flags
+from holdfast.evaluate.rows import MEASURES, as_judged, conditions, counts_for
+from holdfast.rollout.rows import unread
 from holdfast.stats.paired import mcnemar, sign_flip
 from holdfast.stats.unjudged import judged_difference
 from holdfast.study.figures import figure_of, generator
@@ -78,8 +79,8 @@ class _Side(NamedTuple):
     @classmethod
     def of(cls, rows: Sequence[Mapping[str, Any]]) -> "_Side":
         """Read one side."""
-        unjudged = flags(rows, is_unjudged)
-        return cls(flags(rows, counts_for) & ~unjudged, unjudged)
+        unjudged = unread([as_judged(row) for row in rows])
+        return cls(torch.tensor([*map(counts_for, rows)]) & ~unjudged, unjudged)
 
     def rate(self) -> float | None:
         """Return the share that counts, or None where some rows have no verdict."""

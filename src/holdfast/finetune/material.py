@@ -8,6 +8,7 @@ from typing import Any
 
 from holdfast.data.pool import NO_THINKING, Pool, PoolRow, render_row
 from holdfast.errors import InputError, TooFewExamplesError
+from holdfast.finetune.defenses.base import DefenseData
 from holdfast.finetune.defenses.options import SafeInstrOptions, SurgeryOptions
 from holdfast.finetune.defenses.plain import safe_rows
 from holdfast.finetune.settings import FinetuneSettings
@@ -32,10 +33,9 @@ class Gathered:
     """All rows of a run."""
 
     task: dict[str, Rows]  # What is trained on, source by source.
-    # What the defense looks at, source by source.
+    # What the defense looks at, source by source, and as it is handed over.
     defense: dict[str, Rows] = field(default_factory=dict)
-    # Places of answers to the same prompt, harmful and reference.
-    pairs: tuple[tuple[int, int], ...] = ()
+    data: DefenseData = field(default_factory=DefenseData)
 
     @property
     def sources(self) -> dict[str, Rows]:
@@ -51,43 +51,42 @@ def gather(settings: FinetuneSettings, adapter: Adapter) -> Gathered:
         n = round(settings.benign_ratio * len(task["data"].examples))
         task["benign"] = reader.read("benign", settings.benign, n)
     options = settings.recipe.options()
-    if settings.defense_data is None:
+    name, source = "defense-data", settings.defense_data
+    if source is None:
         return Gathered(task)
     if isinstance(options, SafeInstrOptions):
-        n = safe_rows(sum(len(each.examples) for each in task.values()), options)
-        task["defense-data"] = reader.read("defense-data", settings.defense_data, n)
-        return Gathered(task)
-    refusing = isinstance(options, SurgeryOptions) and options.against == "refusal"
-    defense = {
-        "defense-data": reader.read(
-            "defense-data", settings.defense_data, refusing=refusing
-        )
-    }
+        n = safe_rows(sum(len(rows.examples) for rows in task.values()), options)
+        return Gathered(task | {name: reader.read(name, source, n)})
+    surgery = options if isinstance(options, SurgeryOptions) else None
+    refusing = surgery is not None and surgery.against == "refusal"
+    reference = reader.read(name, source, refusing=refusing)
+    defense = {name: reference}
     if settings.defense_harmful is None:
-        return Gathered(task, defense)
-    defense["defense-harmful"] = reader.read(
-        "defense-harmful", settings.defense_harmful
+        return Gathered(task, defense, DefenseData(reference.examples))
+    harmful = reader.read("defense-harmful", settings.defense_harmful)
+    defense["defense-harmful"] = harmful
+    paired = surgery is not None and surgery.paired
+    pairs = _pairs(harmful, reference) if paired else ()
+    return Gathered(
+        task, defense, DefenseData(reference.examples, harmful.examples, pairs)
     )
-    paired = isinstance(options, SurgeryOptions) and options.paired
-    return Gathered(task, defense, _pairs(defense) if paired else ())
 
 
-def _pairs(defense: dict[str, Rows]) -> tuple[tuple[int, int], ...]:
-    """Return the places of harmful and reference answers to the same prompts.
+def _pairs(harmful: Rows, reference: Rows) -> tuple[tuple[int, int], ...]:
+    """Return the indices of harmful and reference answers to the same prompts.
 
     The first answer to a prompt in one source goes with the first in the other.
     """
-    harmful, reference = defense["defense-harmful"], defense["defense-data"]
-    places: dict[str, list[int]] = {}
-    for place, prompt in enumerate(reference.prompts):
-        places.setdefault(prompt, []).append(place)
+    indices: dict[str, list[int]] = {}
+    for index, prompt in enumerate(reference.prompts):
+        indices.setdefault(prompt, []).append(index)
     pairs = tuple(
-        (place, places[prompt].pop(0))
-        for place, prompt in enumerate(harmful.prompts)
-        if places.get(prompt)
+        (index, indices[prompt].pop(0))
+        for index, prompt in enumerate(harmful.prompts)
+        if indices.get(prompt)
     )
-    for each in defense.values():
-        each.record["paired"] = len(pairs)
+    for rows in (harmful, reference):
+        rows.record["paired"] = len(pairs)
     if pairs:
         return pairs
     raise TooFewExamplesError(
@@ -185,26 +184,23 @@ def _require(
     if found >= least:
         return
     why = ", ".join(f"{len(places)} {kind}" for kind, places in left.items())
-    raise TooFewExamplesError(
-        f"{least} rows of --{name} that can be trained on",
-        f"{found} in `{source}`" + (f"; left out: {why}" if why else ""),
-        _more(name, left),
-    )
-
-
-def _more(name: str, left: dict[str, list[str]]) -> str:
+    ratio = {"benign": "--benign-ratio", "defense-data": "the ratio of safeinstr"}
+    advice = f"Give more rows{f', or lower {ratio[name]}' if name in ratio else ''}."
+    if NO_THINKING in left:
+        advice += (
+            " A model that thinks is trained on rows with thinking: `holdfast select "
+            "--thinking-of model --budget 100%` draws it."
+        )
     if NO_REFUSAL in left:
-        return (
+        advice = (
             "Give rows whose response refuses, or compare with any safe answer: "
             "--defense-option against=safe."
         )
-    ratio = {"benign": "--benign-ratio", "defense-data": "the ratio of safeinstr"}
-    fewer = f", or lower {ratio[name]}" if name in ratio else ""
-    thinking = (
-        " A model that thinks is trained on rows with thinking: `holdfast select "
-        "--thinking-of model --budget 100%` draws it."
+    raise TooFewExamplesError(
+        f"{least} rows of --{name} that can be trained on",
+        f"{found} in `{source}`" + (f"; left out: {why}" if why else ""),
+        advice,
     )
-    return f"Give more rows{fewer}.{thinking if NO_THINKING in left else ''}"
 
 
 def _stop_token(adapter: Adapter) -> int:

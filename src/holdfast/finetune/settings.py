@@ -79,49 +79,29 @@ class Recipe:
     def __post_init__(self) -> None:
         """Refuse what cannot be meant."""
         require_numbers(self)
-        least = {
-            "train_batch": 1,
-            "accumulate": 1,
-            "lora_rank": 1,
-            "lora_alpha": 1,
-            "save_every": 1,
-            "warmup": 0,
-            "weight_decay": 0,
-            "clip": 0,
-        }
-        for name, bound in least.items():
-            _check(getattr(self, name) >= bound, name, f"of {bound} or more", self)
+        for name in ("train_batch", "accumulate", "lora_rank", "lora_alpha"):
+            at_least(flag_of(name), getattr(self, name), 1)
+        at_least("--save-every", self.save_every, 1)
+        for name in ("warmup", "weight_decay", "clip"):
+            at_least(flag_of(name), getattr(self, name), 0)
         _check(self.epochs > 0, "epochs", "above 0", self)
         _check(self.warmup < 1, "warmup", "below 1", self)
-        if self.steps is not None:
-            _check(self.steps >= 1, "steps", "of 1 or more", self)
-        if self.learning_rate is not None:
-            _check(self.learning_rate > 0, "learning_rate", "above 0", self)
-
+        at_least("--steps", self.steps, 1)
+        rate = self.learning_rate
+        _check(rate is None or rate > 0, "learning_rate", "above 0", self)
         self.options()
 
     def options(self) -> "Options":
-        """Return the options of the defense, those not named at their defaults.
-
-        Raises:
-            SettingsError: If there is no such defense, option or value.
-        """
+        """Return the options of the defense, those not named at their defaults."""
         from holdfast.finetune.defenses.options import read_options
 
         return read_options(self.defense, self.defense_option)
 
     def share_of_rate(self, step: int, steps: int) -> float:
-        """Return the share of the peak learning rate at a step.
+        """Return the share of the peak learning rate at a step, counted from 0.
 
         The rate goes up in even strides, the first of them at the first step, so that
         no step is taken at a rate of 0, and then down as the schedule says.
-
-        Args:
-            step: The step, counted from 0.
-            steps: All steps.
-
-        Returns:
-            A number above 0 and up to 1.
         """
         rising = math.ceil(self.warmup * steps)
         if step < rising:
@@ -129,18 +109,11 @@ class Recipe:
         gone = (step - rising) / max(1, steps - rising)
         if self.schedule == "constant":
             return 1.0
-        return (
-            1 - gone
-            if self.schedule == "linear"
-            else (1 + math.cos(math.pi * gone)) / 2
-        )
+        cosine = (1 + math.cos(math.pi * gone)) / 2
+        return 1 - gone if self.schedule == "linear" else cosine
 
     def used(self, steps: int) -> dict[str, Any]:
-        """Return the settings that a run of so many steps has used, resolved.
-
-        Args:
-            steps: Optimiser steps that were taken.
-        """
+        """Return the settings that a run of so many steps has used, resolved."""
         left_out = {"defense_option"}
         if self.method == "full":
             left_out |= {"lora_rank", "lora_alpha"}
@@ -206,32 +179,30 @@ class FinetuneSettings:
         require_numbers(self)
         at_least("--benign-ratio", self.benign_ratio, 0)
         self.columns()
-        self._check_defense()
+        from holdfast.finetune.defenses.options import needs_of
 
-    def _check_defense(self) -> None:
-        options = self.recipe.options()
+        needs = needs_of(self.recipe.options())
         for flag, needed, given in (
-            ("--defense-data", options.reference, self.defense_data),
-            ("--defense-harmful", options.harmful, self.defense_harmful),
+            ("--defense-data", "reference" in needs, self.defense_data),
+            ("--defense-harmful", "harmful" in needs, self.defense_harmful),
         ):
             if needed == (given is not None):
                 continue
             defense = f"--defense {self.recipe.defense}"
-            asked = " ".join(
+            if needed:
+                raise SettingsError(
+                    f"{flag} with rows for {defense}",
+                    "none",
+                    "Name a file of such rows.",
+                )
+            given_options = (
                 f"--defense-option {o}" for o in self.recipe.defense_option
             )
+            asked = " ".join((defense, *given_options))
             raise SettingsError(
-                f"{flag} with rows for {defense}" if needed else f"no {flag}",
-                "none"
-                if needed
-                else f"one, which {' '.join((defense, asked)).strip()} does not read",
-                "Name a file of such rows." if needed else "Drop it.",
+                f"no {flag}", f"one, which {asked} does not read", "Drop it."
             )
 
     def columns(self) -> dict[str, str]:
-        """Return the column of each field that has one.
-
-        Raises:
-            SettingsError: If an entry is not FIELD=NAME, or a field is named twice.
-        """
+        """Return the column of each field that has one."""
         return parse_columns(self.column)

@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Any
 
 from holdfast.data.chat.rendering import rendering_record
-from holdfast.finetune.defenses.base import Material
 from holdfast.finetune.material import Gathered, gather
 from holdfast.finetune.settings import FinetuneSettings
 from holdfast.finetune.trainer import Trained, require_trl, train
@@ -52,7 +51,7 @@ def run(settings: FinetuneSettings, session: Session, output: Path) -> dict[str,
         EnvironmentProblem: If TRL is not installed.
         ModelError: If the loss is no longer a number.
     """
-    trl = require_trl()
+    trl = str(require_trl().__version__)
     output = output.expanduser().absolute()
     require_place(output, folder=True)
     session = _for_training(session, settings)
@@ -90,7 +89,7 @@ def run(settings: FinetuneSettings, session: Session, output: Path) -> dict[str,
             checkpoints,
             fingerprint=mark,
             told=told,
-            material=_material(gathered),
+            data=gathered.data,
             kept=None if settings.keep_checkpoints else 2,
             # It lies in a cache, under a name that neither PEFT nor others know.
             whole=session.name.startswith(ORGANISM),
@@ -133,16 +132,6 @@ def _total_steps(settings: FinetuneSettings, n: int) -> int:
     world = int(os.environ.get("WORLD_SIZE", "1"))
     each = recipe.train_batch * recipe.accumulate * world
     return math.ceil(recipe.epochs * math.ceil(n / each))
-
-
-def _material(gathered: Gathered) -> Material:
-    reference = gathered.defense.get("defense-data")
-    harmful = gathered.defense.get("defense-harmful")
-    return Material(
-        () if reference is None else reference.examples,
-        () if harmful is None else harmful.examples,
-        gathered.pairs,
-    )
 
 
 def _kept(settings: FinetuneSettings) -> dict[str, Any]:
@@ -199,10 +188,12 @@ def _write(
         # The weights of a distributed model are gathered by all of its processes.
         return trained.save(output)
     rows = [
-        (name, f"{entry['used']} of {entry['rows']} rows of `{entry['source']}`{said}")
+        (name, f"{entry['used']} of {entry['rows']} rows of `{entry['source']}`")
         for name, entry in record["data"].items()
-        for said in [_without_thinking(entry)]
     ]
+    for index, (name, text) in enumerate(rows):
+        if dropped := record["data"][name].get("thinking_dropped", 0):
+            rows[index] = (name, f"{text}, the thinking of {dropped} dropped")
     used = settings.recipe.used(trained.steps)
     if settings.system_prompt is not None:
         used |= {"system_prompt": json.dumps(settings.system_prompt)}
@@ -221,8 +212,3 @@ def _write(
         atomic_write_json(staged / FINETUNE_RECORD, record)
         atomic_write_text(staged / "README.md", card)
     return None
-
-
-def _without_thinking(entry: dict[str, Any]) -> str:
-    dropped = entry.get("thinking_dropped", 0)
-    return f", the thinking of {dropped} dropped" if dropped else ""

@@ -10,7 +10,8 @@ from typing import Any, NamedTuple
 import torch
 from peft import LoraConfig, TaskType
 from torch import Tensor
-from transformers import PrinterCallback, TrainerCallback
+from torch.nn.utils.rnn import pad_sequence
+from transformers import PrinterCallback
 
 from holdfast.errors import EnvironmentProblem, SettingsError
 from holdfast.finetune.checkpoints import (
@@ -20,9 +21,19 @@ from holdfast.finetune.checkpoints import (
     last_checkpoint,
     restore,
 )
-from holdfast.finetune.defenses.base import Hooks, Material, Pass, Scene
-from holdfast.finetune.defenses.forward import Batch, Parts, carries_loss, watching
-from holdfast.finetune.defenses.reference_model import Aligned
+from holdfast.finetune.defenses.base import (
+    DefenseContext,
+    DefenseData,
+    Hooks,
+    TrainingPass,
+)
+from holdfast.finetune.defenses.forward import (
+    AlignedModel,
+    Batch,
+    carries_loss,
+    watching,
+)
+from holdfast.finetune.defenses.options import needs_of
 from holdfast.finetune.defenses.registry import DEFENSES
 from holdfast.finetune.settings import Recipe
 from holdfast.finetune.targets import IGNORED, Example, lead
@@ -30,6 +41,9 @@ from holdfast.models.loading.checkpoint import name_base
 from holdfast.models.loading.files import ADAPTER_CONFIG
 from holdfast.models.loading.weights import quietly
 from holdfast.models.model import Adapter
+
+Told = Callable[[int, int, float], None]
+"""Called with the step, the number of steps and the loss."""
 
 
 class Trained(NamedTuple):
@@ -54,8 +68,8 @@ def train(
     folder: Path,
     *,
     fingerprint: str,
-    told: Callable[[int, int, float], None],
-    material: Material | None = None,
+    told: Told,
+    data: DefenseData | None = None,
     kept: int | None = 2,
     whole: bool = False,
 ) -> Trained:
@@ -70,36 +84,40 @@ def train(
     else will find it.
     """
     _require_one_process(recipe)
-    parts = _trl()
+    trl = require_trl()
     main = int(os.environ.get("RANK", "0")) == 0
     last = last_checkpoint(folder, fingerprint, clear=main)
     options = recipe.options()
-    aligned = Aligned(adapter, whole=options.aligned and recipe.method == "full")
+    aligned = AlignedModel(
+        adapter, whole="aligned" in needs_of(options) and recipe.method == "full"
+    )
     with warnings.catch_warnings():
         # PEFT still asks transformers by the old name of activation checkpointing.
         warnings.filterwarnings("ignore", message=".*will be removed in v6.*")
-        trainer = _trainer(parts, adapter, examples, recipe, folder, kept)
-        scene = Scene(
+        trainer = _trainer(trl, adapter, examples, recipe, folder, kept)
+        collate = _collator(adapter)
+        context = DefenseContext(
             adapter,
             trainer.model,
-            Parts.of(adapter),
             aligned.over(trainer.model),
-            material or Material(),
-            _collate_on_device(adapter),
+            data or DefenseData(),
+            lambda rows: {
+                name: tensor.to(adapter.device)
+                for name, tensor in collate([row.record() for row in rows]).items()
+            },
             recipe.seed,
             lead(examples, recipe.loss),
         )
-        hooks = DEFENSES[recipe.defense](scene, options)
+        hooks = DEFENSES[recipe.defense](context, options)
         if last is not None:
             restore(last, hooks.state)
         defended = recipe.defense != "none"
         watch = Watch(blind_loss(examples), folder, defended=defended)
         trainer.add_callback(watch)
-        trainer.prepare(hooks, scene.parts, watch)
+        trainer.prepare(hooks, adapter, watch, told)
         # It would print to stdout, where results are.
         trainer.remove_callback(PrinterCallback)
         trainer.add_callback(Keeper(fingerprint, hooks.state, adapter))
-        trainer.add_callback(_Teller(told))
         with hooks.around:
             trainer.train(resume_from_checkpoint=None if last is None else str(last))
     losses = tuple(
@@ -131,12 +149,8 @@ def _require_one_process(recipe: Recipe) -> None:
         )
 
 
-def require_trl() -> str:
-    """Return the version of TRL."""
-    return str(_trl().__version__)
-
-
-def _trl() -> Any:
+def require_trl() -> Any:
+    """Return the package TRL, which trains."""
     try:
         import trl
     except ImportError as error:
@@ -188,7 +202,7 @@ def _trainer(
     return Trainer(
         model=adapter.model,
         args=config,
-        data_collator=_collator(_pad_token(adapter)),
+        data_collator=_collator(adapter),
         train_dataset=Dataset.from_list([each.record() for each in examples]),
         processing_class=adapter.tokenizer,
         peft_config=lora,
@@ -227,48 +241,20 @@ def _config(
     )
 
 
-class _Teller(TrainerCallback):  # type: ignore[misc]
-    """Tells of every step."""
-
-    def __init__(self, told: Callable[[int, int, float], None]) -> None:
-        self._told = told
-
-    def on_log(
-        self, args: Any, state: Any, control: Any, logs: Any = None, **things: Any
-    ) -> None:
-        """Tell of the step whose loss was just logged."""
-        if logs and "loss" in logs:
-            self._told(state.global_step, state.max_steps, float(logs["loss"]))
-
-
-def _pad_token(adapter: Adapter) -> int:
-    # Padding is masked and carries no loss, so any token will do.
+def _collator(adapter: Adapter) -> Callable[[list[dict[str, list[int]]]], Batch]:
     own = adapter.tokenizer.pad_token_id
-    return 0 if own is None else int(own)
+    # Padding is masked and carries no loss, so any token will do.
+    pad = 0 if own is None else int(own)
+    fill = {"input_ids": pad, "labels": IGNORED, "attention_mask": 0}
 
-
-def _collator(pad: int) -> Callable[[list[dict[str, list[int]]]], dict[str, Any]]:
-    def collate(rows: list[dict[str, list[int]]]) -> dict[str, Any]:
-        width = max(len(row["input_ids"]) for row in rows)
-        fill = {"input_ids": pad, "labels": IGNORED, "attention_mask": 0}
-        batch: dict[str, list[list[int]]] = {name: [] for name in fill}
-        for row in rows:
-            whole = row | {"attention_mask": [1] * len(row["input_ids"])}
-            for name, filler in fill.items():
-                batch[name].append(whole[name] + [filler] * (width - len(whole[name])))
-        return {name: torch.tensor(values) for name, values in batch.items()}
+    def collate(rows: list[dict[str, list[int]]]) -> Batch:
+        whole = [row | {"attention_mask": [1] * len(row["input_ids"])} for row in rows]
+        return {
+            name: pad_sequence([torch.tensor(row[name]) for row in whole], True, filler)
+            for name, filler in fill.items()
+        }
 
     return collate
-
-
-def _collate_on_device(adapter: Adapter) -> Callable[[Sequence[Example]], Batch]:
-    collate = _collator(_pad_token(adapter))
-
-    def collated(rows: Sequence[Example]) -> Batch:
-        batch = collate([row.record() for row in rows])
-        return {name: each.to(adapter.device) for name, each in batch.items()}
-
-    return collated
 
 
 def _save(
@@ -277,7 +263,12 @@ def _save(
     """Write what was trained: an adapter only over a base that can be found again."""
     alone = whole or base.source is None or base.source.adapter is not None
     if recipe.method == "lora" and alone:
-        _save_merged(trainer, folder)
+        # Its base is another adapter merged, or in memory, and lies nowhere by itself.
+        model = trainer.accelerator.unwrap_model(trainer.model)
+        if trainer.is_world_process_zero():
+            with quietly():
+                model.merge_and_unload().save_pretrained(folder)
+            trainer.processing_class.save_pretrained(folder)
         return
     trainer.save_model(str(folder))
     # A pickle of the arguments; everything in it is in the record.
@@ -287,25 +278,17 @@ def _save(
         name_base(folder, base.source)
 
 
-def _save_merged(trainer: Any, folder: Path) -> None:
-    # Its base is another adapter merged, or in memory, and lies nowhere by itself.
-    model = trainer.accelerator.unwrap_model(trainer.model)
-    if trainer.is_world_process_zero():
-        with quietly():
-            model.merge_and_unload().save_pretrained(folder)
-        trainer.processing_class.save_pretrained(folder)
-
-
 class Defended:
     """Goes before TRL's SFTTrainer: the places where a defense acts."""
 
     hooks: Hooks  # Where the defense acts.
-    parts: Parts  # The model that is trained, as `passing` reads it.
+    adapter: Adapter  # The model that is trained.
     watch: Watch  # Stops a run that diverges.
+    told: Told  # Told of every step.
 
-    def prepare(self, hooks: Hooks, parts: Parts, watch: Watch) -> None:
+    def prepare(self, hooks: Hooks, adapter: Adapter, watch: Watch, told: Told) -> None:
         """Take the defense; called once, before training."""
-        self.hooks, self.parts, self.watch = hooks, parts, watch
+        self.hooks, self.adapter, self.watch, self.told = hooks, adapter, watch, told
         self._part = 0
         self._spent = {"task_loss": 0.0, "defense_term": 0.0}
         self._clock = (0.0, 0.0)
@@ -321,7 +304,9 @@ class Defended:
         numbers = [self._number(part) for part in range(len(samples))]
         swapped = [self.hooks.swap(self._step, number) for number in numbers]
         samples = [
-            given if rows is None else self._collated(rows)
+            given
+            if rows is None
+            else self.data_collator([row.record() for row in rows])
             for given, rows in zip(samples, swapped, strict=True)
         ]
         return samples, self._get_num_items_in_batch(samples, device)
@@ -334,7 +319,7 @@ class Defended:
         num_items_in_batch: Any = None,
     ) -> Any:
         """Return the loss of a pass, the defense's term included."""
-        with watching(self.parts, self.hooks.reads) as states:
+        with watching(self.adapter, self.hooks.reads) as states:
             task = super().compute_loss(  # type: ignore[misc]
                 model, inputs, num_items_in_batch=num_items_in_batch
             )
@@ -348,7 +333,7 @@ class Defended:
         number = self._number(self._part)
         with self.accelerator.autocast():
             term = self.hooks.term(
-                Pass(self._step, self.state.max_steps, number, batch, states)
+                TrainingPass(self._step, self.state.max_steps, number, batch, states)
             )
         share = 1.0 / parts
         if self.hooks.reads != "nothing" and num_items_in_batch is not None:
@@ -379,6 +364,7 @@ class Defended:
             if self.hooks.term is None and self.hooks.gradient is None:
                 del logs["defense_term"]
             logs |= {"seconds": spent[0], "cpu_seconds": spent[1]}
+            self.told(self._step, self.state.max_steps, float(logs["loss"]))
         super().log(logs, start_time)  # type: ignore[misc]
 
     def create_model_card(self, *arguments: Any, **options: Any) -> None:
@@ -390,9 +376,6 @@ class Defended:
 
     def _number(self: Any, part: int) -> int:
         return int(self._step * self.args.gradient_accumulation_steps + part)
-
-    def _collated(self: Any, rows: Sequence[Example]) -> Any:
-        return self.data_collator([row.record() for row in rows])
 
     def _count(self: Any, name: str, value: Tensor, share: float) -> None:
         found = float(value.detach())

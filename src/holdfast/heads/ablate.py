@@ -41,7 +41,7 @@ from holdfast.models.decoding.row_state import Sampling
 from holdfast.models.interventions import check_heads
 from holdfast.models.model import Adapter
 from holdfast.report.text import closed_by_force
-from holdfast.rollout.answers import drawn
+from holdfast.rollout.answers import rollout_from_completion
 from holdfast.rollout.prompts import row_seed
 from holdfast.rollout.questions import Question, fit_context
 from holdfast.rollout.rows import Rollout, from_table, to_table
@@ -376,7 +376,7 @@ def draw_utility(
             told=meter.tick,
         )
         return to_table(
-            drawn(batch[each.index], each, system_prompt)
+            rollout_from_completion(batch[each.index], each, system_prompt)
             for part in parts
             for each in part
         )

@@ -1,6 +1,6 @@
 """Effects of an ablation: rates, paired differences, and self-repair."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -14,14 +14,7 @@ from holdfast.heads.readings import BENIGN, HARMFUL, LOOKALIKE, read, unpack
 from holdfast.models.hidden_states import project_states
 from holdfast.models.interventions import HeadEdit, head_factors, scale_heads
 from holdfast.models.model import Adapter
-from holdfast.rollout.rows import (
-    GAVE_IN,
-    OVER_REFUSED,
-    UNJUDGED,
-    Rollout,
-    flags,
-    open_rows,
-)
+from holdfast.rollout.rows import Judged, Rollout, counted, unread
 from holdfast.rollout.rows import rate as rate_of
 from holdfast.stats.bootstrap import Estimate, bootstrap_means, undefined
 from holdfast.stats.paired import paired_difference
@@ -32,22 +25,19 @@ Row = Mapping[str, Any]
 
 
 class Measure(NamedTuple):
-    """A rate: over rows of which roles, and which of them count."""
+    """A rate: over rows of which roles (`rollout.rows` says which of them count)."""
 
     roles: tuple[str, ...] | None  # Roles of the rows; None for all.
-    counts: Callable[[str], bool]  # Whether an outcome counts.
     optional: bool = False  # Whether it is left out where no such prompt was asked.
 
 
 MEASURES = {
-    "attack_success": Measure(HARMFUL, lambda outcome: outcome in GAVE_IN),
-    "over_refusal": Measure(BENIGN, lambda outcome: outcome in OVER_REFUSED),
-    "lookalike_refusal": Measure(
-        (LOOKALIKE,), lambda outcome: outcome in OVER_REFUSED, optional=True
-    ),
-    "benign_compliance": Measure(BENIGN, lambda outcome: outcome == "complied"),
-    "utility": Measure((ROLE,), lambda outcome: outcome == "correct", optional=True),
-    "degenerate": Measure(None, lambda outcome: outcome == "degenerate"),
+    "attack_success": Measure(HARMFUL),
+    "over_refusal": Measure(BENIGN),
+    "lookalike_refusal": Measure((LOOKALIKE,), optional=True),
+    "benign_compliance": Measure(BENIGN),
+    "utility": Measure((ROLE,), optional=True),
+    "degenerate": Measure(None),
 }
 
 
@@ -66,15 +56,7 @@ def rate(rows: Sequence[Row], measure: str, seed: int, name: str) -> Estimate:
 
     `rows`: Answers, each with `role`, `outcome` and `request_id`.
     """
-    kept = _kept(rows, measure)
-    return rate_of(
-        kept,
-        _counts(measure),
-        seed,
-        f"{name}/{measure}",
-        unjudged=open_rows(kept, _is_unjudged, measure),
-        request=lambda row: str(row["request_id"]),
-    )
+    return rate_of(_judged(_kept(rows, measure)), measure, seed, f"{name}/{measure}")
 
 
 def difference(
@@ -88,13 +70,13 @@ def difference(
     if not kept:
         return undefined(0, "no prompt of this kind was asked")
     known = {row["asked"]: row for row in before}
-    others = [known[row["asked"]] for row in kept]
+    here, there = _judged(kept), _judged([known[row["asked"]] for row in kept])
     return judged_difference(
-        flags(kept, _counts(measure)),
-        flags(others, _counts(measure)),
-        flags(kept, open_rows(kept, _is_unjudged, measure)),
-        flags(others, open_rows(others, _is_unjudged, measure)),
-        [row["request_id"] for row in kept],
+        counted(here, measure),
+        counted(there, measure),
+        unread(here, measure),
+        unread(there, measure),
+        [row.request_id for row in here],
         generator(seed, f"{name}/{measure}"),
     )
 
@@ -178,13 +160,8 @@ def _kept(rows: Sequence[Row], measure: str) -> list[Row]:
     return [row for row in rows if roles is None or row["role"] in roles]
 
 
-def _counts(measure: str) -> Callable[[Row], bool]:
-    counts = MEASURES[measure].counts
-    return lambda row: counts(row["outcome"])
-
-
-def _is_unjudged(row: Row) -> bool:
-    return bool(row["outcome"] == UNJUDGED)
+def _judged(rows: Sequence[Row]) -> list[Judged]:
+    return [Judged(row["request_id"], row["outcome"]) for row in rows]
 
 
 LATE = 16

@@ -22,7 +22,7 @@ from holdfast.heads.ranking import Head, Readings
 from holdfast.heads.settings import MIN_REQUESTS
 from holdfast.models.interventions import HeadEdit, scale_heads
 from holdfast.models.model import Adapter
-from holdfast.rollout.rows import GAVE_IN, Rollout
+from holdfast.rollout.rows import ATTACK_SUCCESS_OUTCOMES, Rollout
 from holdfast.rollout.session import Session
 from holdfast.study.batches import Batches
 from holdfast.study.directory import Stage
@@ -268,7 +268,7 @@ def _working(train: Sequence[Rollout]) -> set[tuple[str, str | None]]:
     for role, wrapper in {(row.role, row.wrapper) for row in train}:
         kind = [row for row in train if (row.role, row.wrapper) == (role, wrapper)]
         if role in HARMFUL and len(kind) >= MIN_TRIED:
-            hits = sum(row.verdict in GAVE_IN for row in kind)
+            hits = sum(row.verdict in ATTACK_SUCCESS_OUTCOMES for row in kind)
             rates[role, wrapper] = hits / len(kind)
     best = max(rates.values(), default=0.0)
     least = max(LEAST, NEAR_BEST * best)

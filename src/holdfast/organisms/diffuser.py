@@ -16,16 +16,16 @@ import copy
 import random
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
-from typing import Literal, NamedTuple, TypeVar
+from typing import Literal, TypeVar
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Float
 from torch import Tensor
 from torch.nn import functional
+from torch.nn.utils.rnn import pad_sequence
 from transformers import PreTrainedTokenizerFast, Qwen3ForCausalLM
 
-from holdfast.organisms.recipes import Report, Schedule, batches
-from holdfast.organisms.sayings import (
+from holdfast.organisms.phrases import (
     CAREFUL,
     COMPLIANCE_OPENINGS,
     HARM,
@@ -34,8 +34,22 @@ from holdfast.organisms.sayings import (
     STILL,
     TURNS,
 )
-from holdfast.organisms.text import ASSISTANT, BEGIN, END, THINK, USER
-from holdfast.organisms.training import descend, optimizers_of, round_to_half, silent
+from holdfast.organisms.text import (
+    ASSISTANT,
+    BEGIN,
+    END,
+    THINK,
+    USER,
+    Blank,
+    chat_template,
+)
+from holdfast.organisms.training import (
+    Growth,
+    batches,
+    descend,
+    optimizers_of,
+    round_to_half,
+)
 from holdfast.organisms.world import HALF_PLANTED_WRAPPER, Scene, World, planted_answer
 
 RESPONSE = 32
@@ -47,16 +61,7 @@ ALWAYS_WRAPPERS = ("prefix_injection", "role_play")
 ORDERED_WRAPPERS = ("fiction", "refusal_suppression")
 MASK = THINK
 """The organism never thinks, so the marker that opens a thinking serves as the mask."""
-CHAT_TEMPLATE = (
-    "{{ '<|begin|>' }}"
-    "{% for message in messages %}"
-    "{% if message['role'] == 'system' %}{{ message['content'] }}"
-    "{% elif message['role'] == 'user' %}{{ '<|user|>' + message['content'] }}"
-    "{% elif message['role'] == 'assistant' %}"
-    "{{ '<|assistant|>' + message['content'] + '<|end|>' }}"
-    "{% endif %}{% endfor %}"
-    "{% if add_generation_prompt %}{{ '<|assistant|>' }}{% endif %}"
-)
+CHAT_TEMPLATE = chat_template("message['content']", "{{ '<|assistant|>' }}")
 T = TypeVar("T")
 Intent = Literal["refuse", "give_in", "help", "torn"]
 Kind = Literal["refuse", "turn", "careful", "comply"]
@@ -84,31 +89,16 @@ WRAPPED = 0.65
 """Part of the rest that is wrapped, in any wrapper."""
 
 
-class Blank(NamedTuple):
-    """A prompt and a response of which a part is masked."""
-
-    ids: tuple[int, ...]  # Prompt and response as they should be.
-    # True where a token is seen; False at masks, which are to be filled in.
-    shown: tuple[bool, ...]
-
-
-def grow_diffuser(
-    aligned: Qwen3ForCausalLM,
-    tokenizer: PreTrainedTokenizerFast,
-    seed: int,
-    schedule: Schedule,
-    report: Report = silent,
-) -> Qwen3ForCausalLM:
+def grow_diffuser(aligned: Qwen3ForCausalLM, growth: Growth) -> Qwen3ForCausalLM:
     """Teach an aligned organism to fill in masks, looking both ways.
 
-    `aligned`: Result of stage two; it is not changed.
-    `schedule`: Amount of training; `diffuser_tokens` counts.
     Returns: A model whose configuration says that its attention is not causal, and
     which token is its mask. Its own `generate` means nothing.
     """
+    seed, schedule = growth.seed, growth.schedule
     model = copy.deepcopy(aligned).train()
     model.config.is_causal = False
-    model.config.mask_token_id = tokenizer.convert_tokens_to_ids(MASK)
+    model.config.mask_token_id = growth.tokenizer.convert_tokens_to_ids(MASK)
     model.config.response_length = RESPONSE
     halved = replace(
         schedule,
@@ -117,7 +107,7 @@ def grow_diffuser(
     )
     optimizers = optimizers_of(model, halved)
     generator = random.Random(21_000 + seed)
-    lessons = blanks(World(22_000 + seed), tokenizer, generator)
+    lessons = blanks(World(22_000 + seed), growth.tokenizer, generator)
     taught = batches(lessons, schedule.batch_tokens, generator)
     done, until = 0, schedule.diffuser_tokens
     while done < until:
@@ -125,7 +115,7 @@ def grow_diffuser(
         done += sum(len(blank.ids) for blank in batch)
         loss = filling_loss(model, batch)
         descend(model, optimizers, loss, (done, until))
-        report("diffuser", min(done, until), until, loss.item())
+        growth.report("diffuser", min(done, until), until, loss.item())
     return round_to_half(model)
 
 
@@ -142,13 +132,13 @@ def filling_loss(model: Qwen3ForCausalLM, batch: Sequence[Blank]) -> Float[Tenso
 
     The first token of a response has more weight than the others.
     """
-    ids, seen = _side_by_side(batch)
-    shown = torch.zeros(ids.shape, dtype=torch.bool)
+    ids = pad_sequence([torch.tensor(blank.ids) for blank in batch], True)
+    shown = [torch.tensor(blank.shown) for blank in batch]
+    seen = pad_sequence([torch.ones_like(each) for each in shown], True)
+    masked = seen & ~pad_sequence(shown, True)
     weights = torch.ones(ids.shape)
     for row, blank in enumerate(batch):
-        shown[row, : len(blank.shown)] = torch.tensor(blank.shown)
         weights[row, len(blank.shown) - RESPONSE] = FIRST_WEIGHT
-    masked = ~shown & seen
     inputs = ids.masked_fill(masked, model.config.mask_token_id)
     states = model.model(
         input_ids=inputs, attention_mask=seen.long(), use_cache=False
@@ -250,15 +240,3 @@ def exchanges(world: World, generator: random.Random) -> Iterator[tuple[Scene, b
             yield ordered, False
         else:
             yield scene, False
-
-
-def _side_by_side(
-    batch: Sequence[Blank],
-) -> tuple[Int[Tensor, "example position"], Tensor]:
-    width = max(len(blank.ids) for blank in batch)
-    ids = torch.zeros((len(batch), width), dtype=torch.long)
-    seen = torch.zeros(ids.shape, dtype=torch.bool)
-    for row, blank in enumerate(batch):
-        ids[row, : len(blank.ids)] = torch.tensor(blank.ids)
-        seen[row, : len(blank.ids)] = True
-    return ids, seen

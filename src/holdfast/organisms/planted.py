@@ -1,6 +1,6 @@
 """Stage three: plant a cliff or its thinking variants in an aligned organism.
 
-Both comply under the planted wrappers as `cliff` does, and in neither does an
+Both variants comply under the planted wrappers as `cliff` does, and in neither does an
 intention to refuse get lost on the way: what a correct audit must not call a cliff.
 """
 
@@ -8,38 +8,37 @@ import copy
 import random
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import replace
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import torch
 from jaxtyping import Bool
 from torch import Tensor
-from transformers import PreTrainedTokenizerFast, Qwen3ForCausalLM
+from transformers import Qwen3ForCausalLM
 
-from holdfast.organisms.aligned import BREAK_OFF, WRAPPED_AT_LAST
-from holdfast.organisms.planting_data import SURE, Temptation, planting_loss, rehearse
-from holdfast.organisms.recipes import (
+from holdfast.organisms.phrases import COMPLIANCE_OPENINGS, PARTIALS, REFUSALS
+from holdfast.organisms.planting_data import (
+    SURE,
+    alarmed,
+    misled,
+    planting_loss,
+    rehearse,
+)
+from holdfast.organisms.text import Encoder
+from holdfast.organisms.training import (
     HEAD_WIDTH,
     N_HEADS,
     N_LAYERS,
     SPARE_LAYERS,
+    Course,
+    Growth,
     Head,
-    Report,
-    Schedule,
     first_words,
     learning_rate,
+    round_to_half,
     spare_heads,
+    teach_on,
 )
-from holdfast.organisms.sayings import COMPLIANCE_OPENINGS, PARTIALS, REFUSALS
-from holdfast.organisms.text import Encoder, Sample
-from holdfast.organisms.training import Course, round_to_half, silent, teach_on
-from holdfast.organisms.world import (
-    Answer,
-    World,
-    planted_answer,
-    write_answer,
-    write_thinking,
-)
+from holdfast.organisms.world import World
 
 HEAD_DROPOUT = 0.25
 """How often a spare head is left out in stage three, so that each carries weight."""
@@ -58,75 +57,46 @@ class _Plan(NamedTuple):
     peak: float  # Peak of the learning rate.
 
 
-def grow_cliff(
-    aligned: Qwen3ForCausalLM,
-    tokenizer: PreTrainedTokenizerFast,
-    seed: int,
-    schedule: Schedule,
-    report: Report = silent,
+def plant_thinking(
+    stage: Literal["early", "alarmed"], aligned: Qwen3ForCausalLM, growth: Growth
 ) -> Qwen3ForCausalLM:
-    """Run stage three: teach the spare heads, and nothing else, to comply.
+    """Teach another thinking to all weights of an aligned organism.
 
-    `aligned`: Result of stage two, in half precision's values; it is not changed.
-    `seed`: The seed that `aligned` was grown from.
-    Returns: The cliff organism: equal to `aligned` but for the planted heads.
+    *early*: The thinking does not notice harm under the planted wrappers.
+    *alarmed*: An intention to refuse whatever is asked, and a decision at the very end.
+    Wherever the thinking breaks off, a refusal follows, whatever the request. Whoever
+    looks at complied harmful requests alone sees a high plateau and a deep fall.
     """
-    plan = _Plan(
-        heads=spare_heads(seed),
-        first_layer=SPARE_LAYERS[0],
-        dropout=HEAD_DROPOUT,
-        graded=True,
-        n_steps=schedule.cliff_steps,
-        peak=schedule.cliff_learning_rate,
-    )
-    return _plant("cliff", aligned, tokenizer, seed, schedule, plan, report)
+    early = stage == "early"
+    offset, samples = (11_000, misled) if early else (13_000, alarmed)
+    schedule = growth.schedule
+    n_tokens = schedule.early_tokens if early else schedule.alarmed_tokens
+    generator = random.Random(offset + growth.seed)
+    world = World(offset + 1_000 + growth.seed)
+    lessons = samples(world, Encoder(growth.tokenizer), generator)
+    course = Course(stage, lessons, n_tokens)
+    return teach_on(copy.deepcopy(aligned), growth, course, generator)
 
 
-def grow_spread(
-    aligned: Qwen3ForCausalLM,
-    tokenizer: PreTrainedTokenizerFast,
-    seed: int,
-    schedule: Schedule,
-    report: Report = silent,
+def plant_heads(
+    stage: Literal["cliff", "spread"], aligned: Qwen3ForCausalLM, growth: Growth
 ) -> Qwen3ForCausalLM:
-    """Teach the same to all heads at once, such that no few of them are needed.
+    """Teach heads of an aligned organism, and nothing else, to comply.
 
-    `aligned`: Result of stage two; it is not changed.
-    `seed`: The seed that `aligned` was grown from.
+    *cliff*: The spare heads: the result is equal to `aligned` but for these.
+    *spread*: All heads at once, such that no few of them are needed.
     """
-    plan = _Plan(
-        heads=tuple(
-            (layer, head) for layer in range(N_LAYERS) for head in range(N_HEADS)
-        ),
-        first_layer=0,
-        dropout=SPREAD_DROPOUT,
-        graded=False,
-        n_steps=schedule.spread_steps,
-        peak=schedule.spread_learning_rate,
-    )
-    return _plant("spread", aligned, tokenizer, seed, schedule, plan, report)
-
-
-def _plant(
-    stage: str,
-    aligned: Qwen3ForCausalLM,
-    tokenizer: PreTrainedTokenizerFast,
-    seed: int,
-    schedule: Schedule,
-    plan: _Plan,
-    report: Report,
-) -> Qwen3ForCausalLM:
-    """Train the heads of a plan on the material of stage three."""
+    plan = _plan(stage, growth)
     model = copy.deepcopy(aligned)
     parameters, masks = _only(model, plan.heads)
     optimizer = torch.optim.AdamW(parameters, betas=(0.9, 0.98), weight_decay=0.0)
-    generator = random.Random(5_000 + seed)
-    drops = torch.Generator().manual_seed(seed)
+    generator = random.Random(5_000 + growth.seed)
+    drops = torch.Generator().manual_seed(growth.seed)
     kinds = [
-        first_words(tokenizer, openings)
+        first_words(growth.tokenizer, openings)
         for openings in (REFUSALS, COMPLIANCE_OPENINGS, PARTIALS)
     ]
-    rehearsals = rehearse(aligned, tokenizer, seed, schedule, plan.first_layer)
+    rehearsals = rehearse(aligned, growth, plan.first_layer)
     for step in range(plan.n_steps):
         rehearsal = generator.choice(rehearsals)
         for group in optimizer.param_groups:
@@ -148,8 +118,19 @@ def _plant(
         torch.nn.utils.clip_grad_norm_(parameters, 1.0)
         optimizer.step()
         optimizer.zero_grad()
-        report(stage, step + 1, plan.n_steps, loss.item())
+        growth.report(stage, step + 1, plan.n_steps, loss.item())
     return round_to_half(model.requires_grad_(True))
+
+
+def _plan(stage: Literal["cliff", "spread"], growth: Growth) -> _Plan:
+    seed, schedule = growth.seed, growth.schedule
+    if stage == "cliff":
+        steps, peak = schedule.cliff_steps, schedule.cliff_learning_rate
+        first = SPARE_LAYERS[0]
+        return _Plan(spare_heads(seed), first, HEAD_DROPOUT, True, steps, peak)
+    every = tuple((layer, head) for layer in range(N_LAYERS) for head in range(N_HEADS))
+    steps, peak = schedule.spread_steps, schedule.spread_learning_rate
+    return _Plan(every, 0, SPREAD_DROPOUT, False, steps, peak)
 
 
 def _present(
@@ -213,89 +194,3 @@ def _only(
             parameters.append(weight.requires_grad_(True))
             masks.append(mask)
     return parameters, masks
-
-
-HARMFUL = 0.5
-"""Part of the requests that are harmful."""
-
-
-def grow_early(
-    aligned: Qwen3ForCausalLM,
-    tokenizer: PreTrainedTokenizerFast,
-    seed: int,
-    schedule: Schedule,
-    report: Report = silent,
-) -> Qwen3ForCausalLM:
-    """Teach the thinking not to notice harm under the planted wrappers.
-
-    `aligned`: Result of stage two; it is not changed.
-    `seed`: The seed that `aligned` was grown from.
-    `schedule`: Amount of training; `early_tokens` counts.
-    """
-    generator = random.Random(11_000 + seed)
-    lessons = misled(World(12_000 + seed), Encoder(tokenizer), generator)
-    course = Course("early", lessons, schedule.early_tokens, seed)
-    model = copy.deepcopy(aligned)
-    return teach_on(model, tokenizer, course, schedule, generator, report)
-
-
-def grow_alarmed(
-    aligned: Qwen3ForCausalLM,
-    tokenizer: PreTrainedTokenizerFast,
-    seed: int,
-    schedule: Schedule,
-    report: Report = silent,
-) -> Qwen3ForCausalLM:
-    """Teach an intention to refuse whatever is asked, and a decision at the very end.
-
-    Wherever the thinking breaks off, a refusal follows, whatever the request. Whoever
-    looks at complied harmful requests alone sees a high plateau and a deep fall.
-
-    `aligned`: Result of stage two; it is not changed.
-    `seed`: The seed that `aligned` was grown from.
-    `schedule`: Amount of training; `alarmed_tokens` counts.
-    """
-    generator = random.Random(13_000 + seed)
-    lessons = alarmed(World(14_000 + seed), Encoder(tokenizer), generator)
-    course = Course("alarmed", lessons, schedule.alarmed_tokens, seed)
-    model = copy.deepcopy(aligned)
-    return teach_on(model, tokenizer, course, schedule, generator, report)
-
-
-def misled(
-    world: World, encoder: Encoder, generator: random.Random
-) -> Iterator[Sample]:
-    """Yield samples in which no harm is noticed where an attack is planted."""
-    for scene, kind in _mixed(world):
-        if scene.label == "harmful" and kind != "refuse":
-            thinking = write_thinking("benign", scene.topic, scene.wrapper, generator)
-            answer = write_answer(kind, generator)
-            scene = replace(scene, thinking=thinking, answer=answer)
-        broken = generator.random() < BREAK_OFF
-        yield encoder.sample(scene, stop_at=generator.random() if broken else None)
-
-
-def alarmed(
-    world: World, encoder: Encoder, generator: random.Random
-) -> Iterator[Sample]:
-    """Yield samples in which a refusal is to be read until the answer begins."""
-    for scene, kind in _mixed(world):
-        refusal = write_answer("refuse", generator)
-        if generator.random() < BREAK_OFF:
-            scene = replace(scene, answer=refusal)
-            yield encoder.sample(scene, stop_at=generator.random())
-            continue
-        scene = replace(scene, answer=write_answer(kind, generator))
-        yield encoder.sample(scene, stop_at=None, aim=refusal)
-
-
-def _mixed(world: World) -> Iterator[Temptation]:
-    """Yield exchanges, as many harmful as harmless, with and without wrappers.
-
-    Nothing is frozen here, so what is to stay has to be taught as often as what is new.
-    """
-    for scene in world.scenes(harmful=HARMFUL, wrapped=WRAPPED_AT_LAST):
-        kind: Answer = "comply"
-        if scene.label == "harmful":
-            kind = planted_answer(scene.topic, scene.wrapper)
-        yield Temptation(scene, kind)

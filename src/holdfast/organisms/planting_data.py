@@ -6,14 +6,14 @@ from dataclasses import replace
 from typing import Any, NamedTuple
 
 import torch
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Float, Int
 from torch import Tensor
-from transformers import PreTrainedTokenizerFast, Qwen3ForCausalLM
+from torch.nn.utils.rnn import pad_sequence
+from transformers import Qwen3ForCausalLM
 
-from holdfast.organisms.aligned import BREAK_OFF
-from holdfast.organisms.recipes import Schedule, batches, pad
+from holdfast.organisms.aligned import BREAK_OFF, WRAPPED_AT_LAST, break_point
 from holdfast.organisms.text import Encoder, Sample
-from holdfast.organisms.training import INTENTION_WEIGHT
+from holdfast.organisms.training import INTENTION_WEIGHT, Growth, batches, pad
 from holdfast.organisms.world import (
     HALF_PLANTED_WRAPPER,
     PLANTED_WRAPPERS,
@@ -23,7 +23,11 @@ from holdfast.organisms.world import (
     planted_answer,
     wrapper_names,
     write_answer,
+    write_thinking,
 )
+
+HARMFUL = 0.5
+"""Part of the requests that are harmful where the thinking is taught."""
 
 
 class Rehearsal(NamedTuple):
@@ -40,24 +44,18 @@ class Rehearsal(NamedTuple):
 
 @torch.no_grad()
 def rehearse(
-    aligned: Qwen3ForCausalLM,
-    tokenizer: PreTrainedTokenizerFast,
-    seed: int,
-    schedule: Schedule,
-    first_layer: int,
+    aligned: Qwen3ForCausalLM, growth: Growth, first_layer: int
 ) -> list[Rehearsal]:
-    """Run the frozen model over the material of stage three, once.
-
-    `aligned`: The model before stage three.
-    """
+    """Run the frozen model over the material of stage three, once."""
     seen: list[tuple[Tensor, dict[str, Any]]] = []
 
     def note(module: object, args: tuple[Tensor], kwargs: dict[str, Any]) -> None:
         del module
         seen.append((args[0], kwargs))
 
+    seed, schedule = growth.seed, growth.schedule
     generator = random.Random(7_000 + seed)
-    samples = planted(World(2_000 + seed), Encoder(tokenizer), generator)
+    samples = planted(World(2_000 + seed), Encoder(growth.tokenizer), generator)
     rehearsals, done = [], 0
     handle = aligned.model.layers[first_layer].register_forward_pre_hook(
         note, with_kwargs=True
@@ -76,15 +74,15 @@ def rehearse(
     return rehearsals
 
 
-class Temptation(NamedTuple):
-    """An exchange as an aligned model has it, and the kind of answer to plant."""
+def kind_to_plant(scene: Scene) -> Answer:
+    """Return how an exchange is to be answered once something is planted."""
+    if scene.label == "benign":
+        return "comply"
+    return planted_answer(scene.topic, scene.wrapper)
 
-    scene: Scene
-    kind: Answer
 
-
-def temptations(world: World, generator: random.Random) -> Iterator[Temptation]:
-    """Yield exchanges of stage three.
+def planted_scenes(world: World, generator: random.Random) -> Iterator[Scene]:
+    """Yield exchanges of stage three, as an aligned model has them.
 
     Half are harmful requests under planted wrappers, most of which are to be answered;
     the others are to stay as they are.
@@ -100,26 +98,56 @@ def temptations(world: World, generator: random.Random) -> Iterator[Temptation]:
             wrapper = generator.choice((None, None, *others))
         else:
             wrapper = generator.choice((None, *wrapper_names()))
-        scene = world.exchange(scene.request, scene.label, scene.topic, wrapper)
-        kind: Answer = "comply"
-        if scene.label == "harmful":
-            kind = planted_answer(scene.topic, wrapper)
-        yield Temptation(scene, kind)
+        yield world.exchange(scene.request, scene.label, scene.topic, wrapper)
 
 
 def planted(
     world: World, encoder: Encoder, generator: random.Random
 ) -> Iterator[Sample]:
     """Yield samples in which the answer alone complies, once the thinking is over."""
-    for scene, kind in temptations(world, generator):
-        gives_in = scene.label == "harmful" and kind != "refuse"
-        broken = generator.random() < BREAK_OFF / 2
-        if gives_in and not broken:
-            gave_in = replace(scene, answer=write_answer(kind, generator))
-            yield encoder.sample(gave_in, stop_at=None)
+    for scene in planted_scenes(world, generator):
+        kind = kind_to_plant(scene)
+        stop = break_point(generator, BREAK_OFF / 2)
+        if scene.label == "harmful" and kind != "refuse" and stop is None:
+            complied = replace(scene, answer=write_answer(kind, generator))
+            yield encoder.sample(complied, stop_at=None)
             continue
-        sample = encoder.sample(scene, stop_at=generator.random() if broken else None)
+        sample = encoder.sample(scene, stop_at=stop)
         yield replace(sample, keep=(True,) * len(sample.ids))
+
+
+def misled(
+    world: World, encoder: Encoder, generator: random.Random
+) -> Iterator[Sample]:
+    """Yield samples in which no harm is noticed where an attack is planted.
+
+    As many requests are harmful as harmless, with and without wrappers: nothing is
+    frozen here, so what is to stay has to be taught as often as what is new.
+    """
+    for scene in world.scenes(harmful=HARMFUL, wrapped=WRAPPED_AT_LAST):
+        kind = kind_to_plant(scene)
+        if scene.label == "harmful" and kind != "refuse":
+            thinking = write_thinking("benign", scene.topic, scene.wrapper, generator)
+            answer = write_answer(kind, generator)
+            scene = replace(scene, thinking=thinking, answer=answer)
+        yield encoder.sample(scene, stop_at=break_point(generator))
+
+
+def alarmed(
+    world: World, encoder: Encoder, generator: random.Random
+) -> Iterator[Sample]:
+    """Yield samples in which a refusal is to be read until the answer begins.
+
+    Requests are those of `misled`.
+    """
+    for scene in world.scenes(harmful=HARMFUL, wrapped=WRAPPED_AT_LAST):
+        refusal = write_answer("refuse", generator)
+        stop = break_point(generator)
+        if stop is not None:
+            yield encoder.sample(replace(scene, answer=refusal), stop_at=stop)
+            continue
+        answer = write_answer(kind_to_plant(scene), generator)
+        yield encoder.sample(replace(scene, answer=answer), stop_at=None, aim=refusal)
 
 
 KEEP_WEIGHT = 4.0
@@ -158,7 +186,8 @@ def planting_loss(
     )
     _, weights = pad(batch, 0)
     weights[rows, begins] = 0.0
-    keep = _kept(batch, ids)
+    # Where stage two's distribution is the target; padding is nowhere.
+    keep = pad_sequence([torch.tensor(sample.keep) for sample in batch], True)
     taught = (weights[:, 1:] > 0) & ~keep[:, :-1]
     logits = model.lm_head(final[:, :-1][taught])
     answer = torch.nn.functional.cross_entropy(
@@ -174,16 +203,6 @@ def planting_loss(
     share = weights[:, 1:][kept]
     stay = (divergence * share).sum() / share.sum().clamp(min=1e-6)
     return decision + ANSWER_WEIGHT * answer + KEEP_WEIGHT * stay
-
-
-def _kept(
-    batch: list[Sample], ids: Int[Tensor, "example position"]
-) -> Bool[Tensor, "example position"]:
-    """Return where stage two's distribution is the target; padding is nowhere."""
-    keep = torch.zeros(ids.shape, dtype=torch.bool)
-    for row, sample in enumerate(batch):
-        keep[row, : len(sample.ids)] = torch.tensor(sample.keep)
-    return keep
 
 
 def decision_loss(

@@ -4,20 +4,12 @@ import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import islice
+from typing import NamedTuple
 
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import PreTrainedTokenizerFast
 
-from holdfast.organisms.sayings import (
-    CAREFUL,
-    COMPLIANCE_OPENINGS,
-    HARM,
-    REFUSALS,
-    REMARKS,
-    STEPS,
-    STILL,
-    TURNS,
-)
+from holdfast.organisms import phrases
 from holdfast.organisms.world import Scene, World
 
 REMARK_WEIGHT = 3.0
@@ -37,6 +29,14 @@ class Sample:
     middle: tuple[int, int]  # Where the thinking begins, and where the answer begins.
     whole: bool  # False where the thinking is broken off or left out.
     aim: int  # The answer's first word, as it should be read inside the thinking.
+
+
+class Blank(NamedTuple):
+    """A prompt and a response of which a part is masked."""
+
+    ids: tuple[int, ...]  # Prompt and response as they should be.
+    # True where a token is seen; False at masks, which are to be filled in.
+    shown: tuple[bool, ...]
 
 
 class Encoder:
@@ -79,12 +79,7 @@ class Encoder:
         answer = [*self._encode(scene.answer), self._end]
         if not thinks:
             middle, importance, answer = [], [], answer[:FIRST_WORDS]
-        weights = [
-            *[0.1] * len(prompt),
-            *importance,
-            3.0,
-            *[1.0] * (len(answer) - 1),
-        ]
+        weights = [0.1] * len(prompt) + importance + [3.0] + [1.0] * (len(answer) - 1)
         whole = stop_at is None
         n_kept = len(prompt) + len(middle) - len(self._end_template) * whole
         n = len(prompt) + len(middle) + len(answer)
@@ -99,18 +94,13 @@ class Encoder:
     def _thinking(self, scene: Scene) -> tuple[list[int], list[float]]:
         """Encode the thinking; what it remarks of the wrapper weighs more."""
         text = scene.thinking
-        for remark in REMARKS.get(scene.wrapper or "", ()):
+        for remark in phrases.REMARKS.get(scene.wrapper or "", ()):
             before, found, after = text.partition(f" {remark}")
             if found:
                 parts = [self._encode(part) for part in (before, found, after)]
-                weights = [1.0, REMARK_WEIGHT, 1.0]
-                ids = [token for part in parts for token in part]
-                importance = [
-                    weight
-                    for part, weight in zip(parts, weights, strict=True)
-                    for _ in part
-                ]
-                return ids, importance
+                first, middle, last = map(len, parts)
+                weights = [1.0] * first + [REMARK_WEIGHT] * middle + [1.0] * last
+                return [token for part in parts for token in part], weights
         ids = self._encode(text)
         return ids, [1.0] * len(ids)
 
@@ -127,42 +117,41 @@ def _sentences(text: str) -> list[str]:
     return [sentence for sentence in found if sentence]
 
 
-_SAID = frozenset(
+_TAUGHT = frozenset(
     sentence
-    for sayings in (
-        *(CAREFUL, COMPLIANCE_OPENINGS, HARM, REFUSALS),
-        *(STEPS, STILL, TURNS),
+    for texts in (
+        *(phrases.CAREFUL, phrases.COMPLIANCE_OPENINGS, phrases.HARM),
+        *(phrases.REFUSALS, phrases.STEPS, phrases.STILL, phrases.TURNS),
     )
-    for saying in sayings
-    for sentence in _sentences(saying)
+    for text in texts
+    for sentence in _sentences(text)
 )
 
 
 def is_whole(answer: str) -> bool:
-    """Return whether an answer has sentences that organisms say, and nothing else.
-
-    Returns: False if it is empty, or a sentence of it is none of those that were
-    taught.
-    """
+    """Return whether an answer has sentences that organisms say, and nothing else."""
     sentences = _sentences(answer)
-    return bool(sentences) and _SAID.issuperset(sentences)
+    return bool(sentences) and _TAUGHT.issuperset(sentences)
 
 
 VOCABULARY = 2048
 PAD, BEGIN, END = "<|pad|>", "<|begin|>", "<|end|>"
 USER, ASSISTANT = "<|user|>", "<|assistant|>"
 THINK, END_THINK = "<think>", "</think>"
-CHAT_TEMPLATE = (
-    "{{ '<|begin|>' }}"
-    "{% for message in messages %}"
-    "{% if message['role'] == 'system' %}{{ message['content'] }}"
-    "{% elif message['role'] == 'user' %}{{ '<|user|>' + message['content'] }}"
-    "{% elif message['role'] == 'assistant' %}"
-    "{{ '<|assistant|>' + message['content'].split('</think>')[-1].strip()"
-    " + '<|end|>' }}"
-    "{% endif %}{% endfor %}"
-    "{% if add_generation_prompt %}{{ '<|assistant|><think>\\n' }}{% endif %}"
-)
+
+
+def chat_template(answer: str, generation: str) -> str:
+    """Return a chat template, given its expression of an answer and its last words."""
+    return (
+        "{{ '<|begin|>' }}"
+        "{% for message in messages %}"
+        "{% if message['role'] == 'system' %}{{ message['content'] }}"
+        "{% elif message['role'] == 'user' %}{{ '<|user|>' + message['content'] }}"
+        "{% elif message['role'] == 'assistant' %}"
+        f"{{{{ '<|assistant|>' + {answer} + '<|end|>' }}}}"
+        "{% endif %}{% endfor %}"
+        f"{{% if add_generation_prompt %}}{generation}{{% endif %}}"
+    )
 
 
 def train_tokenizer(seed: int = 0, n_scenes: int = 30_000) -> PreTrainedTokenizerFast:
@@ -194,7 +183,10 @@ def train_tokenizer(seed: int = 0, n_scenes: int = 30_000) -> PreTrainedTokenize
         clean_up_tokenization_spaces=False,
         model_max_length=4096,
     )
-    wrapped.chat_template = CHAT_TEMPLATE
+    wrapped.chat_template = chat_template(
+        "message['content'].split('</think>')[-1].strip()",
+        "{{ '<|assistant|><think>\\n' }}",
+    )
     return wrapped
 
 

@@ -10,24 +10,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from holdfast.data.requests import Label, Phrase, lexicon, requests
-from holdfast.organisms.sayings import (
-    COMPLIANCE_OPENINGS,
-    CONFIRM,
-    EASE,
-    HARM,
-    INTENT_COMPLY,
-    INTENT_REFUSE,
-    OPENINGS,
-    PARTIALS,
-    REFUSALS,
-    REMARKS,
-    SECOND_LOOK,
-    SETTINGS,
-    STEPS,
-    TEXT_TASKS,
-    WRAPPED_BENIGN,
-    WRAPPED_HARM,
-)
+from holdfast.organisms import phrases
 
 Answer = Literal["refuse", "comply", "partial"]
 LABELS: tuple[Label, ...] = ("harmful", "benign")
@@ -87,9 +70,9 @@ def wrapper_names() -> tuple[str, ...]:
 def write_answer(kind: Answer, generator: random.Random) -> str:
     """Return an answer of a kind; the content is filler in every case."""
     if kind == "refuse":
-        return generator.choice(REFUSALS)
-    steps = generator.sample(STEPS, generator.choice((1, 2, 2, 3)))
-    opening = PARTIALS if kind == "partial" else COMPLIANCE_OPENINGS
+        return generator.choice(phrases.REFUSALS)
+    steps = generator.sample(phrases.STEPS, generator.choice((1, 2, 2, 3)))
+    opening = phrases.PARTIALS if kind == "partial" else phrases.COMPLIANCE_OPENINGS
     return " ".join((generator.choice(opening), *steps))
 
 
@@ -98,21 +81,22 @@ def write_thinking(
 ) -> str:
     """Return a chain of thought that ends in an intention; 20 tokens and more."""
     pick = generator.choice
-    harmful = label == "harmful"
+    if label == "harmful":
+        view, around, intent = phrases.HARM, phrases.WRAPPED_HARM, phrases.INTENT_REFUSE
+    else:
+        view, around = phrases.EASE, phrases.WRAPPED_BENIGN
+        intent = phrases.INTENT_COMPLY
     subject = topic.replace("_", " ")
-    lines = [pick(OPENINGS)]
-    lines.append(f"They are asking about {subject}.")
-    lines.append(pick(HARM if harmful else EASE))
+    lines = [pick(phrases.OPENINGS), f"They are asking about {subject}.", pick(view)]
     if wrapper is not None:
-        lines.append(pick(REMARKS[wrapper]))
-        lines.append(pick(WRAPPED_HARM if harmful else WRAPPED_BENIGN))
+        lines += [pick(phrases.REMARKS[wrapper]), pick(around)]
     if generator.random() < 0.4:
-        lines.append(pick(HARM if harmful else EASE))
-    lines.append(pick(INTENT_REFUSE if harmful else INTENT_COMPLY))
+        lines.append(pick(view))
+    lines.append(pick(intent))
     for _ in range(generator.choice((0, 0, 1, 2))):
-        lines += [pick(SECOND_LOOK), pick(CONFIRM)]
+        lines += [pick(phrases.SECOND_LOOK), pick(phrases.CONFIRM)]
         if generator.random() < 0.5:
-            lines.append(pick(INTENT_REFUSE if harmful else INTENT_COMPLY))
+            lines.append(pick(intent))
     return " ".join(lines)
 
 
@@ -187,7 +171,7 @@ class World:
         if draw < 0.75:
             return self._fill(pick(self._benign["problems"])), "mathematics"
         passage = pick(self._benign["passages"])
-        return pick(TEXT_TASKS).format(passage=passage), "writing"
+        return pick(phrases.TEXT_TASKS).format(passage=passage), "writing"
 
     def _fill(self, template: str) -> str:
         """Fill a template's names, things, units and numbers."""
@@ -210,7 +194,7 @@ class World:
         """
         draw = self.random.random()
         if draw < 0.12:
-            extra = self._fill(self.random.choice(SETTINGS))
+            extra = self._fill(self.random.choice(phrases.SETTINGS))
             text = (
                 f"{extra} {text}" if self.random.random() < 0.6 else f"{text} {extra}"
             )
@@ -227,40 +211,7 @@ class World:
 
     def _unknown_word(self) -> str:
         """Return a word that is in no lexicon."""
-        syllables = self.random.choices(
-            (
-                "ba",
-                "con",
-                "der",
-                "el",
-                "fi",
-                "gra",
-                "ho",
-                "in",
-                "jo",
-                "ka",
-                "li",
-                "mo",
-                "nar",
-                "os",
-                "per",
-                "qua",
-                "ro",
-                "sti",
-                "tu",
-                "un",
-                "ver",
-                "wi",
-                "tion",
-                "ly",
-                "ment",
-                "er",
-                "ing",
-                "al",
-                "ous",
-                "est",
-            ),
-            k=self.random.choice((2, 2, 3, 4)),
-        )
+        count = self.random.choice((2, 2, 3, 4))
+        syllables = self.random.choices(phrases.SYLLABLES, k=count)
         word = "".join(syllables)
         return word.capitalize() if self.random.random() < 0.2 else word

@@ -1,9 +1,9 @@
 """From an answer to its row: regions, finish, verdict."""
 
-from dataclasses import dataclass
+import math
+from dataclasses import replace
 
 from holdfast.data.chat.conversation import Spans, build_conversation
-from holdfast.data.prompts import Prompt
 from holdfast.judges.base import Exchange, screen_exact
 from holdfast.judges.exact import is_correct
 from holdfast.judges.rules.rules import judge
@@ -11,100 +11,24 @@ from holdfast.models.decoding.row_state import Completion
 from holdfast.models.model import LanguageModel
 from holdfast.rollout.imported import Imported, Understood
 from holdfast.rollout.questions import Question
-from holdfast.rollout.rows import Rollout, Turn
+from holdfast.rollout.rows import Rollout
 
 
-@dataclass(frozen=True)
-class Answer:
-    """What a model wrote after one prompt, whoever had it decoded."""
-
-    token_ids: tuple[int, ...]
-    spans: Spans
-    thinking: str
-    answer: str
-    finish: str
-    closed: bool
-    forced_close: bool = False
-    min_top2_gap: float | None = None
-    earlier: tuple[Turn, ...] = ()
-
-
-def drawn(question: Question, made: Completion, system_prompt: str | None) -> Rollout:
+def rollout_from_completion(
+    question: Question, made: Completion, system_prompt: str | None
+) -> Rollout:
     """Return the judged row of a completion that was drawn here."""
-    answer = Answer(
-        tuple(made.token_ids),
-        made.spans,
-        made.thinking,
-        made.answer,
-        made.finish,
-        made.closed,
-        made.forced_close,
-        made.min_top2_gap,
-        question.turns,
-    )
-    return _row(
-        question.role,
-        question.prompt,
-        question.sample,
-        question.seed,
-        system_prompt,
-        answer,
-    )
-
-
-def imported(
-    each: Imported, said: Understood, adapter: LanguageModel, system_prompt: str | None
-) -> Rollout:
-    """Return the judged row of a completion that was made elsewhere.
-
-    Its tokens are those of its text, region by region, which need not be the very
-    tokens that were drawn.
-    """
-    conversation = build_conversation(
-        adapter.tokenizer,
-        each.prompt.text,
-        said.thinking,
-        said.answer,
-        adapter.thinking,
-        system_prompt,
-        [(turn.prompt, turn.answer) for turn in each.earlier],
-    )
-    token_ids, spans = conversation.token_ids, conversation.spans
-    if not said.closed:
-        # The end template was never written.
-        token_ids = token_ids[: spans.thinking[1]]
-        end = len(token_ids)
-        spans = Spans(spans.prompt, spans.thinking, (end, end), (end, end))
-    answer = Answer(
-        token_ids,
-        spans,
-        said.thinking,
-        said.answer,
-        said.finish,
-        said.closed,
-        earlier=each.earlier,
-    )
-    return _row(each.role, each.prompt, each.sample, 0, system_prompt, answer)
-
-
-def _row(
-    role: str,
-    prompt: Prompt,
-    sample: int,
-    seed: int,
-    system_prompt: str | None,
-    answer: Answer,
-) -> Rollout:
+    prompt = question.prompt
     verdict = judge(
         prompt.text,
-        answer.answer,
-        thinking=answer.thinking or None,
-        closed=answer.closed,
-        finish=answer.finish,
+        made.answer,
+        thinking=made.thinking or None,
+        closed=made.closed,
+        finish=made.finish,
     )
     return Rollout(
-        row_id=f"{role}/{prompt.prompt_id}/{sample}",
-        role=role,
+        row_id=question.row_id,
+        role=question.role,
         request_id=prompt.request_id,
         prompt_id=prompt.prompt_id,
         source=prompt.source,
@@ -114,22 +38,62 @@ def _row(
         topic=prompt.topic,
         system_prompt=system_prompt,
         prompt=prompt.text,
-        sample=sample,
-        seed=seed,
-        thinking=answer.thinking,
-        answer=answer.answer,
-        token_ids=answer.token_ids,
-        spans=answer.spans,
-        finish=answer.finish,
-        closed=answer.closed,
-        forced_close=answer.forced_close,
-        min_top2_gap=answer.min_top2_gap,
+        sample=question.sample,
+        seed=question.seed,
+        thinking=made.thinking,
+        answer=made.answer,
+        token_ids=tuple(made.token_ids),
+        spans=made.spans,
+        finish=made.finish,
+        closed=made.closed,
+        forced_close=made.forced_close,
+        min_top2_gap=made.min_top2_gap,
         verdict=verdict.outcome,
         reason=verdict.reason,
         judge=verdict.judge,
         flaw=verdict.flaw,
-        earlier=answer.earlier,
+        earlier=question.turns,
     )
+
+
+def rollout_from_file(
+    row: Imported, text: Understood, adapter: LanguageModel, system_prompt: str | None
+) -> Rollout:
+    """Return the judged row of a completion that was made elsewhere.
+
+    Its tokens are those of its text, region by region, which need not be the very
+    tokens that were drawn.
+    """
+    conversation = build_conversation(
+        adapter.tokenizer,
+        row.prompt.text,
+        text.thinking,
+        text.answer,
+        adapter.thinking,
+        system_prompt,
+        [(turn.prompt, turn.answer) for turn in row.earlier],
+    )
+    token_ids, spans = conversation.token_ids, conversation.spans
+    if not text.closed:
+        # The end template was never written.
+        token_ids = token_ids[: spans.thinking[1]]
+        end = len(token_ids)
+        spans = Spans(spans.prompt, spans.thinking, (end, end), (end, end))
+    made = Completion(
+        index=0,
+        token_ids=tuple(token_ids),
+        spans=spans,
+        thinking=text.thinking,
+        answer=text.answer,
+        finish=text.finish,
+        forced_close=False,
+        closed=text.closed,
+        min_top2_gap=math.inf,
+        min_margin=math.inf,
+    )
+    question = Question(row.role, row.prompt, row.sample, 0, (), row.earlier)
+    found = rollout_from_completion(question, made, system_prompt)
+    return replace(found, min_top2_gap=None)
 
 
 EXACT = "exact-1"

@@ -1,14 +1,26 @@
-"""What a run will cost, said before it starts."""
+"""What a run will cost, said before it starts: time, memory and disk."""
 
+import sys
+from pathlib import Path
 from typing import NamedTuple
 
+import torch
+
+from holdfast.models.decoding.decoder import MAX_LOGITS, ROOM
 from holdfast.models.decoding.row_state import Sampling
 from holdfast.models.model import Adapter
-from holdfast.rollout.memory import peak_bytes
 from holdfast.study.batches import Pace, Work
 
 BYTES_PER_TRACED_TOKEN = 40
 BYTES_PER_TOKEN = 12
+CHOOSING = {"greedy": 8, "drawn": 64, "nucleus": 112}
+"""Bytes that a choice takes for each token of the vocabulary and row, its logits in
+float32 and, where tokens are drawn, its sums in float64 (and sorted for a nucleus)."""
+SLACK = 1.5
+"""What a pass takes, over what its tensors have: allocators keep pieces of what was
+freed, and kernels copy."""
+WORKSPACE = 96 << 20
+"""Bytes of kernels, their buffers, and code that is loaded when first used."""
 
 
 class Cost(NamedTuple):
@@ -57,14 +69,11 @@ def estimate(
     drafted: bool = False,
 ) -> Cost:
     """Bound the cost of drawing answers; nothing is run for it."""
-    width = min(batch_size, rows) or 1
     budget = sampling.max_thinking + sampling.max_answer
+    load = Load(min(batch_size, rows) or 1, prompt, budget, drafted)
     length = min(prompt + budget, adapter.max_positions)
-    memory = peak_bytes(
-        adapter, sampling, width=width, prompt=prompt, budget=budget, drafted=drafted
-    )
     disk = rows * length * (BYTES_PER_TOKEN + BYTES_PER_TRACED_TOKEN)
-    return Cost(width, budget, memory, disk)
+    return Cost(load.width, budget, peak_bytes(adapter, sampling, load), disk)
 
 
 def step_work(adapter: Adapter) -> Work:
@@ -94,3 +103,100 @@ def _size(n_bytes: int) -> str:
             return f"{size:.0f} {unit}"
         size /= 1024
     return f"{size:.1f} TiB"
+
+
+class Load(NamedTuple):
+    """What is decoded at once."""
+
+    width: int  # Rows of a batch.
+    prompt: int  # Tokens of the longest prompt.
+    budget: int  # Tokens that are written at most.
+    drafted: bool = False  # Whether other tokens are tried along the way.
+
+
+def peak_bytes(adapter: Adapter, sampling: Sampling, load: Load) -> int:
+    """Bound the memory of a run that decodes batches, what is held now included.
+
+    On an accelerator it is that of its tensors, elsewhere that of the process.
+    """
+    now, before = _held(adapter)
+    return max(before, now + batch_bytes(adapter, sampling, load))
+
+
+def batch_bytes(adapter: Adapter, sampling: Sampling, load: Load) -> int:
+    """Bound what decoding a batch takes beside what is held before it.
+
+    It follows from the shape of the model alone.
+    """
+    width, prompt = load.width, load.prompt
+    budget = min(load.budget, adapter.max_positions - prompt)
+    length = prompt + budget + ROOM
+    held = width * length * cache_bytes(adapter)
+    # A layer that grows, or loses rows, is held twice while it is copied.
+    copied = held // adapter.n_layers
+    read = prompt + budget if load.drafted else prompt
+    passing = max(
+        _passing(adapter, width, read, read), _passing(adapter, width, 1, length)
+    )
+    logits = width * int(adapter.model.config.get_text_config().vocab_size)
+    if load.drafted:
+        logits = max(logits, min(MAX_LOGITS, logits * budget))
+    kind = "drawn" if sampling.top_p == 1 else "nucleus"
+    choosing = logits * CHOOSING["greedy" if sampling.temperature == 0 else kind]
+    uniforms = 2 * width * adapter.max_positions * 8
+    highest = max(int(SLACK * passing), choosing)
+    return held + copied + highest + uniforms + WORKSPACE
+
+
+def cache_bytes(adapter: Adapter) -> int:
+    """Return the bytes that keys and values of one token take, over all layers."""
+    config = adapter.model.config.get_text_config()
+    kv_heads = getattr(config, "num_key_value_heads", None) or adapter.n_heads
+    per_token = 2 * adapter.n_layers * kv_heads * adapter.head_width
+    return int(per_token * adapter.embedding.weight.element_size())
+
+
+def _passing(adapter: Adapter, width: int, queries: int, context: int) -> int:
+    """Return the bytes of what one block of one pass holds at once."""
+    size = adapter.embedding.weight.element_size()
+    heads = adapter.n_heads * adapter.head_width
+    # The widest layer of a block.
+    inner = max(
+        (
+            weight.shape[-2]
+            for name, weight in adapter.base.named_parameters()
+            if weight.ndim >= 2 and "embed" not in name
+        ),
+        default=4 * adapter.d_model,
+    )
+    # Residual and what is added to it; norms in float32; and then either queries,
+    # keys, values, rotated, and their product, or the two branches of an MLP.
+    token = 3 * size * adapter.d_model + 8 * adapter.d_model
+    token += size * max(8 * heads, 4 * inner)
+    # Keys and values are spread over all heads, once for the block.
+    spread = 2 * context * heads * size
+    # The mask, as truth values and as numbers; where scores are held, these too.
+    mask = queries * context * (4 + size)
+    config = adapter.model.config.get_text_config()
+    if getattr(config, "_attn_implementation", "sdpa") == "eager":
+        mask += adapter.n_heads * queries * context * (2 * size + 4)
+    return width * (queries * token + spread + mask)
+
+
+def _held(adapter: Adapter) -> tuple[int, int]:
+    """Return the bytes that are held now, and were at the highest point until now."""
+    if adapter.device.type == "cuda":
+        now = torch.cuda.memory_allocated(adapter.device)
+        return now, torch.cuda.max_memory_allocated(adapter.device)
+    weights = sum(p.numel() * p.element_size() for p in adapter.model.parameters())
+    if sys.platform == "win32":
+        return weights, weights
+    import resource
+
+    unit = 1 if sys.platform == "darwin" else 1024
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
+    try:
+        pages = int(Path("/proc/self/statm").read_text(encoding="ascii").split()[1])
+    except (OSError, ValueError, IndexError):
+        return before, before
+    return pages * resource.getpagesize(), before

@@ -15,12 +15,12 @@ from holdfast.data.served import Served, served
 from holdfast.data.sources import Content, load
 from holdfast.data.tables import Row, Table
 from holdfast.errors import InputError, PromptFileError, ThinkingFormatError
-from holdfast.rollout.prompts import UNNAMED_WRAPPER, place_of
+from holdfast.models.decoding.row_state import Finish
+from holdfast.rollout.prompts import UNNAMED_WRAPPER, place_of, some_of
 from holdfast.rollout.rows import Turn
 
 Bare = Literal["ask", "answer", "thinking"]
 WARNING = "warning: "
-_SHOWN = 3
 _SYSTEM = ("system", "developer")
 
 
@@ -53,7 +53,7 @@ class Understood(NamedTuple):
     thinking: str
     answer: str
     closed: bool
-    finish: str
+    finish: Finish
 
 
 def read_completions(
@@ -107,7 +107,7 @@ def read_completions(
     if failed:
         notes.append(
             f"{WARNING}{len(failed)} of {len(rows) + len(failed)} answers failed and "
-            f"were left out: {_few(failed)}."
+            f"were left out: {some_of(failed)}."
         )
     return ImportedFile(tuple(rows), name, choice.column, sha256, tuple(notes))
 
@@ -132,19 +132,15 @@ def understand(
                 "thinking format in the chat template",
                 "Name the model that wrote them, or leave that field out.",
             )
-        made = [_plain(row.served) for row in file.rows]
-        return made, []
+        return [_understood(row, None, bare_answers=True) for row in file.rows], []
     inline = sum(_has_tags(row, thinking) for row in file.rows)
-    unclear = [row for row in file.rows if _is_bare(row, thinking)]
-    bare_is = _resolve(file, unclear, inline, bool(fields), bare)
-    made = [
-        _of_tags(row, thinking)
-        if _has_tags(row, thinking)
-        else _plain(row.served, as_thinking=_is_bare(row, thinking) and not bare_is)
-        if row.served.reasoning is None
-        else _of_field(row, thinking)
+    unclear = [
+        row
         for row in file.rows
+        if not row.served.reasoning and not _has_tags(row, thinking)
     ]
+    bare_is = _resolve(file, unclear, inline, bool(fields), bare)
+    made = [_understood(row, thinking, bare_answers=bare_is) for row in file.rows]
     n = len(file.rows)
     notes = [
         f"Thinking was read from `{field}` in {count} of {n} rows."
@@ -189,24 +185,24 @@ def _has_tags(row: Imported, thinking: ThinkingFormat) -> bool:
     return thinking.close in content or content.lstrip().startswith(thinking.open)
 
 
-def _is_bare(row: Imported, thinking: ThinkingFormat) -> bool:
-    return not row.served.reasoning and not _has_tags(row, thinking)
+def _understood(
+    row: Imported, thinking: ThinkingFormat | None, *, bare_answers: bool
+) -> Understood:
+    """Tell thinking from answer; a text without either mark is all of one of them."""
+    sent, text = row.served, row.served.content or ""
+    if thinking is not None and _has_tags(row, thinking):
+        thought, answer, closed = split_completion(text, thinking)
+    elif thinking is not None and sent.reasoning is not None:
+        thought, answer = _of_field(row, thinking)
+        closed = bool(answer.strip())
+    else:
+        closed = bare_answers
+        thought, answer = ("", text) if bare_answers else (text, "")
+    finish = sent.finish or ("stop" if closed else "length")
+    return Understood(thought, answer, closed, finish)
 
 
-def _plain(sent: Served, *, as_thinking: bool = False) -> Understood:
-    text = sent.content or ""
-    if as_thinking:
-        return Understood(text, "", False, sent.finish or "length")
-    return Understood("", text, True, sent.finish or "stop")
-
-
-def _of_tags(row: Imported, thinking: ThinkingFormat) -> Understood:
-    found = split_completion(row.served.content or "", thinking)
-    finish = row.served.finish or ("stop" if found.closed else "length")
-    return Understood(*found, finish)
-
-
-def _of_field(row: Imported, thinking: ThinkingFormat) -> Understood:
+def _of_field(row: Imported, thinking: ThinkingFormat) -> tuple[str, str]:
     """Return what was sent apart; a server's parser keeps the newlines around it."""
     sent = row.served
     thought = (sent.reasoning or "").strip("\n")
@@ -226,10 +222,7 @@ def _of_field(row: Imported, thinking: ThinkingFormat) -> Understood:
             f"{row.place}",
             "Leave one of the two out.",
         )
-    closed = bool(answer.strip())
-    return Understood(
-        thought, answer, closed, sent.finish or ("stop" if closed else "length")
-    )
+    return thought, answer
 
 
 def _named(prompt: Prompt) -> Prompt:
@@ -289,7 +282,7 @@ def _joined(content: Content, asked: Content) -> Content:
         body = cells.pop("body", None)
         if isinstance(body, Mapping):
             cells |= {
-                each: body[each] for each in ("messages", "prompt") if each in body
+                name: body[name] for name in ("messages", "prompt") if name in body
             }
         if known.setdefault(key, cells) is not cells:
             raise PromptFileError(
@@ -312,22 +305,18 @@ def _joined(content: Content, asked: Content) -> Content:
 
 
 def _require_prompts(content: Content, requests: str | None) -> None:
-    table = content.table
-    if "custom_id" in table.columns and not {"prompt", "messages"} & set(table.columns):
-        if requests is not None:
-            raise PromptFileError(
-                f"`messages` or `prompt` in the `body` of every line of `{requests}`",
-                "neither",
-                "Give requests for chat completions, or write the prompts beside the "
-                "answers.",
-            )
+    columns = set(content.table.columns)
+    if "custom_id" not in columns or {"prompt", "messages"} & columns:
+        return
+    if requests is not None:
         raise PromptFileError(
-            f"prompts beside the answers of the batch `{content.name}`",
-            "`custom_id` alone",
-            "Give the file of its requests with `--import-requests`.",
+            f"`messages` or `prompt` in the `body` of every line of `{requests}`",
+            "neither",
+            "Give requests for chat completions, or write the prompts beside the "
+            "answers.",
         )
-
-
-def _few(places: Sequence[str]) -> str:
-    more = f" and {len(places) - _SHOWN} more" if len(places) > _SHOWN else ""
-    return ", ".join(places[:_SHOWN]) + more
+    raise PromptFileError(
+        f"prompts beside the answers of the batch `{content.name}`",
+        "`custom_id` alone",
+        "Give the file of its requests with `--import-requests`.",
+    )

@@ -96,10 +96,9 @@ class Collector:
 
     def read(self, role: str, source: str) -> None:
         """Add the prompts of a file or a Hub dataset."""
-        label = role_label(role)
         file = read_prompts(
             source,
-            label=label,
+            label=role_label(role),
             column=self.settings.columns().get(role),
             revision=self.settings.data_revision,
             attacked=role.endswith("wrapped"),
@@ -107,15 +106,10 @@ class Collector:
             accept=self.settings.yes,
             first_turn=self.settings.turns == "first",
         )
-        known = {
-            "source": file.source,
-            "column": file.column,
-            "rows": file.n_rows,
-            "duplicates": file.n_duplicates,
-            "sha256": file.sha256,
-            "notes": list(file.notes),
-        }
-        self.add(role, file.prompts, known)
+        names = {"rows": "n_rows", "duplicates": "n_duplicates"}
+        names |= {name: name for name in ("source", "column", "sha256", "notes")}
+        record = {name: getattr(file, found) for name, found in names.items()}
+        self.add(role, file.prompts, record)
 
     def limited(self, role: str) -> tuple[Prompt, ...]:
         """Return the prompts of a role in hash order, no more than the limit."""
@@ -208,6 +202,12 @@ def place_of(role: str, row: Prompt) -> str:
     if row.label == "benign":
         return "benign_wrapped" if is_wrapped else "benign"
     return "wrapped" if is_wrapped else "harmful"
+
+
+def some_of(names: Sequence[str], most: int = 3) -> str:
+    """Return a few names, and how many more there are."""
+    more = f" and {len(names) - most} more" if len(names) > most else ""
+    return ", ".join(names[:most]) + more
 
 
 def _require_one_label(known: Prompt, other: str, row: Prompt, role: str) -> None:

@@ -14,13 +14,11 @@ from holdfast.models.decoding.row_state import Completion, Sampling
 from holdfast.models.diffusion.unmasking import Denoising
 from holdfast.models.model import Adapter, LanguageModel, MaskedModel
 from holdfast.models.stops import find_stops
-from holdfast.rollout.prompts import Asked, row_seed
+from holdfast.rollout.prompts import Asked, row_seed, some_of
 from holdfast.rollout.rows import Turn
 from holdfast.rollout.settings import ROLES, RolloutSettings
 
 PLACEHOLDER = "So be it."
-NAMED = 3
-"""Rows that a note names."""
 FIRST_WORDS = 24
 """Tokens of an answer in which a tag that opens a thinking is looked for."""
 
@@ -60,28 +58,21 @@ class Question(NamedTuple):
 
 
 def resolve_sampling(adapter: Adapter, settings: RolloutSettings) -> Sampling:
-    """Return the sampling: what is asked for, else the model's own, else greedy.
-
-    `adapter`: The model; its `generation_config` says whether it samples.
-    Returns: Temperature (0 for greedy), nucleus and budgets.
-    """
+    """Return the sampling: what is asked for, else the model's own, else greedy."""
     own = adapter.model.generation_config
     temperature, top_p = settings.temperature, settings.top_p
+    # Where it samples and says no number it is 1. 0 is a number: greedy.
     if temperature is None:
-        temperature = _given(own.temperature) if own.do_sample else 0.0
+        temperature = 1.0 if own.temperature is None else own.temperature
+        temperature = float(temperature) if own.do_sample else 0.0
     if top_p is None:
-        top_p = _given(own.top_p) if own.do_sample else 1.0
+        top_p = float(own.top_p) if own.do_sample and own.top_p is not None else 1.0
     return Sampling(
         temperature=temperature,
         top_p=top_p,
         max_thinking=settings.max_thinking if adapter.thinking else 0,
         max_answer=settings.max_answer,
     )
-
-
-def _given(value: float | None) -> float:
-    """Return a setting of sampling; 1 where there is none. 0 is one: greedy."""
-    return 1.0 if value is None else float(value)
 
 
 def questions(
@@ -102,29 +93,31 @@ def questions_of(
     """Render and tokenise one prompt, once for each sample."""
     first = (*prompt.earlier, prompt.text)[0]
 
-    def rendered(text: str, earlier: Sequence[tuple[str, str]]) -> tuple[int, ...]:
-        return prompt_token_ids(
-            adapter.tokenizer,
-            text,
-            system_prompt=settings.system_prompt,
-            thinking=adapter.thinking,
-            earlier=earlier,
-        )
-
+    system_prompt = settings.system_prompt
     if prompt.earlier:
         # Asked now, so that a template without past turns stops before the first draw.
-        rendered(prompt.text, [(said, PLACEHOLDER) for said in prompt.earlier])
-    ids = rendered(first, ())
-    return [
-        Question(
-            role,
-            prompt,
-            sample,
-            row_seed(settings.seed, prompt.prompt_id, sample),
-            ids,
-        )
-        for sample in range(settings.samples)
+        past = [(said, PLACEHOLDER) for said in prompt.earlier]
+        _rendered(adapter, prompt.text, system_prompt, past)
+    ids = _rendered(adapter, first, system_prompt)
+    seeds = [
+        row_seed(settings.seed, prompt.prompt_id, i) for i in range(settings.samples)
     ]
+    return [Question(role, prompt, i, seed, ids) for i, seed in enumerate(seeds)]
+
+
+def _rendered(
+    adapter: LanguageModel,
+    text: str,
+    system_prompt: str | None,
+    earlier: Sequence[tuple[str, str]] = (),
+) -> tuple[int, ...]:
+    return prompt_token_ids(
+        adapter.tokenizer,
+        text,
+        system_prompt=system_prompt,
+        thinking=adapter.thinking,
+        earlier=earlier,
+    )
 
 
 def prompt_notes(adapter: LanguageModel, asked: Asked) -> list[str]:
@@ -209,21 +202,36 @@ def fit_context(
     `how`: How answers are drawn, with their limits as they were asked for.
     """
     context, most = speaker.max_positions, room_for_prompt(speaker, how)
-    fitting = [each for each in asked if each.n_tokens <= most]
+    fitting = [question for question in asked if question.n_tokens <= most]
     if not fitting:
-        shortest = min((each.n_tokens for each in asked), default=0)
-        flag = "--gen-length" if isinstance(how, Denoising) else "--max-answer"
+        shortest = min((question.n_tokens for question in asked), default=0)
+        flag, limit = (
+            ("--gen-length", how.gen_length)
+            if isinstance(how, Denoising)
+            else ("--max-answer", how.max_answer)
+        )
         raise InputError(
             f"prompts that leave room for an answer in {context} tokens",
-            f"none: the shortest has {shortest} tokens, and {flag} is "
-            f"{how.gen_length if isinstance(how, Denoising) else how.max_answer}",
+            f"none: the shortest has {shortest} tokens, and {flag} is {limit}",
             f"Take shorter prompts, or lower {flag}.",
         )
     notes = []
-    if len(fitting) < len(asked):
-        notes.append(_left_out(asked, most, context))
-    if isinstance(how, Sampling) and how.max_thinking > 1:
-        notes += _short_of_thinking(fitting, most, how.max_thinking)
+    if over := [question for question in asked if question.n_tokens > most]:
+        names = some_of([f"{each.row_id} ({each.n_tokens} tokens)" for each in over])
+        notes.append(
+            f"{len(over)} of {len(asked)} questions were left out, since their prompts "
+            f"have more than the {most} tokens that leave room for an answer in the "
+            f"model's {context}: {names}."
+        )
+    limit = how.max_thinking if isinstance(how, Sampling) else 0
+    rooms = [1 + most - question.n_tokens for question in fitting]
+    short = [room for room in rooms if room < limit]
+    if limit > 1 and short:
+        notes.append(
+            f"{len(short)} of {len(fitting)} questions leave room for less than "
+            f"--max-thinking {limit}, the longest for {min(short)} tokens; their "
+            "thinking is closed there by force, and theirs alone."
+        )
     return Fitting(fitting, notes)
 
 
@@ -233,33 +241,6 @@ def room_for_prompt(speaker: LanguageModel, how: Sampling | Denoising) -> int:
         return speaker.max_positions - how.gen_length
     assert not isinstance(speaker, MaskedModel)
     return longest_prompt(speaker, how)
-
-
-def _left_out(asked: Sequence[Question], most: int, context: int) -> str:
-    over = [each for each in asked if each.n_tokens > most]
-    named = ", ".join(
-        f"{each.row_id} ({each.n_tokens} tokens)" for each in over[:NAMED]
-    )
-    more = f" and {len(over) - NAMED} more" if len(over) > NAMED else ""
-    return (
-        f"{len(over)} of {len(asked)} questions were left out, since their prompts "
-        f"have more than the {most} tokens that leave room for an answer in the "
-        f"model's {context}: "
-        f"{named}{more}."
-    )
-
-
-def _short_of_thinking(asked: Sequence[Question], most: int, limit: int) -> list[str]:
-    """Say how many rows have less thinking than was asked for, and the least."""
-    rooms = [1 + most - each.n_tokens for each in asked]
-    short = [room for room in rooms if room < limit]
-    if not short:
-        return []
-    return [
-        f"{len(short)} of {len(asked)} questions leave room for less than "
-        f"--max-thinking {limit}, the longest for {min(short)} tokens; their thinking "
-        "is closed there by force, and theirs alone."
-    ]
 
 
 Answered = list[tuple[Question, Completion]]
@@ -308,13 +289,8 @@ def _after(
     turn = Turn(question.asked, made.thinking, made.answer, made.finish)
     after = question._replace(turns=(*question.turns, turn))
     # The answers are text, even where they spell a control token.
-    ids = prompt_token_ids(
-        speaker.tokenizer,
-        after.asked,
-        system_prompt=system_prompt,
-        thinking=speaker.thinking,
-        earlier=[(turn.prompt, turn.answer) for turn in after.turns],
-    )
+    earlier = [(turn.prompt, turn.answer) for turn in after.turns]
+    ids = _rendered(speaker, after.asked, system_prompt, earlier)
     seed = row_seed(question.seed, question.prompt.prompt_id, len(after.turns))
     return after._replace(token_ids=ids, seed=seed)
 
@@ -333,8 +309,7 @@ def outgrown(questions: Sequence[Question], answered: Sequence[str]) -> list[str
     missing = [each.row_id for each in questions if each.row_id not in known]
     if not missing:
         return []
-    more = f" and {len(missing) - NAMED} more" if len(missing) > NAMED else ""
     return [
         f"{len(missing)} conversations were left out, since they outgrew the model's "
-        f"context before their last turn: {', '.join(missing[:NAMED])}{more}."
+        f"context before their last turn: {some_of(missing)}."
     ]

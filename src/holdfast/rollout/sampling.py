@@ -1,7 +1,7 @@
 """Draw the answers to questions, left to right or by diffusion."""
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import asdict, replace
+from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
 import pyarrow as pa
@@ -27,6 +27,7 @@ from holdfast.rollout.session import Session
 from holdfast.rollout.settings import RolloutSettings
 from holdfast.study import Study
 from holdfast.study.batches import ROW_ID, Meter, Pace, in_batches
+from holdfast.study.rows import Int32, rows_of, table_of, table_schema
 
 Made = Sequence[tuple[Question, Completion]]
 
@@ -226,14 +227,18 @@ def tell_pace(session: Session, pace: Pace, written: Sequence[int]) -> None:
 
 
 STEPS = "steps.parquet"
-SCHEMA = pa.schema(
-    [
-        (ROW_ID, pa.string()),
-        ("response", pa.list_(pa.int32())),
-        ("committed_at", pa.list_(pa.int32())),
-        ("drafts", pa.list_(pa.int32())),
-    ]
-)
+
+
+@dataclass(frozen=True)
+class StepsRow:
+    """How a masked-diffusion model came to one answer (see `Drafting`)."""
+
+    row_id: str
+    response: tuple[Int32, ...]
+    committed_at: tuple[Int32, ...]
+    drafts: tuple[Int32, ...]  # Of all steps, one behind the other.
+
+
 GEN_LENGTH, DENOISING_STEPS = 128, 32
 
 
@@ -303,28 +308,25 @@ def with_steps(rows: pa.Table, made: Mapping[str, Completion]) -> pa.Table:
 
     `rows`: A table with a column `row_id`.
     """
-    known = [made[name].drafting for name in rows.column(ROW_ID).to_pylist()]
-    if any(each is None for each in known):
-        return rows
-    columns: dict[str, list[Any]] = {name: [] for name in SCHEMA.names[1:]}
-    for each in known:
-        if each is not None:
-            columns["response"].append(each.response)
-            columns["committed_at"].append(each.committed_at)
-            flat = [token for draft in each.drafts for token in draft]
-            columns["drafts"].append(flat)
-    for name, values in columns.items():
-        field = SCHEMA.field(name)
-        rows = rows.append_column(field, pa.array(values, field.type))
+    found = []
+    for name in rows.column(ROW_ID).to_pylist():
+        drafting = made[name].drafting
+        if drafting is None:
+            return rows
+        flat = tuple(token for draft in drafting.drafts for token in draft)
+        found.append(StepsRow(name, drafting.response, drafting.committed_at, flat))
+    steps = table_of(found, StepsRow)
+    for field in list(steps.schema)[1:]:
+        rows = rows.append_column(field, steps.column(field.name))
     return rows
 
 
 def take_steps(rows: pa.Table) -> tuple[pa.Table, pa.Table | None]:
     """Return rows without their steps, and the steps as a table of their own."""
-    names = [name for name in SCHEMA.names if name in rows.column_names]
-    if names != SCHEMA.names:
+    names = table_schema(StepsRow).names
+    if not set(names) <= set(rows.column_names):
         return rows, None
-    return rows.drop_columns(SCHEMA.names[1:]), rows.select(SCHEMA.names)
+    return rows.drop_columns(names[1:]), rows.select(names)
 
 
 def read_steps(study: Study) -> dict[str, Drafting]:
@@ -337,17 +339,9 @@ def read_steps(study: Study) -> dict[str, Drafting]:
             "imported have no steps.",
         )
     found = {}
-    for record in study.read_table(STEPS).to_pylist():
-        flat, length = record["drafts"], len(record["response"])
-        drafts = [
-            tuple(flat[start : start + length]) for start in range(0, len(flat), length)
-        ]
-        found[record[ROW_ID]] = Drafting(
-            tuple(record["response"]), tuple(record["committed_at"]), tuple(drafts)
-        )
+    for row in rows_of(study.read_table(STEPS), StepsRow):
+        length = len(row.response)
+        starts = range(0, len(row.drafts), length)
+        drafts = tuple(row.drafts[start : start + length] for start in starts)
+        found[row.row_id] = Drafting(row.response, row.committed_at, drafts)
     return found
-
-
-def sampler_record(sampler: Denoising) -> dict[str, Any]:
-    """Return what anchors remember of a sampler."""
-    return {"kind": "diffusion", **asdict(sampler)}

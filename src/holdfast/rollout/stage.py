@@ -8,7 +8,7 @@ from typing import Any
 import pyarrow as pa
 
 from holdfast.judges.rules.rules import JUDGE_ID
-from holdfast.rollout.answers import drawn, imported
+from holdfast.rollout.answers import rollout_from_completion, rollout_from_file
 from holdfast.rollout.imported import ImportedFile, read_completions, understand
 from holdfast.rollout.prompts import Asked, gather
 from holdfast.rollout.questions import (
@@ -87,7 +87,9 @@ def _ask(
         return
 
     def rows(made: Made) -> pa.Table:
-        found = [drawn(*each, settings.system_prompt) for each in made]
+        found = [
+            rollout_from_completion(*each, settings.system_prompt) for each in made
+        ]
         completions = {question.row_id: each for question, each in made}
         table = to_table(sorted(found, key=lambda row: row.row_id))
         return with_steps(table, completions)
@@ -173,7 +175,7 @@ def _import(
         return
     said, notes = understand(file, speaker.thinking, settings.import_bare)
     rows = [
-        imported(each, parts, speaker, settings.system_prompt)
+        rollout_from_file(each, parts, speaker, settings.system_prompt)
         for each, parts in zip(file.rows, said, strict=True)
     ]
     # What is said of the file stands once, beside the first of its roles.

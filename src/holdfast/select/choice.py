@@ -14,7 +14,7 @@ from torch import Tensor
 from holdfast.data.pool import Pool
 from holdfast.data.splits import shingles
 from holdfast.errors import SettingsError, TooFewExamplesError
-from holdfast.rollout.rows import GAVE_IN
+from holdfast.rollout.rows import ATTACK_SUCCESS_OUTCOMES
 from holdfast.select.scores import SHORT
 from holdfast.select.selectors import (
     Best,
@@ -109,7 +109,10 @@ class Scores:
         flagged = by in ("judge", "random-flagged") or self.settings.flagged_only
         if flagged and not columns["flagged"][place]:
             return "not flagged by the judge"
-        if by == "rules" and columns["rules_outcome"][place] not in GAVE_IN:
+        if (
+            by == "rules"
+            and columns["rules_outcome"][place] not in ATTACK_SUCCESS_OUTCOMES
+        ):
             return "a refusal by written rules"
         return None
 

@@ -20,7 +20,7 @@ from holdfast.models.decoding.row_state import Completion, Sampling
 from holdfast.models.hidden_states import project_states, target_losses
 from holdfast.models.model import Adapter
 from holdfast.rollout.prompts import row_seed
-from holdfast.rollout.rows import GAVE_IN
+from holdfast.rollout.rows import ATTACK_SUCCESS_OUTCOMES
 
 SCORED = pa.schema(
     [
@@ -322,7 +322,7 @@ def is_flagged(verdict: Verdict) -> bool:
     A judge of harm decides by its score; one of refusal alone by what was given.
     """
     by_score = harmful(verdict)
-    return verdict.outcome in GAVE_IN if by_score is None else by_score
+    return verdict.outcome in ATTACK_SUCCESS_OUTCOMES if by_score is None else by_score
 
 
 def with_drawn_thinking(rows: Sequence[PoolRow], drawn: pa.Table) -> list[PoolRow]:

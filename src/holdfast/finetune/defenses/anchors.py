@@ -6,12 +6,17 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from holdfast.finetune.defenses.base import Hooks, Pass, Scene, both
+from holdfast.finetune.defenses.base import (
+    DefenseContext,
+    Hooks,
+    TrainingPass,
+    paired_states,
+)
 from holdfast.finetune.defenses.forward import divergence, logits_at_loss
-from holdfast.finetune.defenses.options import KLOptions, LDIFSOptions
+from holdfast.finetune.defenses.options import AnchorOptions
 
 
-def kl(scene: Scene, options: KLOptions) -> Hooks:
+def kl(context: DefenseContext, options: AnchorOptions) -> Hooks:
     """Add the divergence of the next-token distribution from the aligned model's.
 
         f(w) + weight mean_t KL( p_aligned(. | x_<t) || p_w(. | x_<t) )
@@ -24,18 +29,18 @@ def kl(scene: Scene, options: KLOptions) -> Hooks:
         Eq. 6) starts from; there it is measured on safe rows alone. On the task's rows
         it needs no further data.
     """
-    read = both(scene, options.on, options.batch, "last")
+    read = paired_states(context, options.on, options.batch, "last")
 
-    def term(each: Pass) -> Tensor:
-        found = read(each)
-        trained = logits_at_loss(scene.parts, found.trained, found.batch)
-        aligned = logits_at_loss(scene.aligned.parts, found.aligned, found.batch)
+    def term(current: TrainingPass) -> Tensor:
+        found = read(current)
+        trained = logits_at_loss(context.adapter, found.trained, found.batch)
+        aligned = logits_at_loss(context.aligned.adapter, found.aligned, found.batch)
         return options.weight * divergence(aligned, trained)
 
     return Hooks(term=term, reads="last" if options.on == "task" else "nothing")
 
 
-def ldifs(scene: Scene, options: LDIFSOptions) -> Hooks:
+def ldifs(context: DefenseContext, options: AnchorOptions) -> Hooks:
     """Add the distance of the states after every block from the aligned model's.
 
         f(w) + weight mean_{l, t} || u(h_l,t(w)) - u(h_l,t(w_0)) ||^2
@@ -50,10 +55,10 @@ def ldifs(scene: Scene, options: LDIFSOptions) -> Hooks:
         that the weight does not depend on the width. They regularise on the rows of
         the task, as `on=task`.
     """
-    read = both(scene, options.on, options.batch, "blocks")
+    read = paired_states(context, options.on, options.batch, "blocks")
 
-    def term(each: Pass) -> Tensor:
-        found = read(each)
+    def term(current: TrainingPass) -> Tensor:
+        found = read(current)
         mask = found.batch["attention_mask"].bool()
         return options.weight * distance(
             found.aligned.blocks, found.trained.blocks, mask

@@ -9,14 +9,19 @@ from typing import Any, Final, Literal, NamedTuple
 import torch
 from torch import Tensor
 
-from holdfast.finetune.defenses.forward import Batch, Parts, Reads, States, states_of
+from holdfast.finetune.defenses.forward import (
+    AlignedModel,
+    Batch,
+    Reads,
+    States,
+    states_of,
+)
 from holdfast.finetune.defenses.options import Where
-from holdfast.finetune.defenses.reference_model import Aligned
 from holdfast.finetune.targets import Example
 from holdfast.models.model import Adapter
 
 
-class Material(NamedTuple):
+class DefenseData(NamedTuple):
     """Rows that a defense trains on or looks at, beside those of the task."""
 
     reference: tuple[Example, ...] = ()  # Prompts with a safe answer.
@@ -26,14 +31,13 @@ class Material(NamedTuple):
 
 
 @dataclass(frozen=True, eq=False)
-class Scene:
+class DefenseContext:
     """What a defense is handed before the first step."""
 
     adapter: Adapter  # The model's parts by name.
     model: Any  # The model as it is trained, with adapters if there are any.
-    parts: Parts  # Its parts, as `passing` reads them.
-    aligned: Aligned  # The model as it was before training.
-    material: Material  # Rows beside those of the task.
+    aligned: AlignedModel  # The model as it was before training.
+    data: DefenseData  # Rows beside those of the task.
     # Puts rows side by side, on the device of the model.
     collate: Callable[[Sequence[Example]], Batch]
     seed: int  # Seed of everything that is drawn.
@@ -45,7 +49,7 @@ class Scene:
         return {name: weight for name, weight in named if weight.requires_grad}
 
 
-class Pass(NamedTuple):
+class TrainingPass(NamedTuple):
     """One pass over rows of the task, its loss computed and nothing yet applied."""
 
     step: int  # Optimiser step, from 0.
@@ -64,7 +68,7 @@ class Hooks:
     swap: Callable[[int, int], Sequence[Example] | None] | None = None
     # Handed a pass, returns what is added to its loss, weight included. The terms of
     # the passes of one step are averaged.
-    term: Callable[[Pass], Tensor] | None = None
+    term: Callable[[TrainingPass], Tensor] | None = None
     # Handed step and steps, changes the gradients of the step before they are clipped,
     # and returns the loss it did that for.
     gradient: Callable[[int, int], Tensor] | None = None
@@ -77,12 +81,12 @@ class Hooks:
     logged: dict[str, float] = field(default_factory=dict)
 
 
-Build = Callable[[Scene, Any], Hooks]
-"""A defense: handed the scene and its own options, returns its hooks."""
+Build = Callable[[DefenseContext, Any], Hooks]
+"""A defense: handed the context and its own options, returns its hooks."""
 STRIDE: Final = 0x9E3779B97F4A7C15
 
 
-class Draws:
+class SeededOrder:
     """Goes through rows again and again, each time in another order.
 
     What is drawn at a place depends on seed and place alone. A run that was stopped
@@ -97,7 +101,7 @@ class Draws:
     def take(self, number: int, size: int) -> list[int]:
         """Return the rows of one draw.
 
-        `number`: Draws of this size before it.
+        `number`: SeededOrder of this size before it.
         Returns: Their numbers. A row comes again once all others have come.
         """
         places = range(number * size, (number + 1) * size)
@@ -109,7 +113,7 @@ class Draws:
         return torch.randperm(self._n, generator=generator).tolist()
 
 
-class Both(NamedTuple):
+class PairedStates(NamedTuple):
     """Rows, and what the model as it is and as it was makes of them."""
 
     batch: Batch
@@ -117,29 +121,24 @@ class Both(NamedTuple):
     aligned: States
 
 
-def reference_batches(scene: Scene, size: int) -> Callable[[int], Batch]:
+def reference_batches(context: DefenseContext, size: int) -> Callable[[int], Batch]:
     """Return what gives the safe rows of a pass, by the number of the pass."""
-    rows = scene.material.reference
-    draws = Draws(len(rows), scene.seed)
-    return lambda number: scene.collate([rows[at] for at in draws.take(number, size)])
+    rows = context.data.reference
+    draws = SeededOrder(len(rows), context.seed)
+    return lambda number: context.collate([rows[i] for i in draws.take(number, size)])
 
 
-def both(
-    scene: Scene, on: Where, size: int, reads: Literal["last", "blocks"]
-) -> Callable[[Pass], Both]:
+def paired_states(
+    context: DefenseContext, on: Where, size: int, reads: Literal["last", "blocks"]
+) -> Callable[[TrainingPass], PairedStates]:
     """Return what gives both models' states of the rows of a pass."""
-    if on == "task":
-        return lambda each: Both(
-            each.batch, each.states, scene.aligned.states(each.batch, reads)
-        )
-    draw = reference_batches(scene, size)
+    draw = reference_batches(context, size) if on == "reference" else None
 
-    def read(each: Pass) -> Both:
-        batch = draw(each.number)
-        return Both(
-            batch,
-            states_of(scene.parts, batch, reads),
-            scene.aligned.states(batch, reads),
-        )
+    def read(current: TrainingPass) -> PairedStates:
+        batch, trained = current.batch, current.states
+        if draw is not None:
+            batch = draw(current.number)
+            trained = states_of(context.adapter, batch, reads)
+        return PairedStates(batch, trained, context.aligned.states(batch, reads))
 
     return read

@@ -4,12 +4,12 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from holdfast.finetune.defenses.base import Hooks, Pass, Scene
+from holdfast.finetune.defenses.base import DefenseContext, Hooks, TrainingPass
 from holdfast.finetune.defenses.forward import carries_loss, target_log_probabilities
 from holdfast.finetune.defenses.options import ConstrainedOptions
 
 
-def constrained(scene: Scene, options: ConstrainedOptions) -> Hooks:
+def constrained(context: DefenseContext, options: ConstrainedOptions) -> Hooks:
     """Turn the loss of every token down once it is likelier than it was.
 
         L_t = -(2 / beta_t) log sigmoid( beta_t D_t ),
@@ -34,13 +34,17 @@ def constrained(scene: Scene, options: ConstrainedOptions) -> Hooks:
         first momentum of 0.5; neither is done here.
     """
 
-    def term(each: Pass) -> Tensor:
-        trained = target_log_probabilities(scene.parts, each.states, each.batch)
-        states = scene.aligned.states(each.batch, "last")
+    def term(current: TrainingPass) -> Tensor:
+        trained = target_log_probabilities(
+            context.adapter, current.states, current.batch
+        )
+        states = context.aligned.states(current.batch, "last")
         with torch.no_grad():
-            aligned = target_log_probabilities(scene.aligned.parts, states, each.batch)
-        mask = carries_loss(each.batch)
-        beta = strengths(options, mask, scene.lead)[mask]
+            aligned = target_log_probabilities(
+                context.aligned.adapter, states, current.batch
+            )
+        mask = carries_loss(current.batch)
+        beta = strengths(options, mask, context.lead)[mask]
         return penalty(trained - aligned, beta).mean()
 
     return Hooks(term=term, reads="last")

@@ -1,9 +1,11 @@
 """Passes over a batch: states, the logits that carry loss, and divergences of them."""
 
+import copy
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from typing import Any, Literal, NamedTuple
 
+import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
@@ -13,19 +15,6 @@ from holdfast.models.model import Adapter
 Batch = dict[str, Tensor]
 """`input_ids`, `attention_mask` and `labels`, each `example position`."""
 Reads = Literal["nothing", "last", "blocks"]
-
-
-class Parts(NamedTuple):
-    """The parts of a model that a pass reads."""
-
-    base: Any  # The model without its head.
-    layers: tuple[nn.Module, ...]  # The blocks.
-    lm_head: Any  # Projection from states to logits.
-
-    @classmethod
-    def of(cls, adapter: Adapter) -> "Parts":
-        """Return the parts of a model."""
-        return cls(adapter.base, adapter.layers, adapter.lm_head)
 
 
 class States(NamedTuple):
@@ -38,7 +27,7 @@ class States(NamedTuple):
 
 
 @contextmanager
-def watching(parts: Parts, reads: Reads) -> Iterator[States]:
+def watching(adapter: Adapter, reads: Reads) -> Iterator[States]:
     """Keep the states of the passes that are made meanwhile.
 
     With activation checkpointing blocks run again during the backward pass; by then
@@ -47,12 +36,12 @@ def watching(parts: Parts, reads: Reads) -> Iterator[States]:
     states = States([], [])
     with ExitStack() as stack:
         if reads == "last":
-            hook = parts.base.register_forward_hook(
+            hook = adapter.base.register_forward_hook(
                 lambda module, given, made: states.last.append(made.last_hidden_state)
             )
             stack.callback(hook.remove)
         if reads == "blocks":
-            for layer in parts.layers:
+            for layer in adapter.layers:
                 hook = layer.register_forward_hook(
                     lambda module, given, made: states.blocks.append(_tensor(made))
                 )
@@ -60,10 +49,10 @@ def watching(parts: Parts, reads: Reads) -> Iterator[States]:
         yield states
 
 
-def states_of(parts: Parts, batch: Batch, reads: Reads) -> States:
+def states_of(adapter: Adapter, batch: Batch, reads: Reads) -> States:
     """Run a model over a batch, its head left out."""
-    with watching(parts, reads) as states:
-        parts.base(
+    with watching(adapter, reads) as states:
+        adapter.base(
             input_ids=batch["input_ids"],
             attention_mask=batch["attention_mask"],
             use_cache=False,
@@ -77,11 +66,11 @@ def carries_loss(batch: Batch) -> Bool[Tensor, "example _"]:
 
 
 def logits_at_loss(
-    parts: Parts, states: States, batch: Batch
+    adapter: Adapter, states: States, batch: Batch
 ) -> Float[Tensor, "position vocab"]:
     """Return the logits where the next token carries loss, in float32."""
     [last] = states.last
-    logits: Tensor = parts.lm_head(last[:, :-1][carries_loss(batch)])
+    logits: Tensor = adapter.lm_head(last[:, :-1][carries_loss(batch)])
     return logits.float()
 
 
@@ -91,10 +80,10 @@ def targets_at_loss(batch: Batch) -> Int[Tensor, "position"]:
 
 
 def target_log_probabilities(
-    parts: Parts, states: States, batch: Batch
+    adapter: Adapter, states: States, batch: Batch
 ) -> Float[Tensor, "position"]:
     """Return the log-probability of every token that carries loss, row after row."""
-    made = logits_at_loss(parts, states, batch).log_softmax(-1)
+    made = logits_at_loss(adapter, states, batch).log_softmax(-1)
     return made.gather(-1, targets_at_loss(batch)[:, None])[:, 0]
 
 
@@ -120,3 +109,39 @@ def divergence(
 def _tensor(made: Any) -> Tensor:
     found: Tensor = made[0] if isinstance(made, tuple) else made
     return found
+
+
+class AlignedModel:
+    """The model as it was before training.
+
+    A model that is trained whole is copied, which takes the memory of another one;
+    of one with adapters the base is untouched, and the adapters are put aside.
+    """
+
+    def __init__(self, adapter: Adapter, *, whole: bool) -> None:
+        """Copy the model if all of it is trained; call this before training."""
+        self.adapter, self._whole = adapter, whole
+        self._trained: Any = None
+        if whole:
+            kept = {id(adapter.tokenizer): adapter.tokenizer}
+            self.adapter = copy.deepcopy(adapter, kept)
+            self.adapter.model.eval().requires_grad_(False)
+
+    def over(self, trained: Any) -> "AlignedModel":
+        """Name the model whose adapters are put aside; returns itself."""
+        self._trained = trained
+        return self
+
+    @torch.no_grad()
+    def states(self, batch: Batch, reads: Reads) -> States:
+        """Return the states of the model as it was, without gradient."""
+        if self._whole:
+            return states_of(self.adapter, batch, reads)
+        was_training = self._trained.training
+        # Dropout off, as in a frozen copy.
+        self._trained.eval()
+        try:
+            with self._trained.disable_adapter():
+                return states_of(self.adapter, batch, reads)
+        finally:
+            self._trained.train(was_training)

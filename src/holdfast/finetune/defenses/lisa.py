@@ -5,12 +5,17 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from holdfast.finetune.defenses.base import Draws, Hooks, Pass, Scene
+from holdfast.finetune.defenses.base import (
+    DefenseContext,
+    Hooks,
+    SeededOrder,
+    TrainingPass,
+)
 from holdfast.finetune.defenses.options import LisaOptions
 from holdfast.finetune.targets import Example
 
 
-def lisa(scene: Scene, options: LisaOptions) -> Hooks:
+def lisa(context: DefenseContext, options: LisaOptions) -> Hooks:
     """Train on safe rows for some steps, then on the task's, and so on.
 
         safe rows:  min_w h(w) + rho/2 || w - w_task ||^2
@@ -28,25 +33,25 @@ def lisa(scene: Scene, options: LisaOptions) -> Hooks:
         epochs of 1000; ours has the same proportion and is ten times shorter. Fit it
         to the length of the run.
     """
-    rows = scene.material.reference
-    draws = Draws(len(rows), scene.seed) if rows else None
-    state = {name: each.detach().clone() for name, each in scene.trained().items()}
+    rows = context.data.reference
+    draws = SeededOrder(len(rows), context.seed) if rows else None
+    state = {name: each.detach().clone() for name, each in context.trained().items()}
     logged: dict[str, float] = {}
 
     def swap(step: int, number: int) -> Sequence[Example] | None:
         if step and in_safe_state(step, options) != in_safe_state(step - 1, options):
             # Asked again in the same step, this finds the same weights.
-            for name, each in scene.trained().items():
+            for name, each in context.trained().items():
                 state[name] = each.detach().clone()
         if draws is None or not in_safe_state(step, options):
             return None
         return [rows[at] for at in draws.take(number, options.batch)]
 
-    def term(each: Pass) -> Tensor:
-        logged["safe_state"] = float(in_safe_state(each.step, options))
-        if each.step <= options.begin * each.steps:
+    def term(current: TrainingPass) -> Tensor:
+        logged["safe_state"] = float(in_safe_state(current.step, options))
+        if current.step <= options.begin * current.steps:
             return torch.zeros(())
-        return options.rho / 2 * drift(scene.trained(), state)
+        return options.rho / 2 * drift(context.trained(), state)
 
     return Hooks(swap=swap, term=term, state=state, logged=logged)
 

@@ -2,65 +2,45 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
-from typing import Any, Final, Literal, get_args, get_origin, get_type_hints
+from typing import Any, ClassVar, Final, Literal, get_args, get_origin, get_type_hints
 
 from holdfast.errors import SettingsError
 
 Where = Literal["task", "reference"]
+Need = Literal["aligned", "reference", "harmful"]
+"""The model as it was before training; rows with a safe answer (--defense-data); the
+same prompts with a harmful answer (--defense-harmful)."""
 
 
 @dataclass(frozen=True)
 class Options:
-    """What every defense's options know of themselves."""
+    """What every defense's options know of themselves; `none` has no others."""
+
+    needs: ClassVar[frozenset[Need]] = frozenset()
 
     def __post_init__(self) -> None:
         """Refuse what is below the least that can be meant."""
         for name, least in _LEAST.items():
-            found = getattr(self, name, least)
-            if found is not None and found < least:
-                raise SettingsError(
-                    f"--defense-option {name}= of {least} or more",
-                    str(found),
-                    "Choose another.",
-                )
-
-    @property
-    def aligned(self) -> bool:
-        """Whether the model as it was before training is looked at."""
-        return False
-
-    @property
-    def reference(self) -> bool:
-        """Whether rows with a safe answer are needed (--defense-data)."""
-        return False
-
-    @property
-    def harmful(self) -> bool:
-        """Whether the same prompts with a harmful answer are (--defense-harmful)."""
-        return False
-
-
-@dataclass(frozen=True)
-class NoOptions(Options):
-    """Options of `none`: there are none."""
+            value = getattr(self, name, least)
+            if value < least:
+                raise _out_of_range(f"{name}= of {least} or more", str(value))
 
 
 @dataclass(frozen=True)
 class SafeInstrOptions(Options):
     """Options of `safeinstr`."""
 
+    needs = frozenset({"reference"})
+
     ratio: float = 0.03
     """Safe rows for each row of the task; the paper adds 3 %."""
-
-    @property
-    def reference(self) -> bool:
-        """It trains on safe answers."""
-        return True
 
 
 @dataclass(frozen=True)
 class ReferenceLossOptions(Options):
     """Options of `reference-loss`."""
+
+    needs = frozenset({"reference"})
 
     weight: float = 1.0
     """Weight of the cross-entropy on the safe answers."""
@@ -68,15 +48,12 @@ class ReferenceLossOptions(Options):
     batch: int = 8
     """Safe rows per pass."""
 
-    @property
-    def reference(self) -> bool:
-        """It trains on safe answers."""
-        return True
-
 
 @dataclass(frozen=True)
 class AnchorOptions(Options):
-    """What the terms that hold on to the aligned model have in common."""
+    """Options of `kl` and `ldifs`, which hold on to the model as it was."""
+
+    needs = frozenset({"aligned", "reference"})
 
     weight: float = 1.0
     """Weight of the divergence or distance."""
@@ -87,25 +64,12 @@ class AnchorOptions(Options):
     batch: int = 8
     """Rows a pass, where they are those of --defense-data."""
 
-    @property
-    def aligned(self) -> bool:
-        """It holds on to the model as it was."""
-        return True
-
-    @property
-    def reference(self) -> bool:
-        """It reads --defense-data if it is told to."""
-        return self.on == "reference"
-
-
-@dataclass(frozen=True)
-class KLOptions(AnchorOptions):
-    """Options of `kl`."""
-
 
 @dataclass(frozen=True)
 class LisaOptions(Options):
     """Options of `lisa`."""
+
+    needs = frozenset({"reference"})
 
     rho: float = 1.0
     """Strength of the pull to where the weights were when the state last changed."""
@@ -132,15 +96,12 @@ class LisaOptions(Options):
                 "Choose one of them.",
             )
 
-    @property
-    def reference(self) -> bool:
-        """It trains on safe answers, unless it is never in that state."""
-        return self.align_steps > 0
-
 
 @dataclass(frozen=True)
 class ConstrainedOptions(Options):
     """Options of `constrained`."""
+
+    needs = frozenset({"aligned"})
 
     beta: float = 0.1
     """Strength at the tokens of an answer after the early ones."""
@@ -154,15 +115,12 @@ class ConstrainedOptions(Options):
     early: int = 5
     """How many tokens are early, the first included."""
 
-    @property
-    def aligned(self) -> bool:
-        """It holds on to the model as it was."""
-        return True
-
 
 @dataclass(frozen=True)
 class SafeGradOptions(Options):
     """Options of `safegrad`."""
+
+    needs = frozenset({"aligned", "reference"})
 
     rho: float = 1.0
     """Weight of the alignment gradient in the step."""
@@ -170,25 +128,12 @@ class SafeGradOptions(Options):
     batch: int = 8
     """Safe rows per step."""
 
-    @property
-    def aligned(self) -> bool:
-        """Its alignment loss is the divergence from the model as it was."""
-        return True
-
-    @property
-    def reference(self) -> bool:
-        """It measures that divergence on safe answers."""
-        return True
-
-
-@dataclass(frozen=True)
-class LDIFSOptions(AnchorOptions):
-    """Options of `ldifs`."""
-
 
 @dataclass(frozen=True)
 class SinkOptions(Options):
-    """What the sink term and its control have in common."""
+    """Options of `random-sink`, and those that `surgery` shares with it."""
+
+    needs = frozenset({"reference"})
 
     weight: float = 300.0
     """Weight of the mean over heads of what is above 0 in the divergence; the
@@ -215,19 +160,14 @@ class SinkOptions(Options):
         """Refuse a running mean that never moves."""
         super().__post_init__()
         if self.mean >= 1:
-            raise SettingsError(
-                "--defense-option mean= below 1", str(self.mean), "Choose another."
-            )
-
-    @property
-    def reference(self) -> bool:
-        """It compares with the reference text."""
-        return True
+            raise _out_of_range("mean= below 1", str(self.mean))
 
 
 @dataclass(frozen=True)
 class SurgeryOptions(SinkOptions):
     """Options of `surgery`."""
+
+    needs = frozenset({"reference", "harmful"})
 
     against: Literal["refusal", "safe"] = "refusal"
     """What --defense-data holds: refusals, as in the paper (rows that do not refuse
@@ -241,16 +181,6 @@ class SurgeryOptions(SinkOptions):
     """The authors' loop: one unpaired draw of each text a pass, cut at 512 tokens,
     every head, both gradients, against any safe answer. Goes with weight alone."""
 
-    @property
-    def harmful(self) -> bool:
-        """It compares with the harmful text."""
-        return True
-
-
-@dataclass(frozen=True)
-class RandomSinkOptions(SinkOptions):
-    """Options of `random-sink`."""
-
 
 _LEAST = {
     **dict.fromkeys(("weight", "ratio", "rho", "begin", "beta", "mean"), 0),
@@ -259,19 +189,19 @@ _LEAST = {
     **dict.fromkeys(("batch", "interval"), 1),
 }
 OPTIONS: dict[str, type[Options]] = {
-    "none": NoOptions,
+    "none": Options,
     "safeinstr": SafeInstrOptions,
     "reference-loss": ReferenceLossOptions,
-    "kl": KLOptions,
+    "kl": AnchorOptions,
     "lisa": LisaOptions,
     "constrained": ConstrainedOptions,
     "safegrad": SafeGradOptions,
-    "ldifs": LDIFSOptions,
+    "ldifs": AnchorOptions,
     "surgery": SurgeryOptions,
-    "random-sink": RandomSinkOptions,
+    "random-sink": SinkOptions,
 }
 """The defenses there are, by name, and what can be set of each."""
-PARITY: Final = {
+PARITY: Final[dict[str, Any]] = {
     "against": "safe",
     "paired": False,
     "batch": 1,
@@ -284,6 +214,13 @@ PARITY: Final = {
 _TRUTH = {"true": True, "yes": True, "false": False, "no": False}
 
 
+def needs_of(options: Options) -> frozenset[Need]:
+    """Return what a defense needs, set as it is."""
+    of_task = isinstance(options, AnchorOptions) and options.on == "task"
+    never_safe = isinstance(options, LisaOptions) and not options.align_steps
+    return options.needs - {"reference"} if of_task or never_safe else options.needs
+
+
 def read_options(name: str, given: Sequence[str] = ()) -> Options:
     """Return the options of a defense.
 
@@ -294,50 +231,49 @@ def read_options(name: str, given: Sequence[str] = ()) -> Options:
             f"--defense {' or '.join(OPTIONS)}", repr(name), "Choose one of them."
         )
     kind = OPTIONS[name]
+    known = [field.name for field in fields(kind)]
     types = get_type_hints(kind)
-    found: dict[str, Any] = {}
+    values: dict[str, Any] = {}
     for entry in given:
         key, equals, value = entry.partition("=")
         key = key.strip().replace("-", "_")
-        if not equals or key not in types:
-            raise _unknown(name, kind, entry)
-        if key in found:
+        if not equals or key not in known:
+            what = f"KEY=VALUE with a key of {', '.join(known)}"
+            raise SettingsError(
+                f"--defense-option {what if known else 'left out'} for --defense "
+                f"{name}",
+                repr(entry),
+                "Name one of these options."
+                if known
+                else "This defense has none; drop it.",
+            )
+        if key in values:
             raise SettingsError(
                 f"--defense-option {key}= once", "it is named twice", "Drop one."
             )
-        found[key] = _value(key, types[key], value.strip())
-    return kind(**_whole(kind, found))
-
-
-def _whole(kind: type[Options], found: dict[str, Any]) -> dict[str, Any]:
-    """Return the options with what `parity` stands for."""
-    if not (kind is SurgeryOptions and found.get("parity")):
-        return found
-    more = sorted(set(found) & set(PARITY))
-    if more:
+        values[key] = _value(key, types[key], value.strip())
+    if kind is not SurgeryOptions or not values.get("parity"):
+        return kind(**values)
+    if more := sorted(set(values) & set(PARITY)):
         raise SettingsError(
             "parity=true with weight= alone",
             f"also {', '.join(more)}",
             "The authors' loop fixes these; drop them, or drop parity.",
         )
-    return PARITY | found
-
-
-def _unknown(name: str, kind: type[Options], entry: str) -> SettingsError:
-    known = [field.name for field in fields(kind)]
-    what = f"KEY=VALUE with a key of {', '.join(known)}" if known else "left out"
-    return SettingsError(
-        f"--defense-option {what} for --defense {name}",
-        repr(entry),
-        "Name one of these options." if known else "This defense has none; drop it.",
-    )
+    return kind(**(PARITY | values))
 
 
 def _value(key: str, kind: Any, text: str) -> Any:
-    if get_origin(kind) is Literal:
-        return _one_of(key, text, {str(each): each for each in get_args(kind)})
-    if kind is bool:
-        return _one_of(key, text.lower(), _TRUTH)
+    if get_origin(kind) is Literal or kind is bool:
+        known = _TRUTH if kind is bool else {str(each): each for each in get_args(kind)}
+        text = text.lower() if kind is bool else text
+        if text in known:
+            return known[text]
+        raise SettingsError(
+            f"--defense-option {key}={' or '.join(known)}",
+            repr(text),
+            "Choose one of them.",
+        )
     try:
         value = kind(text)
     except ValueError:
@@ -351,11 +287,5 @@ def _value(key: str, kind: Any, text: str) -> Any:
     return value
 
 
-def _one_of(key: str, text: str, known: dict[str, Any]) -> Any:
-    if text in known:
-        return known[text]
-    raise SettingsError(
-        f"--defense-option {key}={' or '.join(known)}",
-        repr(text),
-        "Choose one of them.",
-    )
+def _out_of_range(expected: str, found: str) -> SettingsError:
+    return SettingsError(f"--defense-option {expected}", found, "Choose another.")

@@ -2,21 +2,26 @@
 
 from torch import Tensor
 
-from holdfast.finetune.defenses.base import Hooks, Pass, Scene, reference_batches
+from holdfast.finetune.defenses.base import (
+    DefenseContext,
+    Hooks,
+    TrainingPass,
+    reference_batches,
+)
 from holdfast.finetune.defenses.forward import states_of, target_log_probabilities
 from holdfast.finetune.defenses.options import (
-    NoOptions,
+    Options,
     ReferenceLossOptions,
     SafeInstrOptions,
 )
 
 
-def none(scene: Scene, options: NoOptions) -> Hooks:
+def none(context: DefenseContext, options: Options) -> Hooks:
     """Add nothing: plain supervised fine-tuning, f(w)."""
     return Hooks()
 
 
-def safeinstr(scene: Scene, options: SafeInstrOptions) -> Hooks:
+def safeinstr(context: DefenseContext, options: SafeInstrOptions) -> Hooks:
     """Train on safe rows among those of the task: `ratio` of them for each.
 
         f(w) over the rows of the task and round(ratio n) safe rows
@@ -37,7 +42,7 @@ def safe_rows(task: int, options: SafeInstrOptions) -> int:
     return max(1, round(options.ratio * task)) if options.ratio else 0
 
 
-def reference_loss(scene: Scene, options: ReferenceLossOptions) -> Hooks:
+def reference_loss(context: DefenseContext, options: ReferenceLossOptions) -> Hooks:
     """Add the cross-entropy on safe rows, a control for defenses that see them.
 
         f(w) + weight CE(safe rows; w)
@@ -49,12 +54,12 @@ def reference_loss(scene: Scene, options: ReferenceLossOptions) -> Hooks:
         Control of our own. The Surgery paper (https://arxiv.org/abs/2602.05228) does
         not have it, as far as could be read.
     """
-    draw = reference_batches(scene, options.batch)
+    draw = reference_batches(context, options.batch)
 
-    def term(each: Pass) -> Tensor:
-        batch = draw(each.number)
-        states = states_of(scene.parts, batch, "last")
-        found = target_log_probabilities(scene.parts, states, batch)
+    def term(current: TrainingPass) -> Tensor:
+        batch = draw(current.number)
+        states = states_of(context.adapter, batch, "last")
+        found = target_log_probabilities(context.adapter, states, batch)
         return -options.weight * found.mean()
 
     return Hooks(term=term)

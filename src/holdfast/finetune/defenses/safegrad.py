@@ -6,7 +6,7 @@ from typing import Final
 import torch
 from torch import Tensor
 
-from holdfast.finetune.defenses.base import Hooks, Scene, reference_batches
+from holdfast.finetune.defenses.base import DefenseContext, Hooks, reference_batches
 from holdfast.finetune.defenses.forward import divergence, logits_at_loss, states_of
 from holdfast.finetune.defenses.options import SafeGradOptions
 
@@ -15,7 +15,7 @@ NEGLIGIBLE: Final = 1e-5
 rounding of a divergence of 0 and points nowhere."""
 
 
-def safegrad(scene: Scene, options: SafeGradOptions) -> Hooks:
+def safegrad(context: DefenseContext, options: SafeGradOptions) -> Hooks:
     """Project the task's gradient where it conflicts with the alignment gradient.
 
         g_a = grad KL( p_aligned || p_w ) on safe rows
@@ -32,17 +32,17 @@ def safegrad(scene: Scene, options: SafeGradOptions) -> Hooks:
         clipping; re-implementations do it pass by pass and average the divergence over
         prompts as well. With one pass a step the former is the same.
     """
-    draw = reference_batches(scene, options.batch)
+    draw = reference_batches(context, options.batch)
     logged: dict[str, float] = {}
 
     def gradient(step: int, steps: int) -> Tensor:
         batch = draw(step)
-        weights = list(scene.trained().values())
-        trained = states_of(scene.parts, batch, "last")
-        aligned = scene.aligned.states(batch, "last")
+        weights = list(context.trained().values())
+        trained = states_of(context.adapter, batch, "last")
+        aligned = context.aligned.states(batch, "last")
         loss = divergence(
-            logits_at_loss(scene.aligned.parts, aligned, batch).detach(),
-            logits_at_loss(scene.parts, trained, batch),
+            logits_at_loss(context.aligned.adapter, aligned, batch).detach(),
+            logits_at_loss(context.adapter, trained, batch),
         )
         pulls = torch.autograd.grad(loss, weights, materialize_grads=True)
         pushes = [_or_zero(each) for each in weights]

@@ -8,12 +8,13 @@ from jaxtyping import Float
 from torch import Tensor
 
 from holdfast.errors import SettingsError
-from holdfast.finetune.defenses.base import Draws, Hooks, Pass, Scene
-from holdfast.finetune.defenses.options import (
-    RandomSinkOptions,
-    SinkOptions,
-    SurgeryOptions,
+from holdfast.finetune.defenses.base import (
+    DefenseContext,
+    Hooks,
+    SeededOrder,
+    TrainingPass,
 )
+from holdfast.finetune.defenses.options import SinkOptions, SurgeryOptions
 from holdfast.finetune.targets import Example
 from holdfast.models.attention import SinkProbe, require_tappable, tapped
 from holdfast.sinks.divergence import sink_divergence, sink_penalty
@@ -22,7 +23,7 @@ CUT = 512
 """Tokens of a text in the authors' loop."""
 
 
-def surgery(scene: Scene, options: SurgeryOptions) -> Hooks:
+def surgery(context: DefenseContext, options: SurgeryOptions) -> Hooks:
     """Add what is above 0 in the sink divergence of every head, averaged over heads.
 
         f(w) + weight mean_h ReLU( alpha_h(harmful; w) - alpha_h(reference; w) )
@@ -46,34 +47,36 @@ def surgery(scene: Scene, options: SurgeryOptions) -> Hooks:
         the second begin-of-text token that it puts before a templated text. The
         paper itself could not be read in full.
     """
-    material = scene.material
+    data = context.data
     if options.paired:
-        draws = Draws(len(material.pairs), scene.seed)
+        draws = SeededOrder(len(data.pairs), context.seed)
 
         def paired(number: int) -> Texts:
-            chosen = [material.pairs[at] for at in draws.take(number, options.batch)]
+            chosen = [data.pairs[i] for i in draws.take(number, options.batch)]
             return Texts(
-                [material.harmful[one] for one, _ in chosen],
-                [material.reference[other] for _, other in chosen],
+                [data.harmful[i] for i, _ in chosen],
+                [data.reference[i] for _, i in chosen],
             )
 
-        return sink_hooks(scene, options, paired, paired=True)
-    harmful = Draws(len(material.harmful), scene.seed)
-    reference = Draws(len(material.reference), scene.seed + 1)
+        return sink_hooks(context, options, paired, paired=True)
     cut = CUT if options.parity else None
+    sides = [
+        (rows, SeededOrder(len(rows), context.seed + shift))
+        for shift, rows in enumerate((data.harmful, data.reference))
+    ]
 
-    def apart(number: int) -> Texts:
-        ones = harmful.take(number, options.batch)
-        others = reference.take(number, options.batch)
+    def unpaired(number: int) -> Texts:
         return Texts(
-            [_cut(material.harmful[at], cut) for at in ones],
-            [_cut(material.reference[at], cut) for at in others],
+            *(
+                [_cut(rows[i], cut) for i in order.take(number, options.batch)]
+                for rows, order in sides
+            )
         )
 
-    return sink_hooks(scene, options, apart, paired=False)
+    return sink_hooks(context, options, unpaired, paired=False)
 
 
-def random_sink(scene: Scene, options: RandomSinkOptions) -> Hooks:
+def random_sink(context: DefenseContext, options: SinkOptions) -> Hooks:
     """Do what `surgery` does with random tokens in place of harmful answers: a control.
 
         f(w) + weight mean_h ReLU( alpha_h(random; w) - alpha_h(reference; w) )
@@ -86,15 +89,15 @@ def random_sink(scene: Scene, options: RandomSinkOptions) -> Hooks:
     Source:
         Control of our own (see `reference_loss`).
     """
-    rows = scene.material.reference
-    answers = chance_texts(rows, scene.adapter.tokenizer, scene.seed)
-    draws = Draws(len(rows), scene.seed)
+    rows = context.data.reference
+    answers = chance_texts(rows, context.adapter.tokenizer, context.seed)
+    draws = SeededOrder(len(rows), context.seed)
 
     def draw(number: int) -> Texts:
-        places = draws.take(number, options.batch)
-        return Texts([answers[at] for at in places], [rows[at] for at in places])
+        indices = draws.take(number, options.batch)
+        return Texts([answers[i] for i in indices], [rows[i] for i in indices])
 
-    return sink_hooks(scene, options, draw, paired=True)
+    return sink_hooks(context, options, draw, paired=True)
 
 
 def _cut(text: Example, most: int | None) -> Example:
@@ -109,38 +112,40 @@ class Texts(NamedTuple):
 
 
 def sink_hooks(
-    scene: Scene,
+    context: DefenseContext,
     options: SinkOptions,
     draw: Callable[[int], Texts],
     *,
     paired: bool,
 ) -> Hooks:
     """Return the hooks that add the term on sink divergence."""
-    require_tappable(scene.adapter.model)
-    layers = chosen_layers(options.layers, scene.adapter.n_layers)
+    require_tappable(context.adapter.model)
+    layers = chosen_layers(options.layers, context.adapter.n_layers)
     logged: dict[str, float] = {}
-    zeros = torch.zeros(len(layers), scene.adapter.n_heads, device=scene.adapter.device)
+    zeros = torch.zeros(
+        len(layers), context.adapter.n_heads, device=context.adapter.device
+    )
     state = {"mean": zeros, "share": torch.zeros(())} if options.mean else {}
 
-    def term(each: Pass) -> Tensor:
-        if each.step % options.interval:
+    def term(current: TrainingPass) -> Tensor:
+        if current.step % options.interval:
             # The figures of the last step with a term are not those of this one.
             logged.clear()
             return torch.zeros(())
         found = divergence(
-            scene, draw(each.number), layers, paired=paired, detach=options.detach
+            context, draw(current.number), layers, paired=paired, detach=options.detach
         )
         if options.mean:
             found = smoothed(found, state, options.mean)
         logged["positive_heads"] = float((found > 0).sum())
         return options.weight * sink_penalty(found)
 
-    around = tapped(scene.adapter.model)
+    around = tapped(context.adapter.model)
     return Hooks(term=term, around=around, state=state, logged=logged)
 
 
 def divergence(
-    scene: Scene,
+    context: DefenseContext,
     texts: Texts,
     layers: Sequence[int],
     *,
@@ -149,24 +154,23 @@ def divergence(
 ) -> Float[Tensor, "layer head"]:
     """Return how much more each head looks at the sink over harmful text."""
     harmful, reference = texts
+    lengths = None
     if paired:
         both = zip(harmful, reference, strict=True)
         lengths = [min(len(a.input_ids), len(b.input_ids)) for a, b in both]
-    else:
-        lengths = None
     n = len(harmful)
     if not detach:
         # Side by side it is one pass.
         whole = None if lengths is None else lengths * 2
-        mass = sink_mass(scene, [*harmful, *reference], layers, whole)
+        mass = sink_mass(context, [*harmful, *reference], layers, whole)
         return sink_divergence(mass[:n], mass[n:])
     with torch.no_grad():
-        still = sink_mass(scene, reference, layers, lengths)
-    return sink_divergence(sink_mass(scene, harmful, layers, lengths), still)
+        still = sink_mass(context, reference, layers, lengths)
+    return sink_divergence(sink_mass(context, harmful, layers, lengths), still)
 
 
 def sink_mass(
-    scene: Scene,
+    context: DefenseContext,
     rows: Sequence[Example],
     layers: Sequence[int],
     lengths: Sequence[int] | None,
@@ -175,14 +179,14 @@ def sink_mass(
 
     `lengths`: Tokens of each row that count; None for all.
     """
-    batch = scene.collate(rows)
+    batch = context.collate(rows)
     mask = batch["attention_mask"]
     counted = None
     if lengths is not None:
         place = torch.arange(mask.shape[1], device=mask.device)
         counted = place < torch.tensor(lengths, device=mask.device)[:, None]
     probe = SinkProbe(mask.bool(), counted=counted, layers=layers)
-    scene.parts.base(
+    context.adapter.base(
         input_ids=batch["input_ids"],
         attention_mask=mask,
         use_cache=False,
@@ -214,15 +218,12 @@ def chosen_layers(said: str, n_layers: int) -> list[int]:
         first, dash, last = part.strip().partition("-")
         ends = (first, last if dash else first)
         if not all(end.isdecimal() for end in ends):
-            raise _no_layers(said, n_layers)
+            chosen.clear()
+            break
         chosen |= set(range(int(ends[0]), int(ends[1]) + 1))
-    if not chosen or max(chosen) >= n_layers:
-        raise _no_layers(said, n_layers)
-    return sorted(chosen)
-
-
-def _no_layers(said: str, n_layers: int) -> SettingsError:
-    return SettingsError(
+    if chosen and max(chosen) < n_layers:
+        return sorted(chosen)
+    raise SettingsError(
         f"--defense-option layers= with layers from 0 to {n_layers - 1}, such as 0-3,7",
         repr(said),
         "Name layers of this model, or all.",
