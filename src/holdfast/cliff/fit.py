@@ -70,9 +70,6 @@ def fit_published(
 ) -> Fitted:
     """Fit the published probe: refused harmful against complied benign, both plain.
 
-    Returns:
-        The probe, and the direction of the plain logit difference.
-
     Raises:
         TooFewExamplesError: If a class has too few requests.
     """
@@ -98,11 +95,7 @@ def evaluate(
     states: States,
     seed: int,
 ) -> dict[str, Any]:
-    """Measure the published probe on rows that it has not seen.
-
-    Returns:
-        Figures by name.
-    """
+    """Measure the published probe on rows that it has not seen."""
     rows = plain(test.rows)
     wrapped = [row for row in test.rows if row.role in ("wrapped", "benign_wrapped")]
     everything = [*rows, *wrapped]
@@ -137,18 +130,25 @@ def _auroc(
 ) -> Estimate:
     """Return the AUROC of refused against complied."""
     labels = is_refused(rows)
-    if not 0 < int(labels.sum()) < len(rows):
-        return undefined(
-            len(rows),
-            f"{int(labels.sum())} refused and {int((~labels).sum())} complied rows "
-            "are held out; both are needed",
-        )
-    return auroc_interval(
-        probe.logit(states.of(rows)),
-        labels,
-        requests_of(rows),
-        generator(seed, f"probe/{name}"),
+    reason = (
+        f"{int(labels.sum())} refused and {int((~labels).sum())} complied rows "
+        "are held out; both are needed"
     )
+    logits = probe.logit(states.of(rows))
+    return refusal_auroc(rows, logits, generator(seed, f"probe/{name}"), reason)
+
+
+def refusal_auroc(
+    rows: Sequence[Rollout],
+    logits: Float[Tensor, "example"],
+    generator: torch.Generator,
+    reason: str,
+) -> Estimate:
+    """Return the AUROC of refused against complied; undefined where one is missing."""
+    labels = is_refused(rows)
+    if not 0 < int(labels.sum()) < len(rows):
+        return undefined(len(rows), reason)
+    return auroc_interval(logits, labels, requests_of(rows), generator)
 
 
 def _second(
@@ -200,9 +200,6 @@ def fit_control(
     seed: int,
 ) -> Probe:
     """Fit the control: refused against complied harmful, within each wrapper.
-
-    Returns:
-        The probe.
 
     Raises:
         TooFewExamplesError: If too few requests of either outcome are left.

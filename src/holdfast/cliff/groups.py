@@ -98,11 +98,7 @@ def scores_to_table(
     scores: Sequence[Float[Tensor, "_ label"]],
     tokenizer: ChatTokenizer,
 ) -> pa.Table:
-    """Return one row per token.
-
-    Returns:
-        A table of `SCHEMA`.
-    """
+    """Return one row per token, as `SCHEMA` has it."""
     tables = []
     for item, ids, found in zip(items, token_ids, scores, strict=True):
         n = len(ids)
@@ -206,7 +202,7 @@ def read_group(
     quantity: str = "logits",
 ) -> Group:
     """Read plateau and cliff off every row."""
-    cliffs = [
+    cliffs = tuple(
         row_cliff(
             getattr(scores[Traced(row, condition).name], quantity),
             slice(*row.spans.thinking),
@@ -215,8 +211,8 @@ def read_group(
             settings.min_thinking,
         )
         for row in rows
-    ]
-    return Group(tuple(rows), tuple(cliffs))
+    )
+    return Group(tuple(rows), cliffs)
 
 
 def measure(
@@ -225,11 +221,7 @@ def measure(
     settings: TraceSettings,
     seed: int,
 ) -> dict[str, Any]:
-    """Return every figure of the blocks `trace` and `controls`.
-
-    Returns:
-        `trace` by group, `controls`, and what the verdict needs beside them.
-    """
+    """Return the blocks `trace` and `controls`, and what the verdict needs beside."""
     read = {name: read_group(groups[name], scores, settings) for name in GROUPS}
     gap = _gap(read, seed, "gap")
     summaries = {name: _summary(group, gap, seed, name) for name, group in read.items()}
@@ -250,8 +242,7 @@ def curves(
 ) -> list[dict[str, Any]]:
     """Return the mean score around the end of thinking, group by group.
 
-    Returns:
-        Curves as the report draws them; offset 0 is the first token of the template.
+    Offset 0 is the first token of the end template.
     """
     made = []
     for name in GROUPS:

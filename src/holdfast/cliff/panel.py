@@ -28,10 +28,9 @@ _HARM, _PEACE = PALETTE["harmful_complied"], PALETTE["benign"]
 
 
 def template_length(examples: Sequence[Example]) -> int | None:
-    """Return the number of tokens in the end-of-thinking template.
+    """Return how many tokens the end of thinking has in most examples.
 
-    Returns:
-        The length most examples have, or None if no example closes its thinking.
+    None if no example closes its thinking.
     """
     counted = [
         sum(token["region"] == "end_template" for token in example["tokens"])
@@ -46,9 +45,6 @@ def trace_figure(curves: Sequence[Curve], template: int | None = None) -> str:
 
     A second panel shows how many answers each point rests on, since few reach far
     back from the end.
-
-    Returns:
-        One SVG element, with title and description.
     """
     main, counts = trace_panels(curves, template, _WIDTH, 300, bare=True)
     whole = alt.vconcat(
@@ -66,11 +62,7 @@ def trace_figure(curves: Sequence[Curve], template: int | None = None) -> str:
 
 
 def wrapper_figure(by_wrapper: Mapping[str, Mapping[str, Figure]]) -> str:
-    """Draw, for each wrapper, how often it works and how often harmless ones pass.
-
-    Returns:
-        One SVG element, with title and description.
-    """
+    """Draw, for each wrapper, how often it works and how often harmless ones pass."""
     kinds = {"attack_success": "harmful request", "benign_compliance": "harmless one"}
     rows = [
         (clean(wrapper), words, shares[key])
@@ -89,9 +81,6 @@ def wrapper_figure(by_wrapper: Mapping[str, Mapping[str, Figure]]) -> str:
 
 def picture(report: Report, curves: Sequence[Curve]) -> str:
     """Draw a study in one picture: what gets through, and where refusal lets go.
-
-    Returns:
-        A whole SVG document on a white ground, to stand in a README.
 
     Raises:
         InputError: If the report or a curve is not as it must be.

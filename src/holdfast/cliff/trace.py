@@ -206,27 +206,24 @@ def _within(group: Group, wrapper: str | None) -> Group:
 
 
 def _auroc(read: Sequence[Group], field: str, seed: int, name: str | None) -> Estimate:
-    values: list[float] = []
-    labels: list[bool] = []
-    clusters: list[str] = []
-    for group, refused in zip(read, (True, False), strict=True):
-        for row, cliff in zip(group.rows, group.cliffs, strict=True):
-            value = getattr(cliff, field)
-            if value is not None:
-                values.append(value)
-                labels.append(refused)
-                clusters.append(row.request_id)
-    n_refused = sum(labels)
-    if min(n_refused, len(labels) - n_refused) < MIN_EACH:
+    known = [
+        (row, value, refused)
+        for group, refused in zip(read, (True, False), strict=True)
+        for row, cliff in zip(group.rows, group.cliffs, strict=True)
+        if (value := getattr(cliff, field)) is not None
+    ]
+    labels = torch.tensor([refused for _, _, refused in known], dtype=torch.bool)
+    n_refused, n_benign = int(labels.sum()), int((~labels).sum())
+    if min(n_refused, n_benign) < MIN_EACH:
         return undefined(
-            len(labels),
-            f"{n_refused} refused harmful and {len(labels) - n_refused} benign answers "
-            f"to read; {MIN_EACH} of each are needed",
+            len(known),
+            f"{n_refused} refused harmful and {n_benign} benign answers to read; "
+            f"{MIN_EACH} of each are needed",
         )
     return auroc_interval(
-        torch.tensor(values, dtype=torch.float64),
-        torch.tensor(labels),
-        clusters,
+        torch.tensor([value for _, value, _ in known], dtype=torch.float64),
+        labels,
+        [row.request_id for row, _, _ in known],
         generator(seed, f"reach/{name}"),
     )
 
