@@ -27,10 +27,10 @@ def test_a_file_of_questions_is_read_with_its_answers_and_asks_for_the_number(
     questions,
 ):
     asked = read_utility(str(questions), 5)
-    assert len(asked.file.items) == 5
-    for item in asked.file.items:
+    assert len(asked.items) == 5
+    for item in asked.items:
         number = int(item.request.split()[2])
-        assert asked.targets[item.prompt.prompt_id] == str(2 * number)
+        assert item.target == str(2 * number)
         assert item.prompt.text.startswith(f"What is {number} + {number}?")
         assert "####" in item.prompt.text
     again = read_utility(str(questions), 5)

@@ -88,10 +88,10 @@ def run(study: Study, settings: AblateSettings, session: Session) -> dict[str, A
         settings.utility, settings.ablation_prompts
     )
     # The file is none of the study's, so its hash is a setting and no input.
-    key = asdict(settings) | {"utility_sha256": asked.sha256} if asked else settings
+    file = {"utility_sha256": asked.record["sha256"]} if asked else {}
     with study.stage(
         STAGE,
-        key,
+        asdict(settings) | file,
         [ROLLOUTS, HEADS, *names("published")],
         progress=session.progress,
         done="The ablation is there and up to date.",
@@ -104,15 +104,18 @@ def run(study: Study, settings: AblateSettings, session: Session) -> dict[str, A
         train = _followed(rows, settings)
         session.check_same(study)
         work = _prepare(study, settings, session, train, prompts)
+        targets: dict[str, str] = {}
         if asked:
             sampling = sampling_of(study, work.adapter)
             answered, notes = draw_utility(stage, session, asked, sampling)
             work = work._replace(utility=answered, notes=(*work.notes, *notes))
-        table = _draw(stage, settings, session, work, asked.targets if asked else {})
+            targets = {item.prompt.prompt_id: item.target or "" for item in asked.items}
+        table = _draw(stage, settings, session, work, targets)
         stage.write_table(OUTPUT, table)
         summary = _summary(study, settings, session, work, table.to_pylist())
         if asked:
-            summary["prompts"]["utility"] = record_of(asked, len(work.utility))
+            known = {key: asked.record[key] for key in ("source", "sha256")}
+            summary["prompts"]["utility"] = known | {"rows": len(work.utility)}
         return stage.write_json(SUMMARY, summary)
 
 
@@ -260,19 +263,17 @@ def _summary(
         "renormalise": settings.renormalise,
         "conditions": conditions_of(rows, seed),
         "sparse": sparse_of(rows, total, seed),
-        "notes": [*work.notes, *_forced(rows)],
+        "notes": list(work.notes),
     }
+    forced = sum(row["forced_close"] for row in rows)
+    if forced:
+        block["notes"].append(closed_by_force(forced, len(rows)))
     if settings.ablated_heads or settings.factor != 0:
         # The verdict is on heads that the ranking has found, and switched off.
         block["sparse"]["sizes"] = []
     if work.repair is not None and "everywhere" in settings.scopes:
         block["self_repair"] = _self_repair(study, session, work, rows, seed)
     return block
-
-
-def _forced(rows: Sequence[Mapping[str, Any]]) -> list[str]:
-    forced = sum(row["forced_close"] for row in rows)
-    return [closed_by_force(forced, len(rows))] if forced else []
 
 
 def _self_repair(
@@ -307,19 +308,7 @@ PARTS = "ablate_utility"
 """Folder of the batches of the answers without an edit."""
 
 
-class Asked(NamedTuple):
-    """Questions that are asked under every condition, and their right answers."""
-
-    file: SuiteFile
-    targets: dict[str, str]
-
-    @property
-    def sha256(self) -> str:
-        """Hash of the source."""
-        return str(self.file.record["sha256"])
-
-
-def read_utility(source: str, limit: int) -> Asked:
+def read_utility(source: str, limit: int) -> SuiteFile:
     """Read questions, at most so many, the first by content hash."""
     file = read_questions(source)
     wrong = [item for item in file.items if exact_number(item.target or "") is None]
@@ -330,12 +319,11 @@ def read_utility(source: str, limit: int) -> Asked:
             "Utility is judged by the number that an answer ends on.",
         )
     items = sorted(file.items, key=lambda item: item.prompt.prompt_id)[:limit]
-    targets = {item.prompt.prompt_id: item.target or "" for item in items}
-    return Asked(SuiteFile(tuple(items), file.record), targets)
+    return SuiteFile(tuple(items), file.record)
 
 
 def draw_utility(
-    stage: Stage, session: Session, asked: Asked, sampling: Sampling
+    stage: Stage, session: Session, asked: SuiteFile, sampling: Sampling
 ) -> tuple[list[Rollout], list[str]]:
     """Draw the answers without an edit, as the rollouts were drawn.
 
@@ -358,7 +346,7 @@ def draw_utility(
                 thinking=adapter.thinking,
             ),
         )
-        for item in asked.file.items
+        for item in asked.items
     ]
     fitting = fit_context(adapter, questions, sampling)
     for note in fitting.notes:
@@ -389,9 +377,3 @@ def draw_utility(
         label="Answering questions",
     )
     return [row for row in from_table(table) if row.closed], fitting.notes
-
-
-def record_of(asked: Asked, n_rows: int) -> dict[str, Any]:
-    """Return where the questions come from, and how many were asked."""
-    known = asked.file.record
-    return {"source": known["source"], "rows": n_rows, "sha256": known["sha256"]}

@@ -201,27 +201,27 @@ def second_round(
         keep[head] = False
     rest_before, rest_after = (each[:, keep].sum(1) for each in (was, now))
     clusters = before.clusters
+    change = paired_difference(
+        rest_after, rest_before, clusters, generator(seed, "repair/change")
+    )
     block: dict[str, Any] = {
-        "others_before": figure_of(_mean(rest_before, clusters, seed, "before")),
-        "others_after": figure_of(_mean(rest_after, clusters, seed, "after")),
-        "others_change": figure_of(
-            paired_difference(
-                rest_after, rest_before, clusters, generator(seed, "repair/change")
-            )
-        ),
-        "new_heads": [],
-    }
-    for head in new:
-        one, other = was[:, head.layer, head.head], now[:, head.layer, head.head]
-        name = f"{head.layer}:{head.head}"
-        block["new_heads"].append(
+        "others_before": _mean(rest_before, clusters, seed, "before"),
+        "others_after": _mean(rest_after, clusters, seed, "after"),
+        "others_change": figure_of(change),
+        "new_heads": [
             {
-                "layer": head.layer,
-                "head": head.head,
-                "before": figure_of(_mean(one, clusters, seed, f"{name}/before")),
-                "after": figure_of(_mean(other, clusters, seed, f"{name}/after")),
+                "layer": layer,
+                "head": head,
+                "before": _mean(
+                    was[:, layer, head], clusters, seed, f"{layer}:{head}/before"
+                ),
+                "after": _mean(
+                    now[:, layer, head], clusters, seed, f"{layer}:{head}/after"
+                ),
             }
-        )
+            for layer, head in new
+        ],
+    }
     return new, block
 
 
@@ -275,7 +275,7 @@ def comes_back(
         "lost_again": (edited[:, 0] - plain[:, 0]) - (edited[:, 1] - plain[:, 1]),
     }
     return {
-        name: figure_of(_mean(column, clusters, seed, f"score/{name}"))
+        name: _mean(column, clusters, seed, f"score/{name}")
         for name, column in columns.items()
     }
 
@@ -309,8 +309,10 @@ def _gain(block: Mapping[str, Any]) -> float:
     return float(edited or 0) - float(plain or 0)
 
 
-def _mean(values: Tensor, clusters: Sequence[str], seed: int, name: str) -> Estimate:
-    found = bootstrap_means(
+def _mean(
+    values: Tensor, clusters: Sequence[str], seed: int, name: str
+) -> dict[str, Any]:
+    [mean] = bootstrap_means(
         values[:, None], clusters, generator(seed, f"repair/{name}")
     )
-    return found[0]
+    return figure_of(mean)
