@@ -29,9 +29,9 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from holdfast.models.decoding.generate import generate
 from holdfast.models.decoding.row_state import Sampling
-from holdfast.models.decoding.steps import Look, Pooled
+from holdfast.models.decoding.steps import Pooled, StepView
 from holdfast.models.diffusion.denoise import denoise
-from holdfast.models.diffusion.unmasking import Denoising
+from holdfast.models.diffusion.unmasking import UnmaskingSchedule
 from holdfast.models.loading.causal import adapt
 from holdfast.models.loading.masked import adapt_masked
 from holdfast.models.model import Adapter, MaskedModel
@@ -79,7 +79,7 @@ class Signal:
         self.anchors = torch.nn.functional.normalize(anchors, dim=-1)
         self.pooled = Pooled("committed")
 
-    def __call__(self, look: Look) -> torch.Tensor:
+    def __call__(self, look: StepView) -> torch.Tensor:
         """Return one number a row."""
         states = torch.nn.functional.normalize(self.pooled(look), dim=-1)
         away = 1 - states @ self.anchors[look.step].T + 1e-8
@@ -134,7 +134,7 @@ def _adapter() -> Adapter:
 
 
 def _denoise(masked: Any, prompts: Any, length: int, observe: Any = None) -> Any:
-    sampler = Denoising(gen_length=length, steps=N_STEPS)
+    sampler = UnmaskingSchedule(gen_length=length, steps=N_STEPS)
     return list(
         denoise(masked, prompts, sampler, batch_size=N_EXAMPLES, observe=observe)
     )

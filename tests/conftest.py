@@ -1,6 +1,8 @@
 """Fixtures that every test may use."""
 
+import fcntl
 import os
+import shutil
 import sys
 from pathlib import Path
 
@@ -14,6 +16,7 @@ sys.path.insert(0, str(Path(__file__).parent))
 
 import tiny_denoiser
 import tiny_thinker
+from nursery import Nursery
 
 torch.set_num_threads(1)
 
@@ -21,41 +24,79 @@ pytest_plugins = ["model_fixtures"]
 
 
 @pytest.fixture(scope="session")
-def thinker(tmp_path_factory):
+def nursery():
+    """Starts processes that may be killed, without the seconds of their imports."""
+    started = Nursery()
+    yield started
+    started.close()
+
+
+@pytest.fixture(scope="session")
+def made_once(tmp_path_factory):
+    """A function that makes a folder once for all workers of a run.
+
+    The folder is shared: who writes into it, or locks it, takes a copy.
+    """
+    root = tmp_path_factory.getbasetemp()
+    # Workers of pytest-xdist have a folder each, beside each other.
+    root = root.parent if "PYTEST_XDIST_WORKER" in os.environ else root
+    shared = root / "made_once"
+    shared.mkdir(exist_ok=True)
+
+    def folder_of(name, make):
+        folder = shared / name
+        with (shared / f"{name}.lock").open("w") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            if not (shared / f"{name}.done").exists():
+                # What an interrupted maker has left is no beginning.
+                shutil.rmtree(folder, ignore_errors=True)
+                make(folder)
+                (shared / f"{name}.done").touch()
+        return folder
+
+    return folder_of
+
+
+@pytest.fixture(scope="session")
+def thinker(made_once):
     """A model directory that refuses, complies, and has an attack that works."""
-    folder = tmp_path_factory.mktemp("models") / "thinker"
-    tokenizer = tiny_thinker.tokenizer()
-    tiny_thinker.teach(tokenizer).save_pretrained(folder)
-    tokenizer.save_pretrained(folder)
-    return folder
+
+    def make(folder):
+        tokenizer = tiny_thinker.tokenizer()
+        tiny_thinker.teach(tokenizer).save_pretrained(folder)
+        tokenizer.save_pretrained(folder)
+
+    return made_once("thinker", make)
 
 
 @pytest.fixture(scope="session")
-def denoiser(tmp_path_factory):
+def denoiser(made_once):
     """A masked-diffusion model directory of the same world."""
-    folder = tmp_path_factory.mktemp("models") / "denoiser"
-    tokenizer = tiny_denoiser.tokenizer()
-    tiny_denoiser.teach(tokenizer).save_pretrained(folder)
-    tokenizer.save_pretrained(folder)
-    return folder
+
+    def make(folder):
+        tokenizer = tiny_denoiser.tokenizer()
+        tiny_denoiser.teach(tokenizer).save_pretrained(folder)
+        tokenizer.save_pretrained(folder)
+
+    return made_once("denoiser", make)
 
 
 @pytest.fixture(scope="session")
-def plain_model(thinker, tmp_path_factory):
+def plain_model(thinker, made_once):
     """The same weights under a chat template without thinking."""
-    folder = tmp_path_factory.mktemp("models") / "plain"
-    folder.mkdir()
-    for path in thinker.iterdir():
-        (folder / path.name).write_bytes(path.read_bytes())
-    tokenizer = tiny_thinker.tokenizer(tiny_thinker.NO_THINKING)
-    tokenizer.save_pretrained(folder)
-    return folder
+
+    def make(folder):
+        shutil.copytree(thinker, folder)
+        tokenizer = tiny_thinker.tokenizer(tiny_thinker.NO_THINKING)
+        tokenizer.save_pretrained(folder)
+
+    return made_once("plain", make)
 
 
 @pytest.fixture(scope="session")
-def world(tmp_path_factory):
+def world(made_once):
     """Prompt files of the little world, as flags of the command line."""
-    files = tiny_thinker.write_world(tmp_path_factory.mktemp("world"))
+    files = tiny_thinker.world_files(made_once("world", tiny_thinker.write_world))
     flags = [(f"--{role.replace('_', '-')}", path) for role, path in files.items()]
     return [
         *(word for pair in flags for word in pair),
@@ -64,10 +105,12 @@ def world(tmp_path_factory):
 
 
 @pytest.fixture(scope="session")
-def audited(thinker, world, tmp_path_factory):
-    """The study of an undisturbed audit."""
+def audited(thinker, world, made_once, tmp_path_factory):
+    """The study of an undisturbed audit: a copy of each worker."""
     from holdfast.cli.app import run
 
+    def make(study):
+        assert run(["audit", str(thinker), *world, "-o", str(study)]) == 0
+
     study = tmp_path_factory.mktemp("studies") / "undisturbed"
-    assert run(["audit", str(thinker), *world, "-o", str(study)]) == 0
-    return study
+    return shutil.copytree(made_once("audited", make), study)

@@ -2,14 +2,10 @@
 
 import os
 import signal
-import subprocess
-import sys
 import time
 
 SLOW = """
 import sys, time
-import torch
-torch.set_num_threads(1)
 from holdfast.finetune import trainer
 from holdfast.cli.app import run
 real = trainer.Defended.log
@@ -22,18 +18,13 @@ run(sys.argv[1:])
 """
 
 
-def kill_after(checkpoint, words):
+def kill_after(nursery, checkpoint, words):
     """Run a command in a process of its own, and kill it once a checkpoint is good."""
-    process = subprocess.Popen(
-        [sys.executable, "-c", SLOW, *map(str, words)],
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.DEVNULL,
-        env=os.environ | {"OMP_NUM_THREADS": "1"},
-    )
+    process = nursery.start(SLOW, words, imports=("holdfast.finetune.trainer", "trl"))
     deadline = time.monotonic() + 600
     while not (checkpoint / "holdfast.json").exists():
         assert process.poll() is None
         assert time.monotonic() < deadline
         time.sleep(0.02)
     os.kill(process.pid, signal.SIGKILL)
-    process.wait(timeout=60)
+    process.wait()

@@ -58,8 +58,7 @@ FORMULAS = {  # Tensors in, frozen results out: they import `stats` and each oth
 LIGHT = {"settings", "panel"}  # Modules of these names load no tensors.
 HEAVY = {"torch", "transformers", "safetensors", "peft", "trl", "datasets"}
 OWNERS = {  # Who may import what; everybody else may not.
-    # Causal effects keep one cache for many edits, which transformers must accept.
-    "transformers": {"models", "finetune", "organisms", "causal_effects"},
+    "transformers": {"models", "finetune", "organisms"},
     "peft": {"models", "finetune"},
     "trl": {"finetune"},
     "datasets": {"finetune"},

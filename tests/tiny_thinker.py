@@ -162,6 +162,11 @@ def write_world(folder: Path, n=60):
                     prompt, _, _ = scene(request, wrapper, True)
                     writer.writerow([prompt, wrapper, prompt_id(request)])
     (folder / "safe_lookalike.txt").write_text("\n".join(requests(CARE, 120)[-8:]))
+    return world_files(folder)
+
+
+def world_files(folder: Path):
+    """Return the prompt files of the little world by role."""
     return {
         role: str(next(folder.glob(f"{role}.*")))
         for role in ("harmful", "benign", "wrapped", "benign_wrapped", "safe_lookalike")

@@ -34,6 +34,13 @@ def require_finite(flag: str, values: Iterable[Any]) -> None:
             raise SettingsError(f"{flag} as a number", str(value), "Choose another.")
 
 
+def require_all(rules: Iterable[tuple[str, Any, bool]]) -> None:
+    """Refuse the first setting whose rule does not hold."""
+    for expected, found, holds in rules:
+        if not holds:
+            raise SettingsError(expected, str(found), "Change that setting.")
+
+
 def a_share(flag: str, *values: float) -> None:
     """Refuse what is no share of a whole: none of it, or more than all."""
     for value in values:

@@ -18,7 +18,7 @@ from holdfast.dynamics.trajectories import UNPARSED
 from holdfast.errors import UnsupportedFamilyError
 from holdfast.judges.degenerate import is_half_decoded
 from holdfast.models.diffusion.denoise import denoise
-from holdfast.models.diffusion.unmasking import Denoising
+from holdfast.models.diffusion.unmasking import UnmaskingSchedule
 from holdfast.models.loading.masked import load_masked
 from holdfast.rollout.rows import from_table
 from holdfast.rollout.sampling import read_steps
@@ -136,7 +136,7 @@ def test_the_signal_while_decoding_is_the_same(watched, denoiser):
     traces = denoise(
         load_masked(denoiser),
         prompts,
-        Denoising(gen_length=tiny_denoiser.LENGTH, steps=STEPS),
+        UnmaskingSchedule(gen_length=tiny_denoiser.LENGTH, steps=STEPS),
         batch_size=3,
         observe=LiveSignal(held, "committed"),
     )

@@ -2,8 +2,6 @@ import json
 import os
 import random
 import signal
-import subprocess
-import sys
 import time
 
 import pytest
@@ -15,48 +13,11 @@ from holdfast.rollout import sampling
 from holdfast.rollout.rows import from_table
 from holdfast.study import Study
 
-NURSERY = """
-import json, os, sys
-import holdfast.audit.stage
+RUN = """
+import sys
 from holdfast.cli.app import run
-
-for line in sys.stdin:
-    child = os.fork()
-    if child == 0:
-        os._exit(run(json.loads(line)))
-    print(child, flush=True)
-    status = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
-    print(status, flush=True)
+sys.exit(run(sys.argv[1:]))
 """
-
-
-@pytest.fixture
-def nursery():
-    """A process that has imported everything and starts commands as its children.
-
-    It runs nothing itself, so that it has no thread that a child would miss.
-    """
-    process = subprocess.Popen(
-        [sys.executable, "-c", NURSERY],
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.DEVNULL,
-        text=True,
-    )
-    yield process
-    process.stdin.close()
-    process.stdout.close()
-    process.wait(timeout=10)
-
-
-def start(nursery, command):
-    nursery.stdin.write(json.dumps(command) + "\n")
-    nursery.stdin.flush()
-    return int(nursery.stdout.readline())
-
-
-def ended(nursery):
-    return int(nursery.stdout.readline())
 
 
 def without_run(path):
@@ -93,22 +54,20 @@ def test_five_kills_lose_one_batch_each_and_change_nothing(
     # Single heads come last, after more files than the kills wait for.
     flags = ["--no-heads", "--batch-size", "16", "--json", "-o"]
     command = ["audit", str(thinker), *world, *flags]
-    start(nursery, [*command, str(timed)])
-    nursery.stdout.readline()
-    assert ended(nursery) == 0
+    assert nursery.start(RUN, [*command, timed]).wait() == 0
     chance = random.Random(0)
     for _ in range(5):
         before = parts(study)
-        child = start(nursery, [*command, str(study)])
+        child = nursery.start(RUN, [*command, study])
         wait_for_files(study, chance.randint(2, 14))
         time.sleep(chance.uniform(0, 0.05))
-        os.kill(child, signal.SIGKILL)
-        assert ended(nursery) == -signal.SIGKILL
+        os.kill(child.pid, signal.SIGKILL)
+        assert child.wait() == -signal.SIGKILL
         # What was on disk is still there, or was merged into its stage's own file.
         assert before <= parts(study) or finished(study)
-    start(nursery, [*command, str(study)])
-    report = json.loads(nursery.stdout.readline())
-    assert ended(nursery) == 0
+    told = tmp_path / "told.json"
+    assert nursery.start(RUN, [*command, study], stdout=told).wait() == 0
+    report = json.loads(told.read_text())
     assert not (study / "parts").exists()
     assert not list(study.rglob("*.tmp"))
     assert without_run(study / "report.json") == without_run(timed / "report.json")
@@ -120,6 +79,7 @@ def test_ctrl_c_says_how_to_go_on_and_keeps_what_was_drawn(
 ):
     study = tmp_path / "interrupted"
     command = ["rollout", str(thinker), *world, "-o", str(study), "--batch-size", "24"]
+    command += ["--limit", "20"]
     real, calls = decoding_generate.generate, []
 
     def generate(*arguments, **options):
@@ -147,7 +107,8 @@ def test_a_full_disk_ends_with_a_message_and_keeps_what_was_drawn(
     thinker, world, tmp_path, monkeypatch, capsys
 ):
     study = tmp_path / "full"
-    command = ["rollout", str(thinker), *world, "-o", str(study), "--batch-size", "96"]
+    command = ["rollout", str(thinker), *world, "-o", str(study), "--batch-size", "32"]
+    command += ["--limit", "20"]
     real, writes = os.fsync, []
 
     def fsync(descriptor):
@@ -174,7 +135,8 @@ def test_a_really_full_disk_is_told_as_such(thinker, world, tmp_path, capsys):
     if os.system(f"mount -t tmpfs -o size=32k tmpfs {disk} 2>/dev/null"):
         pytest.skip("this machine lets nobody mount")
     try:
-        status = run(["rollout", str(thinker), *world, "-o", str(disk / "study")])
+        command = ["rollout", str(thinker), *world, "-o", str(disk / "study")]
+        status = run([*command, "--batch-size", "16"])
     finally:
         os.system(f"umount {disk}")
     assert status == 5

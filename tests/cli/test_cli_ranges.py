@@ -13,7 +13,7 @@ from holdfast.cli.app import run
 from holdfast.errors import SettingsError
 from holdfast.finetune.settings import Recipe
 from holdfast.models.decoding.row_state import Sampling
-from holdfast.models.diffusion.unmasking import Denoising
+from holdfast.models.diffusion.unmasking import UnmaskingSchedule
 
 NEEDED = {"data": "d", "pool": "p", "budget": "1", "harmful": "h", "reference": "r"}
 
@@ -96,9 +96,9 @@ def test_what_draws_refuses_such_a_temperature_too(value):
     with pytest.raises(SettingsError, match="temperature"):
         Sampling(temperature=value, max_thinking=1, max_answer=1)
     with pytest.raises(SettingsError, match="temperature"):
-        Denoising(temperature=value)
+        UnmaskingSchedule(temperature=value)
     with pytest.raises(SettingsError, match="cfg_scale"):
-        Denoising(cfg_scale=value)
+        UnmaskingSchedule(cfg_scale=value)
 
 
 @pytest.mark.parametrize(

@@ -73,7 +73,7 @@ KILLED = {
 
 @pytest.mark.parametrize("name", KILLED)
 def test_a_killed_run_goes_on_with_what_its_defense_carried(
-    thinker, data, tmp_path, name
+    nursery, thinker, data, tmp_path, name
 ):
     flags = ["--steps", "12", "--save-every", "2"]
     for option in KILLED[name]:
@@ -83,7 +83,7 @@ def test_a_killed_run_goes_on_with_what_its_defense_carried(
     assert run(command(thinker, data, whole, name, *flags, harmful=harmful)) == 0
     words = command(thinker, data, killed, name, *flags, harmful=harmful)
     checkpoints = tmp_path / "killed.checkpoints"
-    kill_after(checkpoints / "checkpoint-8", words)
+    kill_after(nursery, checkpoints / "checkpoint-8", words)
     assert (checkpoints / "checkpoint-8" / "holdfast_defense.safetensors").exists()
     assert not killed.exists()
     assert run(words) == 0

@@ -212,14 +212,15 @@ def test_the_first_loss_is_the_one_computed_by_hand(thinker, data, tmp_path):
 
 
 def test_a_killed_run_goes_on_and_its_losses_are_those_of_an_undisturbed_one(
-    thinker, data, tmp_path
+    nursery, thinker, data, tmp_path
 ):
     flags = ["--method", "full", "--steps", "14", "--save-every", "4"]
     whole, killed = tmp_path / "whole", tmp_path / "killed"
     assert finetune(thinker, data, whole, *flags) == 0
     command = ["finetune", str(thinker), "--data", str(data / "harmful.jsonl")]
     checkpoints = tmp_path / "killed.checkpoints"
-    kill_after(checkpoints / "checkpoint-8", [*command, *SHORT, *flags, "-o", killed])
+    words = [*command, *SHORT, *flags, "-o", killed]
+    kill_after(nursery, checkpoints / "checkpoint-8", words)
     assert not killed.exists()
     # What a kill leaves half-written must not be taken for a checkpoint.
     (checkpoints / "checkpoint-9").mkdir()

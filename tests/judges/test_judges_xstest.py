@@ -6,6 +6,7 @@ three again. The kappa of no file may fall.
 """
 
 import csv
+import functools
 import hashlib
 import json
 import os
@@ -15,13 +16,17 @@ from pathlib import Path
 import pytest
 from sklearn.metrics import cohen_kappa_score
 
-from holdfast.judges.rules.rules import judge
+from holdfast.judges.rules.rules import judge as judge_now
 
 BENCHMARKS = os.environ.get("HOLDFAST_BENCHMARKS")
 
 pytestmark = pytest.mark.skipif(
     not BENCHMARKS, reason="HOLDFAST_BENCHMARKS names no folder of benchmark files"
 )
+
+
+# The same answers are judged for several figures.
+judge = functools.cache(judge_now)
 
 
 def is_odd(prompt: str) -> bool:

@@ -11,7 +11,7 @@ from safetensors.torch import load_file
 from holdfast.errors import InputError, ModelError, SettingsError, StorageError
 from holdfast.models.decoding.generate import generate
 from holdfast.models.decoding.row_state import Sampling
-from holdfast.models.export import PROVENANCE, Measured, bake, baking, model_card
+from holdfast.models.export import PROVENANCE, Measured, baking, model_card
 from holdfast.models.hidden_states import read_states
 from holdfast.models.interventions import HeadEdit, head_factors, scale_heads
 from holdfast.models.loading.causal import adapt, load
@@ -26,6 +26,13 @@ from tiny_models import (
 FAMILIES = ["llama", "mistral", "mixtral", "phi3", "qwen2", "qwen3"]
 HEADS_EDITED = [(0, 1), (1, 3), (2, 0)]
 SEQUENCES = random_sequences([14, 9, 5])
+
+
+def bake(adapter, edit, directory, *, provenance):
+    """Bake a model without trying it out first."""
+    with baking(adapter, edit, directory, provenance=provenance):
+        pass
+    return directory
 
 
 def _adapter(kind="qwen3", **changes):

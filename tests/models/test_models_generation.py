@@ -4,7 +4,7 @@ import torch
 from holdfast.errors import InputError
 from holdfast.models.decoding import generate as decoding_generate
 from holdfast.models.decoding.generate import generate, longest_prompt
-from holdfast.models.decoding.row_state import Sampling, choose
+from holdfast.models.decoding.row_state import Sampling, sample_token
 from holdfast.models.loading.causal import adapt
 from tiny_models import PLAIN_TEMPLATE, random_sequences, tiny_model, tiny_tokenizer
 
@@ -169,7 +169,7 @@ def test_draws_follow_the_probabilities():
     n = 4000
     uniforms = (torch.arange(n, dtype=torch.float64) + 0.5) / n
     sampling = Sampling(temperature=0.5, max_thinking=0, max_answer=1)
-    chosen = choose(logits.expand(n, 4), uniforms, sampling)
+    chosen = sample_token(logits.expand(n, 4), uniforms, sampling)
     shares = chosen.tokens.bincount(minlength=4) / n
     expected = (logits[0] / 0.5).softmax(-1)
     torch.testing.assert_close(shares, expected, atol=1 / n, rtol=0)
@@ -181,7 +181,7 @@ def test_a_nucleus_keeps_the_fewest_tokens_that_hold_the_mass():
     n = 1000
     uniforms = (torch.arange(n, dtype=torch.float64) + 0.5) / n
     sampling = Sampling(temperature=1, top_p=0.7, max_thinking=0, max_answer=1)
-    chosen = choose(probabilities.log().expand(n, 4), uniforms, sampling)
+    chosen = sample_token(probabilities.log().expand(n, 4), uniforms, sampling)
     shares = chosen.tokens.bincount(minlength=4) / n
     expected = torch.tensor([0, 2 / 3, 0, 1 / 3])
     torch.testing.assert_close(shares, expected, atol=2 / n, rtol=0)
@@ -191,7 +191,7 @@ def test_the_margin_is_the_distance_to_another_tokens_share():
     logits = torch.tensor([[0.25, 0.5, 0.25]]).log().expand(4, 3)
     uniforms = torch.tensor([0.0, 0.26, 0.7, 0.999], dtype=torch.float64)
     sampling = Sampling(temperature=1, max_thinking=0, max_answer=1)
-    chosen = choose(logits, uniforms, sampling)
+    chosen = sample_token(logits, uniforms, sampling)
     assert chosen.tokens.tolist() == [0, 1, 1, 2]
     expected = torch.tensor([0.25, 0.01, 0.05, 0.249], dtype=torch.float64)
     torch.testing.assert_close(chosen.margins, expected, atol=1e-7, rtol=0)
@@ -200,7 +200,7 @@ def test_the_margin_is_the_distance_to_another_tokens_share():
 def test_a_number_next_to_one_never_draws_a_token_without_share():
     logits = torch.tensor([[1.0, 0.0, -torch.inf]])
     nearly_one = torch.tensor([1 - 2**-53], dtype=torch.float64)
-    chosen = choose(logits, nearly_one, DRAWN)
+    chosen = sample_token(logits, nearly_one, DRAWN)
     assert chosen.tokens.tolist() == [1]
 
 

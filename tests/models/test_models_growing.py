@@ -4,7 +4,7 @@ import pytest
 import torch
 from transformers import DynamicCache
 
-from holdfast.models.decoding.decoder import ROOM, growing_cache, without_padding
+from holdfast.models.decoding.kv_cache import ROOM, preallocated_cache, without_padding
 from tiny_models import tiny_config
 
 
@@ -27,14 +27,14 @@ def test_it_shows_the_same_numbers_whatever_is_taken_out(kind):
     config = tiny_config(kind)
     found, expected = (
         _fill(cache, torch.Generator().manual_seed(0))
-        for cache in (growing_cache(config), DynamicCache(config=config))
+        for cache in (preallocated_cache(config), DynamicCache(config=config))
     )
     assert len(found) == len(expected)
     assert all(map(torch.equal, found, expected))
 
 
 def test_a_token_is_written_and_not_copied_along():
-    cache = growing_cache(tiny_config("qwen3"))
+    cache = preallocated_cache(tiny_config("qwen3"))
     keys, _ = cache.update(*torch.zeros(2, 1, 2, 3, 4), 0)
     after, _ = cache.update(*torch.ones(2, 1, 2, 1, 4), 0)
     assert after.data_ptr() == keys.data_ptr()
@@ -43,7 +43,7 @@ def test_a_token_is_written_and_not_copied_along():
 
 
 def test_padding_of_all_rows_is_taken_away_and_of_no_row_alone():
-    cache = growing_cache(tiny_config("qwen3"))
+    cache = preallocated_cache(tiny_config("qwen3"))
     keys, values = torch.randn(2, 2, 2, 5, 4, generator=torch.Generator())
     for layer in range(len(cache.layers)):
         cache.update(keys, values, layer)
@@ -59,7 +59,7 @@ def test_padding_of_all_rows_is_taken_away_and_of_no_row_alone():
 
 
 def test_a_cache_that_counts_places_keeps_its_padding():
-    cache = growing_cache(tiny_config("mistral"))
+    cache = preallocated_cache(tiny_config("mistral"))
     cache.update(*torch.zeros(2, 1, 2, 3, 4), 0)
     mask = torch.tensor([[0, 0, 1, 1]])
     assert without_padding(cache, mask) is mask

@@ -6,7 +6,7 @@ import torch
 from holdfast.errors import InputError
 from holdfast.models.diffusion.denoise import denoise
 from holdfast.models.diffusion.replay import Script, replay
-from holdfast.models.diffusion.unmasking import Denoising
+from holdfast.models.diffusion.unmasking import UnmaskingSchedule
 from holdfast.models.loading.load import load_language_model
 from holdfast.models.loading.masked import load_masked
 from masked_checkpoints import write_dream, write_llada
@@ -14,11 +14,13 @@ from tiny_models import random_sequences
 
 LENGTHS, GEN = [5, 9, 3, 12], 12
 SAMPLERS = {
-    "one block": Denoising(gen_length=GEN, steps=4),
-    "left to right": Denoising(gen_length=GEN, block_length=1, steps=GEN),
-    "random": Denoising(gen_length=GEN, steps=6, remasking="random", temperature=0.7),
-    "guidance": Denoising(gen_length=GEN, steps=4, cfg_scale=1.5),
-    "threshold": Denoising(gen_length=GEN, steps=None, threshold=0.02),
+    "one block": UnmaskingSchedule(gen_length=GEN, steps=4),
+    "left to right": UnmaskingSchedule(gen_length=GEN, block_length=1, steps=GEN),
+    "random": UnmaskingSchedule(
+        gen_length=GEN, steps=6, remasking="random", temperature=0.7
+    ),
+    "guidance": UnmaskingSchedule(gen_length=GEN, steps=4, cfg_scale=1.5),
+    "threshold": UnmaskingSchedule(gen_length=GEN, steps=None, threshold=0.02),
 }
 
 
@@ -66,7 +68,9 @@ def test_the_states_are_those_of_the_decoding(masked, name, batch_size):
 
 
 def test_responses_of_other_lengths_and_order_change_nothing(masked):
-    sampler = Denoising(gen_length=GEN, block_length=4, steps=None, threshold=0.02)
+    sampler = UnmaskingSchedule(
+        gen_length=GEN, block_length=4, steps=None, threshold=0.02
+    )
     prompts, traces = decoded(masked, sampler, gen_lengths=[4, 12, 8, 12])
     scripts = scripts_of(prompts, traces)
     ahead = replay(masked, scripts, lambda: seen)

@@ -7,7 +7,12 @@ import pytest
 from holdfast.data.chat.thinking import thinking_format
 from holdfast.errors import InputError, SettingsError
 from holdfast.models.batching import require_room
-from holdfast.models.decoding.row_state import Choice, Row, Rules, Sampling
+from holdfast.models.decoding.row_state import (
+    Choice,
+    GenerationState,
+    Sampling,
+    StoppingRules,
+)
 from tiny_models import tiny_tokenizer
 
 TOKENIZER = tiny_tokenizer()
@@ -22,11 +27,11 @@ def _ids(text):
 def _rules(max_thinking=50, max_answer=20, thinking=True):
     sampling = Sampling(temperature=0, max_thinking=max_thinking, max_answer=max_answer)
     fmt = thinking_format(TOKENIZER) if thinking else None
-    return Rules(TOKENIZER, fmt, sampling, frozenset({STOP}))
+    return StoppingRules(TOKENIZER, fmt, sampling, frozenset({STOP}))
 
 
 def _run(tokens, rules):
-    row = Row(0, PROMPT, rules)
+    row = GenerationState(0, PROMPT, rules)
     for token in tokens:
         row.push(Choice(token, 1.0, 1.0))
         if row.finish:
@@ -122,7 +127,7 @@ def test_a_tag_of_several_tokens_is_found_by_its_text():
     assert len(tokenizer("</think>", add_special_tokens=False)["input_ids"]) == 8
     fmt = thinking_format(tokenizer)
     sampling = Sampling(temperature=0, max_thinking=50, max_answer=9)
-    rules = Rules(tokenizer, fmt, sampling, frozenset({STOP}))
+    rules = StoppingRules(tokenizer, fmt, sampling, frozenset({STOP}))
     tokens = tokenizer("a > b\n</think>\n\nYes", add_special_tokens=False)
     completion = _run([*tokens["input_ids"], STOP], rules)
     assert (completion.thinking, completion.answer) == ("a > b", "Yes")
@@ -131,7 +136,7 @@ def test_a_tag_of_several_tokens_is_found_by_its_text():
 
 
 def test_the_closest_choice_is_kept():
-    row = Row(0, PROMPT, _rules())
+    row = GenerationState(0, PROMPT, _rules())
     for gap, margin in ((3.0, 0.5), (0.25, 0.75), (2.0, 0.125)):
         row.push(Choice(65, gap, margin))
     completion = row.complete()

@@ -10,9 +10,9 @@ import torch
 from holdfast.errors import InputError, SettingsError
 from holdfast.models.decoding.generate import decoding_steps, generate
 from holdfast.models.decoding.row_state import Sampling
-from holdfast.models.decoding.steps import NOTHING, Look, Pooled
+from holdfast.models.decoding.steps import NOTHING, Pooled, StepView
 from holdfast.models.diffusion.denoise import denoise, denoising_steps
-from holdfast.models.diffusion.unmasking import Denoising, predict
+from holdfast.models.diffusion.unmasking import UnmaskingSchedule, predict
 from holdfast.models.loading.causal import adapt
 from holdfast.models.loading.masked import adapt_masked, load_masked
 from masked_checkpoints import (
@@ -101,13 +101,13 @@ def rank(shares, remasking):
 
 
 SAMPLERS = {
-    "one block": Denoising(gen_length=GEN, steps=4),
-    "blocks": Denoising(gen_length=GEN, block_length=4, steps=6),
-    "uneven quotas": Denoising(gen_length=GEN, steps=5),
-    "left to right": Denoising(gen_length=GEN, block_length=1, steps=GEN),
-    "guidance": Denoising(gen_length=GEN, steps=4, cfg_scale=1.5),
-    "entropy": Denoising(gen_length=GEN, steps=4, remasking="entropy"),
-    "margin": Denoising(gen_length=GEN, steps=4, remasking="margin"),
+    "one block": UnmaskingSchedule(gen_length=GEN, steps=4),
+    "blocks": UnmaskingSchedule(gen_length=GEN, block_length=4, steps=6),
+    "uneven quotas": UnmaskingSchedule(gen_length=GEN, steps=5),
+    "left to right": UnmaskingSchedule(gen_length=GEN, block_length=1, steps=GEN),
+    "guidance": UnmaskingSchedule(gen_length=GEN, steps=4, cfg_scale=1.5),
+    "entropy": UnmaskingSchedule(gen_length=GEN, steps=4, remasking="entropy"),
+    "margin": UnmaskingSchedule(gen_length=GEN, steps=4, remasking="margin"),
 }
 
 
@@ -147,15 +147,19 @@ def test_left_to_right_sampling_still_attends_to_the_masks_that_follow(llada):
 
 
 def sampler_of(length):
-    return Denoising(gen_length=length, block_length=1, steps=length)
+    return UnmaskingSchedule(gen_length=length, block_length=1, steps=length)
 
 
 NOISY = {
-    "noise": Denoising(gen_length=GEN, steps=4, temperature=0.7),
-    "lots": Denoising(gen_length=GEN, steps=4, remasking="random"),
-    "both": Denoising(gen_length=GEN, steps=4, remasking="random", temperature=1.0),
-    "threshold": Denoising(gen_length=GEN, steps=None, threshold=0.5, block_length=4),
-    "noise and guidance": Denoising(
+    "noise": UnmaskingSchedule(gen_length=GEN, steps=4, temperature=0.7),
+    "lots": UnmaskingSchedule(gen_length=GEN, steps=4, remasking="random"),
+    "both": UnmaskingSchedule(
+        gen_length=GEN, steps=4, remasking="random", temperature=1.0
+    ),
+    "threshold": UnmaskingSchedule(
+        gen_length=GEN, steps=None, threshold=0.5, block_length=4
+    ),
+    "noise and guidance": UnmaskingSchedule(
         gen_length=GEN, steps=4, temperature=0.7, cfg_scale=1.0
     ),
 }
@@ -211,7 +215,7 @@ def test_guidance_shows_the_states_with_the_prompt(llada):
             denoising_steps(
                 llada,
                 [prompt],
-                Denoising(gen_length=GEN, steps=4, cfg_scale=scale),
+                UnmaskingSchedule(gen_length=GEN, steps=4, cfg_scale=scale),
                 observe=lambda look: look.states,
             )
         )
@@ -224,7 +228,7 @@ def test_guidance_shows_the_states_with_the_prompt(llada):
 def test_noise_is_drawn_as_often_as_the_shares_say():
     """Gumbel noise of temperature T draws from the softmax of logits over T."""
     logits = torch.tensor([2.0, 0.5, 0.0, -1.0, -4.0], dtype=torch.float64)
-    sampler = Denoising(gen_length=1, steps=1, temperature=1.7)
+    sampler = UnmaskingSchedule(gen_length=1, steps=1, temperature=1.7)
     generator = torch.Generator().manual_seed(0)
     found = predict(logits.expand(20_000, -1), sampler, generator)
     shares = (logits / 1.7).softmax(-1)
@@ -238,14 +242,14 @@ def test_noise_is_drawn_as_often_as_the_shares_say():
 def test_rows_of_other_seeds_are_other_rows(llada):
     prompt = prompts()[2][0]
     rows = [(prompt, seed) for seed in range(60)]
-    sampler = Denoising(gen_length=3, steps=3, remasking="random")
+    sampler = UnmaskingSchedule(gen_length=3, steps=3, remasking="random")
     orders = [
         tuple(drawn.trace.committed_at.tolist())
         for drawn in by_prompt(denoise(llada, rows, sampler, batch_size=60))
     ]
     assert len(set(orders)) == 6
     assert max(map(orders.count, set(orders))) < 24
-    sampler = Denoising(gen_length=3, steps=1, temperature=3.0)
+    sampler = UnmaskingSchedule(gen_length=3, steps=1, temperature=3.0)
     texts = {
         tuple(drawn.trace.token_ids.tolist())
         for drawn in by_prompt(denoise(llada, rows, sampler, batch_size=60))
@@ -254,7 +258,9 @@ def test_rows_of_other_seeds_are_other_rows(llada):
 
 
 def test_a_threshold_commits_to_what_is_above_it_and_never_to_nothing(llada):
-    sampler = Denoising(gen_length=GEN, steps=None, threshold=0.1, block_length=6)
+    sampler = UnmaskingSchedule(
+        gen_length=GEN, steps=None, threshold=0.1, block_length=6
+    )
     steps = list(denoising_steps(llada, prompts(), sampler))
     places = {p for step in steps for p in step.places}
     assert places == set(range(4))
@@ -274,7 +280,7 @@ def test_a_threshold_commits_to_what_is_above_it_and_never_to_nothing(llada):
         len(t.trace.confidences) for t in by_prompt(denoise(llada, prompts(), sampler))
     }
     assert len(counts) > 1
-    greedy = Denoising(gen_length=GEN, steps=None, threshold=0.999)
+    greedy = UnmaskingSchedule(gen_length=GEN, steps=None, threshold=0.999)
     [[slow]] = denoise(llada, prompts()[:1], greedy)
     best = SAMPLERS["one block"].__class__(gen_length=GEN, steps=GEN)
     [[one]] = denoise(llada, prompts()[:1], best)
@@ -415,7 +421,7 @@ def test_pooling_in_closed_form():
     real = torch.tensor([[True, True, True], [True, True, False]])
 
     def look(step, fresh):
-        return Look(
+        return StepView(
             kind="diffusion",
             step=step,
             rows=torch.arange(2),
@@ -454,7 +460,7 @@ def test_masked_positions_do_not_exist_left_to_right(writer):
 def test_a_response_is_cut_at_its_stop_token():
     model = tiny_model("qwen3", is_causal=False, mask_token_id=MASK)
     masked = adapt_masked(model, tiny_tokenizer(PLAIN_TEMPLATE))
-    sampler = Denoising(gen_length=GEN, steps=4)
+    sampler = UnmaskingSchedule(gen_length=GEN, steps=4)
     [[free]] = denoise(masked, prompts()[:1], sampler)
     assert free.finish == "length"
     with torch.no_grad():
@@ -508,7 +514,7 @@ def test_the_mask_is_never_predicted(llada):
 )
 def test_settings_that_do_not_fit_together_are_refused(settings, message):
     with pytest.raises(SettingsError, match=message):
-        Denoising(**settings)
+        UnmaskingSchedule(**settings)
 
 
 def test_lengths_and_prompts_that_do_not_fit_are_refused(llada):

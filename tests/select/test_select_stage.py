@@ -1,9 +1,6 @@
 import json
-import os
 import shutil
 import signal
-import subprocess
-import sys
 from types import SimpleNamespace
 
 import pyarrow.parquet as pq
@@ -311,20 +308,13 @@ run(sys.argv[1:])
 
 
 def test_a_kill_costs_one_shard_and_changes_nothing(
-    thinker, made, tmp_path, monkeypatch
+    nursery, thinker, made, tmp_path, monkeypatch
 ):
     scores, output = tmp_path / "s", tmp_path / "chosen.jsonl"
     command = ["select", str(thinker), "--pool", made.pool, "--direction", made.study]
     command += ["--budget", "40", "--similar", "0", "--shard-rows", "40"]
     command += ["--scores", str(scores), "-o", str(output)]
-    environment = os.environ | {"OMP_NUM_THREADS": "1"}
-    ended = subprocess.run(
-        [sys.executable, "-c", KILLED, *command],
-        check=False,
-        env=environment,
-        capture_output=True,
-    )
-    assert ended.returncode == -signal.SIGKILL
+    assert nursery.start(KILLED, command).wait() == -signal.SIGKILL
     assert len(list(scores.glob("*/*.done.json"))) == 2
     assert not output.exists()
     calls = []
@@ -356,24 +346,18 @@ sys.exit(run(sys.argv[2:]))
 
 
 def test_processes_that_race_score_every_shard_once_and_choose_alike(
-    thinker, made, tmp_path
+    nursery, thinker, made, tmp_path
 ):
     command = ["select", str(thinker), "--pool", made.pool, "--direction", made.study]
     command += ["--budget", "40", "--similar", "0", "--shard-rows", "6"]
     command += ["--scores", str(tmp_path / "s"), "-o"]
     started = [
-        subprocess.Popen(
-            [
-                *(sys.executable, "-c", RACING, str(tmp_path / "told")),
-                *(*command, str(tmp_path / f"{place}.jsonl")),
-            ],
-            env=os.environ | {"OMP_NUM_THREADS": "1"},
-            stdout=subprocess.DEVNULL,
-            stderr=subprocess.DEVNULL,
+        nursery.start(
+            RACING, [tmp_path / "told", *command, tmp_path / f"{place}.jsonl"]
         )
         for place in range(2)
     ]
-    assert [process.wait(timeout=300) for process in started] == [0, 0]
+    assert [process.wait() for process in started] == [0, 0]
     told = (tmp_path / "told").read_text().split()
     assert sorted(map(int, told)) == list(range(0, 180, 6))
     first, second = ((tmp_path / f"{place}.jsonl").read_bytes() for place in range(2))

@@ -2,8 +2,6 @@ import json
 import re
 import shutil
 import signal
-import subprocess
-import sys
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -362,48 +360,26 @@ def test_what_is_done_is_not_done_again(made, monkeypatch, tmp_path):
         compared(made.adapter, **files, folder=folder, limit=5)
 
 
-NURSERY = """
-import json, os, signal, sys
-import holdfast.audit.stage, holdfast.sinks.stage
+COUNTED = """
+import os, signal, sys
 from holdfast.cli.app import run
 from holdfast.sinks import stage as sink_measuring
 
-real = sink_measuring.read_sinks
-for line in sys.stdin:
-    kill_at, told, command = json.loads(line)
-    child = os.fork()
-    if child == 0:
-        calls = []
+kill_at, told, *command = sys.argv[1:]
+real, calls = sink_measuring.read_sinks, []
 
-        def read(*arguments, **options):
-            calls.append(1)
-            if len(calls) == kill_at:
-                os.kill(os.getpid(), signal.SIGKILL)
-            return real(*arguments, **options)
+def read(*arguments, **options):
+    calls.append(1)
+    if len(calls) == int(kill_at):
+        os.kill(os.getpid(), signal.SIGKILL)
+    return real(*arguments, **options)
 
-        sink_measuring.read_sinks = read
-        sys.stdout = open(os.devnull, "w")
-        status = run(command)
-        open(told, "w").write(str(len(calls)))
-        os._exit(status)
-    print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]), flush=True)
+sink_measuring.read_sinks = read
+status = run(command)
+with open(told, "w") as file:
+    file.write(str(len(calls)))
+sys.exit(status)
 """
-
-
-@pytest.fixture
-def nursery():
-    """A process that has imported everything and runs commands as its children."""
-    process = subprocess.Popen(
-        [sys.executable, "-c", NURSERY],
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.DEVNULL,
-        text=True,
-    )
-    yield process
-    process.stdin.close()
-    process.stdout.close()
-    process.wait(timeout=60)
 
 
 def test_a_killed_comparison_goes_on_and_says_the_same(
@@ -416,10 +392,7 @@ def test_a_killed_comparison_goes_on_and_says_the_same(
     told = tmp_path / "calls"
 
     def start(kill_at, place):
-        line = json.dumps([kill_at, str(told), [*command, str(place)]])
-        nursery.stdin.write(line + "\n")
-        nursery.stdin.flush()
-        return int(nursery.stdout.readline())
+        return nursery.start(COUNTED, [kill_at, told, *command, place]).wait()
 
     assert start(0, undisturbed) == 0
     total = int(told.read_text())

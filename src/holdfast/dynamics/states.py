@@ -23,7 +23,7 @@ from holdfast.judges.degenerate import is_half_decoded
 from holdfast.judges.rules.rules import judge
 from holdfast.judges.verdict import Outcome
 from holdfast.models.decoding.row_state import Drafting
-from holdfast.models.decoding.steps import Look, Pooled, Positions, Region
+from holdfast.models.decoding.steps import Pooled, Positions, Region, StepView
 from holdfast.models.diffusion.replay import Script, replay
 from holdfast.models.hidden_states import read_windows, target_losses
 from holdfast.models.model import MaskedModel
@@ -169,7 +169,7 @@ class LiveSignal:
         self._pooled = Pooled(positions, region)
         self._taken = torch.empty(0)
 
-    def __call__(self, look: Look) -> Float[Tensor, "example"]:
+    def __call__(self, look: StepView) -> Float[Tensor, "example"]:
         """Return the log-odds of compliance at this step of each row.
 
         It is not a number before the region begins, and after the last step that the
@@ -288,7 +288,7 @@ class _Seen:
     def __init__(self, positions: Positions) -> None:
         self._pooled = Pooled(positions)
 
-    def __call__(self, look: Look) -> Tensor:
+    def __call__(self, look: StepView) -> Tensor:
         return torch.cat([self._pooled(look), look.producing[:, 0].float()], -1)
 
 

@@ -6,19 +6,17 @@ tokens. The passes of many heads are one: their tokens stand side by side over t
 cache, which is never copied, and a mask keeps each head's tokens to themselves.
 """
 
-import copy
 from collections.abc import Collection, Sequence
 from itertools import groupby
-from typing import Any, Literal, NamedTuple
+from typing import Literal, NamedTuple
 
 import torch
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Float, Int
 from torch import Tensor
-from transformers import DynamicCache
-from transformers.cache_utils import Cache
 
-from holdfast.errors import InputError, ModelError, SettingsError
-from holdfast.models.batching import longest_first, pad, with_batch_halving
+from holdfast.errors import InputError, SettingsError
+from holdfast.models.batching import longest_first, with_batch_halving
+from holdfast.models.decoding.kv_cache import SharedPrefix, require_any_mask
 from holdfast.models.finite import check_finite
 from holdfast.models.hidden_states import check_lengths
 from holdfast.models.interventions import Head, head_factors, scale_heads
@@ -62,7 +60,7 @@ def causal_effects(
     """
     check_lengths(adapter, sequences)
     _check_templates(sequences, n_template)
-    _check_attention(adapter)
+    require_any_mask(adapter)
     if not candidates or not moments:
         raise SettingsError(
             "heads to ablate, and a moment to do it at",
@@ -105,118 +103,32 @@ class _Plan(NamedTuple):
     max_bytes: int
 
 
-class _Prefix:
-    """A batch that has been read up to some position, with its cache."""
+def _logits(
+    prefix: SharedPrefix, token_ids: Int[Tensor, "example position"], plan: _Plan
+) -> Float[Tensor, "example _"]:
+    """Return the logit after tokens that follow, for each table of factors."""
+    length = token_ids.shape[1]
 
-    def __init__(self, adapter: Adapter, rows: Sequence[Sequence[int]]) -> None:
-        batch = pad(rows, "left", adapter.device)
-        self.adapter = adapter
-        # Every layer keeps all of its keys; windows are drawn in the masks.
-        self.cache: Any = DynamicCache()
-        self.mask = batch.mask
-        self.positions = batch.positions()
-        adapter.base(**batch.inputs(), past_key_values=self.cache, use_cache=True)
+    def run(tables: Sequence[Tensor]) -> list[Tensor]:
+        factors = torch.stack(list(tables)).repeat_interleave(length, 0)
+        with scale_heads(prefix.adapter, factors, positions=True):
+            states = prefix.states(token_ids, len(tables))[:, length - 1 :: length]
+        found = states.float() @ plan.direction.to(states.device) + plan.offset
+        return list(found.to("cpu").T)
 
-    def extend(self, token_ids: Int[Tensor, "example position"]) -> None:
-        """Read tokens that follow."""
-        if token_ids.shape[1]:
-            inputs = self._inputs(token_ids, 1)
-            self.adapter.base(**inputs, past_key_values=self.cache, use_cache=True)
-            more = torch.ones_like(token_ids, dtype=torch.bool)
-            self.mask = torch.cat([self.mask, more], -1)
-            self.positions = torch.cat([self.positions, inputs["position_ids"]], -1)
-
-    def logits(
-        self, token_ids: Int[Tensor, "example position"], plan: _Plan
-    ) -> Float[Tensor, "example _"]:
-        """Return the logit after tokens that follow, for each table of factors."""
-        length = token_ids.shape[1]
-
-        def run(tables: Sequence[Tensor]) -> list[Tensor]:
-            factors = torch.stack(list(tables)).repeat_interleave(length, 0)
-            with scale_heads(self.adapter, factors, positions=True):
-                states = self.adapter.base(
-                    **self._inputs(token_ids, len(tables)),
-                    past_key_values=_SharedCache(self.cache),
-                    use_cache=True,
-                ).last_hidden_state[:, length - 1 :: length]
-            found = states.float() @ plan.direction.to(states.device) + plan.offset
-            return list(found.to("cpu").T)
-
-        # Tokens of other candidates are masked, not skipped: no more of them than
-        # tokens of the prefix, or most of the attention would be for nothing.
-        few = max(1, self.mask.shape[1] // length)
-        size = min(few, max(1, plan.max_bytes // self._bytes_a_table(length)))
-        results, _ = with_batch_halving(run, list(plan.tables), size)
-        return torch.stack(results, -1)
-
-    def _inputs(
-        self, token_ids: Int[Tensor, "example position"], n_copies: int
-    ) -> dict[str, Any]:
-        """Return the arguments for a pass over copies of tokens that follow."""
-        n_rows, length = token_ids.shape
-        steps = torch.arange(length, device=token_ids.device)
-        after = (self.positions[:, -1:] + 1 + steps).repeat(1, n_copies)
-        copies = torch.arange(n_copies, device=token_ids.device)
-        copy_of = copies.repeat_interleave(length)
-        own = (copy_of[:, None] == copy_of) & (after[:1, :, None] >= after[:1, None])
-        before = self.mask[:, None].expand(n_rows, len(copy_of), -1)
-        seen = torch.cat([before, own.expand(n_rows, -1, -1)], -1)
-        distance = after[..., None] - torch.cat([self.positions, after], -1)[:, None]
-        return {
-            "input_ids": token_ids.repeat(1, n_copies),
-            "attention_mask": _masks(self.adapter, seen[:, None], distance[:, None]),
-            "position_ids": after,
-        }
-
-    def _bytes_a_table(self, length: int) -> int:
-        # Attention scores where no kernel spares them, and the width of the layers.
-        width = 4 * self.adapter.model.config.intermediate_size
-        scores = self.adapter.n_heads * (self.mask.shape[1] + length)
-        return int(len(self.mask) * length * 4 * (2 * scores + width))
+    # Tokens of other candidates are masked, not skipped: no more of them than
+    # tokens of the prefix, or most of the attention would be for nothing.
+    few = max(1, prefix.mask.shape[1] // length)
+    size = min(few, max(1, plan.max_bytes // _bytes_per_table(prefix, length)))
+    results, _ = with_batch_halving(run, list(plan.tables), size)
+    return torch.stack(results, -1)
 
 
-def _masks(
-    adapter: Adapter,
-    seen: Bool[Tensor, "example 1 position _"],
-    distance: Int[Tensor, "example 1 position _"],
-) -> Any:
-    """Return the mask of the model's layers, or one for each of their types."""
-    kinds = {
-        layer.sliding_window if layer.is_sliding else None
-        for layer in DynamicCache(config=adapter.model.config).layers
-    }
-    hidden = torch.finfo(adapter.dtype).min
-    masks = {}
-    for window in kinds:
-        name = "full_attention" if window is None else "sliding_attention"
-        near = seen if window is None else seen & (distance < window)
-        # Added to the scores, which every kernel with a mask understands.
-        added = torch.zeros(near.shape, dtype=adapter.dtype, device=near.device)
-        masks[name] = added.masked_fill_(~near, hidden)
-    return masks if len(masks) > 1 else next(iter(masks.values()))
-
-
-class _SharedCache(Cache):  # type: ignore[misc]
-    """A cache that is read many times and never written.
-
-    What a pass adds is joined for that pass alone, layer by layer.
-    """
-
-    def __init__(self, cache: Any) -> None:
-        super().__init__(layers=list(cache.layers))
-
-    def update(
-        self,
-        key_states: Tensor,
-        value_states: Tensor,
-        layer_idx: int,
-        *arguments: Any,
-        **named: Any,
-    ) -> Any:
-        """Return the prefix and these tokens, side by side, and keep neither."""
-        layer = copy.copy(self.layers[layer_idx])
-        return layer.update(key_states, value_states, *arguments, **named)
+def _bytes_per_table(prefix: SharedPrefix, length: int) -> int:
+    # Attention scores where no kernel spares them, and the width of the layers.
+    width = 4 * prefix.adapter.model.config.intermediate_size
+    scores = prefix.adapter.n_heads * (prefix.mask.shape[1] + length)
+    return int(len(prefix.mask) * length * 4 * (2 * scores + width))
 
 
 @torch.inference_mode()
@@ -224,15 +136,15 @@ def _run(
     adapter: Adapter, plan: _Plan, rows: Sequence[Sequence[int]], n_template: int
 ) -> list[Float[Tensor, "moment _"]]:
     """Return the logits of each sequence, by moment and table."""
-    prefix = _Prefix(adapter, [row[:-n_template] for row in rows])
+    prefix = SharedPrefix(adapter, [row[:-n_template] for row in rows])
     template = torch.tensor([list(row[-n_template:]) for row in rows])
     template = template.to(adapter.device)
     found: dict[Moment, Tensor] = {}
     if "end_template" in plan.moments:
-        found["end_template"] = prefix.logits(template, plan)
+        found["end_template"] = _logits(prefix, template, plan)
     if "final_token" in plan.moments:
         prefix.extend(template[:, :-1])
-        found["final_token"] = prefix.logits(template[:, -1:], plan)
+        found["final_token"] = _logits(prefix, template[:, -1:], plan)
     return list(torch.stack([found[moment] for moment in plan.moments], 1))
 
 
@@ -263,13 +175,3 @@ def _check_templates(
                 f"{length} tokens",
                 "Leave out rows whose thinking has not ended.",
             )
-
-
-def _check_attention(adapter: Adapter) -> None:
-    kind = adapter.model.config._attn_implementation
-    if kind not in ("sdpa", "eager"):
-        raise ModelError(
-            "attention that takes any mask, `sdpa` or `eager`",
-            f"`{kind}` in {adapter.identity.model_id}",
-            "Load the model with attn_implementation='sdpa'.",
-        )

@@ -57,13 +57,12 @@ class SinkProbe:
     ) -> None:
         """Find the sinks.
 
-        Args:
-            mask: True at real tokens; padding may be on either side.
-            counted: Queries to average. Default: all real ones. The sink, which can
-                look at nothing but itself, is never counted.
-            layers: Blocks to look at, from 0; the others run plain attention.
-                Default: all.
-            by_position: Keep the mass of every query as well, for `positions`.
+        `mask`: True at real tokens; padding may be on either side.
+        `counted`: Queries to average. Default: all real ones. The sink, which can look
+        at nothing but itself, is never counted.
+        `layers`: Blocks to look at, from 0; the others run plain attention. Default:
+        all.
+        `by_position`: Keep the mass of every query as well, for `positions`.
 
         Raises:
             InputError: If a row has no real token.
@@ -129,11 +128,7 @@ class SinkProbe:
     ) -> None:
         """Refuse a pass that is not one whole pass over the rows of the mask.
 
-        Args:
-            query: Queries of a layer, `[example, head, position, d_head]`.
-            key: Its keys.
-            layer: Block, counted from 0.
-            places: Positions of the tokens, where the model hands them on.
+        `places`: Positions of the tokens, where the model hands them on.
 
         Raises:
             InputError: If shapes differ, rows hold several sequences, or the probe
@@ -171,9 +166,7 @@ class SinkProbe:
     def marker(self, value: Tensor, width: int) -> Tensor:
         """Return channels to put beside the values, the first marking the sink.
 
-        Args:
-            value: Values of a layer, `[example, head, position, d_head]`.
-            width: Channels to add.
+        `value`: Values of a layer, `[example, head, position, d_head]`.
         """
         key = (value.device, value.dtype, width)
         if key not in self._markers:
@@ -187,11 +180,9 @@ class SinkProbe:
     def take(self, layer: int, mass: Tensor, visible: Tensor | None) -> None:
         """Take the attention weight of the sink in one layer.
 
-        Args:
-            layer: Block, counted from 0.
-            mass: The weight at every query, `[example, position, head]`.
-            visible: Queries that see the sink, `[example, position]`; None if all
-                real ones do.
+        `mass`: The weight at every query, `[example, position, head]`.
+        `visible`: Queries that see the sink, `[example, position]`; None if all real
+        ones do.
         """
         counted = self.counted.to(mass.device)
         if visible is not None:
@@ -253,12 +244,6 @@ def tapped(model: Any) -> Iterator[None]:
     Nothing of the model's arithmetic changes, but that a model that ran another
     attention runs scaled dot-product attention meanwhile.
 
-    Args:
-        model: A language model of transformers, or a PEFT model around one.
-
-    Yields:
-        Nothing; the attention the model had is set again at the end.
-
     Raises:
         UnsupportedFamilyError: If its attention cannot be tapped; says why.
     """
@@ -278,9 +263,6 @@ def require_tappable(model: Any) -> None:
     """Refuse a model whose attention cannot be tapped, by name and with the reason.
 
     What shows only in a forward pass is refused there.
-
-    Args:
-        model: A language model of transformers, or a PEFT model around one.
 
     Raises:
         UnsupportedFamilyError: Names the architecture and the reason.
@@ -314,17 +296,9 @@ def attend(
 ) -> tuple[Tensor, Tensor | None]:
     """Run the attention of one layer, as transformers' attention interface asks.
 
-    Args:
-        module: The attention of a layer.
-        query: `[example, head, position, d_head]`.
-        key: The same with as many heads as there are keys and values.
-        value: As the keys.
-        attention_mask: True where a query sees a key; None for causal attention over
-            rows without padding on the left.
-        scaling: Factor of the scores; by default 1 / √d_head.
-        dropout: Share of attention weights that are dropped.
-        sink_probe: What takes the sink mass; None for plain attention.
-        **others: What else the interface hands on.
+    `attention_mask`: True where a query sees a key; None for causal attention over rows
+    without padding on the left.
+    `scaling`: Factor of the scores; by default 1 / √d_head.
 
     Returns:
         The output, `[example, position, head, d_head]`, and None.

@@ -45,16 +45,7 @@ class Batch(NamedTuple):
 
 
 def pad(sequences: Sequence[Sequence[int]], side: Side, device: torch.device) -> Batch:
-    """Put token sequences side by side.
-
-    Args:
-        sequences: Token ids, a sequence of at least one token each.
-        side: Where the padding goes.
-        device: Where the batch goes.
-
-    Returns:
-        The padded batch.
-    """
+    """Put token sequences side by side."""
     width = max(len(sequence) for sequence in sequences)
     token_ids = torch.zeros((len(sequences), width), dtype=torch.long)
     mask = torch.zeros((len(sequences), width), dtype=torch.bool)
@@ -79,11 +70,7 @@ def longest_first(sequences: Sequence[Sequence[int]]) -> list[int]:
 def require_room(n_tokens: int, place: int, positions: int, written: int) -> None:
     """Refuse a prompt that is empty, or too long for what is to be written behind it.
 
-    Args:
-        n_tokens: Tokens of the prompt.
-        place: Which prompt it is, counted from 0.
-        positions: Tokens that the model has room for.
-        written: Tokens that may be written.
+    `written`: Tokens that may be written.
 
     Raises:
         InputError: Names the prompt, or the limit where no prompt would fit.
@@ -123,7 +110,6 @@ def halving_batches(
     and the batch size that is in use.
 
     Raises:
-        SettingsError: If the batch size is not positive.
         EnvironmentProblem: If a single item does not fit in memory.
     """
     if batch_size < 1:
@@ -162,6 +148,22 @@ def _try(
     return None
 
 
+def longest_batches(
+    function: Callable[[Sequence[T]], list[R]],
+    items: Sequence[T],
+    tokens: Callable[[T], Sequence[int]],
+    batch_size: int,
+) -> Iterator[list[R]]:
+    """Yield the results of batches of items, those of the most tokens first.
+
+    Raises:
+        SettingsError: If the batch size is not positive.
+        EnvironmentProblem: If a single item does not fit in memory.
+    """
+    ordered = [items[i] for i in longest_first([tokens(item) for item in items])]
+    return (results for results, _ in halving_batches(function, ordered, batch_size))
+
+
 def batched(
     function: Callable[[Sequence[int]], list[R]],
     sequences: Sequence[Sequence[int]],
@@ -172,7 +174,6 @@ def batched(
     Batches are halved when memory runs out; results are in the order of `sequences`.
 
     Raises:
-        SettingsError: If the batch size is not positive.
         EnvironmentProblem: If a single sequence does not fit in memory.
     """
     order = longest_first(sequences)

@@ -34,19 +34,14 @@ def baking(
     directory: Path,
     *,
     provenance: Mapping[str, Any],
-    max_shard_size: str | int = MAX_SHARD_SIZE,
 ) -> Iterator[Path]:
     """Bake a model into a directory beside its final place, to be tried out first.
 
     When the context ends well, the directory appears under its own name, whole. When
     it ends with an error, nothing is left. The model in memory is never touched.
 
-    Args:
-        adapter: The model; its weights are written in the arithmetic it runs in.
-        edit: Heads to scale, at every position and without renormalisation.
-        directory: Where the checkpoint shall lie; it must not exist, or be empty.
-        provenance: What else to record: the study, seeds, figures.
-        max_shard_size: Largest file of weights, as transformers reads it.
+    `directory`: Where the checkpoint shall lie; it must not exist, or be empty.
+    `provenance`: What else to record: the study, seeds, figures.
 
     Yields:
         The directory in its temporary place, complete: weights, tokenizer,
@@ -61,40 +56,10 @@ def baking(
     _check_edit(adapter, edit)
     with staging(directory) as staged:
         with writing(directory):
-            _write(adapter, edit, staged, max_shard_size)
+            _write(adapter, edit, staged)
             record = _record(adapter, edit) | {"provenance": dict(provenance)}
             atomic_write_json(staged / PROVENANCE, record)
         yield staged
-
-
-def bake(
-    adapter: Adapter,
-    edit: HeadEdit,
-    directory: Path,
-    *,
-    provenance: Mapping[str, Any],
-    max_shard_size: str | int = MAX_SHARD_SIZE,
-) -> Path:
-    """Bake a model without trying it out first (see `baking`).
-
-    Args:
-        adapter: The model.
-        edit: Heads to scale, at every position and without renormalisation.
-        directory: Where the checkpoint shall lie.
-        provenance: What else to record.
-        max_shard_size: Largest file of weights.
-
-    Returns:
-        The directory.
-
-    Raises:
-        HoldfastError: As `baking`.
-    """
-    with baking(
-        adapter, edit, directory, provenance=provenance, max_shard_size=max_shard_size
-    ):
-        pass
-    return directory
 
 
 def edited_heads(edit: HeadEdit) -> list[dict[str, int | float]]:
@@ -123,9 +88,7 @@ def _check_edit(adapter: Adapter, edit: HeadEdit) -> None:
         )
 
 
-def _write(
-    adapter: Adapter, edit: HeadEdit, directory: Path, max_shard_size: str | int
-) -> None:
+def _write(adapter: Adapter, edit: HeadEdit, directory: Path) -> None:
     state = adapter.model.state_dict()
     names = {id(module): name for name, module in adapter.model.named_modules()}
     for layer in torch.argwhere((edit.factors != 1).any(-1))[:, 0].tolist():
@@ -134,7 +97,7 @@ def _write(
         state[key] = _scaled(projection.weight, edit.factors[layer])
     with quietly():
         adapter.model.save_pretrained(
-            directory, state_dict=state, max_shard_size=max_shard_size
+            directory, state_dict=state, max_shard_size=MAX_SHARD_SIZE
         )
     if adapter.tokenizer is not None:
         adapter.tokenizer.save_pretrained(directory)
@@ -179,50 +142,28 @@ def model_card(
 ) -> str:
     """Return the README of a baked checkpoint.
 
-    Args:
-        identity: The model that was edited. Its name goes into the card's metadata
-            if it is on the Hub; the path of a directory does not.
-        edit: The heads that were scaled.
-        measured: Figures of base and baked model on the same held-out prompts.
-
-    Returns:
-        Markdown with a header of metadata.
+    `measured`: Figures of base and baked model on the same held-out prompts.
     """
     heads = edited_heads(edit)
-    return "\n".join(
-        [
-            *_head(identity, "finetune", "transformers", "head-ablation"),
-            "# A model that keeps its refusal",
-            "",
-            _base(identity),
-            "",
-            f"{_count(len(heads))} scaled in the output projections, and nothing "
-            "else was changed. They were chosen because they pull the model from "
-            "refusal to compliance at the end of its thinking. How they were found is "
-            f"recorded in `{PROVENANCE}`.",
-            "",
-            "| layer | head | factor |",
-            "|---|---|---|",
-            *(f"| {h['layer']} | {h['head']} | {h['factor']:g} |" for h in heads),
-            "",
-            "## Before and after",
-            "",
-            "Both columns were measured on the same held-out prompts; the second on "
-            "this checkpoint as it lies here. Intervals are 95 %.",
-            "",
-            "| | base | this checkpoint | prompts |",
-            "|---|---|---|---|",
-            *(f"| {m.name} | {m.before} | {m.after} | {m.n} |" for m in measured),
-            "",
-            "The edit weakens one way past the model's refusal. It does not make the "
-            "model safe.",
-            "",
-        ]
+    return _card(
+        "bake",
+        head=_head(identity, "finetune", "transformers", "head-ablation"),
+        base=_base(identity),
+        count="1 head was" if len(heads) == 1 else f"{len(heads)} heads were",
+        record=PROVENANCE,
+        heads=[f"| {h['layer']} | {h['head']} | {h['factor']:g} |" for h in heads],
+        figures=[f"| {m.name} | {m.before} | {m.after} | {m.n} |" for m in measured],
     )
 
 
-def _count(n: int) -> str:
-    return "1 head was" if n == 1 else f"{n} heads were"
+def _card(kind: str, **parts: str | Sequence[str]) -> str:
+    """Return a model card with its parts filled in, a list line by line."""
+    text = Path(__file__).with_name(f"{kind}_card.md").read_text(encoding="utf-8")
+    lines = {
+        name: part if isinstance(part, str) else "\n".join(part)
+        for name, part in parts.items()
+    }
+    return text.format_map(lines)
 
 
 def finetune_card(
@@ -237,47 +178,21 @@ def finetune_card(
 ) -> str:
     """Return the README of a model that was trained here.
 
-    Args:
-        identity: The model that was trained; the path of a directory is not told.
-        adapter: Whether this is a PEFT adapter over it, and no whole model.
-        record: Name of the file beside it with everything that was done.
-        rows: What it was trained on: a name and what to say of it.
-        settings: How it was trained; only what was used.
-        thinks: Whether the model has a thinking format.
-        defense: Options of the defense that was trained in; None for none.
-
-    Returns:
-        Markdown with a header of metadata.
+    `record`: Name of the file beside it with everything that was done.
+    `rows`: What it was trained on: a name and what to say of it.
     """
     kind = "adapter" if adapter else "finetune"
     library = "peft" if adapter else "transformers"
-    what = "An adapter" if adapter else "A model"
-    return "\n".join(
-        [
-            *_head(identity, kind, library, "supervised-fine-tuning"),
-            f"# {what} trained to keep its refusal",
-            "",
-            _base(identity),
-            "",
-            f"{_aim(thinks, defended=defense is not None)} Everything that "
-            f"was done is recorded in `{record}`.",
-            "",
-            "| rows | |",
-            "|---|---|",
-            *(f"| {name} | {said} |" for name, said in rows),
-            "",
-            "| setting | |",
-            "|---|---|",
-            *(f"| {name} | {value} |" for name, value in settings.items()),
-            *(
-                f"| defense: {name} | {value} |"
-                for name, value in (defense or {}).items()
-            ),
-            "",
-            "Nothing was measured on this checkpoint: evaluate and audit it before "
-            "it is used. Training on refusals does not make a model safe.",
-            "",
-        ]
+    shown = {**settings, **{f"defense: {k}": v for k, v in (defense or {}).items()}}
+    return _card(
+        "finetune",
+        head=_head(identity, kind, library, "supervised-fine-tuning"),
+        what="An adapter" if adapter else "A model",
+        base=_base(identity),
+        aim=_aim(thinks, defended=defense is not None),
+        record=record,
+        rows=[f"| {name} | {said} |" for name, said in rows],
+        settings=[f"| {name} | {value} |" for name, value in shown.items()],
     )
 
 
@@ -298,23 +213,14 @@ def _aim(thinks: bool, *, defended: bool) -> str:
     )
 
 
-def _head(
-    identity: ModelIdentity, relation: str, library: str, tag: str
-) -> tuple[str, ...]:
-    public = identity.revision is not None
-    return (
-        "---",
-        *([f"base_model: {identity.model_id}"] if public else []),
-        *([f"base_model_relation: {relation}"] if public else []),
-        f"library_name: {library}",
-        "pipeline_tag: text-generation",
-        "tags:",
-        "- holdfast",
-        f"- {tag}",
-        "- safety",
-        "---",
-        "",
-    )
+def _head(identity: ModelIdentity, relation: str, library: str, tag: str) -> list[str]:
+    lines = ["---"]
+    if identity.revision is not None:
+        lines += [f"base_model: {identity.model_id}"]
+        lines += [f"base_model_relation: {relation}"]
+    tags = ("tags:", "- holdfast", f"- {tag}", "- safety")
+    lines += [f"library_name: {library}", "pipeline_tag: text-generation", *tags]
+    return [*lines, "---", ""]
 
 
 def _base(identity: ModelIdentity) -> str:

@@ -14,10 +14,6 @@ def check_numbers(model: Any, model_id: str) -> None:
     A token whose row of the embedding is damaged, or an expert that is seldom asked,
     would show itself in some prompts alone.
 
-    Args:
-        model: The model, in the arithmetic that it runs in.
-        model_id: For the message.
-
     Raises:
         ModelError: Names the first such weight, and the row.
     """
@@ -42,10 +38,6 @@ def check_numbers(model: Any, model_id: str) -> None:
 
 def check_finite(values: Tensor, where: str) -> None:
     """Refuse what a model computed if some of it is not finite.
-
-    Args:
-        values: States, logits or what was read from them.
-        where: Whose they are.
 
     Raises:
         ModelError: If one is no number, or infinite.

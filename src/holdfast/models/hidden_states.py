@@ -18,7 +18,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
 from holdfast.errors import InputError, SettingsError
-from holdfast.models.batching import Batch, Side, longest_first, pad, with_batch_halving
+from holdfast.models.batching import Batch, Side, batched, pad
 from holdfast.models.finite import check_finite
 from holdfast.models.model import Adapter
 
@@ -38,14 +38,9 @@ def watched(
 ) -> Iterator[None]:
     """Show the states at a site to a function, for as long as the context lasts.
 
-    Args:
-        adapter: The model.
-        site: "final_norm" for the state after the final norm, or a block counted
-            from 0 for the residual stream after that block.
-        read: Called once a forward pass, with the states in float32.
-
-    Yields:
-        Nothing; the hook is gone when the context ends, also after an error.
+    `site`: "final_norm" for the state after the final norm, or a block counted from 0
+    for the residual stream after that block.
+    `read`: Called once a forward pass, with the states in float32.
 
     Raises:
         SettingsError: If the model has no such block.
@@ -61,11 +56,8 @@ def watched(
     def hook(_: nn.Module, arguments: tuple[Any, ...], output: Any) -> None:
         read((output[0] if isinstance(output, tuple) else output).float())
 
-    handle = module.register_forward_hook(hook)
-    try:
+    with module.register_forward_hook(hook):
         yield
-    finally:
-        handle.remove()
 
 
 def read_states(
@@ -103,23 +95,53 @@ def read_states(
         ModelError: If what was read is not finite.
         EnvironmentProblem: If one sequence alone does not fit in memory.
     """
+
+    def split(rows: Sequence[int], batch: Batch, states: Tensor) -> list[Reduced]:
+        reduced = reduce(states, batch.mask)
+        # A copy of the whole row where there is no position axis to cut.
+        kept = batch.mask.to("cpu") if per_position else [...] * len(rows)
+        if isinstance(reduced, Tensor):
+            values = reduced.to("cpu")
+            return [values[row][kept[row]] for row in range(len(rows))]
+        parts = [part.to("cpu") for part in reduced]
+        return [
+            tuple(part[row][kept[row]] for part in parts) for row in range(len(rows))
+        ]
+
+    return _read(adapter, sequences, split, site, batch_size, padding_side)
+
+
+def _read(
+    adapter: Adapter,
+    sequences: Sequence[Sequence[int]],
+    split: Callable[[Sequence[int], Batch, Tensor], list[Reduced]],
+    site: Site,
+    batch_size: int,
+    padding_side: Side = "right",
+) -> list[Reduced]:
+    """Read the states of every batch and split what is kept of them into its rows."""
     check_lengths(adapter, sequences)
-    order = longest_first(sequences)
 
     def read_batch(rows: Sequence[int]) -> list[Reduced]:
         batch = pad([sequences[row] for row in rows], padding_side, adapter.device)
-        reduced = _reduce_batch(adapter, batch, reduce, site)
-        # A copy of the whole row where there is no position axis to cut.
-        kept = batch.mask.to("cpu") if per_position else [...] * len(rows)
-        parts = [_row(reduced, row, kept[row]) for row in range(len(rows))]
-        for index, part in zip(rows, parts, strict=True):
+        parts: list[Reduced] = []
+
+        def read(states: Tensor) -> None:
+            parts.extend(split(rows, batch, states))
+
+        with torch.inference_mode(), watched(adapter, site, read):
+            adapter.states(batch)
+        # Copied outside inference mode: ordinary tensors, each of its own size.
+        copies: list[Reduced] = [
+            part.clone() if isinstance(part, Tensor) else tuple(x.clone() for x in part)
+            for part in parts
+        ]
+        for index, part in zip(rows, copies, strict=True):
             for values in [part] if isinstance(part, Tensor) else part:
                 check_finite(values, f"the states of sequence {index}")
-        return parts
+        return copies
 
-    results, _ = with_batch_halving(read_batch, order, batch_size)
-    by_sequence = dict(zip(order, results, strict=True))
-    return [by_sequence[row] for row in range(len(sequences))]
+    return batched(read_batch, sequences, batch_size)
 
 
 def project_states(
@@ -134,22 +156,8 @@ def project_states(
 ) -> list[Float[Tensor, "position label"]]:
     """Return the score of every position on each direction.
 
-    Args:
-        adapter: The model.
-        sequences: Token ids, in any order and of any lengths.
-        directions: One direction a row.
-        offset: Added to the score on each direction; none by default.
-        site: As in `read_states`.
-        batch_size: As in `read_states`.
-        padding_side: As in `read_states`.
-
     Returns:
         For each sequence `states @ directions.T + offset`, in float32 on the CPU.
-
-    Raises:
-        InputError: As in `read_states`.
-        SettingsError: As in `read_states`.
-        EnvironmentProblem: As in `read_states`.
     """
     rows = directions.to(adapter.device, torch.float32)
     shift = torch.zeros(len(rows)) if offset is None else offset
@@ -182,22 +190,14 @@ def final_states(
 
     Attention is causal, so what follows the position is cut off before the pass.
 
-    Args:
-        adapter: The model.
-        sequences: Token ids, in any order and of any lengths.
-        positions: One position for all sequences, or one for each; negative ones
-            count from the end.
-        site: As in `read_states`.
-        batch_size: As in `read_states`.
-        padding_side: As in `read_states`.
+    `positions`: One position for all sequences, or one for each; negative ones count
+    from the end.
 
     Returns:
         States in float32 on the CPU, in the order of the sequences.
 
     Raises:
         InputError: If a position is outside its sequence, and as in `read_states`.
-        SettingsError: As in `read_states`.
-        EnvironmentProblem: As in `read_states`.
     """
     if isinstance(positions, int):
         positions = [positions] * len(sequences)
@@ -232,10 +232,7 @@ def head_contributions(
 ) -> Float[Tensor, "example position head d_model"]:
     """Return what each head writes to the residual stream.
 
-    Args:
-        adapter: The model.
-        layer: Block, counted from 0.
-        heads: Input of the block's output projection: all heads side by side.
+    `heads`: Input of the block's output projection: all heads side by side.
 
     Returns:
         Contributions in float32, without the bias of the projection.
@@ -245,29 +242,6 @@ def head_contributions(
     split = heads.float().reshape(*heads.shape[:-1], *shape)
     columns = weight.reshape(adapter.d_model, *shape)
     return torch.einsum("ephk,dhk->ephd", split, columns)
-
-
-def _reduce_batch(
-    adapter: Adapter, batch: Batch, reduce: Reduce, site: Site
-) -> Reduced:
-    found: list[Reduced] = []
-
-    def read(states: Tensor) -> None:
-        found.append(reduce(states, batch.mask))
-
-    with torch.inference_mode(), watched(adapter, site, read):
-        adapter.states(batch)
-    (reduced,) = found
-    if isinstance(reduced, Tensor):
-        return reduced.to("cpu")
-    return tuple(part.to("cpu") for part in reduced)
-
-
-def _row(reduced: Reduced, row: int, keep: Any) -> Reduced:
-    # Copied outside inference mode: the result is an ordinary tensor of its own size.
-    if isinstance(reduced, Tensor):
-        return reduced[row][keep].clone()
-    return tuple(part[row][keep].clone() for part in reduced)
 
 
 def _prefix(index: int, sequence: Sequence[int], position: int) -> Sequence[int]:
@@ -308,21 +282,15 @@ def target_losses(
     One prefill a sequence. Logits are computed where they are needed alone, row by
     row, since those of a whole batch may be larger than the model.
 
-    Args:
-        adapter: The model.
-        sequences: Token ids, in any order and of any lengths.
-        targets: Half-open range of each sequence, after its first token; an empty
-            one has no loss.
-        batch_size: Sequences a pass; halved whenever memory runs out.
+    `targets`: Half-open range of each sequence, after its first token; an empty one has
+    no loss.
 
     Returns:
         Losses in nats a token, in the order given; not a number for an empty range.
 
     Raises:
         InputError: If a sequence is empty or longer than the model is sound for.
-        SettingsError: If the batch size is not positive.
         ModelError: If a logit is not finite.
-        EnvironmentProblem: If one sequence alone does not fit in memory.
     """
     check_lengths(adapter, sequences)
 
@@ -331,15 +299,12 @@ def target_losses(
         with torch.inference_mode():
             states = adapter.states(batch)
             return [
-                _loss(adapter, states[place], sequences[row], targets[row])
-                for place, row in enumerate(rows)
+                _loss(adapter, own, sequences[row], targets[row])
+                for own, row in zip(states, rows, strict=True)
             ]
 
-    order = longest_first(sequences)
-    found, _ = with_batch_halving(read_batch, order, batch_size)
-    losses = torch.empty(len(sequences), dtype=torch.float64)
-    losses[order] = torch.tensor(found, dtype=torch.float64)
-    return losses
+    losses = batched(read_batch, sequences, batch_size)
+    return torch.tensor(losses, dtype=torch.float64)
 
 
 def _loss(
@@ -371,14 +336,9 @@ def read_windows(
 ) -> list[Tensor]:
     """Run the base model over sequences and reduce the last states of each.
 
-    Args:
-        adapter: The model.
-        sequences: Token ids, in any order and of any lengths.
-        counts: How many of the last states of each sequence are read, from 1.
-        reduce: From those of one row, in float32 on the device, to a tensor. It must
-            not keep the states.
-        site: As in `read_states`.
-        batch_size: Sequences a pass; halved whenever memory runs out.
+    `counts`: How many of the last states of each sequence are read, from 1.
+    `reduce`: From those of one row, in float32 on the device, to a tensor. It must not
+    keep the states.
 
     Returns:
         What `reduce` returned for each sequence, in the order given, on the CPU.
@@ -387,7 +347,6 @@ def read_windows(
         InputError: If a sequence is empty or longer than the model is sound for, or
             has fewer tokens than are to be read.
         SettingsError: If the site or the batch size is out of range.
-        EnvironmentProblem: If one sequence alone does not fit in memory.
     """
     check_lengths(adapter, sequences)
     for index, (sequence, count) in enumerate(zip(sequences, counts, strict=True)):
@@ -397,26 +356,14 @@ def read_windows(
                 str(count),
                 "Read no more than the sequence has.",
             )
-    order = longest_first(sequences)
 
-    def read_batch(rows: Sequence[int]) -> list[Tensor]:
+    def split(rows: Sequence[int], _: Batch, states: Tensor) -> list[Reduced]:
         # Attention is causal, so what stands on the right of a row is never seen.
-        batch = pad([sequences[row] for row in rows], "right", adapter.device)
-        found: list[Tensor] = []
+        ends = [len(sequences[row]) for row in rows]
+        return [
+            reduce(part[end - counts[row] : end]).to("cpu")
+            for row, end, part in zip(rows, ends, states, strict=True)
+        ]
 
-        def read(states: Tensor) -> None:
-            for row, part in zip(rows, states, strict=True):
-                end = len(sequences[row])
-                found.append(reduce(part[end - counts[row] : end]))
-
-        with torch.inference_mode(), watched(adapter, site, read):
-            adapter.states(batch)
-        # Copied outside inference mode: the results are ordinary tensors.
-        copies = [each.to("cpu").clone() for each in found]
-        for row, copy in zip(rows, copies, strict=True):
-            check_finite(copy, f"the states of sequence {row}")
-        return copies
-
-    results, _ = with_batch_halving(read_batch, order, batch_size)
-    by_sequence = dict(zip(order, results, strict=True))
-    return [by_sequence[row] for row in range(len(sequences))]
+    found = _read(adapter, sequences, split, site, batch_size)
+    return [values for values in found if isinstance(values, Tensor)]

@@ -104,11 +104,6 @@ def head_factors(
 ) -> Float[Tensor, "layer head"]:
     """Return the table of factors that scales some heads and leaves the others.
 
-    Args:
-        adapter: The model.
-        heads: Layer and head of each.
-        factor: What they are multiplied by.
-
     Raises:
         SettingsError: If the model has no such head.
     """
@@ -129,11 +124,9 @@ def first_layer(factors: Float[Tensor, "*example layer head"]) -> int:
 def scope_ranges(spans: Sequence[Spans], scope: Scope) -> tuple[Range, ...] | None:
     """Return the positions of each row that a scope names.
 
-    Args:
-        spans: Regions of each row; the thinking is part of the prompt that is given.
-        scope: "everywhere"; "end_template", where the thinking is fixed and only the
-            tokens that end it are edited; or "answer", from the first answer token
-            on, which is itself still chosen by an unedited state.
+    `scope`: "everywhere"; "end_template", where the thinking is fixed and only the
+    tokens that end it are edited; or "answer", from the first answer token on, which is
+    itself still chosen by an unedited state.
 
     Raises:
         SettingsError: If there is no end template to edit.
@@ -236,7 +229,7 @@ def scale_heads(
                 # Placed once here rather than in each pass.
                 live.columns[layer] = columns.to(projection.weight)
                 hook = _scaler(layer, edit.renormalise, live)
-                stack.callback(projection.register_forward_pre_hook(hook).remove)
+                stack.enter_context(projection.register_forward_pre_hook(hook))
         yield live
 
 
@@ -300,13 +293,7 @@ def shared_rows(
 ) -> Iterator[None]:
     """Copy rows in front of a block, for passes over the distinct ones.
 
-    Args:
-        adapter: The model.
-        layer: The block from which on rows differ.
-        copy_of: For each row that is wanted, which of the rows that are read it is.
-
-    Yields:
-        Nothing; the hook is gone when the context ends.
+    `copy_of`: For each row that is wanted, which of the rows that are read it is.
     """
     n_read = int(copy_of.max()) + 1
 
@@ -326,11 +313,8 @@ def shared_rows(
         others = {name: copied(value) for name, value in named.items()}
         return (states[copy_of.to(states.device)], *rest), others
 
-    handle = adapter.layers[layer].register_forward_pre_hook(copy, with_kwargs=True)
-    try:
+    with adapter.layers[layer].register_forward_pre_hook(copy, with_kwargs=True):
         yield
-    finally:
-        handle.remove()
 
 
 def distinct(

@@ -19,11 +19,6 @@ def library_errors(
 ) -> Iterator[None]:
     """Turn whatever a library raises into one error that says what to do.
 
-    Args:
-        kind: The error.
-        expected: What the library was asked for.
-        next_step: What the reader can do about it.
-
     Raises:
         HoldfastError: One of that kind; an own error passes as it is.
         EnvironmentProblem: If memory ran out.
@@ -39,9 +34,5 @@ def library_errors(
                 "that memory ran out",
                 "Use a 16-bit --dtype, a smaller model or a larger machine.",
             ) from error
-        raise kind(expected, in_one_line(error), next_step) from error
-
-
-def in_one_line(error: BaseException) -> str:
-    """Return the kind of an error and what it says, without line breaks."""
-    return f"{type(error).__name__}: {' '.join(str(error).split())[:LONGEST]}"
+        said = f"{type(error).__name__}: {' '.join(str(error).split())[:LONGEST]}"
+        raise kind(expected, said, next_step) from error

@@ -18,16 +18,15 @@ from transformers.models.auto import modeling_auto
 
 from holdfast.errors import UnsupportedFamilyError
 from holdfast.models.batching import (
-    longest_first,
+    batched,
     pad,
     require_room,
-    with_batch_halving,
 )
 from holdfast.models.finite import check_finite, check_numbers
-from holdfast.models.loading.checkpoint import Checkpoint, find_whole
+from holdfast.models.loading.checkpoint import Checkpoint, find_checkpoint
 from holdfast.models.loading.families import Family, names_in
-from holdfast.models.loading.parts import DtypeName, choose_device, choose_dtype
-from holdfast.models.loading.weights import identify, read_model, read_tokenizer
+from holdfast.models.loading.parts import DtypeName, choose_device, open_model
+from holdfast.models.loading.weights import read_tokenizer
 from holdfast.models.model import ModelIdentity
 
 
@@ -66,10 +65,6 @@ class Reply:
 def check_scorer(id_or_path: str | Path, *, revision: str | None = None) -> None:
     """Find the files of a model and read its tokenizer, but load no weights.
 
-    Args:
-        id_or_path: Directory of a model, or a Hub id.
-        revision: Branch, tag or commit on the Hub.
-
     Raises:
         HoldfastError: As `load_scorer` does, before any weights are read.
     """
@@ -85,33 +80,22 @@ def load_scorer(
 ) -> Scorer:
     """Load a causal language model to ask it questions.
 
-    Args:
-        id_or_path: Directory of a model, or a Hub id.
-        revision: Branch, tag or commit on the Hub.
-        device: As in `holdfast.models.loading.causal.load`.
-        dtype: As in `holdfast.models.loading.causal.load`.
-
-    Returns:
-        The model and its tokenizer.
-
     Raises:
         InputError: If it names no whole model, or the model has no tokenizer.
         SettingsError: If the device or the dtype is not to be had.
         UnsupportedFamilyError: If transformers has no such causal language model.
         ModelError: If weights are missing, damaged or do not fit the configuration.
-        OfflineError: If it is on the Hub, and the Hub cannot be reached.
     """
-    place = choose_device(device)
+    target = choose_device(device)
     checkpoint = _find(str(id_or_path), revision)
-    arithmetic = choose_dtype(dtype, place, checkpoint.config)
-    tokenizer = read_tokenizer(checkpoint)
     kind = getattr(transformers, checkpoint.family.causal_class)
     # Models that cap their attention scores have no fused attention.
     attention = "sdpa" if kind._supports_sdpa else "eager"
-    model = read_model(checkpoint, arithmetic, place, attention=attention).eval()
+    model, tokenizer, identity = open_model(
+        checkpoint, target, dtype, read_tokenizer, attention=attention
+    )
     check_numbers(model, checkpoint.model_id)
     config = model.config.get_text_config()
-    identity = identify(checkpoint, tokenizer, arithmetic)
     return Scorer(model, tokenizer, identity, int(config.max_position_embeddings))
 
 
@@ -125,35 +109,23 @@ def replies(
 ) -> list[Reply]:
     """Let a model write short greedy replies, and watch some tokens on the way.
 
-    Args:
-        scorer: The model.
-        prompts: Token ids, special tokens included, in any order.
-        watch: Tokens whose log-probability is kept at every step.
-        max_tokens: Longest reply.
-        batch_size: Prompts a pass; halved whenever memory runs out.
-
-    Returns:
-        One reply for each prompt, in the order given.
+    `watch`: Tokens whose log-probability is kept at every step.
 
     Raises:
         InputError: If a prompt is empty or too long for the model.
         ModelError: If a logit is not finite.
-        EnvironmentProblem: If one prompt alone does not fit in memory.
     """
     for index, prompt in enumerate(prompts):
         require_room(len(prompt), index, scorer.max_positions, max_tokens)
-    order = longest_first(prompts)
 
     def run(rows: Sequence[int]) -> list[Reply]:
         return _decode(scorer, [prompts[row] for row in rows], watch, max_tokens)
 
-    found, _ = with_batch_halving(run, order, batch_size)
-    by_prompt = dict(zip(order, found, strict=True))
-    return [by_prompt[row] for row in range(len(prompts))]
+    return batched(run, prompts, batch_size)
 
 
 def _find(name: str, revision: str | None) -> Checkpoint:
-    return find_whole(name, revision, _family)
+    return find_checkpoint(name, revision, _family, whole=True)
 
 
 def _family(config: Mapping[str, Any], source: str) -> Family:

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from holdfast.errors import InputError
 from holdfast.models.attention import ARGUMENT, SinkProbe, tapped
-from holdfast.models.batching import Side, longest_first, pad, with_batch_halving
+from holdfast.models.batching import Side, batched, pad
 from holdfast.models.finite import check_finite
 from holdfast.models.hidden_states import check_lengths
 from holdfast.models.model import Adapter
@@ -33,13 +33,8 @@ def read_sinks(
 ) -> SinkReading:
     """Run the base model over texts and average how much heads look at the first token.
 
-    Args:
-        adapter: The model.
-        sequences: Token ids, in any order and of any lengths.
-        starts: Position of each text from which on queries are averaged; by default
-            all but the first, which can look at nothing else.
-        batch_size: Texts a pass; halved whenever memory runs out.
-        padding_side: Side of the padding; it changes no result by more than rounding.
+    `starts`: Position of each text from which on queries are averaged; by default all
+    but the first, which can look at nothing else.
 
     Returns:
         Means in float32 on the CPU, in the order of the texts.
@@ -48,8 +43,6 @@ def read_sinks(
         UnsupportedFamilyError: If the model's attention cannot be tapped.
         InputError: If a text is empty or longer than the model is sound for, or there
             is not one start for each.
-        SettingsError: If the batch size is not positive.
-        EnvironmentProblem: If one text alone does not fit in memory.
     """
     check_lengths(adapter, sequences)
     begin = [1] * len(sequences) if starts is None else list(starts)
@@ -72,11 +65,11 @@ def read_sinks(
         # Copied outside inference mode, so that what is returned is ordinary.
         return list(zip(mass.clone(), seen.clone(), strict=True))
 
-    order = longest_first(sequences)
     with tapped(adapter.model):
-        found, _ = with_batch_halving(read, order, batch_size)
-    masses = torch.zeros((len(sequences), adapter.n_layers, adapter.n_heads))
-    seen = torch.zeros((len(sequences), adapter.n_layers), dtype=torch.long)
-    for row, (mass, count) in zip(order, found, strict=True):
-        masses[row], seen[row] = mass, count
-    return SinkReading(masses, seen)
+        found = batched(read, sequences, batch_size)
+    if not found:
+        layers, heads = adapter.n_layers, adapter.n_heads
+        return SinkReading(
+            torch.zeros((0, layers, heads)), torch.zeros((0, layers), dtype=torch.long)
+        )
+    return SinkReading(*(torch.stack(values) for values in zip(*found, strict=True)))

@@ -24,13 +24,7 @@ class Stops(NamedTuple):
 
 
 def find_stops(model: Any, tokenizer: Any, thinking: ThinkingFormat | None) -> Stops:
-    """Return the tokens that end an answer.
-
-    Args:
-        model: The model.
-        tokenizer: Its tokenizer, or None.
-        thinking: Its thinking format.
-    """
+    """Return the tokens that end an answer."""
     text_config = getattr(model.config, "get_text_config", lambda: None)()
     named = (getattr(model, "generation_config", None), model.config, text_config)
     found = [getattr(each, "eos_token_id", None) for each in (*named, tokenizer)]

@@ -6,7 +6,8 @@ from typing import NamedTuple
 
 import torch
 
-from holdfast.models.decoding.decoder import MAX_LOGITS, ROOM
+from holdfast.models.decoding.decoder import MAX_LOGITS
+from holdfast.models.decoding.kv_cache import ROOM
 from holdfast.models.decoding.row_state import Sampling
 from holdfast.models.model import Adapter
 from holdfast.study.batches import Pace, Work

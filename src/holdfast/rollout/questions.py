@@ -11,7 +11,7 @@ from holdfast.data.prompts import Prompt
 from holdfast.errors import InputError
 from holdfast.models.decoding.generate import longest_prompt
 from holdfast.models.decoding.row_state import Completion, Sampling
-from holdfast.models.diffusion.unmasking import Denoising
+from holdfast.models.diffusion.unmasking import UnmaskingSchedule
 from holdfast.models.model import Adapter, LanguageModel, MaskedModel
 from holdfast.models.stops import find_stops
 from holdfast.rollout.prompts import Asked, row_seed, some_of
@@ -192,7 +192,7 @@ class Fitting(NamedTuple):
 
 
 def fit_context(
-    speaker: LanguageModel, asked: Sequence[Question], how: Sampling | Denoising
+    speaker: LanguageModel, asked: Sequence[Question], how: Sampling | UnmaskingSchedule
 ) -> Fitting:
     """Leave out, and name, the questions that leave no room for an answer.
 
@@ -207,7 +207,7 @@ def fit_context(
         shortest = min((question.n_tokens for question in asked), default=0)
         flag, limit = (
             ("--gen-length", how.gen_length)
-            if isinstance(how, Denoising)
+            if isinstance(how, UnmaskingSchedule)
             else ("--max-answer", how.max_answer)
         )
         raise InputError(
@@ -235,9 +235,9 @@ def fit_context(
     return Fitting(fitting, notes)
 
 
-def room_for_prompt(speaker: LanguageModel, how: Sampling | Denoising) -> int:
+def room_for_prompt(speaker: LanguageModel, how: Sampling | UnmaskingSchedule) -> int:
     """Return how many tokens a prompt may have, for an answer to fit behind it."""
-    if isinstance(how, Denoising):
+    if isinstance(how, UnmaskingSchedule):
         return speaker.max_positions - how.gen_length
     assert not isinstance(speaker, MaskedModel)
     return longest_prompt(speaker, how)

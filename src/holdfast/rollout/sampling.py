@@ -10,7 +10,7 @@ from holdfast.errors import InputError, SettingsError
 from holdfast.models.decoding.generate import generate
 from holdfast.models.decoding.row_state import Completion, Drafting, Sampling
 from holdfast.models.diffusion.denoise import denoise
-from holdfast.models.diffusion.unmasking import Denoising
+from holdfast.models.diffusion.unmasking import UnmaskingSchedule
 from holdfast.models.interventions import HeadEdit
 from holdfast.models.model import MaskedModel
 from holdfast.report.progress import Progress, Tick
@@ -36,7 +36,7 @@ class Drawing(NamedTuple):
     """How answers are drawn, and what becomes of a batch of them."""
 
     # Temperature, nucleus and budgets; of a masked-diffusion model how a step decides.
-    sampling: Sampling | Denoising
+    sampling: Sampling | UnmaskingSchedule
     # Turns questions and their completions into rows.
     table: Callable[[Made], pa.Table]
     edit: HeadEdit | None = None  # Heads that are scaled meanwhile.
@@ -44,7 +44,9 @@ class Drawing(NamedTuple):
     system_prompt: str | None = None
 
 
-def sampling_for(session: Session, settings: RolloutSettings) -> Sampling | Denoising:
+def sampling_for(
+    session: Session, settings: RolloutSettings
+) -> Sampling | UnmaskingSchedule:
     """Return the sampling that is asked for."""
     speaker = session.speaker
     if isinstance(speaker, MaskedModel):
@@ -149,7 +151,7 @@ def _answers(
     told: Callable[[Tick], None],
 ) -> Iterator[list[Completion]]:
     speaker, how = session.speaker, drawing.sampling
-    if isinstance(speaker, MaskedModel) and isinstance(how, Denoising):
+    if isinstance(speaker, MaskedModel) and isinstance(how, UnmaskingSchedule):
         return answers(speaker, prompts, how, batch_size)
     assert isinstance(how, Sampling)
     return generate(
@@ -171,16 +173,19 @@ def _cost(
 ) -> float:
     """Return what a batch costs beside the first, which the meter has measured."""
     lengths, measured = ([each.n_tokens for each in b] for b in (batch, first))
-    if isinstance(drawing.sampling, Denoising):
+    if isinstance(drawing.sampling, UnmaskingSchedule):
         # Every pass reads all of a row.
         return float(len(batch) * (max(lengths) + drawing.sampling.gen_length))
     return meter.cost(lengths, measured, step_work(session.adapter))
 
 
 def _announce(
-    session: Session, how: Sampling | Denoising, to_ask: Sequence[Question], room: int
+    session: Session,
+    how: Sampling | UnmaskingSchedule,
+    to_ask: Sequence[Question],
+    room: int,
 ) -> None:
-    if isinstance(how, Denoising):
+    if isinstance(how, UnmaskingSchedule):
         passes = "as many" if how.steps is None else str(how.steps)
         session.progress.say(
             f"{len(to_ask)} answers of {how.gen_length} tokens to draw, in {passes} "
@@ -242,7 +247,7 @@ class StepsRow:
 GEN_LENGTH, DENOISING_STEPS = 128, 32
 
 
-def sampler_for(masked: MaskedModel, settings: RolloutSettings) -> Denoising:
+def sampler_for(masked: MaskedModel, settings: RolloutSettings) -> UnmaskingSchedule:
     """Return how a masked-diffusion model decodes, its defaults resolved."""
     if settings.top_p not in (None, 1, 1.0):
         raise SettingsError(
@@ -257,7 +262,7 @@ def sampler_for(masked: MaskedModel, settings: RolloutSettings) -> Denoising:
     n_blocks = length // (asked.block_length or length)
     usual = max(min(DENOISING_STEPS, length), n_blocks)
     adaptive = asked.threshold is not None
-    return Denoising(
+    return UnmaskingSchedule(
         gen_length=length,
         block_length=asked.block_length,
         steps=asked.denoising_steps or (None if adaptive else usual),
@@ -282,7 +287,7 @@ def require_no_flags(settings: RolloutSettings) -> None:
 def answers(
     masked: MaskedModel,
     prompts: Sequence[tuple[Sequence[int], int]],
-    sampler: Denoising,
+    sampler: UnmaskingSchedule,
     batch_size: int,
 ) -> Iterator[list[Completion]]:
     """Yield batches of answers with the steps by which they came about."""

@@ -8,28 +8,28 @@ forgotten. So a draft cannot change a row, but for rounding, as another batch ma
 Source: greedy and sampled speculative decoding, https://arxiv.org/abs/2211.17192,
 with a known text in place of a small model, and with the random number of each step
 fixed beforehand, so that rows are the same and not only equally likely.
-
-The cache of transformers joins old and new keys at each token, which copies all of
-them; for a small model that is a large part of a step. Here there is room for tokens
-to come, and the layer shows as much of it as is used: the same numbers, bit for bit.
 """
 
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import torch
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Float, Int
 from torch import Tensor
 from transformers import DynamicCache
-from transformers.cache_utils import DynamicLayer
 
 from holdfast.models.batching import pad
+from holdfast.models.decoding.kv_cache import (
+    keep_prefixes,
+    preallocated_cache,
+    without_padding,
+)
 from holdfast.models.decoding.row_state import (
     Choice,
-    Row,
-    Rules,
+    GenerationState,
     Sampling,
-    choose,
+    StoppingRules,
+    sample_token,
     uniforms_of,
 )
 from holdfast.models.interventions import HeadEdit, LiveEdit, distinct, shared_rows
@@ -43,7 +43,7 @@ class Job(NamedTuple):
     prompt: tuple[int, ...]  # Tokens of the prompt.
     seed: int  # Seed of the row's random numbers.
     draft: tuple[int, ...]  # What it will probably say; may be empty.
-    rules: Rules  # When its thinking closes and it ends.
+    rules: StoppingRules  # When its thinking closes and it ends.
 
     @property
     def read(self) -> tuple[int, ...]:
@@ -66,25 +66,22 @@ class Decoder:
     """The rows of a batch that are still in the cache, side by side."""
 
     def __init__(
-        self, adapter: Adapter, rules: Rules, jobs: Sequence[Job], live: LiveEdit
+        self,
+        adapter: Adapter,
+        rules: StoppingRules,
+        jobs: Sequence[Job],
+        live: LiveEdit,
     ) -> None:
-        """Put the prompts side by side; nothing is read yet.
-
-        Args:
-            adapter: The model.
-            rules: What all rows have in common; each job has its own within them.
-            jobs: The rows to write.
-            live: The edit that is in force.
-        """
+        """Put the prompts side by side; nothing is read yet."""
         self.adapter = adapter
         self.live = live
-        self.rows = [Row(job.place, job.prompt, job.rules) for job in jobs]
+        self.rows = [GenerationState(job.place, job.prompt, job.rules) for job in jobs]
         self.drafts = [job.draft for job in jobs]
         batch = pad([job.prompt for job in jobs], "left", adapter.device)
         self.token_ids, self.positions = batch.token_ids, batch.positions()
         self.mask = batch.mask.long()
         self.live.take([job.place for job in jobs])
-        self.cache: Any = growing_cache(adapter.model.config)
+        self.cache: Any = preallocated_cache(adapter.model.config)
         self.step = 0
         # Float64 is missing on some accelerators, and there choices are made here.
         self.desk = adapter.device if adapter.device.type == "cuda" else "cpu"
@@ -105,14 +102,14 @@ class Decoder:
             use_cache=True,
         ).last_hidden_state[:, -1]
         logits = self.adapter.lm_head(states)
-        chosen = choose(
+        chosen = sample_token(
             logits.to(self.desk, torch.float32),
             self.uniforms[:, self.step],
             self.sampling,
         )
         # One table, so that an accelerator is waited for once a step.
         table = torch.stack([chosen.tokens.double(), *chosen[1:]], -1).tolist()
-        going = tuple(row.finish is None for row in self.rows)
+        going = tuple([row.finish is None for row in self.rows])
         taken = [
             # A finished row runs along, unread, until the cache is compacted.
             0 if row.finish else row.push(Choice(int(token), gap, margin))
@@ -124,7 +121,7 @@ class Decoder:
         self.step += 1
         return Drawn(states, logits, self.token_ids, going)
 
-    def check_drafts(self) -> list[Row]:
+    def check_drafts(self) -> list[GenerationState]:
         """Read all drafts in one pass, and return the rows that end within them."""
         # Padding on the right needs no mask, which is the fast path of attention.
         read = [
@@ -182,7 +179,7 @@ class Decoder:
         self.uniforms = _side_by_side(mine, others, -1).flip(-1)
         self.step = 0
 
-    def drop_finished(self) -> list[Row]:
+    def drop_finished(self) -> list[GenerationState]:
         """Take finished rows out of the cache once they are half of it."""
         going = [place for place, row in enumerate(self.rows) if row.finish is None]
         if 2 * len(going) > len(self.rows):
@@ -229,21 +226,16 @@ def fits_drafts(adapter: Adapter, edit: HeadEdit | None) -> bool:
 def take_drafts(
     adapter: Adapter,
     states: Float[Tensor, "example position d_model"],
-    rows: Sequence[Row],
+    rows: Sequence[GenerationState],
     drafts: Sequence[Sequence[int]],
     uniforms: Float[Tensor, "example step"],
     sampling: Sampling,
 ) -> list[int]:
     """Let each row draw along its draft, until it draws something else or ends.
 
-    Args:
-        adapter: The model.
-        states: After the final norm, of each prompt and all of its draft but the
-            last token, padded on the right.
-        rows: The rows, which have drawn nothing yet.
-        drafts: The drafts; an empty one lets its row draw one token.
-        uniforms: Random numbers of each row, on the device where choices are made.
-        sampling: How tokens are drawn.
+    `states`: After the final norm, of each prompt and all of its draft but the last
+    token, padded on the right.
+    `uniforms`: Random numbers of each row, on the device where choices are made.
 
     Returns:
         How many tokens each row has taken.
@@ -261,7 +253,7 @@ def take_drafts(
         places = places.clamp(max=states.shape[1] - 1).to(states.device)
         chosen_rows = torch.tensor(following, device=states.device)
         logits = adapter.lm_head(states[chosen_rows[:, None], places])
-        chosen = choose(
+        chosen = sample_token(
             logits.flatten(0, 1).to(uniforms.device, torch.float32),
             uniforms[chosen_rows.to(uniforms.device), step:stop].flatten(),
             sampling,
@@ -277,7 +269,7 @@ def take_drafts(
 
 
 def _follow(
-    row: Row,
+    row: GenerationState,
     draft: Sequence[int],
     choices: Sequence[Sequence[float]],
     step: int,
@@ -291,117 +283,3 @@ def _follow(
         if row.finish is not None or at + 1 >= len(draft) or drawn != draft[at]:
             return False
     return True
-
-
-def keep_prefixes(
-    cache: Any,
-    rows: Int[Tensor, "example"],
-    lengths: Int[Tensor, "example"],
-    copy_of: Int[Tensor, "_"],
-    first: int,
-) -> Bool[Tensor, "example position"]:
-    """Forget all rows but these, and of these all that follows their first tokens.
-
-    Args:
-        cache: The cache of rows padded on the right; it is changed.
-        rows: Rows to keep.
-        lengths: How many tokens of each are kept.
-        copy_of: Which of the distinct rows each row is.
-        first: The block from which on the cache has all rows, and not distinct ones.
-
-    Returns:
-        Where the tokens lie now: padded on the left, as before a first step.
-    """
-    width = int(lengths.max())
-    steps = torch.arange(width, device=lengths.device)
-    columns = (lengths[:, None] - width + steps).clamp(min=0)
-    for place, layer in enumerate(cache.layers):
-        lines = rows if place >= first else copy_of[rows]
-        here = lines.to(layer.keys.device)[:, None], columns.to(layer.keys.device)
-        layer.keys = layer.keys[here[0], :, here[1]].transpose(1, 2)
-        layer.values = layer.values[here[0], :, here[1]].transpose(1, 2)
-    return steps >= width - lengths[:, None]
-
-
-ROOM = 64
-"""Tokens that a layer makes room for when it is full."""
-
-
-class GrowingLayer(DynamicLayer):  # type: ignore[misc]
-    """A layer of the cache with room for tokens to come."""
-
-    def __init__(self) -> None:
-        """Start without any room."""
-        super().__init__()
-        self._rooms: tuple[Tensor, Tensor] | None = None
-        self._shown: tuple[Tensor, Tensor] | None = None
-
-    def update(
-        self, key_states: Tensor, value_states: Tensor, *_: Any, **__: Any
-    ) -> tuple[Tensor, Tensor]:
-        """Add keys and values of new tokens, and return those of all tokens."""
-        if not self.is_initialized:
-            self.lazy_initialization(key_states, value_states)
-            self.keys, self.values = key_states[..., :0, :], value_states[..., :0, :]
-        used = self.keys.shape[-2]
-        total = used + key_states.shape[-2]
-        rooms = self._rooms_for(total)
-        for room, new in zip(rooms, (key_states, value_states), strict=True):
-            room[..., used:total, :] = new
-        self.keys, self.values = (room[..., :total, :] for room in rooms)
-        self._rooms, self._shown = rooms, (self.keys, self.values)
-        return self.keys, self.values
-
-    def _rooms_for(self, total: int) -> tuple[Tensor, Tensor]:
-        """Return room for so many tokens, with those that are there."""
-        rooms, shown = self._rooms, self._shown
-        # Whoever takes rows out of the cache puts other tensors in its place.
-        same = shown and self.keys is shown[0] and self.values is shown[1]
-        if rooms is not None and same and total <= rooms[0].shape[-2]:
-            return rooms
-        made = []
-        for old in (self.keys, self.values):
-            *front, used, width = old.shape
-            room = torch.zeros(
-                (*front, total + ROOM, width), dtype=old.dtype, device=old.device
-            )
-            room[..., :used, :] = old
-            made.append(room)
-        return made[0], made[1]
-
-
-def growing_cache(config: Any) -> DynamicCache:
-    """Return an empty cache for a model, whose layers that keep all tokens grow.
-
-    Args:
-        config: Configuration of the model.
-    """
-    cache = DynamicCache(config=config)
-    cache.layers = [
-        GrowingLayer() if type(layer) is DynamicLayer else layer
-        for layer in cache.layers
-    ]
-    return cache
-
-
-def without_padding(
-    cache: DynamicCache, mask: Int[Tensor, "example position"]
-) -> Int[Tensor, "example _"]:
-    """Take away what is padding in all rows, once those that needed it are gone.
-
-    Args:
-        cache: The cache; it is changed, unless a layer of it forgets tokens, which
-            counts places itself.
-        mask: 1 at the tokens of each row, the one that is read next included.
-
-    Returns:
-        The mask of what is left.
-    """
-    if any(layer.is_sliding for layer in cache.layers):
-        return mask
-    lead = int((mask.cumsum(-1) == 0).sum(-1).min())
-    if lead:
-        for layer in cache.layers:
-            layer.keys = layer.keys[..., lead:, :]
-            layer.values = layer.values[..., lead:, :]
-    return mask[:, lead:]

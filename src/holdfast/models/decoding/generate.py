@@ -20,13 +20,18 @@ from torch import Tensor
 from holdfast.errors import InputError, SettingsError
 from holdfast.models.batching import halving_batches, longest_first
 from holdfast.models.decoding.decoder import Decoder, Drawn, Job, fits_drafts
-from holdfast.models.decoding.row_state import Completion, Row, Rules, Sampling
+from holdfast.models.decoding.row_state import (
+    Completion,
+    GenerationState,
+    Sampling,
+    StoppingRules,
+)
 from holdfast.models.decoding.steps import (
     NOTHING,
     Collected,
-    Look,
     Observe,
     Step,
+    StepView,
     Trace,
 )
 from holdfast.models.interventions import HeadEdit, LiveEdit, first_layer, scale_heads
@@ -136,10 +141,10 @@ def _prepare(
     drafts: Sequence[Sequence[int]] | None = None,
     *,
     thinking_done: bool,
-) -> tuple[Rules, list[Job]]:
+) -> tuple[StoppingRules, list[Job]]:
     """Check what `generate` is given; return the rules of all rows, and their jobs."""
-    _require_tokenizer(adapter)
     stops = adapter.stop_ids if stop_ids is None else frozenset(stop_ids)
+    rules = _rules(adapter, sampling, stops, thinking_done=thinking_done)
     if not stops:
         raise InputError(
             "a token that ends an answer",
@@ -147,7 +152,6 @@ def _prepare(
             "Add `eos_token_id` to the model's generation_config.json.",
         )
     _check_rows(edit, drafts, len(prompts))
-    rules = _rules(adapter, sampling, stops, thinking_done=thinking_done)
     known = drafts if drafts is not None and fits_drafts(adapter, edit) else ()
     jobs = [
         _job(adapter, rules, index, prompt, seed, known[index] if known else ())
@@ -164,18 +168,12 @@ def longest_prompt(
     Behind it there is room for the whole answer, the end of the thinking, and at
     least one token of thinking where thinking is asked for.
 
-    Args:
-        adapter: The model.
-        sampling: Limits on thinking and answer.
-        thinking_done: As in `generate`.
-
     Returns:
         Tokens; not above 0 where no prompt fits.
 
     Raises:
         InputError: If there is no tokenizer.
     """
-    _require_tokenizer(adapter)
     rules = _rules(adapter, sampling, frozenset(), thinking_done=thinking_done)
     return adapter.max_positions - rules.least
 
@@ -186,23 +184,20 @@ def _rules(
     stops: frozenset[int],
     *,
     thinking_done: bool,
-) -> Rules:
-    thinking = None if thinking_done else adapter.thinking
-    return Rules(adapter.tokenizer, thinking, sampling, stops)
-
-
-def _require_tokenizer(adapter: LanguageModel) -> None:
+) -> StoppingRules:
     if adapter.tokenizer is None:
         raise InputError(
             "a tokenizer to read prompts and write answers",
             f"none with {adapter.identity.model_id}",
             "Give `adapt` the tokenizer of the model.",
         )
+    thinking = None if thinking_done else adapter.thinking
+    return StoppingRules(adapter.tokenizer, thinking, sampling, stops)
 
 
 def _job(
     adapter: Adapter,
-    rules: Rules,
+    rules: StoppingRules,
     index: int,
     prompt: str | Sequence[int],
     seed: int,
@@ -244,19 +239,21 @@ class Pass(NamedTuple):
     """One pass of a batch: a token for each of its rows."""
 
     number: int  # Number of the step, from 0.
-    rows: Sequence[Row]  # The rows that were in the batch, which may have ended.
+    rows: Sequence[
+        GenerationState
+    ]  # The rows that were in the batch, which may have ended.
     drawn: Drawn  # What each of them drew.
     seen: Tensor | None  # What the observer returned; None without one.
 
 
 def _passes(
     adapter: Adapter,
-    rules: Rules,
+    rules: StoppingRules,
     jobs: Sequence[Job],
     edit: HeadEdit | None,
     told: Callable[[Tick], None] | None = None,
     observe: Observe | None = None,
-    finished: list[Row] | None = None,
+    finished: list[GenerationState] | None = None,
     width: int | None = None,
 ) -> Generator[Pass, None, None]:
     """Yield every pass of rows, and put those that have ended into a list.
@@ -286,10 +283,12 @@ def _passes(
             if observe is not None:
                 numbers = [number_of[row.index] for row in rows]
                 seen = observe(_look(number, numbers, rows, drawn))
-            going = sum(drawn.going)
-            left = sum(row.finish is None for row in rows)
-            first = number == 0 and read > going
-            told(Tick(going - left, going, read, is_prompt=first))
+            if told is not None:
+                going = sum(drawn.going)
+                # A list, since a generator costs a call for each row and step.
+                left = sum([row.finish is None for row in rows])
+                first = number == 0 and read > going
+                told(Tick(going - left, going, read, is_prompt=first))
             finished += decoder.drop_finished()
             decoder = decoder if decoder.rows else None
             yield Pass(number, rows, drawn, seen)
@@ -297,11 +296,11 @@ def _passes(
 
 def _begin(
     adapter: Adapter,
-    rules: Rules,
+    rules: StoppingRules,
     jobs: Sequence[Job],
     live: LiveEdit,
     told: Callable[[Tick], None],
-) -> tuple[Decoder, list[Row]]:
+) -> tuple[Decoder, list[GenerationState]]:
     """Return a decoder for rows, and the rows that end within their drafts."""
     decoder = Decoder(adapter, rules, jobs, live)
     if not any(job.draft for job in jobs):
@@ -313,14 +312,14 @@ def _begin(
 
 def _decode(
     adapter: Adapter,
-    rules: Rules,
+    rules: StoppingRules,
     jobs: Sequence[Job],
     edit: HeadEdit | None,
     told: Callable[[Tick], None] | None,
     observe: Observe | None,
     width: int,
 ) -> list[Completion]:
-    finished: list[Row] = []
+    finished: list[GenerationState] = []
     observed, confidence = Collected(), Collected()
     passes = _passes(adapter, rules, jobs, edit, told, observe, finished, width)
     with torch.inference_mode(), closing(passes):
@@ -370,13 +369,13 @@ def _steps(jobs: Sequence[Job], passes: Iterator[Pass]) -> Iterator[Step]:
 
 
 def _look(
-    number: int, numbers: Sequence[int], rows: Sequence[Row], drawn: Drawn
-) -> Look:
+    number: int, numbers: Sequence[int], rows: Sequence[GenerationState], drawn: Drawn
+) -> StepView:
     states = drawn.states[:, None]
     device = states.device
     fresh = torch.tensor(drawn.going, device=device)[:, None]
     answering = [row.answering for row in rows]
-    return Look(
+    return StepView(
         kind="autoregressive",
         step=number,
         rows=torch.tensor(numbers, device=device),

@@ -16,10 +16,9 @@ from torch import Tensor
 
 from holdfast.data.chat.conversation import Spans, completion_spans
 from holdfast.data.chat.thinking import ThinkingFormat
-from holdfast.errors import SettingsError
 from holdfast.models.decoding.steps import Trace
 from holdfast.models.finite import not_finite
-from holdfast.ranges import require_finite
+from holdfast.ranges import require_all, require_finite
 
 Finish = Literal["stop", "length"]
 
@@ -42,9 +41,7 @@ class Sampling:
             ("0 or more thinking tokens", self.max_thinking, self.max_thinking >= 0),
             ("1 or more answer tokens", self.max_answer, self.max_answer >= 1),
         )
-        for expected, found, holds in rules:
-            if not holds:
-                raise SettingsError(expected, str(found), "Change that setting.")
+        require_all(rules)
 
 
 class Drafting(NamedTuple):
@@ -104,7 +101,7 @@ class Choice(NamedTuple):
 
 
 @dataclass(frozen=True)
-class Rules:
+class StoppingRules:
     """When thinking closes and a row ends; each row has them within its own room."""
 
     tokenizer: Any  # Tokenizer of the model.
@@ -139,7 +136,7 @@ class Rules:
         spare = max(0, self.sampling.max_thinking - 1)
         return self.budget - spare
 
-    def within(self, room: int) -> "Rules":
+    def within(self, room: int) -> "StoppingRules":
         """Return the rules of a row that has so much room, at least `least` tokens.
 
         What is missing is taken from its thinking; the answer keeps its limit.
@@ -182,10 +179,12 @@ class Rules:
         )
 
 
-class Row:
+class GenerationState:
     """A prompt and what has been written after it so far."""
 
-    def __init__(self, index: int, prompt: tuple[int, ...], rules: Rules) -> None:
+    def __init__(
+        self, index: int, prompt: tuple[int, ...], rules: StoppingRules
+    ) -> None:
         """Start with a prompt; a thinking limit of 0 closes the thinking at once."""
         self.index = index
         self.n_prompt = len(prompt)
@@ -205,9 +204,6 @@ class Row:
 
     def push(self, choice: Choice) -> int:
         """Take the next token: the choice, or a forced one in its place.
-
-        Args:
-            choice: What was chosen at this step.
 
         Returns:
             The token that was taken.
@@ -302,7 +298,7 @@ class Chosen(NamedTuple):
     margins: Float[Tensor, "example"]
 
 
-def choose(
+def sample_token(
     logits: Float[Tensor, "example vocab"],
     uniforms: Float[Tensor, "example"],
     sampling: Sampling,
@@ -313,14 +309,9 @@ def choose(
     tokens that are almost equally likely would swap places in a sorted CDF, and a
     difference of rounding would change the token. Sums are in float64.
 
-    Args:
-        logits: Logits in float32.
-        uniforms: One number in [0, 1) for each row, in float64.
-        sampling: Temperature and top-p.
-
     Returns:
         Tokens, gaps of the two largest logits, and margins of the random numbers. The
-        gap is not a number where a logit is not finite; `Row.push` stops there.
+        gap is not a number where a logit is not finite; `push` stops there.
     """
     top = logits.topk(2, dim=-1)
     gaps = (top.values[:, 0] - top.values[:, 1]).double()

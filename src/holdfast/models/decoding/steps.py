@@ -24,7 +24,7 @@ NOTHING = -1
 """Stands in ids where nothing has been predicted or decided."""
 
 
-class Look(NamedTuple):
+class StepView(NamedTuple):
     """What an observer is shown at one step, on the device; not to be kept."""
 
     kind: Kind  # How the text is decoded.
@@ -50,7 +50,7 @@ class Look(NamedTuple):
     answering: Bool[Tensor, "example"]
 
 
-Observe = Callable[[Look], Tensor]
+Observe = Callable[[StepView], Tensor]
 """From a look to one tensor whose first axis is the example, on the same device."""
 
 
@@ -150,7 +150,7 @@ class Pooled:
         self.region = region
         self._sums = self._counts = self._begun = torch.empty(0)
 
-    def __call__(self, look: Look) -> Float[Tensor, "example d_model"]:
+    def __call__(self, look: StepView) -> Float[Tensor, "example d_model"]:
         """Return the pooled states of the rows at this step.
 
         Raises:
@@ -176,7 +176,7 @@ class Pooled:
         return self._add(look, counted)
 
     def _read_so_far(
-        self, look: Look, counted: Bool[Tensor, "example"]
+        self, look: StepView, counted: Bool[Tensor, "example"]
     ) -> Float[Tensor, "example d_model"]:
         # What is read now is the token of the step before, if that one counted.
         begun = self._begun[look.rows]
@@ -186,13 +186,13 @@ class Pooled:
         return torch.where(alone, look.states[:, -1].float(), means)
 
     def _add(
-        self, look: Look, counted: Bool[Tensor, "example position"]
+        self, look: StepView, counted: Bool[Tensor, "example position"]
     ) -> Float[Tensor, "example d_model"]:
         self._sums[look.rows] += _sum(look.producing, counted)
         self._counts[look.rows] += counted.sum(-1, keepdim=True)
         return self._sums[look.rows] / self._counts[look.rows]
 
-    def _begin(self, look: Look) -> None:
+    def _begin(self, look: StepView) -> None:
         n_rows, d_model = len(look.rows), look.states.shape[-1]
         self._sums = look.states.new_zeros((n_rows, d_model), dtype=torch.float32)
         self._counts = look.rows.new_zeros((n_rows, 1))
@@ -215,10 +215,6 @@ class Collected:
 
     def add(self, places: Sequence[int], values: Tensor) -> None:
         """Keep the values of the rows of one step, on their device.
-
-        Args:
-            places: Which prompt each example answers.
-            values: What the observer returned.
 
         Raises:
             SettingsError: If it is not one entry per row.

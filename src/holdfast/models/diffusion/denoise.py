@@ -18,18 +18,18 @@ from torch import Tensor
 from holdfast.data.chat.conversation import completion_spans
 from holdfast.data.chat.thinking import ThinkingFormat
 from holdfast.errors import SettingsError
-from holdfast.models.batching import halving_batches, longest_first, require_room
+from holdfast.models.batching import longest_batches, require_room
 from holdfast.models.decoding.row_state import Completion
 from holdfast.models.decoding.steps import Collected, Observe, Step, Trace
-from holdfast.models.diffusion.canvas import Canvas, Job
-from holdfast.models.diffusion.unmasking import Denoising
+from holdfast.models.diffusion.denoising_state import DenoisingState, Job
+from holdfast.models.diffusion.unmasking import UnmaskingSchedule
 from holdfast.models.model import MaskedModel
 
 
 def denoise(
     masked: MaskedModel,
     prompts: Sequence[tuple[str | Sequence[int], int]],
-    sampler: Denoising,
+    sampler: UnmaskingSchedule,
     *,
     batch_size: int = 16,
     gen_lengths: Sequence[int] | None = None,
@@ -58,36 +58,25 @@ def denoise(
         EnvironmentProblem: If one row alone does not fit in memory.
     """
     jobs = _jobs(masked, prompts, sampler, gen_lengths)
-    ordered = [jobs[i] for i in longest_first([job.prompt for job in jobs])]
-    batches = halving_batches(
-        lambda batch: _decode(masked, batch, sampler, observe), ordered, batch_size
-    )
-    return (completions for completions, _ in batches)
+
+    def decode(batch: Sequence[Job]) -> list[Completion]:
+        return _decode(masked, batch, sampler, observe)
+
+    return longest_batches(decode, jobs, lambda job: job.prompt, batch_size)
 
 
 def denoising_steps(
     masked: MaskedModel,
     prompts: Sequence[tuple[str | Sequence[int], int]],
-    sampler: Denoising,
+    sampler: UnmaskingSchedule,
     *,
     gen_lengths: Sequence[int] | None = None,
     observe: Observe | None = None,
 ) -> Iterator[Step]:
     """Answer prompts as one batch, and yield every step when it has been taken.
 
-    Args:
-        masked: The model.
-        prompts: As in `denoise`.
-        sampler: How a step decides.
-        gen_lengths: As in `denoise`.
-        observe: As in `denoise`.
-
     Returns:
         An iterator over steps; whoever stops it early saves the rest.
-
-    Raises:
-        InputError: As in `denoise`.
-        SettingsError: As in `denoise`.
     """
     jobs = _jobs(masked, prompts, sampler, gen_lengths)
     return (step for step, _ in _steps(masked, jobs, sampler, observe))
@@ -96,7 +85,7 @@ def denoising_steps(
 def _jobs(
     masked: MaskedModel,
     prompts: Sequence[tuple[str | Sequence[int], int]],
-    sampler: Denoising,
+    sampler: UnmaskingSchedule,
     gen_lengths: Sequence[int] | None,
 ) -> list[Job]:
     if gen_lengths is None:
@@ -121,28 +110,28 @@ def _jobs(
 def _steps(
     masked: MaskedModel,
     jobs: Sequence[Job],
-    sampler: Denoising,
+    sampler: UnmaskingSchedule,
     observe: Observe | None,
 ) -> Iterator[tuple[Step, Tensor]]:
     """Yield every step, observed, and how close its choices were."""
     if not jobs:
         return
-    canvas = Canvas(masked, jobs, sampler)
-    while not canvas.done:
+    state = DenoisingState(masked, jobs, sampler)
+    while not state.done:
         # Not around the loop: whoever reads the steps would be in that mode as well.
         with torch.inference_mode():
-            look, step, close = canvas.advance()
+            look, step, close = state.advance()
             seen = None if observe is None else observe(look)
             del look
             if sampler.threshold is not None:
-                canvas.drop_finished()
+                state.drop_finished()
         yield step._replace(observed=seen), close
 
 
 def _decode(
     masked: MaskedModel,
     jobs: Sequence[Job],
-    sampler: Denoising,
+    sampler: UnmaskingSchedule,
     observe: Observe | None,
 ) -> list[Completion]:
     kept = [Collected() for _ in range(4)]
@@ -171,7 +160,7 @@ def _completion(
     predicted = predicted[:n_steps, : job.length].clone()
     confidence = confidence[:n_steps, : job.length].clone()
     gap, margin = close.amin(0).tolist()
-    reading = Reading(masked.tokenizer, masked.thinking, masked.stop_ids)
+    reading = ResponseFormat(masked.tokenizer, masked.thinking, masked.stop_ids)
     trace = Trace(
         kind="diffusion",
         token_ids=predicted[-1],
@@ -184,7 +173,7 @@ def _completion(
     return as_completion(reading, job.place, job.prompt, trace, gap=gap, margin=margin)
 
 
-class Reading(NamedTuple):
+class ResponseFormat(NamedTuple):
     """How a response is read."""
 
     tokenizer: Any  # Tokenizer of the model.
@@ -193,7 +182,7 @@ class Reading(NamedTuple):
 
 
 def as_completion(
-    reading: Reading,
+    reading: ResponseFormat,
     place: int,
     prompt: Sequence[int],
     trace: Trace,

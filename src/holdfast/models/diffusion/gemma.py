@@ -22,18 +22,18 @@ from holdfast.data.chat.thinking import thinking_format
 from holdfast.errors import SettingsError, UnsupportedFamilyError
 from holdfast.models.batching import require_room
 from holdfast.models.decoding.row_state import Completion
-from holdfast.models.decoding.steps import NOTHING, Look, Observe, Trace
-from holdfast.models.diffusion.denoise import Reading, as_completion
+from holdfast.models.decoding.steps import NOTHING, Observe, StepView, Trace
+from holdfast.models.diffusion.denoise import ResponseFormat, as_completion
 from holdfast.models.finite import check_numbers
-from holdfast.models.loading.checkpoint import find_whole
-from holdfast.models.loading.families import Family, _check_precision
+from holdfast.models.loading.checkpoint import find_checkpoint
+from holdfast.models.loading.families import Family, check_precision
 from holdfast.models.loading.parts import (
     DtypeName,
     check_tokenizer,
     choose_device,
-    choose_dtype,
+    open_model,
 )
-from holdfast.models.loading.weights import identify, read_model, read_tokenizer
+from holdfast.models.loading.weights import read_tokenizer
 from holdfast.models.model import ModelIdentity, encode
 from holdfast.models.stops import find_stops
 
@@ -62,7 +62,7 @@ class DiffusionGemma:
     # The norm after the decoder's last block. The encoder has one of its own, which
     # shares its weight and is not this module.
     final_norm: nn.Module
-    reading: Reading  # How its responses are read.
+    reading: ResponseFormat  # How its responses are read.
     canvas_length: int  # Tokens of a canvas.
     max_positions: int  # Longest sequence the model is sound for.
     identity: ModelIdentity  # What a study records about the model.
@@ -77,12 +77,6 @@ def load_diffusion_gemma(
 ) -> DiffusionGemma:
     """Load a DiffusionGemma checkpoint.
 
-    Args:
-        id_or_path: Directory of a model, or a Hub id.
-        revision: Branch, tag or commit on the Hub.
-        device: As in `holdfast.models.loading.causal.load`.
-        dtype: As in `holdfast.models.loading.causal.load`.
-
     Raises:
         InputError: If it names no model, or the model has no tokenizer.
         SettingsError: If the device or the dtype is not to be had.
@@ -90,23 +84,19 @@ def load_diffusion_gemma(
             chat template.
         UnsupportedFamilyError: If it is another model, or this version of
             transformers does not have the class.
-        OfflineError: If it is on the Hub, and the Hub cannot be reached.
     """
-    place = choose_device(device)
-    checkpoint = find_whole(id_or_path, revision, _family)
-    arithmetic = choose_dtype(dtype, place, checkpoint.config)
-    tokenizer = read_tokenizer(checkpoint)
-    model = read_model(checkpoint, arithmetic, place).eval()
+    target = choose_device(device)
+    checkpoint = find_checkpoint(id_or_path, revision, _family, whole=True)
+    model, tokenizer, identity = open_model(checkpoint, target, dtype, read_tokenizer)
     check_numbers(model, checkpoint.model_id)
     config = model.config.get_text_config()
     check_tokenizer(tokenizer, config.vocab_size, checkpoint.model_id)
-    identity = identify(checkpoint, tokenizer, arithmetic)
     thinking = thinking_format(tokenizer)
     stops = find_stops(model, tokenizer, thinking).ids
     return DiffusionGemma(
         model=model,
         final_norm=model.model.decoder.norm,
-        reading=Reading(tokenizer, thinking, stops),
+        reading=ResponseFormat(tokenizer, thinking, stops),
         canvas_length=int(model.config.canvas_length),
         max_positions=int(config.max_position_embeddings),
         identity=identity,
@@ -122,13 +112,9 @@ def denoise_canvases(
 ) -> Iterator[Completion]:
     """Answer prompts one by one, in their order.
 
-    Args:
-        gemma: The model.
-        prompts: Rendered prompts, as text or tokens, each with the seed of its row.
-        sampling: How the loop decodes.
-        observe: Shown every step of the decoder. `states` are those of the canvas
-            that is worked on, `committed` what is accepted at the step, `fresh` what
-            was never accepted before; what is accepted may be given up again.
+    `observe`: Shown every step of the decoder. `states` are those of the canvas that is
+    worked on, `committed` what is accepted at the step, `fresh` what was never accepted
+    before; what is accepted may be given up again.
 
     Returns:
         An iterator over completions; steps of a trace count through all canvases.
@@ -168,7 +154,7 @@ def _family(config: Mapping[str, Any], source: str) -> Family:
             f"transformers {transformers.__version__}, which does not",
             "Install transformers 5.23 or later.",
         )
-    _check_precision(config, source)
+    check_precision(config, source)
     return Family(MODEL_CLASS)
 
 
@@ -248,7 +234,7 @@ class Watch:
         ]
         before = torch.stack(here).any(0) if here else torch.zeros_like(accepted)
         if self.observe is not None:
-            look = Look(
+            look = StepView(
                 kind="diffusion",
                 step=number,
                 rows=torch.zeros(1, dtype=torch.long, device=self.states.device),
@@ -300,11 +286,6 @@ def watching(
 ) -> Iterator[Watch]:
     """Watch a model while the context lasts, and leave it as it was.
 
-    Args:
-        model: The model of transformers.
-        final_norm: The norm of its decoder.
-        observe: Shown every step.
-
     Yields:
         The watch, which `generate` must be given as its streamer.
     """
@@ -320,7 +301,7 @@ def watching(
             (final_norm, watch.see_states),
             (model.lm_head, watch.see_logits),
         ):
-            stack.callback(module.register_forward_hook(hook).remove)
+            stack.enter_context(module.register_forward_hook(hook))
         model._prepare_sampler = prepared
         stack.callback(lambda: delattr(model, "_prepare_sampler"))
         yield watch

@@ -13,8 +13,8 @@ from jaxtyping import Bool, Int
 from torch import Tensor
 
 from holdfast.errors import InputError
-from holdfast.models.batching import longest_first, pad, with_batch_halving
-from holdfast.models.decoding.steps import Collected, Look, Observe
+from holdfast.models.batching import Batch, batched, pad
+from holdfast.models.decoding.steps import Collected, Observe, StepView
 from holdfast.models.model import MaskedModel
 
 Scripts = Sequence["Script"]
@@ -56,11 +56,7 @@ def replay(
     The head is not run. With guidance the states of a step are those of the rows with
     the prompt, so that nothing of it is needed either.
 
-    Args:
-        masked: The model that wrote them.
-        scripts: The responses, in any order and of any lengths.
-        observe: Makes the observer of a batch.
-        batch_size: Responses at once; halved whenever memory runs out.
+    `observe`: Makes the observer of a batch.
 
     Returns:
         What the observer returned at every step of each response, in the order
@@ -69,19 +65,14 @@ def replay(
     Raises:
         InputError: If a response is longer than the model is sound for, or parts of
             it do not fit together.
-        SettingsError: If the batch size is not positive.
-        EnvironmentProblem: If one response alone does not fit in memory.
     """
     for place, script in enumerate(scripts):
         _check(masked, place, script)
-    order = longest_first([[*each.prompt, *each.response] for each in scripts])
 
     def batch(rows: Sequence[int]) -> list[Tensor]:
         return _replayed(masked, [scripts[row] for row in rows], observe())
 
-    found, _ = with_batch_halving(batch, order, batch_size)
-    by_script = dict(zip(order, found, strict=True))
-    return [by_script[row] for row in range(len(scripts))]
+    return batched(batch, [[*s.prompt, *s.response] for s in scripts], batch_size)
 
 
 def _check(masked: MaskedModel, place: int, script: Script) -> None:
@@ -121,22 +112,16 @@ def _set(masked: MaskedModel, scripts: Scripts) -> _Stage:
     )
 
 
-def _look(masked: MaskedModel, stage: _Stage, step: int) -> Look:
+def _look(masked: MaskedModel, stage: _Stage, step: int) -> StepView:
     """Run the pass of a step and return what an observer may see of it."""
     hidden_yet = stage.real & (stage.committed_at >= step)
     text = stage.response.masked_fill(hidden_yet, masked.mask_id)
-    inputs = {"input_ids": torch.cat([stage.token_ids, text], 1)}
-    if not bool(stage.attended.all()):
-        positions = (stage.attended.long().cumsum(-1) - 1).clamp(min=0)
-        inputs |= {
-            "attention_mask": stage.attended.long(),
-            "position_ids": positions,
-        }
-    states: Tensor = masked.base(**inputs).last_hidden_state
+    token_ids = torch.cat([stage.token_ids, text], 1)
+    states = masked.states(Batch(token_ids, stage.attended, "left"))
     shift = int(masked.shift)
     n_rows = len(stage.real)
     rows = torch.arange(n_rows, device=stage.real.device)
-    return Look(
+    return StepView(
         kind="diffusion",
         step=step,
         rows=rows,

@@ -18,14 +18,14 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from holdfast.errors import SettingsError
-from holdfast.ranges import require_finite
+from holdfast.ranges import require_all, require_finite
 
 Remasking = Literal["low_confidence", "random", "entropy", "margin"]
 RANKINGS: tuple[Remasking, ...] = ("low_confidence", "random", "entropy", "margin")
 
 
 @dataclass(frozen=True, kw_only=True)
-class Denoising:
+class UnmaskingSchedule:
     """How a masked-diffusion model decodes."""
 
     gen_length: int = 128  # Tokens of the response.
@@ -77,16 +77,11 @@ class Denoising:
                 adaptive or (self.steps or 0) >= 1,
             ),
         )
-        for expected, found, holds in rules:
-            if not holds:
-                raise SettingsError(expected, str(found), "Change that setting.")
+        require_all(rules)
         self.plan(self.gen_length)
 
-    def plan(self, gen_length: int) -> "Plan":
+    def plan(self, gen_length: int) -> "StepPlan":
         """Return how many tokens each step commits to, and up to where.
-
-        Args:
-            gen_length: Tokens of the response of a row.
 
         Raises:
             SettingsError: If blocks do not divide the response, or steps not the
@@ -102,7 +97,7 @@ class Denoising:
             )
         n_blocks = gen_length // block
         if self.steps is None:
-            return Plan(block, (), ())
+            return StepPlan(block, (), ())
         if self.steps % n_blocks or self.steps > gen_length:
             raise SettingsError(
                 f"steps that are a multiple of the {n_blocks} blocks, and at most "
@@ -114,10 +109,10 @@ class Denoising:
         least, more = divmod(block, per_block)
         quotas = chain(repeat(least + 1, more), repeat(least, per_block - more))
         ends = (block * (step // per_block + 1) for step in range(self.steps))
-        return Plan(block, tuple(quotas) * n_blocks, tuple(ends))
+        return StepPlan(block, tuple(quotas) * n_blocks, tuple(ends))
 
 
-class Plan(NamedTuple):
+class StepPlan(NamedTuple):
     """What each step of one row does."""
 
     block: int  # Tokens of a block.
@@ -141,15 +136,13 @@ class Predicted(NamedTuple):
 
 def predict(
     logits: Float[Tensor, "position vocab"],
-    sampler: Denoising,
+    sampler: UnmaskingSchedule,
     generator: torch.Generator | None = None,
 ) -> Predicted:
     """Predict a token at each position.
 
-    Args:
-        logits: Logits in float64, of positions of one row if there is noise.
-        sampler: Temperature and remasking.
-        generator: Where the row's noise comes from; None at temperature 0.
+    `logits`: Logits in float64, of positions of one row if there is noise.
+    `generator`: Where the row's noise comes from; None at temperature 0.
 
     Returns:
         Tokens, probabilities, priorities (0 under random remasking, where they are
@@ -192,10 +185,7 @@ def commit_best(
 ) -> Committed:
     """Commit to the positions of highest priority; the first of equal ones.
 
-    Args:
-        priority: One number per position.
-        allowed: Positions that may be committed to.
-        quota: How many in each row; never more than are allowed.
+    `quota`: How many in each row; never more than are allowed.
     """
     ranked = priority.masked_fill(~allowed, -torch.inf)
     ordered, order = ranked.sort(dim=-1, descending=True, stable=True)

@@ -16,18 +16,14 @@ from holdfast.models.loading.families import Family, family_of
 from holdfast.models.loading.parts import (
     DtypeName,
     choose_device,
-    choose_dtype,
+    open_model,
     part,
     proved,
     shared_parts,
     templated_tokenizer,
 )
 from holdfast.models.loading.proofs import LIMITS
-from holdfast.models.loading.weights import (
-    identify,
-    identify_in_memory,
-    read_model,
-)
+from holdfast.models.loading.weights import identify_in_memory
 from holdfast.models.model import Adapter, ModelIdentity, Proof
 
 
@@ -78,9 +74,9 @@ def load_found(
     rendering: Rendering = AS_IT_IS,
 ) -> Adapter:
     """Load a checkpoint that was found, as `load` does."""
-    arithmetic = choose_dtype(dtype, device, checkpoint.config)
-    tokenizer = templated_tokenizer(checkpoint, rendering)
-    model = read_model(checkpoint, arithmetic, device)
+    model, tokenizer, identity = open_model(
+        checkpoint, device, dtype, lambda it: templated_tokenizer(it, rendering)
+    )
     shown: tuple[Proof, ...] = ()
     if checkpoint.adapter is not None:
         # Without PEFT's second of import where there is no adapter.
@@ -88,7 +84,6 @@ def load_found(
 
         model, proof = merge(checkpoint, model)
         shown = (proof,)
-    identity = identify(checkpoint, tokenizer, arithmetic)
     adapter = _proved(model, tokenizer, checkpoint.family, identity, shown)
     return replace(adapter, source=checkpoint)
 

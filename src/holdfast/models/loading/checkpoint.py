@@ -75,49 +75,30 @@ class Checkpoint(NamedTuple):
 
 
 def find_checkpoint(
-    id_or_path: str | Path, revision: str | None, check: Check = family_of
+    id_or_path: str | Path,
+    revision: str | None,
+    check: Check = family_of,
+    *,
+    whole: bool = False,
 ) -> Checkpoint:
     """Find a model by directory or Hub id, and refuse what does not fit.
 
-    Args:
-        id_or_path: A directory, of a model or of a PEFT adapter, or a Hub id.
-        revision: Branch, tag or commit on the Hub; None for the main branch.
-        check: Returns the family of a configuration, or refuses it by name.
+    `check`: Returns the family of a configuration, or refuses it by name.
 
-    Returns:
-        The checkpoint, its files present.
+    `whole`: Whether an adapter is refused.
 
     Raises:
         InputError: If it names no model, or its configuration cannot be read.
         ModelError: If weights are missing or no safetensors.
         UnsupportedFamilyError: If the architecture does not fit.
-        OfflineError: If it is on the Hub, and the Hub cannot be reached.
-        StorageError: If it cannot be stored.
     """
     model = locate(str(id_or_path), revision, check)
     if not (model.directory / ADAPTER_CONFIG).is_file():
         return _checkpoint(model, model, None, check)
+    if whole:
+        raise _no_whole_model(model.directory)
     base = _find_base(model.directory, check)
     return _checkpoint(model, base, model.directory, check)
-
-
-def find_whole(
-    id_or_path: str | Path, revision: str | None, check: Check
-) -> Checkpoint:
-    """Find a model as `find_checkpoint` does, and refuse an adapter.
-
-    Args:
-        id_or_path: A directory of a model, or a Hub id.
-        revision: Branch, tag or commit on the Hub; None for the main branch.
-        check: Returns the family of a configuration, or refuses it by name.
-
-    Raises:
-        HoldfastError: As `find_checkpoint` does, and `require_whole`.
-    """
-    model = locate(str(id_or_path), revision, check)
-    if (model.directory / ADAPTER_CONFIG).is_file():
-        raise _no_whole_model(model.directory)
-    return _checkpoint(model, model, None, check)
 
 
 def require_whole(checkpoint: Checkpoint) -> None:
@@ -134,11 +115,6 @@ def locate(name: str, revision: str | None, check: Check) -> Place:
     """Return where a model lies; one on the Hub is fetched.
 
     A directory in the Hub's cache is the model of the Hub that it is a copy of.
-
-    Args:
-        name: Directory or Hub id.
-        revision: Branch, tag or commit on the Hub.
-        check: Refuses a configuration that does not fit, before weights come.
 
     Raises:
         InputError: If it is neither.
@@ -167,9 +143,7 @@ def name_base(adapter: Path, base: Checkpoint | None) -> None:
     a model of the Hub is named by id and commit, and a directory by its path from the
     adapter, so that both can be moved together.
 
-    Args:
-        adapter: Directory of the adapter, in its place or beside it.
-        base: The model; None for one in memory, which no name leads back to.
+    `base`: The model; None for one in memory, which no name leads back to.
     """
     name, revision = None, None
     if base is not None and base.revision is not None and base.adapter is None:
@@ -248,10 +222,7 @@ def fetch(
 ) -> tuple[Path, str | None]:
     """Fetch a model, or find it in the cache when the Hub cannot be reached.
 
-    Args:
-        name: Hub id, "owner/name".
-        revision: Branch, tag or commit; None for the main branch.
-        check: Refuses a configuration that does not fit, given the model's name too.
+    `check`: Refuses a configuration that does not fit, given the model's name too.
 
     Returns:
         Directory of its files, and its commit.
@@ -261,7 +232,6 @@ def fetch(
         UnsupportedFamilyError: If its architecture does not fit; its weights have
             not been fetched then.
         OfflineError: If the Hub cannot be reached, and the cache has no copy.
-        StorageError: If it cannot be stored.
     """
     with _hub_errors(name, revision):
         try:

@@ -5,8 +5,10 @@ A type that is in neither table is refused too: its parts may have the right nam
 and still mean something else.
 """
 
+import json
 from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from holdfast.errors import InputError, UnsupportedFamilyError
@@ -43,90 +45,25 @@ FAMILIES: Mapping[str, Family] = {
     "qwen3_moe": Family("Qwen3MoeForCausalLM"),
     "smollm3": Family("SmolLM3ForCausalLM"),
 }
-_POST_NORM = (
-    "a norm after the attention rescales the sum of the heads, "
-    "so the contributions of heads no longer add up in the residual stream"
+_REASONS: Mapping[str, list[str]] = json.loads(
+    Path(__file__).with_name("refused.json").read_text(encoding="utf-8")
 )
-_SINKS = (
-    "a learned sink takes part of every attention row, "
-    "so what a head reads is not a mean over tokens"
-)
-_HYBRID = (
-    "some layers are linear-attention or state-space layers, "
-    "which have no heads that could be scaled alone"
-)
-_NO_HEADS = "it has no attention heads"
-_LATENT = (
-    "its multi-head latent attention has values of another width than its keys, "
-    "and that has not been proved yet"
-)
-_SCALED = (
-    "the attention output is multiplied before it is added to the residual stream, "
-    "so contributions of heads would be off by that factor"
-)
-_OFFSET = (
-    "its norms store their weight as an offset from one, "
-    "so contributions folded through the norm would be wrong"
-)
-_DIFFUSION = (
-    "it is a diffusion model, which attends both ways and has no next-token decoding: "
-    "`holdfast.models.loading.masked.load_masked` reads those it knows, step by step"
-)
-_TWO_WAY = "it attends both ways and does not generate token by token"
-_REASONS: Mapping[str, tuple[str, ...]] = {
-    _POST_NORM: (
-        *("gemma2", "gemma3", "gemma3_text", "gemma3n", "gemma3n_text"),
-        *("gemma4", "gemma4_text", "gemma4_unified", "gemma4_unified_text"),
-        *("olmo2", "olmo3", "flex_olmo", "exaone4", "glm4"),
-    ),
-    _SINKS: (
-        *("gpt_oss", "mimo_v2_flash", "granite_swa", "granitemoe_swa"),
-        *("deepseek_v4", "flint", "hy_v4"),
-    ),
-    _HYBRID: (
-        *("qwen3_next", "qwen3_5", "qwen3_5_text", "qwen3_5_moe"),
-        *("qwen3_5_moe_text", "olmo_hybrid", "kimi_linear", "minimax"),
-        *("bamba", "jamba", "zamba", "zamba2", "falcon_h1", "nemotron_h"),
-        *("granitemoehybrid", "bailing_hybrid", "lfm2", "lfm2_moe", "lfm3"),
-        "recurrent_gemma",
-    ),
-    _NO_HEADS: ("mamba", "mamba2", "falcon_mamba", "rwkv", "xlstm"),
-    _LATENT: (
-        *("deepseek_v2", "deepseek_v3", "deepseek_v32", "glm4_moe_lite"),
-        *("glm_moe_dsa", "longcat_flash", "minicpm3", "mistral4", "youtu"),
-    ),
-    _SCALED: ("granite", "granitemoe", "granitemoeshared", "hyperclovax"),
-    _OFFSET: ("gemma",),
-    _DIFFUSION: ("diffusion_gemma", "llada", "llada2_moe", "Dream", "dream"),
-    _TWO_WAY: ("bert", "roberta", "deberta_v2", "modernbert"),
-}
+"""Types of models that are refused, by reason."""
 REFUSED: Mapping[str, str] = {
     name: reason for reason, names in _REASONS.items() for name in names
 }
+[_DIFFUSION] = [reason for reason, names in _REASONS.items() if "llada" in names]
 
 
 def family_of(config: Mapping[str, Any], source: str) -> Family:
     """Return the family of a model configuration, or refuse it by name.
-
-    Args:
-        config: The model's `config.json`.
-        source: The model's id or path, for the message.
-
-    Returns:
-        Where the parts of this architecture are.
 
     Raises:
         InputError: If the configuration names no model type.
         UnsupportedFamilyError: If the architecture does not fit; the message
             names it, the reason, and the families that fit.
     """
-    model_type = config.get("model_type")
-    if not isinstance(model_type, str) or not model_type:
-        raise InputError(
-            "a `model_type` in the model's config.json",
-            f"none in {source}",
-            "Point to the directory of a transformers language model.",
-        )
+    model_type = model_type_of(config, source, "transformers language model")
     reason = REFUSED.get(model_type) or _unknown(model_type, config)
     if reason is None and config.get("is_causal") is False:
         reason = _DIFFUSION
@@ -134,8 +71,24 @@ def family_of(config: Mapping[str, Any], source: str) -> Family:
         raise _refusal(source, f"`{model_type}`", reason)
     _check_layer_types(config, source)
     _check_head(config, source)
-    _check_precision(config, source)
+    check_precision(config, source)
     return FAMILIES[model_type]
+
+
+def model_type_of(config: Mapping[str, Any], source: str, kind: str) -> str:
+    """Return the type of a model of some kind.
+
+    Raises:
+        InputError: If its configuration names none.
+    """
+    model_type = config.get("model_type")
+    if isinstance(model_type, str) and model_type:
+        return model_type
+    raise InputError(
+        "a `model_type` in the model's config.json",
+        f"none in {source}",
+        f"Point to the directory of a {kind}.",
+    )
 
 
 def _refusal(source: str, name: str, reason: str) -> UnsupportedFamilyError:
@@ -171,11 +124,6 @@ def _check_head(config: Mapping[str, Any], source: str) -> None:
 def names_in(config: Mapping[str, Any], key: str, source: str) -> list[str]:
     """Return a list of names in a configuration; an empty one where it has none.
 
-    Args:
-        config: The model's `config.json`.
-        key: Which setting.
-        source: The model's id or path, for the message.
-
     Raises:
         InputError: If it is something else.
     """
@@ -189,7 +137,8 @@ def names_in(config: Mapping[str, Any], key: str, source: str) -> list[str]:
     )
 
 
-def _check_precision(config: Mapping[str, Any], source: str) -> None:
+def check_precision(config: Mapping[str, Any], source: str) -> None:
+    """Refuse quantised weights."""
     quantisation = config.get("quantization_config")
     if quantisation:
         method = "unnamed method"

@@ -21,12 +21,6 @@ STEP_RECORD = "holdfast.json"
 def read_config(path: Path) -> dict[str, Any]:
     """Read a JSON object, such as a model's configuration.
 
-    Args:
-        path: The file.
-
-    Returns:
-        What it holds.
-
     Raises:
         InputError: If there is no such file, or it holds no JSON object.
     """
@@ -68,9 +62,7 @@ def weight_files(directory: Path, stem: str) -> tuple[Path, ...]:
     They are the very files that transformers or PEFT will read: where more than one
     set of weights lies there, nobody can tell which one is meant.
 
-    Args:
-        directory: Where they are.
-        stem: "model", or "adapter_model" for a PEFT adapter.
+    `stem`: "model", or "adapter_model" for a PEFT adapter.
 
     Returns:
         One file, or all shards that the index names.
@@ -138,9 +130,6 @@ def _weight_map(index: Path) -> dict[str, str]:
 
 def read_header(file: Path) -> tuple[dict[str, Any], int]:
     """Read the header of a safetensors file and check the length of the file.
-
-    Args:
-        file: The file.
 
     Returns:
         The header, and the offset at which the tensors begin.

@@ -28,18 +28,13 @@ from holdfast.models.loading.masked_families import MaskedFamily, masked_family_
 from holdfast.models.loading.parts import (
     DtypeName,
     choose_device,
-    choose_dtype,
+    open_model,
     part,
     proved,
     shared_parts,
     templated_tokenizer,
 )
-from holdfast.models.loading.weights import (
-    identify,
-    identify_in_memory,
-    read_model,
-    reading,
-)
+from holdfast.models.loading.weights import identify_in_memory, reading
 from holdfast.models.model import MaskedModel, ModelIdentity
 from holdfast.models.stops import find_stops
 
@@ -81,13 +76,16 @@ def load_found_masked(
     """Load a checkpoint that was found, as `load_masked` does."""
     require_whole(checkpoint)
     family = masked_family_of(checkpoint.config, checkpoint.model_id)
-    arithmetic = choose_dtype(dtype, device, checkpoint.config)
-    tokenizer = templated_tokenizer(
-        checkpoint, rendering, native_class=family.tokenizer_class
-    )
+
+    def tokenize(checkpoint: Checkpoint) -> Any:
+        return templated_tokenizer(
+            checkpoint, rendering, native_class=family.tokenizer_class
+        )
+
     settings = _settings(family, checkpoint)
-    model = read_model(checkpoint, arithmetic, device, settings=settings)
-    identity = identify(checkpoint, tokenizer, arithmetic)
+    model, tokenizer, identity = open_model(
+        checkpoint, device, dtype, tokenize, settings=settings
+    )
     return _proved(model, tokenizer, family, identity, checkpoint.config)
 
 
@@ -98,14 +96,7 @@ def adapt_masked(
 
     The model is put in evaluation mode.
 
-    Args:
-        model: A model of transformers whose attention goes both ways.
-        tokenizer: Its tokenizer, with a chat template.
-        shift: Whether the state at one position predicts the token at the next.
-        model_id: What records call it.
-
-    Returns:
-        The model, its proofs passed.
+    `shift`: Whether the state at one position predicts the token at the next.
 
     Raises:
         ModelError: If the tokenizer has no chat template or too many tokens, or

@@ -5,12 +5,14 @@ Dream is Qwen2's, with attention both ways: their configurations are translated 
 LLaDA's weights renamed. A setting that the native class would not honour is refused.
 """
 
-from collections.abc import Callable, Mapping
+import json
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 from holdfast.errors import InputError, UnsupportedFamilyError
-from holdfast.models.loading.families import Family, _check_precision
+from holdfast.models.loading.families import Family, check_precision, model_type_of
 
 Config = Mapping[str, Any]
 NATIVE_NEXT = (
@@ -40,17 +42,12 @@ class MaskedFamily:
     stops: tuple[str, ...] = ()  # Texts of further tokens that end an answer.
 
 
-_LLADA_BLOCK = {
-    "attn_norm": "input_layernorm",
-    "q_proj": "self_attn.q_proj",
-    "k_proj": "self_attn.k_proj",
-    "v_proj": "self_attn.v_proj",
-    "attn_out": "self_attn.o_proj",
-    "ff_norm": "post_attention_layernorm",
-    "ff_proj": "mlp.gate_proj",
-    "up_proj": "mlp.up_proj",
-    "ff_out": "mlp.down_proj",
-}
+# Settings and names of the published checkpoints: what they say and the native class
+# takes for granted (`required`), and what LLaDA's own configuration class takes where
+# its file says nothing (`defaults`).
+_PUBLISHED = json.loads(
+    Path(__file__).with_name("published.json").read_text(encoding="utf-8")
+)
 # One group an expression is all that the loader of transformers can put back.
 _LLADA_KEYS = {
     r"^model\.transformer\.wte\.": "model.embed_tokens.",
@@ -58,62 +55,13 @@ _LLADA_KEYS = {
     r"^model\.transformer\.ff_out\.": "lm_head.",
 } | {
     rf"^model\.transformer\.blocks\.(\d+)\.{theirs}\.": rf"model.layers.\1.{ours}."
-    for theirs, ours in _LLADA_BLOCK.items()
-}
-# What the published LLaDA checkpoints say, and Llama's class takes for granted.
-_LLADA_REQUIRED: Config = {
-    "block_type": "llama",
-    "activation_type": "silu",
-    "layer_norm_type": "rms",
-    "rope": True,
-    "alibi": False,
-    "attention_layer_norm": False,
-    "block_group_size": 1,
-    "include_bias": False,
-    "include_qkv_bias": False,
-    "input_emb_norm": False,
-    "layer_norm_with_affine": True,
-    "scale_logits": False,
-}
-# What LLaDA's own configuration class takes where its file says nothing.
-_LLADA_DEFAULTS: Config = {
-    "block_type": "sequential",
-    "activation_type": "swiglu",
-    "layer_norm_type": "default",
-    "rope": False,
-    "alibi": False,
-    "attention_layer_norm": False,
-    "block_group_size": 1,
-    "include_bias": False,
-    "include_qkv_bias": False,
-    "input_emb_norm": False,
-    "layer_norm_with_affine": True,
-    "scale_logits": False,
-    "rope_theta": 10_000.0,
-    "rms_norm_eps": 1e-5,
-    "mlp_ratio": 4,
-    "mlp_hidden_size": None,
-    "max_sequence_length": 1024,
-    "weight_tying": True,
-    "n_kv_heads": None,
-    "embedding_size": None,
-}
-_DREAM_KEPT = (
-    *("vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers"),
-    *("num_attention_heads", "num_key_value_heads", "max_position_embeddings"),
-    *("rms_norm_eps", "rope_theta", "tie_word_embeddings", "initializer_range"),
-    *("bos_token_id", "eos_token_id", "pad_token_id", "dtype", "torch_dtype"),
-)
-_DREAM_REQUIRED: Config = {
-    "hidden_act": "silu",
-    "rope_scaling": None,
-    "use_sliding_window": False,
+    for theirs, ours in _PUBLISHED["llada_block"].items()
 }
 
 
 def _llada(config: Config, source: str) -> dict[str, Any]:
-    known = {**_LLADA_DEFAULTS, **config}
-    _require(known, _LLADA_REQUIRED, source)
+    known = {**_PUBLISHED["llada_defaults"], **config}
+    _require(known, _PUBLISHED["llada_required"], source)
     _require_named(config, ("d_model", "n_heads", "n_layers", "vocab_size"), source)
     kv_heads = known["n_kv_heads"]
     if kv_heads is None:
@@ -137,9 +85,10 @@ def _llada(config: Config, source: str) -> dict[str, Any]:
 
 
 def _dream(config: Config, source: str) -> dict[str, Any]:
-    _require({**_DREAM_REQUIRED, **config}, _DREAM_REQUIRED, source)
-    _require_named(config, _DREAM_KEPT[:6], source)
-    return {name: config[name] for name in _DREAM_KEPT if name in config}
+    required, kept = _PUBLISHED["dream_required"], _PUBLISHED["dream_kept"]
+    _require({**required, **config}, required, source)
+    _require_named(config, kept[:6], source)
+    return {name: config[name] for name in kept if name in config}
 
 
 MASKED: Mapping[str, MaskedFamily] = {
@@ -190,11 +139,7 @@ _REASONS: Mapping[str, str] = {
 
 
 def is_masked(config: Config) -> bool:
-    """Return whether a configuration is of a masked-diffusion model, read or not.
-
-    Args:
-        config: The model's `config.json`.
-    """
+    """Return whether a configuration is of a masked-diffusion model, read or not."""
     model_type = config.get("model_type")
     two_way = model_type in TWO_WAY and config.get("is_causal") is False
     return two_way or model_type in MASKED or model_type in _REASONS
@@ -203,26 +148,13 @@ def is_masked(config: Config) -> bool:
 def masked_family_of(config: Config, source: str) -> MaskedFamily:
     """Return the family of a masked-diffusion model, or refuse it by name.
 
-    Args:
-        config: The model's `config.json`.
-        source: The model's id or path, for the message.
-
-    Returns:
-        How the family is read.
-
     Raises:
         InputError: If the configuration names no model type.
         UnsupportedFamilyError: If the architecture is not in the table, or a
             setting of it would be lost; the message names it and the next step.
     """
-    model_type = config.get("model_type")
-    if not isinstance(model_type, str) or not model_type:
-        raise InputError(
-            "a `model_type` in the model's config.json",
-            f"none in {source}",
-            "Point to the directory of a masked-diffusion model.",
-        )
-    _check_precision(config, source)
+    model_type = model_type_of(config, source, "masked-diffusion model")
+    check_precision(config, source)
     two_way = config.get("is_causal") is False
     family = TWO_WAY.get(model_type) if two_way else MASKED.get(model_type)
     if family is None:
@@ -263,7 +195,7 @@ def _require(config: Config, required: Config, source: str) -> None:
         )
 
 
-def _require_named(config: Config, names: tuple[str, ...], source: str) -> None:
+def _require_named(config: Config, names: Sequence[str], source: str) -> None:
     missing = [name for name in names if name not in config]
     if missing:
         raise InputError(

@@ -33,10 +33,6 @@ _LOST = ("pissa_niter", "lora_ga", "corda")
 def merge(checkpoint: Checkpoint, model: Any) -> tuple[Any, Proof]:
     """Merge a LoRA adapter into its base.
 
-    Args:
-        checkpoint: The adapter.
-        model: Its base, which is changed.
-
     Returns:
         The merged model, and the proof that it gives the logits of base and adapter.
 

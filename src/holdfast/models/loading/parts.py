@@ -16,7 +16,7 @@ from holdfast.models.library import library_errors
 from holdfast.models.loading.checkpoint import Checkpoint
 from holdfast.models.loading.families import Family
 from holdfast.models.loading.proofs import LIMITS, prove, require
-from holdfast.models.loading.weights import read_tokenizer
+from holdfast.models.loading.weights import identify, read_model, read_tokenizer
 from holdfast.models.model import LanguageModel, ModelIdentity, Proof
 
 M = TypeVar("M", bound=LanguageModel)
@@ -86,6 +86,27 @@ def templated_tokenizer(
     name = next(filter(named_thinker, names), checkpoint.model_id)
     configure(tokenizer, replace(rendering, name=name))
     return tokenizer
+
+
+def open_model(
+    checkpoint: Checkpoint,
+    device: torch.device,
+    dtype: DtypeName,
+    tokenize: Callable[[Checkpoint], Any],
+    **settings: Any,
+) -> tuple[Any, Any, ModelIdentity]:
+    """Read a checkpoint; return its model, its tokenizer and who it is.
+
+    `tokenize`: Reads the tokenizer.
+    `settings`: Further arguments of `read_model`.
+
+    Raises:
+        HoldfastError: As `choose_dtype`, `tokenize` and `read_model` do.
+    """
+    arithmetic = choose_dtype(dtype, device, checkpoint.config)
+    tokenizer = tokenize(checkpoint)
+    model = read_model(checkpoint, arithmetic, device, **settings).eval()
+    return model, tokenizer, identify(checkpoint, tokenizer, arithmetic)
 
 
 def check_tokenizer(tokenizer: Any, vocab: int, model_id: str) -> None:

@@ -128,7 +128,7 @@ def _recorded(*points: tuple[nn.Module, str]) -> Iterator[list[Tensor]]:
                 if end == "input"
                 else module.register_forward_hook(after(index))
             )
-            stack.callback(handle.remove)
+            stack.enter_context(handle)
         yield found
 
 
@@ -275,16 +275,12 @@ def _final_norm(model: LanguageModel, rows: Sequence[Sequence[int]]) -> Proof:
         calls.append((arguments[0], output))
 
     last_block = [(model.layers[-1], "output")] if isinstance(model, Adapter) else []
-    handle = model.final_norm.register_forward_hook(hook)
-    try:
-        with _recorded(*last_block) as recorded:
-            states = model.states(pad(rows[:1], "right", model.device))
-    finally:
-        handle.remove()
+    with model.final_norm.register_forward_hook(hook), _recorded(*last_block) as blocks:
+        states = model.states(pad(rows[:1], "right", model.device))
     [(entering, leaving)] = calls
     same = all(
         torch.equal(one, other)
-        for one, other in [(leaving, states), *((entering, b) for b in recorded)]
+        for one, other in [(leaving, states), *((entering, block) for block in blocks)]
     )
     takes = "takes what the last block returns, changes it"
     return _proof(

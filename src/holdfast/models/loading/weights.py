@@ -46,13 +46,8 @@ def read_tokenizer(checkpoint: Checkpoint, *, native_class: str | None = None) -
     What the directory's own files say counts, whatever else is installed: a package
     that would read another file in their place is not asked.
 
-    Args:
-        checkpoint: The model.
-        native_class: Class of transformers that reads this family's vocabulary, in
-            place of code that travels with it.
-
-    Returns:
-        The tokenizer.
+    `native_class`: Class of transformers that reads this family's vocabulary, in place
+    of code that travels with it.
 
     Raises:
         InputError: If there is none, or it needs code that travels with it, or the
@@ -132,16 +127,8 @@ def read_model(
 ) -> Any:
     """Read the weights of a checkpoint, of the base alone if it is an adapter.
 
-    Args:
-        checkpoint: The model.
-        dtype: Arithmetic to load in.
-        device: Where the model goes.
-        attention: Which implementation of the attention it runs.
-        settings: Further arguments of `from_pretrained`, such as a configuration in
-            place of that of the directory.
-
-    Returns:
-        The language model.
+    `settings`: Further arguments of `from_pretrained`, such as a configuration in place
+    of that of the directory.
 
     Raises:
         ModelError: If a file is damaged or weights do not fit the configuration.
@@ -217,9 +204,6 @@ def _check_sampling(path: Path, settings: Mapping[str, Any]) -> None:
 
 def reading(path: Path) -> AbstractContextManager[None]:
     """Turn what transformers says about a file of settings into one line about it.
-
-    Args:
-        path: The file.
 
     Raises:
         InputError: If it cannot be read.
@@ -307,12 +291,6 @@ def fingerprint_files(checkpoint: Checkpoint) -> str:
     Every byte of the weights counts: one changed row in the middle of an embedding is
     another model. Tensors over 1 MiB enter by their own SHA-256, which are taken side
     by side, at about the speed at which the file is read.
-
-    Args:
-        checkpoint: The model, and its adapter if it has one.
-
-    Returns:
-        SHA-256 in hexadecimal.
     """
     digest = hashlib.sha256()
     configs = [checkpoint.directory / CONFIG]
@@ -329,10 +307,6 @@ def fingerprint_files(checkpoint: Checkpoint) -> str:
 def fingerprint_model(model: torch.nn.Module, config: dict[str, Any]) -> str:
     """Return a fingerprint of a model in memory, of every byte as well.
 
-    Args:
-        model: The model.
-        config: Its configuration.
-
     Returns:
         SHA-256 in hexadecimal. It differs from that of the same model's files.
     """
@@ -346,13 +320,7 @@ def fingerprint_model(model: torch.nn.Module, config: dict[str, Any]) -> str:
 def identify(
     checkpoint: Checkpoint, tokenizer: Any, dtype: torch.dtype
 ) -> ModelIdentity:
-    """Return what a study records about a checkpoint.
-
-    Args:
-        checkpoint: The model.
-        tokenizer: Its tokenizer.
-        dtype: Arithmetic that it runs in.
-    """
+    """Return what a study records about a checkpoint."""
     templated = getattr(tokenizer, "chat_template", None)
     vocabulary = tokenizer_file(checkpoint)
     return ModelIdentity(
@@ -369,13 +337,7 @@ def identify(
 
 
 def identify_in_memory(model: Any, tokenizer: Any, model_id: str) -> ModelIdentity:
-    """Return what a study records about a model in memory.
-
-    Args:
-        model: The model.
-        tokenizer: Its tokenizer, or None.
-        model_id: What records call it.
-    """
+    """Return what a study records about a model in memory."""
     config = model.config.to_dict()
     return ModelIdentity(
         model_id=model_id,

@@ -12,11 +12,11 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from holdfast.models.batching import pad
-from holdfast.models.decoding.steps import NOTHING, Look, Step
+from holdfast.models.decoding.steps import NOTHING, Step, StepView
 from holdfast.models.diffusion.unmasking import (
     Committed,
-    Denoising,
     Predicted,
+    UnmaskingSchedule,
     commit_above,
     commit_best,
     predict,
@@ -51,22 +51,11 @@ class _Rows(NamedTuple):
     lots: Float[Tensor, "example position"]
 
 
-class Taken(NamedTuple):
-    """What one step did."""
-
-    look: Look  # What an observer may see.
-    step: Step  # The step, without an observation.
-    # For each row how close it was: the least lead of a token over the second where it
-    # was committed to, and of the last position that was chosen over the first that was
-    # not.
-    close: Float[Tensor, "example 2"]
-
-
-class Canvas:
+class DenoisingState:
     """The rows of a batch that are still being denoised, side by side."""
 
     def __init__(
-        self, masked: MaskedModel, jobs: Sequence[Job], sampler: Denoising
+        self, masked: MaskedModel, jobs: Sequence[Job], sampler: UnmaskingSchedule
     ) -> None:
         """Put prompts on the left and masks on the right."""
         self.masked, self.sampler = masked, sampler
@@ -119,8 +108,14 @@ class Canvas:
             return self.step >= self.sampler.steps
         return not bool(self.rows.open.any())
 
-    def advance(self) -> Taken:
-        """Run one step: a forward pass, and commitments in each row."""
+    def advance(self) -> tuple[StepView, Step, Float[Tensor, "example 2"]]:
+        """Run one step: a forward pass, and commitments in each row.
+
+        Returns what an observer may see, the step without an observation, and for each
+        row how close it was: the least lead of a token over the second where it was
+        committed to, and of the last position that was chosen over the first that was
+        not.
+        """
         rows, hidden = self.rows, self._forward()
         n_rows, shift = len(rows.number), int(self.masked.shift)
         producing = hidden[:, self.start - shift : hidden.shape[1] - shift]
@@ -137,7 +132,7 @@ class Canvas:
         response.copy_(torch.where(fresh, predicted, response))
         self.rows = rows._replace(open=rows.open & ~fresh)
         committed = rows.real & ~self.rows.open
-        look = Look(
+        look = StepView(
             kind="diffusion",
             step=self.step,
             rows=rows.number,
@@ -153,7 +148,7 @@ class Canvas:
             self.step, self.places, predicted, confidence, committed, fresh, None
         )
         self.step += 1
-        return Taken(look, step, torch.stack([gaps, chosen.margins], -1))
+        return look, step, torch.stack([gaps, chosen.margins], -1)
 
     def _forward(self) -> Float[Tensor, "_ position d_model"]:
         """Return the last states, with guidance those without the prompt below."""

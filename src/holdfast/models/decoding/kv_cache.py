@@ -1,0 +1,234 @@
+"""Caches of keys and values: with room for tokens to come, and shared by many passes.
+
+The cache of transformers joins old and new keys at each token, which copies all of
+them; for a small model that is a large part of a step. Here there is room for tokens
+to come, and the layer shows as much of it as is used: the same numbers, bit for bit.
+"""
+
+import copy
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+from transformers import DynamicCache
+from transformers.cache_utils import Cache, DynamicLayer
+
+from holdfast.errors import ModelError
+from holdfast.models.batching import pad
+from holdfast.models.model import Adapter
+
+ROOM = 64
+"""Tokens that a layer makes room for when it is full."""
+
+
+class PreallocatedLayer(DynamicLayer):  # type: ignore[misc]
+    """A layer of the cache with room for tokens to come."""
+
+    def __init__(self) -> None:
+        """Start without any room."""
+        super().__init__()
+        self._rooms: tuple[Tensor, Tensor] | None = None
+        self._shown: tuple[Tensor, Tensor] | None = None
+
+    def update(
+        self, key_states: Tensor, value_states: Tensor, *_: Any, **__: Any
+    ) -> tuple[Tensor, Tensor]:
+        """Add keys and values of new tokens, and return those of all tokens."""
+        if not self.is_initialized:
+            self.lazy_initialization(key_states, value_states)
+            self.keys, self.values = key_states[..., :0, :], value_states[..., :0, :]
+        used = self.keys.shape[-2]
+        total = used + key_states.shape[-2]
+        rooms = self._rooms_for(total)
+        for room, new in zip(rooms, (key_states, value_states), strict=True):
+            room[..., used:total, :] = new
+        self.keys, self.values = (room[..., :total, :] for room in rooms)
+        self._rooms, self._shown = rooms, (self.keys, self.values)
+        return self.keys, self.values
+
+    def _rooms_for(self, total: int) -> tuple[Tensor, Tensor]:
+        """Return room for so many tokens, with those that are there."""
+        rooms, shown = self._rooms, self._shown
+        # Whoever takes rows out of the cache puts other tensors in its place.
+        same = shown and self.keys is shown[0] and self.values is shown[1]
+        if rooms is not None and same and total <= rooms[0].shape[-2]:
+            return rooms
+        made = []
+        for old in (self.keys, self.values):
+            *front, used, width = old.shape
+            room = torch.zeros(
+                (*front, total + ROOM, width), dtype=old.dtype, device=old.device
+            )
+            room[..., :used, :] = old
+            made.append(room)
+        return made[0], made[1]
+
+
+def preallocated_cache(config: Any) -> DynamicCache:
+    """Return an empty cache with room, in the layers that keep all tokens."""
+    cache = DynamicCache(config=config)
+    cache.layers = [
+        PreallocatedLayer() if type(layer) is DynamicLayer else layer
+        for layer in cache.layers
+    ]
+    return cache
+
+
+def without_padding(
+    cache: DynamicCache, mask: Int[Tensor, "example position"]
+) -> Int[Tensor, "example _"]:
+    """Drop leading columns that have become padding in all rows.
+
+    `mask`: 1 at the tokens of each row, the one that is read next included.
+    """
+    if any(layer.is_sliding for layer in cache.layers):
+        return mask
+    lead = int((mask.cumsum(-1) == 0).sum(-1).min())
+    if lead:
+        for layer in cache.layers:
+            layer.keys = layer.keys[..., lead:, :]
+            layer.values = layer.values[..., lead:, :]
+    return mask[:, lead:]
+
+
+def keep_prefixes(
+    cache: Any,
+    rows: Int[Tensor, "example"],
+    lengths: Int[Tensor, "example"],
+    copy_of: Int[Tensor, "_"],
+    first: int,
+) -> Bool[Tensor, "example position"]:
+    """Forget all rows but these, and of these all that follows their first tokens.
+
+    `copy_of`: Which of the distinct rows each row is.
+    `first`: The block from which on the cache has all rows, and not distinct ones.
+
+    Returns:
+        Where the tokens lie now: padded on the left, as before a first step.
+    """
+    width = int(lengths.max())
+    steps = torch.arange(width, device=lengths.device)
+    columns = (lengths[:, None] - width + steps).clamp(min=0)
+    for place, layer in enumerate(cache.layers):
+        lines = rows if place >= first else copy_of[rows]
+        here = lines.to(layer.keys.device)[:, None], columns.to(layer.keys.device)
+        layer.keys = layer.keys[here[0], :, here[1]].transpose(1, 2)
+        layer.values = layer.values[here[0], :, here[1]].transpose(1, 2)
+    return steps >= width - lengths[:, None]
+
+
+class SharedPrefix:
+    """A batch that has been read up to some position, and is read on from many times.
+
+    Copies of the tokens that follow stand side by side over the one cache, which is
+    never copied, and a mask keeps each copy's tokens to themselves.
+    """
+
+    def __init__(self, adapter: Adapter, rows: Sequence[Sequence[int]]) -> None:
+        """Read the rows up to their end."""
+        batch = pad(rows, "left", adapter.device)
+        self.adapter = adapter
+        # Every layer keeps all of its keys; windows are drawn in the masks.
+        self.cache: Any = DynamicCache()
+        self.mask = batch.mask
+        self.positions = batch.positions()
+        adapter.base(**batch.inputs(), past_key_values=self.cache, use_cache=True)
+
+    def extend(self, token_ids: Int[Tensor, "example position"]) -> None:
+        """Read tokens that follow."""
+        if token_ids.shape[1]:
+            inputs = self._inputs(token_ids, 1)
+            self.adapter.base(**inputs, past_key_values=self.cache, use_cache=True)
+            more = torch.ones_like(token_ids, dtype=torch.bool)
+            self.mask = torch.cat([self.mask, more], -1)
+            self.positions = torch.cat([self.positions, inputs["position_ids"]], -1)
+
+    def states(
+        self, token_ids: Int[Tensor, "example position"], n_copies: int
+    ) -> Float[Tensor, "example _ d_model"]:
+        """Return the states of copies of tokens that follow, which are not kept."""
+        shared = _ReadOnlyCache(self.cache)
+        inputs = self._inputs(token_ids, n_copies)
+        states: Tensor = self.adapter.base(
+            **inputs, past_key_values=shared, use_cache=True
+        ).last_hidden_state
+        return states
+
+    def _inputs(
+        self, token_ids: Int[Tensor, "example position"], n_copies: int
+    ) -> dict[str, Any]:
+        """Return the arguments for a pass over copies of tokens that follow."""
+        n_rows, length = token_ids.shape
+        steps = torch.arange(length, device=token_ids.device)
+        after = (self.positions[:, -1:] + 1 + steps).repeat(1, n_copies)
+        copies = torch.arange(n_copies, device=token_ids.device)
+        copy_of = copies.repeat_interleave(length)
+        own = (copy_of[:, None] == copy_of) & (after[:1, :, None] >= after[:1, None])
+        before = self.mask[:, None].expand(n_rows, len(copy_of), -1)
+        seen = torch.cat([before, own.expand(n_rows, -1, -1)], -1)
+        distance = after[..., None] - torch.cat([self.positions, after], -1)[:, None]
+        return {
+            "input_ids": token_ids.repeat(1, n_copies),
+            "attention_mask": _masks(self.adapter, seen[:, None], distance[:, None]),
+            "position_ids": after,
+        }
+
+
+def _masks(
+    adapter: Adapter,
+    seen: Bool[Tensor, "example 1 position _"],
+    distance: Int[Tensor, "example 1 position _"],
+) -> Any:
+    """Return the mask of the model's layers, or one for each of their types."""
+    kinds = {
+        layer.sliding_window if layer.is_sliding else None
+        for layer in DynamicCache(config=adapter.model.config).layers
+    }
+    hidden = torch.finfo(adapter.dtype).min
+    masks = {}
+    for window in kinds:
+        name = "full_attention" if window is None else "sliding_attention"
+        near = seen if window is None else seen & (distance < window)
+        # Added to the scores, which every kernel with a mask understands.
+        added = torch.zeros(near.shape, dtype=adapter.dtype, device=near.device)
+        masks[name] = added.masked_fill_(~near, hidden)
+    return masks if len(masks) > 1 else next(iter(masks.values()))
+
+
+class _ReadOnlyCache(Cache):  # type: ignore[misc]
+    """A cache that is read many times and never written.
+
+    What a pass adds is joined for that pass alone, layer by layer.
+    """
+
+    def __init__(self, cache: Any) -> None:
+        super().__init__(layers=list(cache.layers))
+
+    def update(
+        self,
+        key_states: Tensor,
+        value_states: Tensor,
+        layer_idx: int,
+        *arguments: Any,
+        **named: Any,
+    ) -> Any:
+        """Return the prefix and these tokens, side by side, and keep neither."""
+        layer = copy.copy(self.layers[layer_idx])
+        return layer.update(key_states, value_states, *arguments, **named)
+
+
+def require_any_mask(adapter: Adapter) -> None:
+    """Refuse attention that takes no mask but its own.
+
+    Raises:
+        ModelError: Names it.
+    """
+    kind = adapter.model.config._attn_implementation
+    if kind not in ("sdpa", "eager"):
+        raise ModelError(
+            "attention that takes any mask, `sdpa` or `eager`",
+            f"`{kind}` in {adapter.identity.model_id}",
+            "Load the model with attn_implementation='sdpa'.",
+        )
