@@ -77,12 +77,6 @@ class Plan(NamedTuple):
     notes: tuple[str, ...]
 
 
-class _Set(NamedTuple):
-    name: Name
-    draw: int
-    heads: tuple[Head, ...]
-
-
 def plan(
     ranking: Sequence[RankedHead],
     n_heads: int,
@@ -97,12 +91,12 @@ def plan(
     sizes: dict[int, float] = {len(chosen): len(chosen) / total} if chosen else {}
     for fraction in () if chosen else settings.fractions:
         sizes.setdefault(count_heads(fraction, total), fraction)
-    sets: dict[int, list[_Set]] = {}
+    sets: dict[int, list[Condition]] = {}
     problems: dict[int, SettingsError] = {}
     for size in sizes:
         top = tuple(chosen) or top_heads(ranking, size)
         try:
-            sets[size] = _sets(ranking, top, n_heads, settings, seed)
+            sets[size] = _sets(ranking, top, n_heads, settings, seed, sizes[size])
         except SettingsError as error:
             problems[size] = error
     if not sets:
@@ -115,13 +109,15 @@ def plan(
     main = main_size(tuple(sets))
     if second:
         both = (*sets[main][0].heads, *second)
-        sets[main].append(_Set("second_round", 0, both))
+        sets[main].append(
+            Condition("second_round", settings.scopes[0], sizes[main], 0, both)
+        )
     made: list[Condition] = []
     for place, scope in enumerate(settings.scopes):
         made.append(Condition("none", scope, None, 0, ()))
         for size in sets if place == 0 else [main]:
             made += [
-                Condition(each.name, scope, sizes[size], each.draw, each.heads)
+                each._replace(scope=scope)
                 for each in sets[size]
                 if place == 0 or each.name != "second_round"
             ]
@@ -140,16 +136,21 @@ def _sets(
     n_heads: int,
     settings: AblateSettings,
     seed: int,
-) -> list[_Set]:
-    """Return the top heads and what they are compared with."""
+    fraction: float,
+) -> list[Condition]:
+    """Return the top heads and what they are compared with, in the first scope."""
+    scope = settings.scopes[0]
     draws = layer_matched_draws(
         top, n_heads, settings.random_draws, generator(seed, f"ablate/{sorted(top)}")
     )
     positive = most_positive_heads(ranking, len(top))
     return [
-        _Set("top", 0, top),
-        *(_Set("random", draw, heads) for draw, heads in enumerate(draws)),
-        _Set("positive", 0, positive),
+        Condition("top", scope, fraction, 0, top),
+        *(
+            Condition("random", scope, fraction, i, each)
+            for i, each in enumerate(draws)
+        ),
+        Condition("positive", scope, fraction, 0, positive),
     ]
 
 
