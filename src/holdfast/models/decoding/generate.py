@@ -34,7 +34,7 @@ from holdfast.models.decoding.steps import (
     StepView,
     Trace,
 )
-from holdfast.models.interventions import HeadEdit, LiveEdit, first_layer, scale_heads
+from holdfast.models.interventions import HeadEdit, first_layer, scale_heads
 from holdfast.models.model import Adapter, LanguageModel
 from holdfast.report.progress import Tick
 
@@ -95,19 +95,23 @@ def generate(
     )
     if observe is not None:
         jobs = [job._replace(draft=()) for job in jobs]
-    at_once = batch_size
+    at_once = width = batch_size
     if any(job.draft for job in jobs):
         # Most of them end within their drafts and need no step.
         jobs, at_once = _like_by_like(jobs, edit), DRAFTED * batch_size
     else:
         jobs = [jobs[i] for i in longest_first([job.prompt for job in jobs])]
-    batches = halving_batches(
-        lambda batch: _decode(
-            adapter, rules, batch, edit, told, observe, min(batch_size, len(batch))
-        ),
-        jobs,
-        at_once,
-    )
+
+    def decode(batch: Sequence[Job]) -> list[Completion]:
+        nonlocal width
+        try:
+            return _decode(adapter, rules, batch, edit, told, observe, width)
+        except (RuntimeError, MemoryError):
+            # If memory ran out, the batch is halved, and so are the rows in the cache.
+            width = max(1, width // 2)
+            raise
+
+    batches = halving_batches(decode, jobs, at_once)
     return (completions for completions, _ in batches)
 
 
@@ -260,18 +264,19 @@ def _passes(
 
     At most `width` of them, or all, are in the cache at a time.
     """
-    told = told or (lambda _: None)
     finished = [] if finished is None else finished
     number_of = {job.place: number for number, job in enumerate(jobs)}
     waiting, width = list(jobs), width or len(jobs)
+    drafted = any(job.draft for job in jobs)
     with scale_heads(adapter, edit) as live:
         decoder: Decoder | None = None
         while waiting or decoder is not None:
             while waiting and (decoder is None or len(decoder.rows) <= width // 2):
                 room = width - len(decoder.rows if decoder else ())
                 chunk, waiting = waiting[:room], waiting[room:]
-                more, ended = _begin(adapter, rules, chunk, live, told)
-                finished += ended
+                more = Decoder(adapter, rules, chunk, live)
+                if drafted:
+                    finished += _check_drafts(more, chunk, told)
                 if decoder is not None:
                     decoder.join(more)
                 elif more.rows:
@@ -294,20 +299,15 @@ def _passes(
             yield Pass(number, rows, drawn, seen)
 
 
-def _begin(
-    adapter: Adapter,
-    rules: StoppingRules,
-    jobs: Sequence[Job],
-    live: LiveEdit,
-    told: Callable[[Tick], None],
-) -> tuple[Decoder, list[GenerationState]]:
-    """Return a decoder for rows, and the rows that end within their drafts."""
-    decoder = Decoder(adapter, rules, jobs, live)
-    if not any(job.draft for job in jobs):
-        return decoder, []
+def _check_drafts(
+    decoder: Decoder, jobs: Sequence[Job], told: Callable[[Tick], None] | None
+) -> list[GenerationState]:
+    """Read all drafts, and return the rows that end within them."""
     ended = decoder.check_drafts()
-    told(Tick(len(ended), 0, sum(len(job.read) for job in jobs), is_prompt=True))
-    return decoder, ended
+    if told is not None:
+        read = sum(len(job.read) for job in jobs)
+        told(Tick(len(ended), 0, read, is_prompt=True))
+    return ended
 
 
 def _decode(
