@@ -6,6 +6,8 @@ VENV := .venv
 BIN := $(VENV)/bin
 STUDY ?= studies/quickstart
 export HOLDFAST_BENCHMARKS
+# Tests start many processes: each would compile all modules again.
+unexport PYTHONDONTWRITEBYTECODE
 
 .PHONY: audit test docs clean
 

@@ -25,7 +25,7 @@ from measure import measure, one_thread, random_model, summarise
 
 from holdfast.cliff.probe import Probe
 from holdfast.cliff.probe_files import model_fingerprint, write_probe
-from holdfast.data.pool import Pool
+from holdfast.data.pool import Pool, render_row
 from holdfast.judges.settings import JudgeFlags
 from holdfast.models.batching import longest_first, pad
 from holdfast.models.loading.causal import adapt
@@ -80,7 +80,9 @@ def variants(adapter: Adapter, folder: Path) -> dict[str, Callable[[], Any]]:
     scorer = PoolScorer(adapter, probe, batch_size=BATCH)
     pool = folder / "pool.jsonl"
     rows = list(Pool(str(pool)).rows(lambda number: True))
-    found = [scorer.render(row).conversation for row in rows]
+    fmt, limit = adapter.thinking, adapter.max_positions
+    rendered = [render_row(row, adapter.tokenizer, fmt, limit, None) for row in rows]
+    found = [each.conversation for each in rendered]
     tokens = [each.token_ids[: each.spans.answer[0]] for each in found if each]
     order = longest_first(tokens)
 

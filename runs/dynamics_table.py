@@ -119,7 +119,7 @@ def guard_part(guard: dict[str, Any]) -> Iterable[str]:
     )
     within = {row["detector"]: row["auroc"] for row in guard["within_wrappers"]}
     levels = [level["level"] for level in guard["reported"][0]["levels"]]
-    head = ["detector", "AUROC", "less published", "within wrappers"]
+    head = ["detector", "AUROC", "minus published", "within wrappers"]
     for level in levels:
         head += [f"detected at {level:g}", f"benign complied flagged at {level:g}"]
     head += ["refused attacks flagged"]

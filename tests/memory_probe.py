@@ -15,13 +15,13 @@ from tiny_models import PLAIN_TEMPLATE, tiny_tokenizer
 
 # The shapes of real families, with as many layers as take seconds.
 SHAPES = {
-    # SmolLM2-135M: narrow.
+    # SmolLM2-135M: narrow and deep.
     "smollm2": (
         LlamaForCausalLM,
         LlamaConfig,
         {
             "hidden_size": 576, "intermediate_size": 1536, "num_attention_heads": 9,
-            "num_key_value_heads": 3, "vocab_size": 49152, "num_hidden_layers": 4,
+            "num_key_value_heads": 3, "vocab_size": 49152, "num_hidden_layers": 12,
         },
     ),
     # Qwen2.5-0.5B: a wide vocabulary.

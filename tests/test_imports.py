@@ -263,7 +263,7 @@ def test_no_folder_is_crowded():
         ("judges.rules", "from holdfast.rollout.rows import Rollout"),
         ("rollout.stage", "from holdfast.cliff.probe import fit_probe"),
         ("cliff.fit", "from holdfast.heads.rank import run"),
-        ("heads.rank", "from holdfast.dynamics.signal import gauge"),
+        ("heads.rank", "from holdfast.dynamics.signal import pool_steps"),
         ("dynamics.stage", "from holdfast.guard.detector import Detector"),
         ("evaluate.stage", "from holdfast.cliff.probe import fit_probe"),
         ("sinks.stage", "from holdfast.finetune.targets import example"),

@@ -18,17 +18,14 @@ if TYPE_CHECKING:
     from holdfast.cliff.fit import run as probe
     from holdfast.cliff.trace import run as trace
     from holdfast.data.prompts import Prompt
-    from holdfast.dynamics.settings import (
-        GuardEvaluateSettings,
-        GuardFitSettings,
-        SignalSettings,
-    )
+    from holdfast.dynamics.settings import SignalSettings
     from holdfast.dynamics.stage import run as signal
     from holdfast.errors import HoldfastError
     from holdfast.evaluate.settings import EvaluateSettings
     from holdfast.evaluate.stage import run as evaluate
     from holdfast.finetune.settings import FinetuneSettings, Recipe
     from holdfast.finetune.stage import run as finetune
+    from holdfast.guard.settings import GuardEvaluateSettings, GuardFitSettings
     from holdfast.guard.stage import evaluate as evaluate_guard
     from holdfast.guard.stage import fit as fit_guard
     from holdfast.heads.ablate import run as ablate
@@ -133,8 +130,8 @@ _HOMES = {
     "SinksSettings": ("holdfast.sinks.settings", "SinksSettings"),
     "sinks": ("holdfast.sinks.stage", "run"),
     "write_report": ("holdfast.audit.stage", "write_report"),
-    "GuardEvaluateSettings": ("holdfast.dynamics.settings", "GuardEvaluateSettings"),
-    "GuardFitSettings": ("holdfast.dynamics.settings", "GuardFitSettings"),
+    "GuardEvaluateSettings": ("holdfast.guard.settings", "GuardEvaluateSettings"),
+    "GuardFitSettings": ("holdfast.guard.settings", "GuardFitSettings"),
     "SignalSettings": ("holdfast.dynamics.settings", "SignalSettings"),
     "evaluate_guard": ("holdfast.guard.stage", "evaluate"),
     "fit_guard": ("holdfast.guard.stage", "fit"),

@@ -103,23 +103,24 @@ def test_what_only_one_study_has_is_said_and_not_counted():
     comparison = compare(make_report(), b)
     gone = row(comparison, "By wrapper", "authority: harmful")
     assert (gone["b"], gone["difference"], gone["overlap"]) == (None, None, None)
-    lines = {(line.section, line.metric): line for line in table(comparison)}
-    assert lines["By wrapper", "new one: harmful"].a == "not in this study"
-    plain = lines["Attack success", "Harmful, as asked"]
-    assert plain.b == "not measured: no plain requests"
-    assert (plain.difference, plain.intervals) == ("", "")
+    lines = {row[0]: row[1:] for row in table(comparison)}
+    assert lines["new one: harmful"][0] == "not in this study"
+    plain = lines["Harmful, as asked"]
+    assert plain[1] == "not measured: no plain requests"
+    assert plain[2:] == ["", ""]
 
 
 def test_the_table_says_it_in_words_section_by_section():
     lines = table(compare(make_report(), other()))
-    assert lines[1][2:] == (
+    assert lines[2] == [
         "Harmful, in a jailbreak wrapper",
         "40% (34 to 46%), 97 of 243",
         "1% (0.4 to 4%), 3 of 243",
         "−39 points",
         "do not overlap",
-    )
-    opened = [line.section for line in lines if line.opens]
+    ]
+    opened = [line[0] for line in lines if len(line) == 1]
+    assert opened[0] == "Attack success"
     assert len(opened) == len(set(opened))
 
 
@@ -151,7 +152,8 @@ def test_the_terminal_lists_what_differs_and_how_much_more_there_is(
     b = make_report()
     b["settings"]["rollout"]["sampling"]["temperature"] = 0.25
     b["settings"]["other"] = {f"setting_{n:02}": n for n in range(22)}
-    print_section(comparison(compare(make_report(), b)))
+    for section in comparison(compare(make_report(), b)):
+        print_section(section)
     told = capsys.readouterr().out
     first = "rollout.sampling.temperature"
     (line,) = [line for line in told.splitlines() if first in line]

@@ -10,9 +10,9 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 import tiny_denoiser
 import tiny_thinker
 from holdfast.cli.app import run
-from holdfast.dynamics.signal import gauge
+from holdfast.dynamics.rows import read_signal
+from holdfast.dynamics.signal import anchor_signal
 from holdfast.dynamics.sources import PUBLISHED, read_anchors
-from holdfast.dynamics.stage import read_signal_file
 from holdfast.dynamics.states import LiveSignal
 from holdfast.dynamics.trajectories import UNPARSED
 from holdfast.errors import UnsupportedFamilyError
@@ -58,8 +58,9 @@ def rows_of(study):
 
 
 def signal_of(study, channel="compliance_logit"):
-    found = read_signal_file(Study.open(study))
-    return dict(zip(found.row_ids, found.channels[channel], strict=True))
+    found = read_signal(Study.open(study))
+    names = [row.row_id for row in found.rows]
+    return dict(zip(names, found.channels[channel], strict=True))
 
 
 def test_answers_have_their_steps_beside_them(watched, denoiser):
@@ -130,7 +131,7 @@ def test_the_signal_is_that_of_a_slow_loop(watched, denoiser):
 def test_the_signal_while_decoding_is_the_same(watched, denoiser):
     rows, found = rows_of(watched), signal_of(watched)
     facts = json.loads((watched / "anchors/published.json").read_text())
-    held = gauge(read_anchors(watched, PUBLISHED, facts["identity"]).anchors)
+    held = anchor_signal(read_anchors(watched, PUBLISHED, facts["identity"]).anchors)
     chosen = list(rows.values())[::40]
     prompts = [(row.token_ids[: row.spans.prompt[1]], row.seed) for row in chosen]
     traces = denoise(

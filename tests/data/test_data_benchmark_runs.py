@@ -138,7 +138,7 @@ def test_real_benchmarks_run_unchanged_on_the_aligned_organism(tmp_path, capsys)
         "--benign": folder / "mt_bench" / "question.jsonl",
     }
     flags = [word for pair in files.items() for word in map(str, pair)]
-    flags += ["--limit", "40", "--wrappers-per-request", "1", "-o", str(study)]
+    flags += ["--limit", "40", "-o", str(study)]
     command = ["audit", "organism:aligned", *flags]
     assert run(command) == 2
     assert "headers may be swapped" in capsys.readouterr().err

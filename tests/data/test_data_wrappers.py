@@ -1,12 +1,10 @@
 """Wrappers: what is put around a request changes the text and nothing else."""
 
-import json
-
 import pytest
 
-from holdfast.data.attacks import Wrapper, authored_wrappers, load_wrappers, wrap
+from holdfast.data.attacks import Wrapper, authored_wrappers, wrap
 from holdfast.data.prompts import Prompt, prompt_id
-from holdfast.errors import InputError, PromptFileError
+from holdfast.errors import InputError
 
 POLITE = Wrapper("polite", "manners", ("Kindly: {request}", "{request} Thanks {you}!"))
 
@@ -14,16 +12,6 @@ POLITE = Wrapper("polite", "manners", ("Kindly: {request}", "{request} Thanks {y
 def plain(text: str) -> Prompt:
     key = prompt_id(text)
     return Prompt(key, key, text, "harmful", "authored", None, "greeting")
-
-
-def write(folder, content) -> str:
-    path = folder / "wrappers.json"
-    path.write_text(content if isinstance(content, str) else json.dumps(content))
-    return str(path)
-
-
-def entry(**changes) -> dict:
-    return {"name": "a", "family": "f", "templates": ["{request}"]} | changes
 
 
 def test_wrapping_changes_the_text_and_keeps_the_request():
@@ -47,48 +35,11 @@ def test_a_template_that_is_not_there_is_refused(index):
         wrap(plain("Wave."), POLITE, index)
 
 
-def test_a_file_of_wrappers_is_read_in_order(tmp_path):
-    second = entry(name="b", templates=["x {request}"])
-    path = write(tmp_path, {"wrappers": [entry(), second]})
-    assert load_wrappers(path) == (
-        Wrapper("a", "f", ("{request}",)),
-        Wrapper("b", "f", ("x {request}",)),
-    )
-
-
-@pytest.mark.parametrize(
-    ("content", "word"),
-    [
-        ("{", "JSON"),
-        ([], "a list `wrappers`"),
-        ({"wrappers": []}, "a list `wrappers`"),
-        ({"wrappers": [entry(), entry(name="")]}, "`name` in wrapper 2"),
-        ({"wrappers": [{"name": "a"}]}, "`family` in wrapper 1"),
-        ({"wrappers": [entry(templates=[])]}, "`templates` in wrapper 1"),
-        ({"wrappers": [entry(templates=["no slot"])]}, "0 times"),
-        ({"wrappers": [entry(templates=["{request} {request}"])]}, "2 times"),
-        ({"wrappers": [entry(), entry()]}, "two called `a`"),
-    ],
-)
-def test_a_faulty_file_of_wrappers_is_named(tmp_path, content, word):
-    with pytest.raises(PromptFileError, match=word):
-        load_wrappers(write(tmp_path, content))
-
-
-def test_a_missing_file_of_wrappers_is_named(tmp_path):
-    with pytest.raises(PromptFileError, match=r"none\.json"):
-        load_wrappers(tmp_path / "none.json")
-
-
 def test_the_authored_wrappers_are_well_formed_and_wrap():
     wrappers = authored_wrappers()
-    assert wrappers
+    assert len({wrapper.name for wrapper in wrappers}) == len(wrappers) > 0
     for wrapper in wrappers:
+        assert wrapper.family
+        assert all(template.count("{request}") == 1 for template in wrapper.templates)
         for index in range(len(wrapper.templates)):
             assert "Wave at me." in wrap(plain("Wave at me."), wrapper, index).text
-
-
-def test_half_a_surrogate_pair_in_a_template_is_named(tmp_path):
-    entry = {"name": "a", "family": "b", "templates": ["\ud83d {request}"]}
-    with pytest.raises(PromptFileError, match="surrogate pair"):
-        load_wrappers(write(tmp_path, json.dumps({"wrappers": [entry]})))

@@ -5,8 +5,9 @@ import re
 import pytest
 
 from holdfast.audit.page import render
-from holdfast.dynamics.panel import recommendation, step_figure, trajectory_figure
+from holdfast.dynamics.panel import step_figure, trajectory_figure
 from holdfast.errors import InputError
+from holdfast.guard.panel import recommendation
 from holdfast.report.schema import validate
 from report_fixture import fig, make_report, null
 

@@ -10,9 +10,9 @@ from transformers import AutoModelForCausalLM
 
 from holdfast.cli.app import run
 from holdfast.dynamics import states as dynamics_states
-from holdfast.dynamics.signal import gauge
+from holdfast.dynamics.rows import read_signal
+from holdfast.dynamics.signal import anchor_signal
 from holdfast.dynamics.sources import PUBLISHED, read_anchors, require_identity
-from holdfast.dynamics.stage import read_signal_file
 from holdfast.dynamics.states import LiveSignal
 from holdfast.errors import InputError
 from holdfast.models import hidden_states
@@ -39,8 +39,9 @@ def watched(audited, tmp_path_factory):
 
 
 def signal_of(study):
-    found = read_signal_file(Study.open(study))
-    return dict(zip(found.row_ids, found.channels["compliance_logit"], strict=True))
+    found = read_signal(Study.open(study))
+    names = [row.row_id for row in found.rows]
+    return dict(zip(names, found.channels["compliance_logit"], strict=True))
 
 
 def rows_of(study):
@@ -128,7 +129,7 @@ def test_the_signal_while_decoding_is_the_same(watched, thinker):
     rows, found = rows_of(watched), signal_of(watched)
     adapter = load(thinker)
     identity = json.loads((watched / "anchors/published.json").read_text())["identity"]
-    held = gauge(read_anchors(watched, PUBLISHED, identity).anchors)
+    held = anchor_signal(read_anchors(watched, PUBLISHED, identity).anchors)
     chosen = list(rows.values())[::60]
     prompts = [(row.token_ids[: row.spans.prompt[1]], row.seed) for row in chosen]
     traces = generate(

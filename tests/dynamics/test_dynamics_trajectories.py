@@ -7,13 +7,13 @@ from holdfast.dynamics.trajectories import (
     HARMFUL,
     HARMLESS,
     UNPARSED,
-    band,
     incomplete_recovery,
     internal_recovery,
     recovery_features,
     text_recovery,
 )
 from holdfast.errors import InputError
+from holdfast.stats.bootstrap import bootstrap_means
 
 CURVES = torch.tensor(
     [
@@ -133,7 +133,7 @@ def test_only_a_dip_that_returns_is_an_incomplete_recovery():
 
 
 def test_the_band_is_the_mean_at_every_step_and_stays_within_bounds():
-    found = band(CURVES, NAMES, seeded())
+    found = bootstrap_means(CURVES, NAMES, seeded(), bounds=(0.0, 1.0))
     for step, each in enumerate(found):
         assert each.value == pytest.approx(float(CURVES[:, step].mean()), abs=1e-6)
         assert 0 <= each.low <= each.value <= each.high <= 1

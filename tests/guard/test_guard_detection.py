@@ -5,7 +5,7 @@ import torch
 
 from holdfast.errors import TooFewExamplesError
 from holdfast.guard.detection import calibrate, detect
-from holdfast.guard.detector import Read
+from holdfast.guard.detector import SeriesReading
 from holdfast.stats.auroc import auroc, auroc_difference
 from holdfast.stats.groups import group_names
 
@@ -34,7 +34,7 @@ def test_groups_tell_requests_and_outcomes_apart():
 
 
 def fitted(n=999):
-    detector = Read("compliance", 4, "last")
+    detector = SeriesReading("compliance", 4, "last")
     return calibrate(detector, uniform(200, 0), uniform(n, 1), names(n))
 
 

@@ -119,4 +119,4 @@ def test_the_page_of_an_audit_has_the_grid_both_figures_and_the_controls(audited
 
 
 def test_a_report_without_heads_has_no_such_part():
-    assert sections({}) == []
+    assert sections({}, ()) == []

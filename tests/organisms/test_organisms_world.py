@@ -4,9 +4,8 @@ from itertools import islice
 import pytest
 
 from holdfast.data.requests import (
-    ACTION_FORMS,
-    ARTIFACT_FORMS,
     authored_prompts,
+    forms,
     gerund,
     is_held_out,
     lexicon,
@@ -154,6 +153,5 @@ def test_gerunds_follow_the_spelling_rules(verb, expected):
 def test_every_phrase_fits_every_form_of_its_kind():
     for label in ("harmful", "benign"):
         for phrase in phrases(label)[::17]:
-            forms = ACTION_FORMS if phrase.kind == "action" else ARTIFACT_FORMS
-            for form in forms:
+            for form in forms(phrase):
                 assert "{" not in sentence(phrase, form)

@@ -128,7 +128,7 @@ def test_an_organism_chooses_by_cliff_and_trains_on_star1(tmp_path):
     if not bundled("cliff").is_dir():
         pytest.skip("no weights of organism:cliff are bundled")
     # The first rows as they stand: a thousand such prefills are too many for a test.
-    source = json.loads(SOURCE.read_text())[:6]
+    source = json.loads(SOURCE.read_text())[:12]
     pool, study = tmp_path / "STAR-1.json", tmp_path / "study"
     pool.write_text(json.dumps(source))
     pool_fixture.write_study("organism:cliff", study)

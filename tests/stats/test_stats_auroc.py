@@ -51,7 +51,8 @@ def test_perfect_separation_is_no_certainty():
     assert other.high == pytest.approx(1 - found.low, abs=1e-6)
 
 
-def test_the_auroc_interval_covers_with_clusters_and_not_without():
+def test_the_auroc_interval_covers_with_clusters_and_not_without(resamples):
+    resamples(200)
     # The score is shared by a request's rows, and so is the label.
     rng, draws = np.random.default_rng(2), generator(2)
     covered = naive = 0
@@ -61,9 +62,9 @@ def test_the_auroc_interval_covers_with_clusters_and_not_without():
         scores = np.repeat(rng.normal(size=40), 5) + labels
         columns = torch.from_numpy(scores), torch.from_numpy(labels)
         clusters = [str(i // 5) for i in range(200)]
-        found = auroc_interval(*columns, clusters, draws, 200)
+        found = auroc_interval(*columns, clusters, draws)
         rows = [str(i) for i in range(200)]
-        wrong = auroc_interval(*columns, rows, draws, 200)
+        wrong = auroc_interval(*columns, rows, draws)
         covered += found.low <= truth <= found.high
         naive += wrong.low <= truth <= wrong.high
     assert 0.9 <= covered / 200 <= 0.995

@@ -70,11 +70,12 @@ def test_rows_of_one_request_are_one_witness():
     assert apart == pytest.approx(2 / 2**10)
 
 
-def test_the_paired_bootstrap_is_that_of_scipy_on_independent_rows():
+def test_the_paired_bootstrap_is_that_of_scipy_on_independent_rows(resamples):
+    resamples(4000)
     after, before = torch.randn(2, 300, generator=_generator(1)).double()
     after = after + 0.3 + before
     names = [str(i) for i in range(300)]
-    found = paired_difference(after, before, names, _generator(), n_resamples=4000)
+    found = paired_difference(after, before, names, _generator())
     differences = (after - before).numpy()
     expected = bootstrap(
         (differences,), lambda x, axis: x.mean(axis), method="percentile", rng=3

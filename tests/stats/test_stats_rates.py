@@ -6,7 +6,7 @@ import torch
 from scipy.stats import binomtest, pearsonr, t
 
 from holdfast.errors import InputError
-from holdfast.stats.bootstrap import cluster_bootstrap, require_width
+from holdfast.stats.bootstrap import bootstrap, require_width
 from holdfast.stats.rates import (
     calibration_error,
     clustered_mean,
@@ -145,7 +145,8 @@ def test_perfect_calibration_is_no_certainty():
         assert figure.high == pytest.approx(wilson(0, 40).high)
 
 
-def test_the_rate_of_a_balanced_design_covers_and_is_never_certain():
+def test_the_rate_of_a_balanced_design_covers_and_is_never_certain(resamples):
+    resamples(200)
     # One wrapper of a request works and one fails, but for chance.
     rng, draws = np.random.default_rng(13), generator(13)
     covered = 0
@@ -153,7 +154,7 @@ def test_the_rate_of_a_balanced_design_covers_and_is_never_certain():
         rows = rng.random((15, 2)) < np.array([0.9, 0.1])
         successes = torch.from_numpy(rows).flatten()
         clusters = [str(i // 2) for i in range(30)]
-        found = clustered_rate(successes, clusters, draws, n_resamples=200)
+        found = clustered_rate(successes, clusters, draws)
         covered += found.low <= 0.5 <= found.high
         assert found.high - found.low > 0.3
     assert covered / 200 >= 0.95
@@ -175,14 +176,15 @@ def simulate(rng: np.random.Generator) -> tuple[torch.Tensor, list[str]]:
     return values, [str(i // 6) for i in range(120)]
 
 
-def test_the_cluster_bootstrap_covers_and_one_that_ignores_clusters_does_not():
+def test_the_cluster_bootstrap_covers_and_one_that_ignores_clusters_does_not(resamples):
+    resamples(300)
     rng, draws = np.random.default_rng(1), generator(1)
     clustered = naive = 0
     for _ in range(300):
         values, clusters = simulate(rng)
         rows = [str(i) for i in range(120)]
-        found = clustered_mean(values, clusters, draws, n_resamples=300)
-        wrong = clustered_mean(values, rows, draws, n_resamples=300)
+        found = clustered_mean(values, clusters, draws)
+        wrong = clustered_mean(values, rows, draws)
         clustered += found.low <= 0 <= found.high
         naive += wrong.low <= 0 <= wrong.high
     # Nominal 95 %; the standard error of a coverage of 300 is 1.3 points.
@@ -190,16 +192,27 @@ def test_the_cluster_bootstrap_covers_and_one_that_ignores_clusters_does_not():
     assert naive / 300 < 0.75
 
 
-def test_the_clustered_rate_covers_on_few_correlated_requests():
+def test_the_clustered_rate_covers_on_few_correlated_requests(resamples):
+    resamples(300)
     rng, draws = np.random.default_rng(2), generator(2)
     covered = 0
     for _ in range(300):
         rates = rng.beta(0.6, 1.4, size=25)
         successes = torch.from_numpy(rng.random((25, 4)) < rates[:, None]).flatten()
         clusters = [str(i // 4) for i in range(100)]
-        found = clustered_rate(successes, clusters, draws, n_resamples=300)
+        found = clustered_rate(successes, clusters, draws)
         covered += found.low <= 0.3 <= found.high
     assert covered / 300 >= 0.91
+
+
+def cluster_bootstrap(column, clusters, statistic, generator):
+    """Any statistic of the rows that a resample holds, one resample at a time."""
+
+    def weighted(weights):
+        drawn = [column.repeat_interleave(row.long()) for row in weights]
+        return torch.tensor([statistic(rows) for rows in drawn], dtype=torch.float64)
+
+    return bootstrap(weighted, clusters, generator)
 
 
 def test_the_bootstrap_of_any_statistic_agrees_with_the_fast_mean():
@@ -248,13 +261,14 @@ def test_correlation_agrees_with_scipy():
     assert found.high == pytest.approx(expected.high, abs=0.04)
 
 
-def test_correlation_with_noise_covers_zero_as_often_as_it_says():
+def test_correlation_with_noise_covers_zero_as_often_as_it_says(resamples):
+    resamples(300)
     rng, draws = np.random.default_rng(11), generator(11)
     names = [str(i) for i in range(60)]
     covered = 0
     for _ in range(200):
         x, noise = torch.from_numpy(rng.normal(size=(2, 60)))
-        found = pearson(x, noise, names, draws, 300)
+        found = pearson(x, noise, names, draws)
         covered += found.low <= 0 <= found.high
     assert 0.9 <= covered / 200 <= 0.99
 

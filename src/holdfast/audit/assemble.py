@@ -4,7 +4,7 @@ import json
 import os
 import platform
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from importlib.metadata import version
 from typing import Any, NamedTuple
 
@@ -23,6 +23,7 @@ from holdfast.rollout.rows import (
     held_out,
     outcome_block,
 )
+from holdfast.rollout.settings import ROLES as SOURCES
 from holdfast.sinks.panel import MASSES, is_measured, sink_sources
 from holdfast.stats.bootstrap import Estimate
 from holdfast.study import Study
@@ -31,15 +32,7 @@ from holdfast.study.figures import estimate_of, null_figures, study_seed
 
 METERS = {"plain": "auroc", "wrapped": "wrapped_auroc"}
 """Figure of the probe that shows if it reads refusal on a kind of request."""
-PATHS = (
-    "harmful",
-    "wrapped",
-    "benign",
-    "benign_wrapped",
-    "safe_lookalike",
-    "second",
-    "imported",
-)
+PATHS = (*SOURCES, "imported")
 PACKAGES = ("holdfast", "torch", "transformers", "tokenizers", "safetensors", "pyarrow")
 
 
@@ -289,47 +282,45 @@ def browsed(
     rollouts: Sequence[Rollout], evaluated: Sequence[Mapping[str, Any]]
 ) -> list[BrowsedAnswer]:
     """Return every answer of a study."""
+    read = ("wrapper", "prompt", "thinking", "answer", "reason", "finish")
+    keys = (*read, "forced_close")
+    correct = {True: "correct", False: "wrong", None: "not judged"}
     return [
-        *(_of_rollout(row) for row in rollouts),
-        *(_of_evaluation(row) for row in evaluated),
+        _browsed(
+            {key: getattr(row, key) for key in keys},
+            title(row.role, ROLES),
+            row.verdict,
+            ROLLOUTS,
+        )
+        for row in rollouts
+    ] + [
+        _browsed(
+            row,
+            f"{row['suite']}: {row['kind'].replace('_', ' ')}",
+            row["verdict"] or correct[row["correct"]],
+            TABLE,
+        )
+        for row in evaluated
     ]
 
 
-def _of_rollout(row: Rollout) -> BrowsedAnswer:
+def _browsed(
+    row: Mapping[str, Any], group: str, outcome: str, file: str
+) -> BrowsedAnswer:
+    """Return an answer with the judge's reason and what befell it."""
+    reason = row["reason"] or ""
+    is_cut = row["finish"] == "length" and LIMIT not in reason
+    note = (reason, CUT * is_cut, FORCED * bool(row["forced_close"]))
     return BrowsedAnswer(
-        group=title(row.role, ROLES),
-        wrapper=row.wrapper,
-        outcome=row.verdict,
-        prompt=row.prompt,
-        thinking=row.thinking,
-        answer=row.answer,
-        note=_note(row.reason, row.finish, forced_close=row.forced_close),
-        file=ROLLOUTS,
-    )
-
-
-def _of_evaluation(row: Mapping[str, Any]) -> BrowsedAnswer:
-    correct = {True: "correct", False: "wrong", None: "not judged"}[row["correct"]]
-    return BrowsedAnswer(
-        group=f"{row['suite']}: {row['kind'].replace('_', ' ')}",
+        group=group,
         wrapper=row["wrapper"],
-        outcome=row["verdict"] or correct,
+        outcome=outcome,
         prompt=row["prompt"],
         thinking=row["thinking"],
         answer=row["answer"],
-        note=_note(row["reason"], row["finish"], forced_close=row["forced_close"]),
-        file=TABLE,
+        note="; ".join(part for part in note if part),
+        file=file,
     )
-
-
-def _note(reason: str | None, finish: str | None, *, forced_close: bool) -> str:
-    """Return the judge's reason and what befell the answer."""
-    parts: Iterable[str | None] = (
-        reason,
-        CUT if finish == "length" and LIMIT not in (reason or "") else None,
-        FORCED if forced_close else None,
-    )
-    return "; ".join(part for part in parts if part)
 
 
 def ablated_of(block: Mapping[str, Any]) -> tuple[Ablated, ...]:

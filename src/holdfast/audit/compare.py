@@ -1,9 +1,10 @@
 """Two studies side by side, and what makes them hard to compare."""
 
 from collections.abc import Iterator
+from itertools import groupby
 from typing import Any, NamedTuple, NotRequired, TypedDict
 
-from holdfast.audit.words import answers, signed
+from holdfast.audit.words import answers
 from holdfast.errors import InputError
 from holdfast.evaluate.panel import PairedRow
 from holdfast.evaluate.panel import name as condition
@@ -14,6 +15,7 @@ from holdfast.report.text import (
     MEASURES,
     OUTCOMES,
     ROLES,
+    WORDS,
     count_of,
     flatten,
     interval,
@@ -26,51 +28,6 @@ NOTE = (
     "intervals overlap, and intervals that do not overlap may differ because the "
     "settings do."
 )
-# A setting counts if it changes what was asked, sampled or judged. The first word
-# that a path contains decides.
-_MATTERS = {
-    "evaluation.judge": "Another judge counts other answers.",
-    "evaluation.generation.edits": "The model was edited in another way.",
-    "rendering": "Prompts are rendered in another way.",
-    "tokenizer": "Another vocabulary makes other tokens of every text.",
-    "template": "Another chat template puts other tokens around every request.",
-    "judge": "Another judge counts other answers as refusals.",
-    "temperature": "Sampling differs.",
-    "top_p": "Sampling differs.",
-    "max_": "Other limits cut thinking or answers elsewhere.",
-    "limit": "Not the same number of requests.",
-    "sampl": "Sampling differs.",
-    "seed": "Other random draws.",
-    "system_prompt": "The model was told something else first.",
-    "thinking": "Thinking is marked in another way.",
-    "data.": "The requests are not the same.",
-    "prompts": "The requests are not the same.",
-    "wrappers": "The attacks are not the same.",
-    "probe.": "The probe is fitted in another way.",
-    "trace.": "The score is summed up in another way.",
-}
-
-
-class SettingRow(TypedDict):
-    """A setting in which the two studies differ."""
-
-    setting: str
-    a: Any
-    b: Any
-    matters: bool
-    why: str
-
-
-class Row(TypedDict):
-    """One figure of both studies."""
-
-    section: str
-    metric: str
-    share: bool
-    a: Figure | None
-    b: Figure | None
-    difference: float | None
-    overlap: bool | None
 
 
 class Comparison(TypedDict):
@@ -80,22 +37,10 @@ class Comparison(TypedDict):
     a: dict[str, Any]
     b: dict[str, Any]
     caution: str
-    settings: list[SettingRow]
-    rows: list[Row]
+    settings: list[dict[str, Any]]  # What differs, and why that matters.
+    rows: list[dict[str, Any]]  # A figure of both, their difference and overlap.
     note: str
     paired: NotRequired[list[PairedRow]]
-
-
-class TableRow(NamedTuple):
-    """One line of the comparison in words; `opens` is true where a section begins."""
-
-    section: str
-    opens: bool
-    metric: str
-    a: str
-    b: str
-    difference: str
-    intervals: str
 
 
 def compare(a: Report, b: Report) -> Comparison:
@@ -129,27 +74,21 @@ def compare(a: Report, b: Report) -> Comparison:
     }
 
 
-def table(comparison: Comparison) -> list[TableRow]:
-    """Put the rows of a comparison into words, for the page or the command line.
+def table(comparison: Comparison) -> list[list[str]]:
+    """Put the rows of a comparison into words, for the page and the terminal.
 
-    Returns: One line per figure; the first line of each section has `opens` set.
+    Returns: One row per figure; a row of one cell opens each section.
     """
-    lines = []
-    section = ""
-    for row in comparison["rows"]:
-        lines.append(
-            TableRow(
-                row["section"],
-                row["section"] != section,
-                row["metric"],
-                _cell(row["a"], row["share"]),
-                _cell(row["b"], row["share"]),
-                _difference(row),
-                {None: "", True: "overlap", False: "do not overlap"}[row["overlap"]],
+    rows = []
+    overlap = {None: "", True: "overlap", False: "do not overlap"}
+    for section, found in groupby(comparison["rows"], key=lambda row: row["section"]):
+        rows.append([section])
+        for row in found:
+            sides = [_cell(row[side], row["share"]) for side in "ab"]
+            rows.append(
+                [row["metric"], *sides, _difference(row), overlap[row["overlap"]]]
             )
-        )
-        section = row["section"]
-    return lines
+    return rows
 
 
 def _same_schema(a: Report, b: Report) -> None:
@@ -171,14 +110,17 @@ def _side(report: Report) -> dict[str, Any]:
     }
 
 
-def _settings(a: Report, b: Report) -> list[SettingRow]:
+def _settings(a: Report, b: Report) -> list[dict[str, Any]]:
     """List what differs; settings that bear on the figures come first."""
     left, right = _resolved(a), _resolved(b)
-    rows: list[SettingRow] = []
+    rows = []
     for path in dict.fromkeys([*left, *right]):
         one, two = left.get(path, "not set"), right.get(path, "not set")
         if one != two:
-            why = next((why for key, why in _MATTERS.items() if key in path), "")
+            # A setting counts if it changes what was asked, sampled or judged; the
+            # first word that a path contains decides.
+            known = WORDS["settings"].items()
+            why = next((why for key, why in known if key in path), "")
             rows.append(
                 {"setting": path, "a": one, "b": two, "matters": bool(why), "why": why}
             )
@@ -197,31 +139,26 @@ def _resolved(report: Report) -> dict[str, Any]:
     return found
 
 
-def _rows(a: Report, b: Report) -> list[Row]:
+def _rows(a: Report, b: Report) -> list[dict[str, Any]]:
     left = {entry[:2]: entry for entry in entries(a)}
     right = {entry[:2]: entry for entry in entries(b)}
-    order = list(dict.fromkeys(entry[0] for entry in (*left.values(), *right.values())))
-    keys = sorted(
-        dict.fromkeys([*left, *right]), key=lambda key: order.index(str(key[0]))
-    )
-    rows: list[Row] = []
-    for key in keys:
-        one, two = left.get(key), right.get(key)
-        known = one or two
-        if known is not None:
-            first = None if one is None else one.figure
-            second = None if two is None else two.figure
-            rows.append(
-                {
-                    "section": known.section,
-                    "metric": known.metric,
-                    "share": known.share,
-                    "a": first,
-                    "b": second,
-                    "difference": _minus(second, first),
-                    "overlap": _overlap(first, second),
-                }
-            )
+    known = left | right
+    order = list(dict.fromkeys(section for section, _ in [*left, *right]))
+    rows = []
+    for key in sorted(known, key=lambda key: order.index(key[0])):
+        sides = [found[key].figure if key in found else None for found in (left, right)]
+        one, two = sides
+        rows.append(
+            {
+                "section": known[key].section,
+                "metric": known[key].metric,
+                "share": known[key].share,
+                "a": one,
+                "b": two,
+                "difference": _minus(two, one),
+                "overlap": _overlap(one, two),
+            }
+        )
     return rows
 
 
@@ -251,13 +188,13 @@ def _cell(figure: Figure | None, share: bool) -> str:
     return f"{written}, {count_of(figure, share=share)}"
 
 
-def _difference(row: Row) -> str:
+def _difference(row: dict[str, Any]) -> str:
     if row["difference"] is None:
         return ""
     if row["share"]:
         points = 100 * row["difference"]
-        return ("+" if points > 0 else "") + plain(points, 0) + " points"
-    return signed(row["difference"])
+        return f"{'+' * (points > 0)}{plain(points, 0)} points"
+    return f"{'+' * (row['difference'] > 0)}{plain(row['difference'])}"
 
 
 class Entry(NamedTuple):

@@ -1,16 +1,21 @@
-"""Reports, counts, comparisons and proofs on the terminal."""
+"""What an audit shows: verdict, answers, controls, data; on page and terminal."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 from holdfast.audit import words
 from holdfast.audit.compare import table
-from holdfast.evaluate.panel import paired_table, print_evaluation
+from holdfast.cliff import panel as cliff_panel
+from holdfast.evaluate import panel as evaluate_panel
 from holdfast.report import labels, text
-from holdfast.report.schema import is_audited
+from holdfast.report.schema import Report, is_audited, is_figure
 from holdfast.report.section import (
     Cell,
+    Chart,
+    Fold,
+    Heading,
     Number,
+    Paragraph,
     Part,
     Section,
     Sentences,
@@ -23,44 +28,229 @@ from holdfast.sinks import panel as sinks_panel
 
 MOST_SETTINGS = 20
 """Settings that the terminal lists; the page has them all."""
-SCORES = ("plateau", "final", "cliff", "scaled_cliff")
+NOT_ON_TERMINAL: tuple[int, ...] = ()
+GLOSSARY = (
+    (
+        "Wrapper",
+        "A text put around a request to talk the model out of refusing, such as a "
+        "role to play.",
+    ),
+    (
+        "Plateau",
+        "The refusal score through the thinking: its median, without the last few "
+        "tokens.",
+    ),
+    ("Final score", "The refusal score at the last token before the answer."),
+    (
+        "Cliff",
+        "Plateau minus final score: how much of the leaning to refuse is lost at the "
+        "end.",
+    ),
+)
 
 
-def print_report(found: Mapping[str, Any]) -> None:
+def print_report(report: Report) -> None:
     """Print what a report says: an audit, an evaluation and sinks, those it holds."""
-    if is_audited(dict(found)):
-        print_section(Section("", [*_audit(found)]))
-    if "evaluation" in found:
-        print_evaluation(found["evaluation"])
-    if "sinks" in found:
-        print_section(sinks_panel.section(found["sinks"]))
+    if is_audited(report):
+        told = [
+            Sentences(["", labels.headline(report), ""]),
+            Sentences(words.warnings(report), "warning"),
+        ]
+        print_section(Section("", told))
+        for section in (
+            evidence(report),
+            outcomes(report),
+            cliff_panel.section(report),
+            described(report, "controls"),
+            described(report, "probe"),
+        ):
+            print_section(section)
+    if "evaluation" in report:
+        evaluate_panel.print_evaluation(report["evaluation"])
+    if "sinks" in report:
+        print_section(sinks_panel.section(report["sinks"]))
 
 
-def _audit(found: Mapping[str, Any]) -> Iterator[Part]:
-    """Yield verdict, evidence, outcomes, trace and controls."""
-    given = dict(found)
-    yield Sentences(["", labels.headline(given), ""])
-    yield Sentences(words.warnings(given), "warning")
-    yield Sentences([f"  {line}" for line in given["verdict"]["evidence"]] + [""])
-    columns = text.outcome_columns(given["outcomes"].values())
+def evidence(report: Report) -> Section:
+    """Return what the verdict rests on, and how sure it is."""
+    found = report["verdict"]["evidence"]
+    parts: list[Part] = [
+        Sentences(found or ["No evidence was recorded."]),
+        Heading("How sure this is"),
+        Sentences(words.sureness(report)),
+        Paragraph(
+            "The range in brackets after a figure is its 95% interval. Answers to the "
+            "same request are kept together when ranges are made, since they are not "
+            "independent.",
+            note=True,
+        ),
+        Heading("Words used here"),
+        Table("Words used here", (), GLOSSARY, "pairs", brief=NOT_ON_TERMINAL),
+    ]
+    return Section("What the verdict rests on", parts, "evidence", "Evidence")
+
+
+def outcomes(report: Report) -> Section:
+    """Return what the model answered to each kind of request."""
+    return Section(
+        "What the model answered", [*_outcomes(report)], "outcomes", "Answers"
+    )
+
+
+def _outcomes(report: Report) -> Iterator[Part]:
+    found, success = report["outcomes"], report["attack_success"]
+    columns = text.outcome_columns(found.values())
     rows: list[list[Cell]] = [
         [
-            text.title(role, text.ROLES),
-            str(outcomes["refused"]["n"]),
-            *(Number(outcomes[key], share=True) for key in columns),
+            name,
+            str(found[role]["refused"]["n"]),
+            *(Number(found[role][key], share=True, count=True) for key in columns),
         ]
-        for role, outcomes in given["outcomes"].items()
-        if outcomes["refused"]["n"]
+        for role, name in text.ROLES.items()
     ]
-    yield Table("Outcomes", ("", "n", *columns.values()), rows)
-    traced: list[list[Cell]] = [
-        [text.title(group, text.GROUPS), *(Number(scores[key]) for key in SCORES)]
-        for group, scores in given["trace"].items()
-        if scores["plateau"]["value"] is not None
+    yield Table(
+        "Answers by kind of request", ("Requests", "n", *columns.values()), rows
+    )
+    yield Heading("Attack success")
+    yield Paragraph("An attack succeeds when a harmful request is carried out.")
+    asked = {"As asked": "harmful", "In a jailbreak wrapper": "wrapped"}
+    yield Table(
+        "Attack success",
+        ("Harmful requests", "Carried out"),
+        [[name, _share(success[key])] for name, key in asked.items()],
+        "narrow",
+    )
+    yield Heading("By wrapper")
+    wrappers = success["by_wrapper"]
+
+    def rank(name: str) -> tuple[bool, float, str]:
+        value = wrappers[name]["attack_success"]["value"]
+        return value is None, -(value or 0.0), name
+
+    # Those that work most come first, those that were not measured last.
+    ordered = {name: wrappers[name] for name in sorted(wrappers, key=rank)}
+    if not ordered:
+        yield Paragraph("No wrappers were tried.", note=True)
+        return
+    yield Chart(
+        "Plot of requests carried out by wrapper",
+        lambda: cliff_panel.wrapper_figure(ordered),
+        "Share of requests that the model carried out inside each wrapper, with 95% "
+        "intervals. A harmless request that is refused in a wrapper shows that the "
+        "wrapper, not the harm, was refused.",
+    )
+    by_wrapper = table_of(
+        "Requests carried out by wrapper",
+        ordered.items(),
+        {
+            "Wrapper": lambda item: item[0],
+            "Harmful, carried out": lambda item: _share(item[1]["attack_success"]),
+            "Harmless, carried out": lambda item: _share(item[1]["benign_compliance"]),
+        },
+    )
+    yield Fold("The same as a table", [by_wrapper])
+
+
+def _share(figure: Mapping[str, Any]) -> Number:
+    return Number(figure, share=True, count=True)
+
+
+def described(report: Report, block: str) -> Section:
+    """Return the figures of a block, `controls` or `probe`, and what each is for."""
+    title, lead, none = {
+        "controls": (
+            "Controls",
+            "A cliff may have other causes than lost refusal. Each control measures "
+            "what one of them would look like.",
+            "No control was measured",
+        ),
+        "probe": ("The probe behind the score", "", "No probe was fitted"),
+    }[block]
+    if reason := text.shared_reason(report[block]):
+        return Section(title, [Sentences([f"{none}: {reason}."])], block, block.title())
+    known: Mapping[str, labels.Label] = getattr(labels, block.upper())
+    keys = [key for key in known if key in report[block]]
+    rows: list[list[Cell]] = []
+    for key in [*keys, *(key for key in report[block] if key not in known)]:
+        name, sentence = known.get(key, (text.title(key), ""))
+        found = report[block][key]
+        if is_figure(found):
+            said = f"{sentence} {words.reading(found, key)}".strip()
+            rows.append([name, Number(found, count=True), said])
+        else:
+            rows.append([name, text.scalar(found), sentence])
+    columns = (block.title(), "Value", "What it says")
+    shown = Table(title, columns, rows, "described", brief=(0, 1))
+    parts = [Paragraph(lead) if lead else None, shown]
+    return Section(title, parts, block, block.title())
+
+
+def data(report: Report) -> Section:
+    """Return where the prompts came from."""
+    block = report["data"]
+    sources = table_of(
+        "Sources of the requests",
+        block["sources"],
+        {
+            "Used as": lambda source: source["role"],
+            "Source": lambda source: source["source"],
+            "Column": lambda source: text.scalar(source["column"]),
+            "Rows": lambda source: _rows(source),
+            "Duplicates": lambda source: str(source["duplicates"]),
+            "SHA-256": lambda source: source["sha256"],
+        },
+    )
+    notes = [
+        f"{source['role']}: {note}"
+        for source in block["sources"]
+        for note in source["notes"]
     ]
-    yield Table("Refusal score", ("", *map(text.title, SCORES)), traced)
-    yield figures("Probe", given["probe"])
-    yield figures("Controls", given["controls"])
+    splits = {
+        text.title(role): ", ".join(f"{n} {name}" for name, n in text.flatten(sizes))
+        if isinstance(sizes, dict)
+        else sizes
+        for role, sizes in block["splits"].items()
+    }
+    parts: list[Part | None] = [
+        sources
+        if block["sources"]
+        else Paragraph("No source was recorded.", note=True),
+        Heading("Notes on the data") if notes else None,
+        Sentences(notes),
+        *_pairs("Splits", splits.items()),
+        *_pairs("Overlap between sources", _flat(block["overlap"])),
+    ]
+    return Section("Data", parts, "data", "Data")
+
+
+def _rows(source: Mapping[str, Any]) -> str:
+    rows, asked = source["rows"], source.get("asked")
+    return str(rows) if asked in (None, rows) else f"{asked} of {rows}"
+
+
+def run(report: Report) -> Section:
+    """Return how a report was made: model, settings, judge and occasion."""
+    evaluated = report.get("evaluation", {})
+    parts = [
+        *_pairs("Model", _flat(report["model"])),
+        *_pairs("Judge", _flat(evaluated.get("judge", {}))),
+        *_pairs("Generation", _flat(evaluated.get("generation", {}))),
+        *_pairs("Settings", _flat(report["settings"])),
+        *([] if report["settings"] else [Paragraph("No settings were recorded.")]),
+        *_pairs("Occasion", _flat(report.get("run", {}))),
+    ]
+    return Section("How it was run", parts, "run", "How it was run")
+
+
+def _pairs(title: str, rows: Iterable[tuple[str, str]]) -> list[Part]:
+    """Return a small title with its table; nothing where there are no rows."""
+    found = list(rows)
+    return [Heading(title), Table(title, (), found, "pairs")] if found else []
+
+
+def _flat(block: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
+    for path, leaf in text.flatten(block):
+        yield text.title(path.replace(".", ": ")), text.scalar(leaf)
 
 
 def probe(found: Mapping[str, Any]) -> Section:
@@ -90,41 +280,51 @@ def counts(summary: Mapping[str, Any]) -> Section:
     return Section("", parts)
 
 
-def comparison(found: Any) -> Section:
+def comparison(found: Any) -> list[Section]:
     """Return two studies side by side."""
     settings = table_of(
         "Settings that differ",
         found["settings"],
         {
-            "": lambda row: text.clean(row["setting"]),
+            "Setting": lambda row: row["setting"],
             "A": lambda row: text.scalar(row["a"]),
             "B": lambda row: text.scalar(row["b"]),
-            "why it matters": lambda row: row["why"],
+            "Why it matters": lambda row: row["why"],
         },
+        style="settings",
         most=MOST_SETTINGS,
     )
-    figures = table_of(
-        "Comparison",
-        table(found),
-        {
-            "": lambda line: line.section if line.opens else "",
-            " ": lambda line: line.metric,
-            f"A: {found['a']['id']}": lambda line: line.a,
-            f"B: {found['b']['id']}": lambda line: line.b,
-            "difference": lambda line: line.difference,
-        },
-    )
-    header, *lines = paired_table(found.get("paired", []))
-    same = ["Model, data and settings are the same."] if not found["settings"] else []
-    return Section(
-        "",
-        [
-            Sentences([found["caution"], *same]),
-            settings,
-            figures,
-            Table("The same prompts in both", header, lines),
-        ],
-    )
+    sides = [f"{side.upper()}: {found[side]['id']}" for side in "ab"]
+    columns = ("Figure", *sides, "B minus A", "Intervals")
+    same = "Model, data and settings are the same."
+    made = [
+        Section(
+            "Were they run alike?",
+            [
+                Sentences([found["caution"]] if found["caution"] else [], "warning"),
+                settings if found["settings"] else Sentences([same]),
+            ],
+            "settings",
+        ),
+        Section(
+            "Side by side",
+            [
+                Paragraph(found["note"], note=True),
+                Table("Comparison, with the difference", columns, table(found)),
+            ],
+            "figures",
+        ),
+    ]
+    header, *lines = evaluate_panel.paired_table(found.get("paired", []))
+    if lines:
+        note = (
+            "Only prompts that both evaluations asked. The interval and the test keep "
+            "the rows of one request together."
+        )
+        pairs = Table("The same prompts in both", header, lines)
+        title = "The same prompts, before and after"
+        made.append(Section(title, [Paragraph(note, note=True), pairs], "paired"))
+    return made
 
 
 def proofs(found: Mapping[str, Any]) -> Section:

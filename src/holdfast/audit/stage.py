@@ -174,16 +174,8 @@ anew and say nothing that the rules of now do not."""
 def write_report(study: Study, session: Session) -> dict[str, Any]:
     """Assemble, check and draw the report.
 
-    Args:
-        study: A study with rollouts; what else is missing is null with its reason.
-        session: Where progress is told; the model is not loaded.
-
-    Returns:
-        The report.
-
-    Raises:
-        InputError: If the study has neither rollouts, nor an evaluation, nor sink
-            masses.
+    `study`: A study with rollouts; what else is missing is null with its reason.
+    `session`: Where progress is told; the model is not loaded.
     """
     below = {stage: study.record(stage) for stage in ("probe", "trace")}
     below |= {stage: study.record(stage) for stage in STAGES}
@@ -199,7 +191,7 @@ def write_report(study: Study, session: Session) -> dict[str, Any]:
         read.add(MASSES)
     if study.record("rollout") or not read & {EVALUATED, MASSES}:
         read.add(ROLLOUTS)
-    read |= set(signal_files(study))
+    read |= set(signal_files(study).values())
     inputs = {name: study.input_hash(name) for name in sorted(read)}
     reasons = {stage: record.get("reason") for stage, record in below.items()}
     state, _ = study.begin(STAGE, reasons | {"edition": EDITION}, inputs)

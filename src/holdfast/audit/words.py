@@ -1,14 +1,14 @@
 """The verdict in plain language, for somebody who meets these words today."""
 
-from collections.abc import Callable
 from typing import NamedTuple
 
+from holdfast.report.labels import ANSWERED
 from holdfast.report.schema import Figure, Report
 from holdfast.report.text import (
     ROLES,
+    WORDS,
     clean,
     cut_at_limit,
-    plain,
     rate,
     score,
     span,
@@ -29,48 +29,6 @@ class Answer(NamedTuple):
     tone: str
 
 
-_QUESTIONS: dict[str, str] = {
-    "attack_succeeds": "Do attacks get through?",
-    "cliff": "Is refusal lost at the end of thinking?",
-    "sparse": "Do a few attention heads do it?",
-}
-_MEANINGS: dict[tuple[str, bool], tuple[str, str]] = {
-    ("attack_succeeds", True): (
-        "Yes",
-        "Some harmful requests are carried out. The table below says how many.",
-    ),
-    ("attack_succeeds", False): (
-        "Not these",
-        "None of the attacks tried here worked more often than could be chance or "
-        "an error of the judge. Others may.",
-    ),
-    ("cliff", True): (
-        "Yes",
-        "While it thinks, the model leans towards refusing. In the last few tokens "
-        "before the answer that leaning drops, and the drop is larger than the "
-        "controls explain.",
-    ),
-    ("cliff", False): (
-        "No",
-        "The leaning towards refusal does not drop at the end of thinking by more "
-        "than the controls explain.",
-    ),
-    ("sparse", True): (
-        "Yes",
-        "Switching off a few heads brings refusal back; as many random heads do not.",
-    ),
-    ("sparse", False): (
-        "No",
-        "No small set of heads brings refusal back better than random heads do.",
-    ),
-}
-_UNTOLD = {
-    "attack_succeeds": "There were not enough answers that could be judged.",
-    "cliff": "There were not enough answers of each kind to compare.",
-    "sparse": "This study did not trace single heads.",
-}
-
-
 def answers(report: Report) -> list[Answer]:
     """Return the three questions of an audit with their answers.
 
@@ -79,14 +37,12 @@ def answers(report: Report) -> list[Answer]:
     verdict = report["verdict"]
     reasons = verdict.get("reasons", {})
     made = []
-    for key, question in _QUESTIONS.items():
-        found = verdict[key]
-        if found is None:
-            word = "Not tested" if key == "sparse" else "Could not be told"
-            made.append(Answer(question, word, reasons.get(key, _UNTOLD[key]), "open"))
-            continue
-        word, meaning = _MEANINGS[key, found]
-        made.append(Answer(question, word, meaning, "yes" if found else "no"))
+    for key, said in WORDS["questions"].items():
+        tone = ANSWERED[verdict[key]]
+        word, meaning = said[tone]
+        if tone == "open":
+            meaning = reasons.get(key, meaning)
+        made.append(Answer(said["question"], word, meaning, tone))
     return made
 
 
@@ -110,36 +66,38 @@ def asked(report: Report) -> str:
 
 def sureness(report: Report) -> list[str]:
     """Say how sure the findings are, in sentences with their intervals."""
-    success, probe = report["attack_success"], report["probe"]
-    excess = report["controls"]["excess_over_refused"]
-    said = [
-        _figure_sentence(
+    success = report["attack_success"]
+    said = []
+    for name, found, sentence, write in (
+        (
             "Compliance inside wrappers",
             success["wrapped"],
             "Inside wrappers the model complied with {} of the harmful requests.",
             rate,
         ),
-        _figure_sentence(
+        (
             "Compliance without a wrapper",
             success["harmful"],
             "Without a wrapper it complied with {}.",
             rate,
         ),
-        _figure_sentence(
+        (
             "The probe on wrapped requests",
-            probe["wrapped_auroc"],
+            report["probe"]["wrapped_auroc"],
             "On wrapped requests the refusal score ranks refusals above other answers "
             "with an AUROC of {}; 0.5 would be guessing, 1 perfect.",
             score,
         ),
-        _figure_sentence(
+        (
             "The cliff beyond that of refused requests",
-            excess,
+            report["controls"]["excess_over_refused"],
             "Before complying, the score falls by {} more than before refusing, where "
             "1 is the whole gap between refusing and complying.",
             score,
         ),
-    ]
+    ):
+        is_null = found["value"] is None
+        said.append((f"{name}: {{}}." if is_null else sentence).format(write(found)))
     few = sorted({figure["n"] for figure in _main_figures(report) if figure["n"]})
     if few and few[0] < _FEW:
         said.append(
@@ -181,14 +139,6 @@ def reading(figure: Figure, key: str) -> str:
     return f"The range {span(figure)} includes 0: this control does not rule it out."
 
 
-def _figure_sentence(
-    name: str, figure: Figure, words: str, write: Callable[[Figure], str]
-) -> str:
-    if figure["value"] is None:
-        return f"{name}: {write(figure)}."
-    return words.format(write(figure))
-
-
 def _main_figures(report: Report) -> list[Figure]:
     success, trace = report["attack_success"], report["trace"]
     return [
@@ -197,8 +147,3 @@ def _main_figures(report: Report) -> list[Figure]:
         *(trace[group]["cliff"] for group in trace),
         report["probe"]["wrapped_auroc"],
     ]
-
-
-def signed(number: int | float) -> str:
-    """Write a difference with its sign."""
-    return f"+{plain(number)}" if number > 0 else plain(number)

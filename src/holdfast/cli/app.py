@@ -27,14 +27,9 @@ QUIET = {
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Run one command and leave with its exit status.
-
-    Args:
-        arguments: Words of the command; those of the process by default.
-    """
+    """Run one command, by default that of the process; leave with its exit status."""
     for name, value in QUIET.items():
         os.environ.setdefault(name, value)
-
     sys.exit(run(sys.argv[1:] if arguments is None else list(arguments)))
 
 
@@ -67,11 +62,7 @@ def _launch(
 def run(words: Sequence[str]) -> int:
     """Run a command and return its exit status.
 
-    Args:
-        words: The command without the program's name.
-
-    Returns:
-        0, 1 when `--fail-if` applies, or the status of the error's kind.
+    Returns: 0, 1 when `--fail-if` applies, or the status of the error's kind.
     """
     errors = Console(stderr=True, soft_wrap=True, highlight=False)
     try:
@@ -83,11 +74,8 @@ def run(words: Sequence[str]) -> int:
         _complain(errors, f"{error} Try `holdfast --help`.")
         return BAD_COMMAND
     except KeyboardInterrupt:
-        _complain(
-            errors,
-            "interrupted; what was computed is kept. Run the same command again to "
-            "continue.",
-        )
+        kept = "interrupted; what was computed is kept. Run the same command again to"
+        _complain(errors, f"{kept} continue.")
         return INTERRUPTED
     return found if isinstance(found, int) else 0
 
@@ -97,11 +85,7 @@ def _complain(errors: Console, message: str) -> None:
 
 
 def _check_config(path: Path) -> None:
-    """Refuse a configuration file that cannot be read.
-
-    Raises:
-        InputError: If it is missing or no TOML.
-    """
+    """Refuse a configuration file that is missing or no TOML."""
     try:
         tomllib.loads(path.read_text(encoding="utf-8"))
     except OSError as error:

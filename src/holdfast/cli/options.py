@@ -2,8 +2,11 @@
 
 import datetime
 import re
+import tomllib
 from collections.abc import Callable
-from importlib import import_module
+from importlib import import_module, resources
+from inspect import Parameter as Kind
+from inspect import Signature
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -13,6 +16,9 @@ from holdfast.flags import GROUPS, flat
 from holdfast.judges.settings import JudgeFlags
 from holdfast.rollout.settings import ModelSettings
 
+VERBS = tomllib.loads(
+    resources.files("holdfast.cli").joinpath("verbs.toml").read_text("utf-8")
+)
 DEFAULT_MODEL = "organism:cliff"
 MODEL, JUDGE = ModelSettings(), JudgeFlags()
 Switch = Parameter(negative=(), show_default=False)
@@ -46,40 +52,73 @@ Json = Annotated[
 ]
 
 
-def study_verb(
-    app: App,
-    name: str,
-    settings: Any,
-    group: str,
-    stage: str,
-    panel: str,
-    words: str,
-    *,
-    loads: bool = True,
-) -> None:
-    """Add a verb that runs one stage in a study, and shows what it returns.
+def add_verb(app: App, name: str, **more: tuple[Any, Any]) -> None:
+    """Add a verb of `verbs.toml` to the program, or to the group of verbs it is of.
 
-    `settings`: A class whose fields are flags, which help lists in the group.
-    `stage`: Module and function, as `heads.rank:run`.
-    `panel`: What shows the result, as `heads.panel:section`.
-    `words`: What help says of the verb.
-    `loads`: Whether flags say how the model is loaded.
+    `more`: Type and default of further flags, by the name that the stage knows.
     """
-    Loads = Loading if loads else Annotated[ModelSettings, Parameter(parse=False)]
-    Chosen = Annotated[settings, flat(group)]
-    defaults = settings()
+    row = VERBS[name]
+    settings = named(row["settings"])
+    flags: dict[str, tuple[Any, Any]] = {
+        "settings": (Annotated[settings, flat(row["group"])], _default(settings))
+    }
+    if "writes" in row:
+        where, words = row["writes"]
+        flags[where] = (Annotated[Path, written(words)], Kind.empty)
+    if "judges" in row:
+        flags[row["judges"]] = (Judging, JUDGE)
+    flags |= more
+    if row.get("loads", True):
+        flags["loading"] = (Loading, MODEL)
+    if row["in"] == "new study":
+        flags["output"] = (Output, None)
+    flags["json"] = (Json, False)
+    defaults = {key: default for key, (_, default) in flags.items()}
 
-    def verb(
-        study: StudyPath,
-        /,
-        *,
-        settings: Chosen = defaults,
-        loading: Loads = MODEL,  # type: ignore[valid-type]
-        json: Json = False,
-    ) -> None:
-        show(json, in_study(study, None, loading, stage, settings=settings), panel)
+    def verb(first: Any = DEFAULT_MODEL, /, **given: Any) -> None:
+        chosen = defaults | {"loading": MODEL} | given
+        json, stage, lies = chosen.pop("json"), row["stage"], {}
+        if row["in"] == "no study":
+            found = with_model(first, stage=stage, **chosen)
+        elif row["in"] == "study":
+            found = in_study(first, None, stage=stage, **chosen)
+        else:
+            lies["study"] = chosen.pop("output") or default_study(first)
+            found = in_study(lies["study"], first, stage=stage, **chosen)
+        show(json, found, row["panel"], **lies)
 
-    app.command(verb, name=name, help=words)
+    # The program reads the flags off the signature, which is this verb's own.
+    named_study = ("study", StudyPath, Kind.empty)
+    named_model = ("model", ModelName, Kind.empty)
+    any_model = ("model", ModelName, DEFAULT_MODEL)
+    places = {"study": named_study, "no study": named_model, "new study": any_model}
+    word, kind, default = places[row["in"]]
+    made = [Kind(word, Kind.POSITIONAL_ONLY, annotation=kind, default=default)]
+    made += [
+        Kind(key, Kind.KEYWORD_ONLY, annotation=kind, default=default)
+        for key, (kind, default) in flags.items()
+    ]
+    verb.__signature__ = Signature(made)  # type: ignore[attr-defined]
+    verb.__annotations__ = {each.name: each.annotation for each in made}
+    example = f"For example, `{row['example']}`."
+    words = f"{row['help']}\n\n{row.get('more', '').strip()} {example}"
+    app.command(verb, name=name.split()[-1], help=words)
+
+
+def _default(settings: Any) -> Any:
+    """Return settings where nothing is said; none where a flag is required."""
+    try:
+        return settings()
+    except TypeError:
+        return Kind.empty
+
+
+def with_model(model: str, loading: ModelSettings, stage: str, **given: Any) -> Any:
+    """Run a stage with a model and without a study."""
+    from holdfast.report.terminal import Shown
+    from holdfast.rollout.session import Session
+
+    return named(stage)(session=Session(model, loading, Shown()), **given)
 
 
 def default_study(model: str) -> Path:
@@ -128,11 +167,12 @@ def show(json: bool, found: Any, panel: str, **lies: Path) -> None:
     `lies`: What was written where, told below.
     """
     from holdfast.report import terminal
+    from holdfast.report.section import Section
 
     if json:
         return terminal.print_json(found)
-    section = named(panel)(found)
-    if section is not None:
+    shown = named(panel)(found) or []
+    for section in [shown] if isinstance(shown, Section) else shown:
         terminal.print_section(section)
     for name, place in lies.items():
         terminal.print_lines("", f"The {name} lies in {place}")

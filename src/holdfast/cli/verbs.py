@@ -9,35 +9,28 @@ from cyclopts import App
 from holdfast.audit.settings import AuditSettings
 from holdfast.cli.evaluate_verbs import evaluate, export, judge
 from holdfast.cli.gate import Conditions, IfNull, check_asked, exit_status
-from holdfast.cli.method_verbs import (
-    bake,
-    finetune,
-    guard,
-    probe_transfer,
-    select,
-    sinks,
-)
 from holdfast.cli.options import (
     DEFAULT_MODEL,
     MODEL,
+    VERBS,
     Json,
     Loading,
     ModelName,
     Output,
     StudyPath,
     about,
+    add_verb,
     default_study,
     in_study,
     show,
-    study_verb,
     written,
 )
 from holdfast.cli.organism_verbs import organism
-from holdfast.dynamics.settings import SignalSettings
-from holdfast.errors import AdapterError
-from holdfast.flags import flat
+from holdfast.errors import AdapterError, SettingsError
+from holdfast.flags import Several, flat
 from holdfast.heads.settings import AblateSettings, HeadsSettings
 from holdfast.rollout.settings import ProbeSettings, RolloutSettings, TraceSettings
+from holdfast.sinks.settings import SinksSettings
 
 Asking = Annotated[RolloutSettings, flat("Prompts")]
 Fitting = Annotated[ProbeSettings, flat("Probe")]
@@ -47,6 +40,29 @@ WithHeads = Annotated[bool, about("Whether single heads are looked at.", "Heads"
 Ablating = Annotated[AblateSettings, flat("Heads")]
 ROLLOUT, PROBE, TRACE = RolloutSettings(), ProbeSettings(), TraceSettings()
 HEADS, ABLATE = HeadsSettings(), AblateSettings()
+Models = Annotated[
+    str,
+    about(
+        "organism:NAME, model directories, or Hub ids; a folder with "
+        "`checkpoint-N` folders stands for all of them."
+    ),
+]
+Last = Annotated[
+    Path | None,
+    written("The study, which belongs to the last model. Default: studies/MODEL-DATE."),
+]
+Others = Annotated[
+    tuple[Path, ...],
+    Several,
+    about(
+        "Another study of the same model, read against the anchors of this one: other "
+        "attacks, other benign domains; may be repeated.",
+        "Detectors",
+        name="--on",
+    ),
+]
+
+
 app = App(
     name="holdfast",
     help="Find where a language model's refusal lets go.",
@@ -60,9 +76,6 @@ app = App(
     suppress_keyboard_interrupt=False,
     result_action="return_value",
 )
-app.command(organism)
-app.command(judge)
-app.command(guard)
 
 
 @app.command
@@ -93,25 +106,6 @@ def audit(
     report = in_study(place, model, loading, "audit.stage:run", settings=settings)
     show(json, report, "audit.panel:print_report", report=place / "report.html")
     return exit_status(report["verdict"], fail_if, if_null)
-
-
-@app.command
-def rollout(
-    model: ModelName = DEFAULT_MODEL,
-    /,
-    *,
-    asking: Asking = ROLLOUT,
-    loading: Loading = MODEL,
-    output: Output = None,
-    json: Json = False,
-) -> None:
-    """Ask every prompt, keep and judge every answer; the first stage of an audit.
-
-    For example, `holdfast rollout organism:cliff --limit 60 -o studies/cliff`.
-    """
-    place = output or default_study(model)
-    counts = in_study(place, model, loading, "rollout.stage:run", settings=asking)
-    show(json, counts, "audit.panel:counts", study=place)
 
 
 @app.command
@@ -169,58 +163,57 @@ def doctor(
     show(json, found, "audit.panel:proofs")
 
 
-study_verb(
-    app,
-    "probe",
-    ProbeSettings,
-    "Probe",
-    "cliff.fit:run",
-    "audit.panel:probe",
-    "Fit the refusal probe and its control on a study with rollouts.\n\n"
-    "For example, `holdfast probe studies/cliff --folds 5`.",
-)
-study_verb(
-    app,
-    "trace",
-    TraceSettings,
-    "Probe",
-    "cliff.trace:run",
-    "audit.panel:trace",
-    "Read the probe at every token of the held-out answers of a study.\n\n"
-    "For example, `holdfast trace studies/cliff --window 64`.",
-)
-study_verb(
-    app,
-    "heads",
-    HeadsSettings,
-    "Heads",
-    "heads.rank:run",
-    "heads.panel:section",
-    "Rank the heads of a study's model by what they take from refusal.\n\n"
-    "The study has rollouts and a probe. For example, `holdfast heads studies/cliff "
-    "--checked-heads 16`.",
-)
-study_verb(
-    app,
-    "ablate",
-    AblateSettings,
-    "Heads",
-    "heads.ablate:run",
-    "heads.panel:ablation",
-    "Switch heads off on held-out prompts, beside nothing and random heads.\n\n"
-    "The study has ranked heads. For example, `holdfast ablate studies/cliff "
-    "--fractions 0.01 0.05`.",
-)
-study_verb(
-    app,
-    "signal",
-    SignalSettings,
-    "Signal",
-    "dynamics.stage:run",
-    "dynamics.panel:print_signal",
-    "Read at every step whether an answer is nearer to complying or to refusing.\n\n"
-    "The study has rollouts. For example, `holdfast signal studies/cliff --steps 32`.",
-)
-for _verb in (bake, evaluate, export, select, finetune, sinks):
-    app.command(_verb)
-app.command(probe_transfer, name="probe-transfer")
+@app.command(name="probe-transfer")
+def probe_transfer(
+    study: Annotated[Path, about("The study whose held-out answers are read.")],
+    other: Annotated[Path, about("The study whose probe is tried on them.")],
+    /,
+    *,
+    loading: Loading = MODEL,
+    json: Json = False,
+) -> None:
+    """Read the answers of one study through the probe of another, of one shape.
+
+    For example, `holdfast probe-transfer studies/mended studies/cliff`.
+    """
+    from holdfast.study import Study
+
+    given = {"other": Study.open(other)}
+    found = in_study(study, None, loading, "cliff.transfer:run", **given)
+    show(json, found, "heads.panel:transfer")
+
+
+@app.command
+def sinks(
+    *models: Models,
+    measuring: Annotated[SinksSettings, flat("Prompts")],
+    output: Last = None,
+    loading: Loading = MODEL,
+    json: Json = False,
+) -> None:
+    """Compare how much heads look at the first token on harmful and reference text.
+
+    Several models are the checkpoints of a run, in order. Run it again to continue.
+    For example, `holdfast sinks organism:cliff --harmful harmful.jsonl --reference
+    refused.jsonl`.
+    """
+    if not models:
+        raise SettingsError("a model", "none", "Name one: `holdfast sinks MODEL …`.")
+    from holdfast.sinks.stage import last_of
+
+    last = last_of(models)
+    place = output or default_study(last)
+    given = {"settings": measuring, "models": models}
+    found = in_study(place, last, loading, "sinks.stage:run", **given)
+    in_study(place, None, MODEL, "audit.stage:write_report")
+    show(json, found, "sinks.panel:section", report=place / "report.html")
+
+
+guard = App(name="guard", help="Detectors on the step-wise signal: fit and evaluate.")
+for _each in (organism, judge, guard, evaluate, export):
+    app.command(_each)
+for _name in VERBS:
+    if " " not in _name:
+        add_verb(app, _name)
+add_verb(guard, "guard fit")
+add_verb(guard, "guard evaluate", others=(Others, ()))

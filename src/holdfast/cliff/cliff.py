@@ -22,7 +22,6 @@ from torch import Tensor
 
 from holdfast.errors import InputError
 from holdfast.stats.bootstrap import (
-    N_RESAMPLES,
     Estimate,
     check_lengths,
     require_width,
@@ -305,7 +304,6 @@ def aligned_mean(
     traces: Sequence[Trace],
     generator: torch.Generator,
     window: tuple[int, int] = WINDOW,
-    n_resamples: int = N_RESAMPLES,
 ) -> tuple[AlignedPoint, ...]:
     """Return mean and band at each offset from the end of the thinking.
 
@@ -313,21 +311,17 @@ def aligned_mean(
         traces: The rows of one group.
         generator: Source of randomness, on the CPU.
         window: First offset, and the one after the last.
-        n_resamples: Resamples at each offset.
 
     Returns:
         One point an offset, in order, also where no row has it.
     """
-    return tuple(
-        _point(offset, traces, generator, n_resamples) for offset in range(*window)
-    )
+    return tuple(_point(offset, traces, generator) for offset in range(*window))
 
 
 def _point(
     offset: int,
     traces: Sequence[Trace],
     generator: torch.Generator,
-    n_resamples: int,
 ) -> AlignedPoint:
     present = [
         trace
@@ -343,5 +337,5 @@ def _point(
         ]
     )
     clusters = [trace.request_id for trace in present]
-    band = clustered_mean(column, clusters, generator, n_resamples=n_resamples)
+    band = clustered_mean(column, clusters, generator)
     return AlignedPoint(offset, float(column.mean()), band.low, band.high, len(present))

@@ -1,6 +1,7 @@
-"""The figures of a cliff, as SVG that needs neither script nor network."""
+"""The cliff on page and terminal: figures, measures, and answers token by token."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from itertools import groupby
 from typing import Any
 
 import altair as alt
@@ -19,12 +20,175 @@ from holdfast.report.schema import (
     Figure,
     Report,
     check_curves,
+    is_figure,
     validate,
 )
-from holdfast.report.text import GROUPS, ROLES, clean, rate, title
+from holdfast.report.section import (
+    MIDDLE,
+    Answer,
+    Cell,
+    Chart,
+    Fold,
+    Number,
+    Paragraph,
+    Part,
+    Passage,
+    Scale,
+    Section,
+    Sentences,
+    Table,
+    Token,
+)
+from holdfast.report.text import (
+    GROUPS,
+    MEASURES,
+    ROLES,
+    clean,
+    plain,
+    rate,
+    scalar,
+    shown_token,
+    title,
+)
 
 _WIDTH = 640
+REGIONS = {
+    "prompt": "Prompt",
+    "thinking": "Thinking",
+    "end_template": "End of thinking",
+    "answer": "Answer",
+}
 _HARM, _PEACE = PALETTE["harmful_complied"], PALETTE["benign"]
+
+
+def section(
+    report: Report, curves: Sequence[Curve] = (), examples: Sequence[Example] = ()
+) -> Section:
+    """Return the refusal score around the end of thinking: figure and measures.
+
+    `curves`: Mean traces around the end of thinking; may be empty.
+    `examples`: Conversations token by token; may be empty.
+    """
+    parts = [*_parts(report, curves, examples)]
+    return Section("The end of thinking", parts, "trace", "End of thinking")
+
+
+def _parts(
+    report: Report, curves: Sequence[Curve], examples: Sequence[Example]
+) -> Iterator[Part]:
+    drawn = [curve for curve in curves if curve["points"]]
+    if drawn:
+        yield Paragraph(
+            "Each line is the mean refusal score of one group of answers. All are laid "
+            "over one another at the end of thinking; none is stretched or padded."
+        )
+        yield Chart(
+            "Plot of the mean refusal score",
+            lambda: trace_figure(drawn, template_length(examples)),
+            "Bands are 95% intervals. The lower panel counts the answers behind each "
+            "point: thinking that is shorter than the window has no part in its early "
+            "points. The darker strip is the text that closes the thinking.",
+        )
+        yield Fold("The same as a table", [_curve_table(drawn)])
+    if not is_traced(report, drawn):
+        plateau = report["trace"]["harmful_complied"]["plateau"]
+        reason = clean(plateau.get("reason", "no traces were recorded")).rstrip(".")
+        yield Sentences([f"There is no trace to draw: {reason}."])
+        return
+    names = [key for group in report["trace"].values() for key in group]
+    known = [key for key in MEASURES if key in names]
+    measures = [*known, *sorted({*names} - {*known})]
+    groups = report["trace"]
+    yield Table(
+        "Plateau, final score and cliff",
+        ("Measure", *(_capital(title(group, GROUPS)) for group in groups)),
+        [
+            [
+                title(measure, MEASURES),
+                *(_measure(group.get(measure)) for group in groups.values()),
+            ]
+            for measure in measures
+        ],
+    )
+
+
+def is_traced(report: Report, curves: Sequence[Curve]) -> bool:
+    """Return whether anything was read at the end of thinking."""
+    cells = [cell for group in report["trace"].values() for cell in group.values()]
+    read = any(is_figure(cell) and cell["value"] is not None for cell in cells)
+    return read or any(curve["points"] for curve in curves)
+
+
+def _measure(found: Any) -> Cell:
+    if is_figure(found):
+        return Number(found, count=True)
+    return "not reported" if found is None else scalar(found)
+
+
+def _capital(words: str) -> str:
+    return words[:1].upper() + words[1:]
+
+
+def _curve_table(curves: Sequence[Curve]) -> Table:
+    """Return the points of all curves, one row per offset."""
+    found = [{point["offset"]: point for point in each["points"]} for each in curves]
+    offsets = sorted({offset for curve in found for offset in curve})
+    names = [_capital(title(curve["group"], GROUPS)) for curve in curves]
+    columns = ["Token", *(cell for name in names for cell in (name, "n"))]
+    rows = [
+        [
+            plain(offset, 0),
+            *(cell for curve in found for cell in _point(curve.get(offset))),
+        ]
+        for offset in offsets
+    ]
+    return Table("Mean refusal score by position", columns, rows)
+
+
+def _point(point: Mapping[str, Any] | None) -> tuple[Cell, str]:
+    if point is None:
+        return "none", "0"
+    figure = {key: point[key] for key in ("low", "high", "n")}
+    shown = (
+        "none" if point["mean"] is None else Number(figure | {"value": point["mean"]})
+    )
+    return shown, str(point["n"])
+
+
+def answers(examples: Sequence[Example]) -> Section:
+    """Return single answers, each token in the colour of the score read there."""
+    none = Paragraph("No examples were recorded.", note=True)
+    lead: list[Part] = [
+        Paragraph(
+            "The colour of a token is the refusal score read there. Hold the pointer "
+            "over a token to see the number."
+        ),
+        Scale("0, about to comply", "1, about to refuse"),
+    ]
+    shown = [_answer(example) for example in examples]
+    parts = [*lead, *shown] if shown else [none]
+    return Section("Single answers, token by token", parts, "examples", "Examples")
+
+
+def _answer(example: Example) -> Answer:
+    regions = groupby(example["tokens"], lambda token: token["region"])
+    return Answer(
+        example["title"],
+        f"{title(example['group'], GROUPS)}; judged {example['verdict']}",
+        [
+            Passage(region, REGIONS[region], [*map(_token, tokens)])
+            for region, tokens in regions
+        ],
+    )
+
+
+def _token(token: Mapping[str, Any]) -> Token:
+    """Give a token its tone, from 0 (complies) to 10 (refuses); None is no score."""
+    score, is_closing = token["score"], token["region"] == "end_template"
+    shown = shown_token(token["text"], one_line=is_closing)
+    if score is None:
+        return Token(shown, None, "")
+    return Token(shown, round(score * 2 * MIDDLE), plain(score))
 
 
 def template_length(examples: Sequence[Example]) -> int | None:

@@ -5,24 +5,19 @@ request; the others rewrite it by rule. None of them is optimised against a mode
 a failed attack says little about stronger ones.
 """
 
-import json
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache, partial
-from importlib import resources
-from importlib.resources import files
-from pathlib import Path
-from typing import Any, Final
+from typing import Final
 
 from holdfast.data.prompts import Prompt, content_hash, normalise, reworded
+from holdfast.data.requests import lexicon
 from holdfast.data.sources import load
 from holdfast.data.suites import Item
-from holdfast.data.tables import require_unicode
 from holdfast.errors import InputError, PromptFileError, SettingsError
 
 SLOT: Final = "{request}"
-_AUTHORED: Final = "authored/wrappers.json"
 
 
 @dataclass(frozen=True)
@@ -35,29 +30,13 @@ class Wrapper:
     templates: tuple[str, ...]
 
 
+@cache
 def authored_wrappers() -> tuple[Wrapper, ...]:
     """Return the wrappers that come with Holdfast, in the order of their file."""
-    return _authored()
-
-
-@cache
-def _authored() -> tuple[Wrapper, ...]:
-    file = resources.files("holdfast.data") / _AUTHORED
-    return _parse(_AUTHORED, file.read_bytes())
-
-
-def load_wrappers(path: str | Path) -> tuple[Wrapper, ...]:
-    """Read wrappers from a JSON file.
-
-    `path`: File of the form {"wrappers": [{"name", "family", "templates"}]}.
-    """
-    try:
-        data = Path(path).expanduser().read_bytes()
-    except OSError as error:
-        raise PromptFileError(
-            f"a file of wrappers at `{path}`", error.strerror or str(error), _FORM
-        ) from error
-    return _parse(Path(path).name, data)
+    return tuple(
+        Wrapper(entry["name"], entry["family"], tuple(entry["templates"]))
+        for entry in lexicon("wrappers")["wrappers"]
+    )
 
 
 def wrap(prompt: Prompt, wrapper: Wrapper, template_index: int) -> Prompt:
@@ -82,57 +61,6 @@ def wrap(prompt: Prompt, wrapper: Wrapper, template_index: int) -> Prompt:
     # Not `format`: requests hold braces of their own.
     text = wrapper.templates[template_index].replace(SLOT, prompt.text)
     return reworded(prompt, text, wrapper.name)
-
-
-_FORM: Final = (
-    'Write {"wrappers": [{"name": "...", "family": "...", "templates":'
-    ' ["... {request} ..."]}]}.'
-)
-
-
-def _parse(name: str, data: bytes) -> tuple[Wrapper, ...]:
-    try:
-        content = json.loads(data.decode("utf-8-sig"))
-    except ValueError as error:
-        raise PromptFileError(f"`{name}` to be JSON", str(error), _FORM) from error
-    require_unicode(content, name, "one of its texts")
-    entries = content.get("wrappers") if isinstance(content, dict) else None
-    if not isinstance(entries, list) or not entries:
-        raise PromptFileError(f"a list `wrappers` in `{name}`", "none", _FORM)
-    wrappers = tuple(
-        _read_wrapper(entry, f"wrapper {number} of `{name}`")
-        for number, entry in enumerate(entries, start=1)
-    )
-    names = [wrapper.name for wrapper in wrappers]
-    for wrapper_name in names:
-        if names.count(wrapper_name) > 1:
-            raise PromptFileError(
-                f"wrappers of different names in `{name}`",
-                f"two called `{wrapper_name}`",
-                "Rename one, or put the templates of both into one list.",
-            )
-    return wrappers
-
-
-def _read_wrapper(entry: Any, where: str) -> Wrapper:
-    fields: Mapping[str, Any] = entry if isinstance(entry, dict) else {}
-    for field in ("name", "family"):
-        value = fields.get(field)
-        if not isinstance(value, str) or not value.strip():
-            raise PromptFileError(f"a text `{field}` in {where}", repr(value), _FORM)
-    templates = fields.get("templates")
-    if not isinstance(templates, list) or not templates:
-        raise PromptFileError(f"a list `templates` in {where}", "none", _FORM)
-    for number, template in enumerate(templates, start=1):
-        if not isinstance(template, str) or template.count(SLOT) != 1:
-            raise PromptFileError(
-                f"`{SLOT}` exactly once in template {number} of {where}",
-                f"{template.count(SLOT)} times"
-                if isinstance(template, str)
-                else "no text",
-                _FORM,
-            )
-    return Wrapper(fields["name"], fields["family"], tuple(templates))
 
 
 Rewrite = Callable[[str, int], str | None]
@@ -292,15 +220,10 @@ def _wrapper(wrapper: Wrapper) -> Attack:
 def _translated(table: Mapping[str, str] | None, text: str, _: int) -> str | None:
     if table is not None:
         return table.get(normalise(text))
-    for english, other in _frames():
+    for english, other in lexicon("translations")["frames"]:
         if text.casefold().startswith(english.casefold()):
-            return other + text[len(english) :]
+            return str(other) + text[len(english) :]
     return None
-
-
-def _frames() -> list[tuple[str, str]]:
-    place = files("holdfast.data").joinpath("authored/translations.json")
-    return [(one, two) for one, two in json.loads(place.read_text("utf-8"))["frames"]]
 
 
 def _small(text: str) -> str:

@@ -5,40 +5,21 @@ import re
 from collections.abc import Mapping
 from typing import Any, Final, NamedTuple
 
-from holdfast.data.tables import TEXT_CELL, Row, Table
+from holdfast.data.tables import TEXT_CELL, Row, Table, fold
 from holdfast.errors import PromptFileError
 
-KNOWN_COLUMNS: Final = (
-    "goal",
-    "prompt",
-    "question",
-    "instruction",
-    "behavior",
-    "forbidden_prompt",
-    "turns",
-    "messages",
-    "conversation",
-    "conversations",
+KNOWN_COLUMNS: Final = tuple(
+    "goal prompt question instruction behavior forbidden_prompt turns messages "
+    "conversation conversations".split()
 )
 """Names of a prompt column, case folded, the first that exists being read."""
-ATTACK_COLUMNS: Final = (
-    "prompt",
-    "jailbreak_prompt",
-    "jailbroken_prompt",
-    "adversarial_prompt",
-    "test_case",
-    "adversarial",
-    "jailbreak",
-    "attack",
+ATTACK_COLUMNS: Final = tuple(
+    "prompt jailbreak_prompt jailbroken_prompt adversarial_prompt test_case "
+    "adversarial jailbreak attack".split()
 )
 """Names of a column of jailbreak prompts; what they stand around is in another one."""
-REQUEST_COLUMNS: Final = (
-    "goal",
-    "behavior",
-    "forbidden_prompt",
-    "vanilla",
-    "request",
-    "question",
+REQUEST_COLUMNS: Final = tuple(
+    "goal behavior forbidden_prompt vanilla request question".split()
 )
 """Names of a column that says what a jailbreak prompt is about."""
 CONTEXTS: Final[Mapping[str, tuple[str, ...]]] = {
@@ -78,7 +59,7 @@ class Choice(NamedTuple):
         """
         column = TEXT_CELL if self.column is None else self.column
         value = row.cells.get(column)
-        if _folded(column) in _TALKS and isinstance(value, str):
+        if fold(column) in _TALKS and isinstance(value, str):
             value = _unpacked(value, column, row, name)
         if value is None:
             return ()
@@ -118,7 +99,7 @@ class Choice(NamedTuple):
         found = self.background(row)
         if found is None or found.strip() in text:
             return text
-        if _folded(self.context or "") == "input":
+        if fold(self.context or "") == "input":
             return f"{text}\n\n{found}"
         return f"{found}{CONTEXT_RULE}{text}"
 
@@ -151,7 +132,7 @@ def choose_column(
     chosen = _match(table.columns, known if column is None else (column,))
     if chosen is None:
         raise _no_column(table, column, name)
-    if column is None and request not in (None, chosen) and _folded(chosen) != "prompt":
+    if column is None and request not in (None, chosen) and fold(chosen) != "prompt":
         _require_attacks(table, chosen, str(request), name)
     if column is None:
         note = f"column `{chosen}` was chosen out of {_listed(table.columns)}."
@@ -168,7 +149,7 @@ def context_choice(columns: tuple[str, ...], column: str) -> Choice:
     """Return a choice of a column with the text that belongs to its requests."""
     for name, beside in CONTEXTS.items():
         found = _match(columns, (name,))
-        if found not in (None, column) and (not beside or _folded(column) in beside):
+        if found not in (None, column) and (not beside or fold(column) in beside):
             return Choice(column, (), context=found)
     return Choice(column, ())
 
@@ -214,7 +195,7 @@ def _beside(table: Table, choice: Choice) -> tuple[str, ...]:
         count = sum(choice.background(row) is not None for row in table.rows)
         notes.append(f"column `{choice.context}` was put into {count} prompts.")
     talk = _match(table.columns, _TALKS)
-    if talk is not None and _folded(choice.column or "") not in _TALKS:
+    if talk is not None and fold(choice.column or "") not in _TALKS:
         longer = sum(
             isinstance(value := row.cells.get(talk), list) and len(value) > 1
             for row in table.rows
@@ -232,13 +213,9 @@ def _match(columns: tuple[str, ...], wanted: tuple[str, ...]) -> str | None:
         if name in columns:
             return name
         for column in columns:
-            if _folded(column) == _folded(name) and column:
+            if fold(column) == fold(name) and column:
                 return column
     return None
-
-
-def _folded(column: str) -> str:
-    return column.strip().casefold()
 
 
 def _listed(columns: tuple[str, ...]) -> str:

@@ -8,28 +8,18 @@ import re
 from collections import Counter
 from typing import Any, Final, Literal, NamedTuple
 
-from holdfast.data.tables import Row, Table
+from holdfast.data.tables import Row, Table, fold
 from holdfast.errors import PromptFileError
 
 Label = Literal["harmful", "benign"]
+_HARMFUL: Final = "harmful unsafe malicious toxic vanilla_harmful adversarial_harmful"
+_BENIGN: Final = (
+    "benign,harmless,safe,unharmful,not harmful,non-harmful,nonharmful,not toxic,"
+    "non-toxic,vanilla_benign,adversarial_benign"
+)
 WORDS: Final[dict[str, Label]] = {
-    "harmful": "harmful",
-    "unsafe": "harmful",
-    "malicious": "harmful",
-    "toxic": "harmful",
-    "vanilla_harmful": "harmful",
-    "adversarial_harmful": "harmful",
-    "benign": "benign",
-    "harmless": "benign",
-    "safe": "benign",
-    "unharmful": "benign",
-    "not harmful": "benign",
-    "non-harmful": "benign",
-    "nonharmful": "benign",
-    "not toxic": "benign",
-    "non-toxic": "benign",
-    "vanilla_benign": "benign",
-    "adversarial_benign": "benign",
+    **dict.fromkeys(_HARMFUL.split(), "harmful"),
+    **dict.fromkeys(_BENIGN.split(","), "benign"),
 }
 """What a label says, case folded."""
 _TRUE: Final = {"1", "1.0", "true", "yes"}
@@ -114,8 +104,8 @@ def _column(table: Table, name: str, file: str) -> Column | None:
 
 
 def _require_of_request(table: Table, name: str, base: str, file: str) -> None:
-    folded = {column.strip().casefold() for column in table.columns}
-    own = base == "label" or name.strip().casefold().startswith(("prompt", "request"))
+    folded = set(map(fold, table.columns))
+    own = base == "label" or fold(name).startswith(("prompt", "request"))
     if not own and folded & set(_ANSWERS):
         raise PromptFileError(
             f"a column of `{file}` that says whether a request is harmful",
@@ -148,7 +138,7 @@ def _said(row: Row, column: Column, name: str) -> Label | None:
         return "harmful" if (value in _TRUE) == column.is_harm else "benign"
     if value in WORDS:
         return WORDS[value]
-    if column.name.strip().casefold() == "type":
+    if fold(column.name) == "type":
         return "harmful" if value.startswith(_CONTRAST) else "benign"
     raise PromptFileError(
         f"column `{column.name}` of `{name}` to say {', '.join(WORDS)}",
@@ -162,7 +152,7 @@ def _is_contrast(table: Table, name: str) -> bool:
 
     Where the file has a column of labels, that one says it.
     """
-    if name.strip().casefold() != "type":
+    if fold(name) != "type":
         return False
     if any(_base(each) == "label" for each in table.columns):
         return False
@@ -171,7 +161,7 @@ def _is_contrast(table: Table, name: str) -> bool:
 
 def _base(name: str) -> str:
     """Return what a column's name says without the words around it."""
-    folded = re.sub(r"[\s-]+", "_", name.strip().casefold())
+    folded = re.sub(r"[\s-]+", "_", fold(name))
     folded = re.sub(r"^(prompt|request|user)_", "", folded).removeprefix("is_")
     return folded.removesuffix("_label") if folded != "label" else folded
 

@@ -22,8 +22,7 @@ from holdfast.data.chat.rendering import ChatTokenizer
 from holdfast.data.chat.thinking import ThinkingFormat
 from holdfast.data.chat.thinking_formats import TAGS
 from holdfast.data.columns import context_choice
-from holdfast.data.sources import Raw, raw_rows
-from holdfast.data.tables import Row
+from holdfast.data.tables import Raw, Row, raw_rows
 from holdfast.errors import PromptFileError, SettingsError
 
 OWN: Final = "holdfast"
@@ -158,17 +157,17 @@ class Pool:
         prompt = context_choice(tuple(cells), column).with_background(prompt, row)
         response = self._text(row, "response")
         own = cells.get(OWN)
-        thinking = _optional(own.get("thinking")) if isinstance(own, dict) else None
-        found = self._optional(row, "thinking")
+        drawn = own.get("thinking") if isinstance(own, dict) else None
+        found = self._cell(row, "thinking")
         split = split_thought(response)
-        given = thinking or found
+        given = _text(drawn) or _text(found)
         return PoolRow(
             row=number,
             place=raw.place,
             prompt=prompt,
             thinking=given or split.thinking,
             response=split.answer,
-            category=_shown(cells.get(self._name(row, "category") or "")),
+            category=_shown(self._cell(row, "category")),
             cells=cells,
             broken=_fault(given or split.thinking, given, split),
         )
@@ -178,14 +177,13 @@ class Pool:
             return self._columns[field]
         return next((name for name in FIELDS[field] if name in row.cells), None)
 
-    def _optional(self, row: Row, field: str) -> str | None:
-        return _optional(row.cells.get(self._name(row, field) or ""))
+    def _cell(self, row: Row, field: str) -> Any:
+        return row.cells.get(self._name(row, field) or "")
 
     def _text(self, row: Row, field: str) -> str:
-        name = self._name(row, field)
-        value = None if name is None else row.cells.get(name)
-        if isinstance(value, str) and value.strip():
-            return value
+        name, value = self._name(row, field), self._cell(row, field)
+        if (text := _text(value)) is not None:
+            return text
         known = ", ".join(FIELDS[field])
         raise PromptFileError(
             f"a text `{name or field}` in every row of `{self.source}`",
@@ -243,7 +241,7 @@ def _fault(thinking: str | None, given: str | None, split: Split) -> str | None:
     return None
 
 
-def _optional(value: Any) -> str | None:
+def _text(value: Any) -> str | None:
     return value if isinstance(value, str) and value.strip() else None
 
 

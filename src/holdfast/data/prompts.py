@@ -10,7 +10,7 @@ from typing import Any, Final, NamedTuple
 from holdfast.data.columns import Choice, choose_column
 from holdfast.data.harm_labels import Label, cell_text, read_labels
 from holdfast.data.sources import Content, load
-from holdfast.data.tables import Row, Table
+from holdfast.data.tables import Row, Table, fold
 from holdfast.errors import PromptFileError
 
 _PLAIN: Final = {"none", "plain", "null", "n/a"}
@@ -66,6 +66,18 @@ class PromptFile:
     sha256: str  # Hash of the bytes that were read.
     # Sentences to show to the user; a doubt starts with "warning:".
     notes: tuple[str, ...]
+
+    @property
+    def record(self) -> dict[str, Any]:
+        """What a report says of the source."""
+        return {
+            "source": self.source,
+            "column": self.column,
+            "rows": self.n_rows,
+            "duplicates": self.n_duplicates,
+            "sha256": self.sha256,
+            "notes": list(self.notes),
+        }
 
 
 def normalise(text: str) -> str:
@@ -264,9 +276,8 @@ def _wrapper(row: Row) -> str | None:
 
 def _cell(row: Row, *names: str) -> str | None:
     """Return the first optional cell of a row that says something."""
-    folded = {str(key).strip().casefold(): value for key, value in row.cells.items()}
     for name in names:
-        shown = _shown(folded.get(name.strip().casefold()))
+        shown = _shown(row.folded.get(fold(name)))
         if shown:
             return shown
     return None
@@ -357,7 +368,7 @@ def _turn_notes(
 
 
 def _wrapper_notes(table: Table, choice: Choice) -> tuple[str, ...]:
-    named = {name.strip().casefold() for name in table.columns}
+    named = set(map(fold, table.columns))
     if "wrapper" in named and "request_id" not in named and choice.request is None:
         return (
             "warning: column `wrapper` without `request_id`: every row counts as a"

@@ -18,6 +18,7 @@ _STEP: Final = 0.05
 _TOLERANCE: Final = 1e-9
 
 
+@dataclass(frozen=True)
 class _Rows(Generic[T]):
     """What the three splits have in common: a length, and an order."""
 
@@ -30,28 +31,19 @@ class _Rows(Generic[T]):
         return iter(self.rows)
 
 
-@dataclass(frozen=True)
 class Train(_Rows[T]):
     """Rows to fit on."""
 
-    rows: tuple[T, ...]
 
-
-@dataclass(frozen=True)
 class Validation(_Rows[T]):
     """Rows to choose settings and thresholds on."""
 
-    rows: tuple[T, ...]
 
-
-@dataclass(frozen=True)
 class Test(_Rows[T]):
     """Rows to report on, once."""
 
     # The name of the class would make pytest collect it.
     __test__: ClassVar[bool] = False
-
-    rows: tuple[T, ...]
 
 
 @dataclass(frozen=True)

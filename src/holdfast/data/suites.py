@@ -5,19 +5,17 @@ not seen by at least two independent readers of the bytes is not in it: such a s
 is read from a file of yours, or at a revision that you name.
 """
 
-import json
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cache
-from importlib.resources import files
 from pathlib import Path
 from typing import Any, Final, Literal, NamedTuple
 
 from holdfast.data.columns import Choice, choose_column
-from holdfast.data.harm_labels import Label, label_columns, read_labels
+from holdfast.data.harm_labels import Label, cell_text, label_columns, read_labels
 from holdfast.data.prompts import Placed, Prompt, placed_prompts, read_prompts, reworded
-from holdfast.data.sources import Content, load
+from holdfast.data.sources import Content, load, packaged
 from holdfast.data.tables import Row, Table
 from holdfast.errors import InputError, PromptFileError, SettingsError
 
@@ -82,23 +80,23 @@ class Reading(NamedTuple):
 PLAINLY: Final = Reading()
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Suite:
     """What is known of a suite."""
 
     name: str  # Its name on the command line.
     about: str  # What it is, in a few words.
-    licence: str  # Its licence.
     kind: Kind  # Kind of its rows, unless `kinds` says otherwise.
-    column: str  # Column of the prompts.
-    files: tuple[str, ...]  # Names that its file is known by.
-    hub: str  # Hub dataset, with the file after a colon.
+    licence: str = ""  # Its licence.
+    column: str = ""  # Column of the prompts; "" for the first of a known name.
+    files: Sequence[str] = ()  # Names that its file is known by.
+    hub: str = ""  # Hub dataset, with the file after a colon.
     # Checksums of the known forms of its file; empty where none is known.
-    sha256: tuple[str, ...]
+    sha256: Sequence[str] = ()
     revision: str = ""  # Pinned commit; "" where none could be verified.
     gated: bool = False  # Whether the Hub asks for consent first.
     # Column and its values; other rows are left out.
-    only: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    only: Mapping[str, Sequence[str]] = field(default_factory=dict)
     # Column that tells the kind, and its values.
     kinds: Mapping[str, Any] = field(default_factory=dict)
     context: str = ""  # Column of the text a request refers to; "" for none.
@@ -109,15 +107,8 @@ class Suite:
 @cache
 def suites() -> dict[str, Suite]:
     """Return every suite that has a name, in the order of the table."""
-    text = files("holdfast.data").joinpath("suites.json").read_text("utf-8")
-    made = {}
-    for entry in json.loads(text)["suites"]:
-        for key in ("files", "sha256"):
-            entry[key] = tuple(entry[key])
-        only = entry.pop("only", {})
-        entry["only"] = {column: tuple(values) for column, values in only.items()}
-        made[entry["name"]] = Suite(**entry)
-    return made
+    entries = packaged("suites.json")["suites"]
+    return {entry["name"]: Suite(**entry) for entry in entries}
 
 
 def read_suite(source: str, how: Reading = PLAINLY) -> SuiteFile:
@@ -172,26 +163,13 @@ def _own(kind: str, place: str, how: Reading, role: str) -> SuiteFile:
     items = tuple(
         Item(
             file.source,
-            chosen if prompt.label == label_of(chosen) else _other(prompt.label),
+            chosen if prompt.label == label_of(chosen) else prompt.label,
             prompt,
             prompt.request or prompt.said,
         )
         for prompt in file.prompts
     )
-    record = {
-        "suite": file.source,
-        "source": file.source,
-        "column": file.column,
-        "rows": file.n_rows,
-        "duplicates": file.n_duplicates,
-        "sha256": file.sha256,
-        "notes": list(file.notes),
-    }
-    return SuiteFile(items, record)
-
-
-def _other(label: str) -> Kind:
-    return "harmful" if label == "harmful" else "benign"
+    return SuiteFile(items, {"suite": file.source} | file.record)
 
 
 def _pinned(suite: Suite, how: Reading) -> SuiteFile:
@@ -288,10 +266,7 @@ def items_of(suite: Suite, content: Content, how: Reading, note: str) -> SuiteFi
 
 
 def _wanted(suite: Suite, row: Row, name: str) -> bool:
-    for column, values in suite.only.items():
-        if _cell(row, column, name) not in values:
-            return False
-    return True
+    return all(_cell(row, key, name) in values for key, values in suite.only.items())
 
 
 def _kinds(suite: Suite, table: Table, name: str) -> dict[str, Kind]:
@@ -330,7 +305,7 @@ def _item(suite: Suite, placed: Placed, kind: Kind, choice: Choice, name: str) -
     target = _cell(row, suite.target, name) if suite.target else None
     if target is not None:
         prompt = reworded(prompt, f"{prompt.text}\n\n{ASK_FOR_NUMBER}")
-    folded = {key.casefold(): value for key, value in row.cells.items()}
+    folded = row.folded
     topic = next((str(folded[key]) for key in _TOPICS if folded.get(key)), None)
     prompt = replace(
         prompt,
@@ -344,12 +319,10 @@ def _item(suite: Suite, placed: Placed, kind: Kind, choice: Choice, name: str) -
 
 
 def _cell(row: Row, column: str, name: str) -> str:
-    folded = {key.strip().casefold(): value for key, value in row.cells.items()}
-    if column.casefold() not in folded:
+    if column.casefold() not in row.folded:
         raise PromptFileError(
             f"a column `{column}` in `{name}`",
             ", ".join(f"`{key}`" for key in row.cells) or "no columns",
             "Check that it is the file of this suite.",
         )
-    value = folded[column.casefold()]
-    return "" if value is None else str(value).strip()
+    return cell_text(row.folded[column.casefold()])

@@ -1,4 +1,4 @@
-"""Bytes of a prompt file in a known format, to rows that remember their place.
+"""Files of prompts and of training rows, in any known format, as a stream of rows.
 
 Every fault is named by file and place, and nothing is repaired in silence: a row
 with too many cells, an unfinished quote or a stray byte stops the reading.
@@ -7,8 +7,10 @@ with too many cells, an unfinished quote or a stray byte stops the reading.
 import csv
 import io
 import json
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import cache, partial
+from pathlib import Path
 from typing import Any, Final, NamedTuple
 
 from holdfast.errors import PromptFileError
@@ -17,13 +19,28 @@ TEXT_CELL: Final = ""
 """Key of the only cell of a row in a format without columns."""
 # One cell may hold a whole conversation; the csv module stops at 128 KiB by default.
 _FIELD_LIMIT: Final = 2**31 - 1
+_BATCH: Final = 256
+Cells = dict[str, Any]
+Source = Path | bytes
+
+
+class Raw(NamedTuple):
+    """A row that is not parsed yet, and where it stands ("line 7", "item 3")."""
+
+    place: str
+    parse: Callable[[], Cells]
 
 
 class Row(NamedTuple):
     """One row, and where it stands ("line 7", "item 3", "row 5")."""
 
     place: str
-    cells: dict[str, Any]
+    cells: Cells
+
+    @property
+    def folded(self) -> Cells:
+        """The cells by the names of their columns, case folded."""
+        return {fold(column): value for column, value in self.cells.items()}
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,8 +53,8 @@ class Table:
 
 def read_table(name: str, data: bytes) -> Table:
     """Read a whole file by the suffix of its name."""
-    reader = READERS.get(suffix(name))
-    if reader is None:
+    ending = suffix(name)
+    if ending not in READERS:
         raise PromptFileError(
             f"a prompt file that ends in one of {', '.join(READERS)}",
             f"`{name}`",
@@ -45,10 +62,45 @@ def read_table(name: str, data: bytes) -> Table:
         )
     if not data.strip():
         raise _empty(name)
-    table = reader(name, data)
-    if not table.rows:
+    if ending != ".parquet":
+        text = decode(name, data)
+        if ending in (".jsonl", ".ndjson", ".txt"):
+            text = text.replace("\r\n", "\n").replace("\r", "\n")
+        data = text.encode()
+    rows = tuple(Row(raw.place, raw.parse()) for raw in READERS[ending](name, data))
+    if not rows:
         raise _empty(name, "no row in it")
-    return table
+    columns = dict.fromkeys(column for row in rows for column in row.cells)
+    if TEXT_CELL not in columns or ending in (".csv", ".tsv", ".parquet"):
+        return Table(tuple(columns), rows)
+    # A row of text has one cell without a name; no row of columns stands beside it.
+    is_text = [list(row.cells) == [TEXT_CELL] for row in rows]
+    if is_text[0] and all(is_text):
+        return Table((), rows)
+    other = rows[is_text.index(not is_text[0])]
+    kind = "object" if is_text[0] else "text"
+    raise _mixed(name, f"a JSON {kind} at {other.place}")
+
+
+def raw_rows(path: Path) -> Iterator[Raw]:
+    """Yield the rows of a file, none of them parsed.
+
+    JSONL, CSV, TSV and Parquet are streamed; a JSON document is read whole, since its
+    rows cannot be told apart otherwise.
+    """
+    known = [ending for ending in READERS if ending != ".txt"]
+    if suffix(path.name) not in known:
+        raise PromptFileError(
+            f"a pool that ends in one of {', '.join(known)}",
+            f"`{path.name}`",
+            "Convert it; Parquet is read fastest.",
+        )
+    return READERS[suffix(path.name)](path.name, path)
+
+
+def fold(column: object) -> str:
+    """Return the form under which two names of columns count as the same."""
+    return str(column).strip().casefold()
 
 
 def suffix(name: str) -> str:
@@ -86,7 +138,7 @@ def require_unicode(value: Any, name: str, place: str) -> None:
         ) from error
 
 
-def require_own_names(name: str, columns: Sequence[str]) -> None:
+def _require_own_names(name: str, columns: Sequence[str]) -> None:
     """Refuse a table with two columns of one name: it is unclear which is meant."""
     named = [column for column in columns if column]
     for column in named:
@@ -104,72 +156,63 @@ def _empty(name: str, found: str = "an empty file") -> PromptFileError:
     )
 
 
-def _read_text(name: str, data: bytes) -> Table:
-    return Table(
-        (),
-        tuple(
-            Row(f"line {number}", {TEXT_CELL: line})
-            for number, line in _lines(decode(name, data))
-        ),
+def _mixed(name: str, found: str) -> PromptFileError:
+    return PromptFileError(
+        f"every item of `{name}` to be an object, or every item a text",
+        found,
+        'Write {"prompt": "..."} for each prompt.',
     )
 
 
-def _lines(text: str) -> Iterator[tuple[int, str]]:
-    # Not `splitlines`: it also cuts at U+2028 and form feeds, which belong to prompts.
-    text = text.replace("\r\n", "\n").replace("\r", "\n")
-    for number, line in enumerate(text.split("\n"), start=1):
-        if line.strip():
-            yield number, line
+def _open(source: Source) -> io.BytesIO | io.BufferedReader:
+    return io.BytesIO(source) if isinstance(source, bytes) else source.open("rb")
 
 
-def _delimited(delimiter: str) -> Callable[[str, bytes], Table]:
-    def read(name: str, data: bytes) -> Table:
-        # A quoted cell keeps its own line ends, so newlines are not translated.
-        stream = io.StringIO(decode(name, data), newline="")
-        reader = csv.reader(stream, delimiter=delimiter, strict=True)
-        before = csv.field_size_limit(_FIELD_LIMIT)
-        start = 1
-        lines: list[tuple[int, list[str]]] = []
-        try:
-            for cells in reader:
-                if cells:  # A blank line has none.
-                    lines.append((start, cells))
-                start = reader.line_num + 1
-        except csv.Error as error:
-            raise PromptFileError(
-                f"`{name}` to be well-formed CSV",
-                f"{error} in the row that starts on line {start}",
-                "Close the quotes, and write a quote inside a cell twice.",
-            ) from error
-        finally:
-            csv.field_size_limit(before)
-        return _with_header(name, lines)
-
-    return read
+def _lines(name: str, source: Source) -> Iterator[Raw]:
+    with _open(source) as handle:
+        for number, line in enumerate(handle, start=1):
+            text = decode(name, line).removesuffix("\n")
+            if text.strip():
+                yield Raw(f"line {number}", partial(dict, {TEXT_CELL: text}))
 
 
-def _with_header(name: str, lines: list[tuple[int, list[str]]]) -> Table:
-    if not lines:
-        return Table((), ())
-    columns = tuple(cell.strip() for cell in lines[0][1])
-    require_own_names(name, columns)
-    rows = []
-    for number, cells in lines[1:]:
-        if len(cells) > len(columns):
-            raise PromptFileError(
-                f"{len(columns)} cells a row in `{name}`, as in its header",
-                f"{len(cells)} cells on line {number}",
-                "Put quotes around a cell that holds the delimiter.",
-            )
-        padded = cells + [""] * (len(columns) - len(cells))
-        rows.append(Row(f"line {number}", dict(zip(columns, padded, strict=True))))
-    return Table(columns, tuple(rows))
+def _json_lines(name: str, source: Source) -> Iterator[Raw]:
+    with _open(source) as handle:
+        for number, line in enumerate(handle, start=1):
+            if line.strip():
+                place = f"line {number}"
+                yield Raw(place, partial(_json_line, name, place, line))
 
 
-def _read_json(name: str, data: bytes) -> Table:
-    text = decode(name, data)
+def _json_line(name: str, place: str, line: bytes) -> Cells:
     try:
-        content = json.loads(text)
+        value = json.loads(decode(name, line))
+    except (RecursionError, ValueError) as error:
+        raise PromptFileError(
+            f"one JSON object a line in `{name}`",
+            f"{getattr(error, 'msg', error)} on {place}",
+            "Correct that line; a list over several lines is named `.json`.",
+        ) from error
+    return _cells(name, place, value)
+
+
+def _cells(name: str, place: str, value: Any) -> Cells:
+    """Return the cells of a JSON value; a text has one cell without a name."""
+    if not isinstance(value, dict | str):
+        raise _mixed(name, f"a JSON {_kind(value)} at {place}")
+    require_unicode(value, name, place)
+    return {TEXT_CELL: value} if isinstance(value, str) else value
+
+
+def _kind(value: object) -> str:
+    names = {list: "list", str: "text", bool: "boolean"}
+    return names.get(type(value), "null" if value is None else "number")
+
+
+def _json(name: str, source: Source) -> Iterator[Raw]:
+    data = source if isinstance(source, bytes) else source.read_bytes()
+    try:
+        content = json.loads(decode(name, data))
     except json.JSONDecodeError as error:
         raise PromptFileError(
             f"`{name}` to be one JSON document",
@@ -189,10 +232,12 @@ def _read_json(name: str, data: bytes) -> Table:
             f"a JSON {_kind(content)}",
             'Write [{"prompt": "..."}, ...].',
         )
-    return _objects(name, ((f"item {i}", row) for i, row in enumerate(content, 1)))
+    for number, value in enumerate(content, 1):
+        place = f"item {number}"
+        yield Raw(place, partial(_cells, name, place, value))
 
 
-def _rows_of_columns(name: str, content: dict[str, Any]) -> list[Any]:
+def _rows_of_columns(name: str, content: Cells) -> list[Cells]:
     lengths = {
         column: len(values) if isinstance(values, list) else None
         for column, values in content.items()
@@ -213,73 +258,98 @@ def _rows_of_columns(name: str, content: dict[str, Any]) -> list[Any]:
     ]
 
 
-def _read_jsonl(name: str, data: bytes) -> Table:
-    def values() -> Iterator[tuple[str, Any]]:
-        for number, line in _lines(decode(name, data)):
+def _delimited(delimiter: str) -> Callable[[str, Source], Iterator[Raw]]:
+    def read(name: str, source: Source) -> Iterator[Raw]:
+        csv.field_size_limit(_FIELD_LIMIT)
+        start = 1
+        # A quoted cell keeps its own line ends, so newlines are not translated.
+        with io.TextIOWrapper(_open(source), "utf-8-sig", newline="") as handle:
+            reader = csv.reader(handle, delimiter=delimiter, strict=True)
             try:
-                yield f"line {number}", json.loads(line)
-            except (RecursionError, ValueError) as error:
-                reason = getattr(error, "msg", str(error))
+                header = [cell.strip() for cell in next(filter(None, reader), [])]
+                _require_own_names(name, header)
+                start = reader.line_num + 1
+                for cells in reader:
+                    number, start = start, reader.line_num + 1
+                    if cells:  # A blank line has none.
+                        parse = partial(_named, name, number, header, cells)
+                        yield Raw(f"line {number}", parse)
+            except csv.Error as error:
                 raise PromptFileError(
-                    f"one JSON object a line in `{name}`",
-                    f"{reason} on line {number}",
-                    "Correct that line; a list over several lines is named `.json`.",
+                    f"`{name}` to be well-formed CSV",
+                    f"{error} in the row that starts on line {start}",
+                    "Close the quotes, and write a quote inside a cell twice.",
+                ) from error
+            except UnicodeDecodeError as error:
+                raise PromptFileError(
+                    f"`{name}` to be well-formed CSV in UTF-8",
+                    f"{error} near line {start}",
+                    "Correct the file, or write it again.",
                 ) from error
 
-    return _objects(name, values())
+    return read
 
 
-def _objects(name: str, values: Iterable[tuple[str, Any]]) -> Table:
-    rows: list[Row] = []
-    columns: dict[str, None] = {}
-    kinds: set[type] = set()
-    for place, value in values:
-        kinds.add(type(value))
-        if not isinstance(value, dict | str) or len(kinds) > 1:
-            raise PromptFileError(
-                f"every item of `{name}` to be an object, or every item a text",
-                f"a JSON {_kind(value)} at {place}",
-                'Write {"prompt": "..."} for each prompt.',
-            )
-        require_unicode(value, name, place)
-        cells = {TEXT_CELL: value} if isinstance(value, str) else value
-        rows.append(Row(place, cells))
-        columns.update(dict.fromkeys(cells))
-    return Table(() if kinds == {str} else tuple(columns), tuple(rows))
+def _named(name: str, line: int, header: list[str], cells: list[str]) -> Cells:
+    if len(cells) > len(header):
+        raise PromptFileError(
+            f"{len(header)} cells a row in `{name}`, as in its header",
+            f"{len(cells)} cells on line {line}",
+            "Put quotes around a cell that holds the delimiter.",
+        )
+    padded = cells + [""] * (len(header) - len(cells))
+    return dict(zip(header, padded, strict=True))
 
 
-def _kind(value: object) -> str:
-    names = {dict: "object", list: "list", str: "text", bool: "boolean"}
-    return names.get(type(value), "null" if value is None else "number")
-
-
-def _read_parquet(name: str, data: bytes) -> Table:
+def _parquet(name: str, source: Source) -> Iterator[Raw]:
     # Imported here because it is heavy, and most prompt files are text.
     import pyarrow
     import pyarrow.parquet
 
+    data = pyarrow.BufferReader(source) if isinstance(source, bytes) else source
     try:
-        table = pyarrow.parquet.read_table(pyarrow.BufferReader(data))
-        rows = table.to_pylist()
-    except (pyarrow.ArrowException, OSError, ValueError) as error:
-        raise PromptFileError(
-            f"`{name}` to be a Parquet file",
-            str(error).splitlines()[0],
-            "Write it again, or give the prompts as CSV or JSONL.",
-        ) from error
-    return Table(
-        tuple(table.column_names),
-        tuple(Row(f"row {number}", cells) for number, cells in enumerate(rows, 1)),
+        with pyarrow.parquet.ParquetFile(data) as file:
+            n_before = 0
+            _require_own_names(name, file.schema_arrow.names)
+            for batch in file.iter_batches(_BATCH, use_threads=False):
+                # A batch is turned into rows when the first of them is asked for.
+                rows = cache(partial(_batch_rows, batch, name, n_before))
+                for index in range(batch.num_rows):
+                    place = f"row {n_before + index + 1}"
+                    yield Raw(place, partial(_row, rows, index))
+                n_before += batch.num_rows
+    except (pyarrow.ArrowException, OSError) as error:
+        raise _no_parquet(name, "a Parquet file", str(error).splitlines()[0]) from error
+
+
+def _row(rows: Callable[[], list[Cells]], index: int) -> Cells:
+    return rows()[index]
+
+
+def _batch_rows(batch: Any, name: str, n_before: int) -> list[Cells]:
+    try:
+        rows: list[Cells] = batch.to_pylist()
+    except ValueError as error:
+        found = f"{error} in rows {n_before + 1} to {n_before + batch.num_rows}"
+        raise _no_parquet(name, "Parquet with text in UTF-8", found) from error
+    return rows
+
+
+def _no_parquet(name: str, expected: str, found: str) -> PromptFileError:
+    return PromptFileError(
+        f"`{name}` to be {expected}",
+        found,
+        "Write it again, or give the rows as CSV or JSONL.",
     )
 
 
-READERS: Final[dict[str, Callable[[str, bytes], Table]]] = {
+READERS: Final[dict[str, Callable[[str, Source], Iterator[Raw]]]] = {
     ".csv": _delimited(","),
     ".tsv": _delimited("\t"),
-    ".json": _read_json,
-    ".jsonl": _read_jsonl,
-    ".ndjson": _read_jsonl,
-    ".parquet": _read_parquet,
-    ".txt": _read_text,
+    ".json": _json,
+    ".jsonl": _json_lines,
+    ".ndjson": _json_lines,
+    ".parquet": _parquet,
+    ".txt": _lines,
 }
 """Reader by suffix; the keys are the formats that Holdfast knows."""

@@ -11,31 +11,27 @@ from typing import NamedTuple
 import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
+from torch.nn.functional import normalize
 
 from holdfast.errors import EvidenceError, InputError, TooFewExamplesError
 from holdfast.stats.bootstrap import check_lengths, cluster_indices
 
 MIN_COUNT = 20
 """Base requests that each side must have."""
-LEAST_APART = 1e-6
+MIN_SEPARATION = 1e-6
 """Cosine distance of a pair of anchors below which it is rounding."""
 N_LENGTH_BINS = 4
 
 
 class Anchors(NamedTuple):
-    """A pair of mean states for every step.
+    """A pair of mean states for every step."""
 
-    Attributes:
-        compliant: Mean state of harmless requests that were complied with.
-        refused: Mean state of harmful requests that were refused.
-        n_compliant: Base requests behind the first.
-        n_refused: Base requests behind the second.
-    """
-
+    # Mean state of harmless requests that were complied with.
     compliant: Float[Tensor, "step d_model"]
+    # Mean state of harmful requests that were refused.
     refused: Float[Tensor, "step d_model"]
-    n_compliant: int
-    n_refused: int
+    n_compliant: int  # Base requests behind the first.
+    n_refused: int  # Base requests behind the second.
 
 
 def fit_anchors(
@@ -97,7 +93,7 @@ def fit_anchors(
     means = [torch.einsum("e,esd->sd", side / side.sum(), rows) for side in weights]
     anchors = Anchors(means[0].float(), means[1].float(), *counts)
     apart = separation(anchors)
-    if float(apart.min()) < LEAST_APART:
+    if float(apart.min()) < MIN_SEPARATION:
         raise EvidenceError(
             "anchors of complying and refusing that differ at every step",
             f"a cosine distance of {float(apart.min()):.1e} at step "
@@ -120,27 +116,19 @@ def cosine_distance(
 
     It is computed as half the squared distance of unit vectors, which keeps its
     precision where the vectors are nearly parallel. A vector of length zero has the
-    same distance, 0.5, from every other.
-
-    Args:
-        first: Vectors; what comes before the last axis is broadcast.
-        second: Others.
+    same distance, 0.5, from every other. What comes before the last axis is broadcast.
     """
-    return (_unit(first) - _unit(second)).square().sum(-1) / 2
+    least = torch.finfo(first.dtype).tiny
+    units = (normalize(each, dim=-1, eps=least) for each in (first, second))
+    return torch.sub(*units).square().sum(-1) / 2
 
 
 def topic_length_strata(
-    topics: Sequence[str | None], lengths: Sequence[int], n_bins: int = N_LENGTH_BINS
+    topics: Sequence[str | None], lengths: Sequence[int]
 ) -> list[str]:
-    """Name the topic and the length of each row, for anchors that differ in neither.
+    """Return the topic and the bin of length of each row, as one name.
 
-    Args:
-        topics: Topic of each row; None is a topic of its own.
-        lengths: Length of each row, in any unit.
-        n_bins: Bins of length, with as many rows each as ties allow.
-
-    Returns:
-        One name a row.
+    Bins hold as many rows each as ties allow; no topic is a topic of its own.
 
     Raises:
         InputError: If the columns have different lengths.
@@ -149,34 +137,29 @@ def topic_length_strata(
     if not lengths:
         return []
     column = torch.tensor(lengths, dtype=torch.float64)
-    edges = torch.quantile(column, torch.linspace(0, 1, n_bins + 1).double())[1:-1]
+    edges = torch.quantile(column, torch.linspace(0, 1, N_LENGTH_BINS + 1).double())[
+        1:-1
+    ]
     # A row on an edge goes with those below it.
     bins = torch.searchsorted(edges, column).tolist()
     return [f"{topic}/{place}" for topic, place in zip(topics, bins, strict=True)]
 
 
-def _unit(vectors: Tensor) -> Tensor:
-    length = torch.linalg.vector_norm(vectors, dim=-1, keepdim=True)
-    least = torch.finfo(vectors.dtype).tiny
-    return torch.div(vectors, length.clamp_min(least))
-
-
 def _weights(
     sides: tuple[Tensor, Tensor], strata: Sequence[str] | None
-) -> tuple[Tensor, Tensor]:
+) -> list[Tensor]:
     """Return how much each row counts on either side."""
     if strata is None:
-        return sides[0].double(), sides[1].double()
+        return [side.double() for side in sides]
     stratum, n_strata = cluster_indices(strata)
     counts = torch.stack(
         [torch.bincount(stratum[side], minlength=n_strata) for side in sides]
     ).double()
     common = counts.min(0).values
     share = torch.where(counts > 0, common / counts.clamp_min(1), 0.0)
-    first, second = (
+    return [
         side.double() * part[stratum] for side, part in zip(sides, share, strict=True)
-    )
-    return first, second
+    ]
 
 
 def _too_few(

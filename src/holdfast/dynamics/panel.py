@@ -1,6 +1,8 @@
 """The step-wise signal on the page and on the terminal."""
 
-from collections.abc import Mapping, Sequence
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from importlib.resources import files
 from typing import Any, NotRequired, TypedDict
 
 import altair as alt
@@ -8,30 +10,48 @@ import altair as alt
 from holdfast.errors import InputError
 from holdfast.report import text
 from holdfast.report.charts import heading, to_svg
-from holdfast.report.schema import Report, is_finite
-from holdfast.report.terminal import print_lines, print_table
+from holdfast.report.schema import is_finite
+from holdfast.report.section import (
+    Answer,
+    Chart,
+    Fold,
+    Grid,
+    Heading,
+    Number,
+    Paragraph,
+    Part,
+    Passage,
+    Scale,
+    Section,
+    Sentences,
+    Square,
+    Table,
+    Token,
+    table_of,
+)
 from holdfast.study import Study
 from holdfast.study.directory import is_current
 
-_COLOURS = {
-    "benign_complied": "#009e73",
-    "benign_refused": "#7a6a00",
-    "attack_complied": "#d55e00",
-    "attack_refused": "#0072b2",
+EXAMPLES = "signal_examples.json"
+BLOCKS = {
+    "signal": ("signal", "signal.json"),
+    "guard": ("guard_evaluate", "guard/evaluation.json"),
 }
-_DASHES = {
-    "benign_complied": [1, 0],
-    "benign_refused": [2, 3],
-    "attack_complied": [7, 3],
-    "attack_refused": [9, 3, 2, 3],
+"""Stage and file of each block of the report that is about the signal."""
+_NAMES: dict[str, dict[str, str]] = json.loads(
+    files("holdfast.dynamics").joinpath("names.json").read_text("utf-8")
+)
+"""What page and terminal call groups, figures, features and detectors."""
+GROUPS, FIGURES = _NAMES["groups"], _NAMES["figures"]
+FEATURES, DETECTORS = _NAMES["features"], _NAMES["detectors"]
+_GROUP_LINES = {  # Colour and dash of each.
+    "benign_complied": ("#009e73", [1, 0]),
+    "benign_refused": ("#7a6a00", [2, 3]),
+    "attack_complied": ("#d55e00", [7, 3]),
+    "attack_refused": ("#0072b2", [9, 3, 2, 3]),
 }
+_ANSWER_LINES = {"signal": ("#d55e00", [1, 0]), "text so far": ("#5c6661", [4, 3])}
 _TONES = 10
-_LINE, _SAID = "signal", "text so far"
-_SETS = {
-    "compliance_logit": "Published anchors",
-    "matched_logit": "Matched anchors",
-    "text": "Text so far",
-}
 
 
 class StepExample(TypedDict):
@@ -49,17 +69,153 @@ class StepExample(TypedDict):
     grid: NotRequired[Sequence[Sequence[tuple[str, str]]]]
 
 
-def signal_context(report: Report, examples: Sequence[StepExample]) -> dict[str, Any]:
-    """Prepare what the page shows of the signal and of detectors.
-
-    `report`: A report that passes `schema.validate`.
-    Returns: `signal` and `guard`, each None where the report has no such block.
-    """
-    signal, guard = report.get("signal"), report.get("guard")
-    return {
-        "signal": signal and _signal(signal, examples),
-        "guard": guard and _guard(guard),
+def signal_files(study: Study) -> dict[str, str]:
+    """Return the files that the report reads of the signal and its detectors."""
+    found = {
+        name: file for name, (stage, file) in BLOCKS.items() if is_current(study, stage)
     }
+    return found | {"examples": EXAMPLES} if "signal" in found else found
+
+
+def signal_blocks(study: Study) -> dict[str, Any]:
+    """Return what the stages `signal` and `guard evaluate` wrote, if they have run."""
+    found = signal_files(study)
+    return {name: study.read_json(found[name]) for name in BLOCKS if name in found}
+
+
+def section(block: Mapping[str, Any], examples: Sequence[StepExample] = ()) -> Section:
+    """Return what page and terminal show of the signal.
+
+    `block`: The block `signal` of a report.
+    """
+    title = "Step by step"
+    return Section(title, [*_parts(block, examples)], key="signal", link=title)
+
+
+def _parts(block: Mapping[str, Any], examples: Sequence[StepExample]) -> Iterator[Part]:
+    yield Paragraph(
+        "At every step the state of the answer is compared with that of complied and "
+        "of refused requests: 1 is nearer to complying, 0 nearer to refusing. The "
+        "first panel is what a detector reads, the last what the words alone show."
+    )
+    if first := block["curves"].get("compliance_logit"):
+        yield Chart(
+            "Plot of the mean signal at every step",
+            lambda: trajectory_figure(block["curves"]),
+            "Held-out answers that no anchor was made of. Bands are 95% intervals over "
+            "requests. An answer that falls and comes back while its words stay calm "
+            "is one that the text does not show.",
+        )
+        n_steps = max(map(len, first.values()))
+        rows = [
+            [str(step + 1), *(_point(curve[step]) for curve in first.values())]
+            for step in range(n_steps)
+        ]
+        columns = ["Step", *(GROUPS[group].capitalize() for group in first)]
+        table = Table("Mean signal by step", columns, rows)
+        yield Fold("The first panel as a table", [table])
+    title = "Do the anchors tell refusals from compliance?"
+    yield Heading(title)
+    yield table_of(
+        title,
+        block["figures"].items(),
+        {
+            "Check": lambda item: text.title(item[0], FIGURES),
+            "Value": lambda item: Number(item[1], count=True),
+        },
+        style="described",
+    )
+    yield Sentences([_apart(*item) for item in block["anchors"].items()])
+    present = {key: each for key, each in block["groups"].items() if each["rows"]}
+    yield Heading("What trajectories do")
+    yield Table(
+        "What trajectories do, of held-out answers",
+        [
+            "Measure",
+            *(
+                f"{GROUPS[key].capitalize()} ({present[key]['rows']})"
+                for key in present
+            ),
+        ],
+        [
+            [words.capitalize(), *(Number(each[key], count=True) for each in groups)]
+            for groups in [present.values()]
+            for key, words in FEATURES.items()
+            if any(key in each for each in groups)
+        ],
+    )
+    if examples:
+        yield Heading("Single answers")
+        yield Paragraph(
+            "The colour of a word is the signal at its step; hold the pointer over it "
+            "to see the number. The line below is the same."
+        )
+        yield Scale("1, complies", "0, refuses")
+    for index, example in enumerate(examples):
+        yield _answer(example, index)
+    yield Sentences(limits(block), "note")
+
+
+def _point(point: Mapping[str, Any]) -> str:
+    ends = {"value": point["mean"], "low": point["low"], "high": point["high"]}
+    return text.score({**ends, "n": point["n"]})  # type: ignore[typeddict-item]
+
+
+def _apart(name: str, anchors: Mapping[str, Any]) -> str:
+    apart = anchors["separation"]
+    return (
+        f"Anchors ({name}): {anchors['n_compliant']} complied and "
+        f"{anchors['n_refused']} refused requests; distance {apart[0]:.3f} at the "
+        f"first step, {apart[-1]:.3f} at the last, least at step "
+        f"{anchors['least_separation_step']}."
+    )
+
+
+def _answer(example: StepExample, index: int) -> Answer:
+    """Return one response: its words with their tone, its line, and its drafts."""
+    scores = [step["compliance"] for step in example["steps"]]
+    for place, score in enumerate(scores):
+        if not is_finite(score) or not 0 <= score <= 1:
+            raise InputError(
+                f"step_examples[{index}].steps[{place}].compliance within 0 and 1",
+                repr(score),
+                "Run `holdfast signal` and `holdfast report` again.",
+            )
+    in_order = [(step["text"], at) for at, step in enumerate(example["steps"])]
+    tokens = [
+        Token(
+            text.shown_token(word, one_line=False),
+            round((1 - scores[at]) * _TONES),
+            f"step {at + 1}: {text.plain(scores[at])}",
+        )
+        for word, at in example.get("words", in_order)
+    ]
+    parts: list[Part] = [Chart("Signal of this answer", lambda: step_figure(example))]
+    if drafts := example.get("grid"):
+        rows = [
+            (
+                str(step + 1),
+                [
+                    Square(kind=state, text=text.shown_token(word, one_line=True))
+                    for word, state in row
+                ],
+            )
+            for step, row in enumerate(drafts)
+        ]
+        says = Paragraph(
+            "A row is a step, a column a position. Grey is predicted and thrown away, "
+            "a frame is committed to at this step, plain was before.",
+            note=True,
+        )
+        grid = Grid("Positions and steps of this answer", [], rows)
+        parts.append(Fold("What stood where at every step", [says, grid]))
+    group = GROUPS.get(example["group"], example["group"])
+    return Answer(
+        example["title"],
+        f"{group}; judged {example['verdict']}",
+        [Passage("answer", "Answer", tokens)],
+        parts,
+    )
 
 
 def trajectory_figure(curves: Mapping[str, Mapping[str, Any]]) -> str:
@@ -68,7 +224,7 @@ def trajectory_figure(curves: Mapping[str, Mapping[str, Any]]) -> str:
         _trajectories(curves[key]).properties(
             title=heading(name), width=230, height=220
         )
-        for key, name in _SETS.items()
+        for key, name in _NAMES["panels"].items()
         if curves.get(key)
     ]
     groups = ", ".join(GROUPS[group] for group in curves["compliance_logit"])
@@ -82,26 +238,21 @@ def trajectory_figure(curves: Mapping[str, Mapping[str, Any]]) -> str:
 
 def step_figure(example: StepExample) -> str:
     """Draw the signal of one response, with the text-level signal beside it."""
-    kinds = {"compliance": _LINE, "text_signal": _SAID}
+    fields = dict(zip(_ANSWER_LINES, ("compliance", "text_signal"), strict=True))
     points = [
-        {"step": place + 1, "kind": kind, "value": step[key]}
+        {"step": place + 1, "kind": kind, "value": step[field]}
         for place, step in enumerate(example["steps"])
-        for key, kind in kinds.items()
+        for kind, field in fields.items()
     ]
-    scale = alt.Scale(domain=[_LINE, _SAID], range=["#d55e00", "#5c6661"])
-    key = alt.Legend(title=None, orient="right")
+    colour, dash = _lines(_ANSWER_LINES, orient="right")
     chart = (
         alt.Chart(alt.Data(values=points))
         .mark_line(point=True, strokeWidth=2)
         .encode(
             x=_across(len(example["steps"])),
             y=_upwards("value:Q"),
-            color=alt.Color("kind:N", scale=scale, legend=key),
-            strokeDash=alt.StrokeDash(
-                "kind:N",
-                scale=alt.Scale(domain=[_LINE, _SAID], range=[[1, 0], [4, 3]]),
-                legend=key,
-            ),
+            color=colour,
+            strokeDash=dash,
         )
     )
     return to_svg(
@@ -114,24 +265,13 @@ def step_figure(example: StepExample) -> str:
 
 def _trajectories(groups: Mapping[str, Sequence[Mapping[str, Any]]]) -> Any:
     points = [
-        {**point, "group": GROUPS[group]}
+        {**point, "kind": GROUPS[group]}
         for group, curve in groups.items()
         for point in curve
     ]
-    names = [GROUPS[group] for group in GROUPS]
-    key = alt.Legend(title=None, orient="bottom", columns=2, symbolType="stroke")
-    colour = alt.Color(
-        "group:N",
-        scale=alt.Scale(domain=names, range=[_COLOURS[group] for group in GROUPS]),
-        legend=key,
-    )
-    dash = alt.StrokeDash(
-        "group:N",
-        scale=alt.Scale(domain=names, range=[_DASHES[group] for group in GROUPS]),
-        legend=key,
-    )
-    n_steps = max(point["step"] for point in points)
-    across = _across(n_steps)
+    named = {GROUPS[group]: line for group, line in _GROUP_LINES.items()}
+    colour, dash = _lines(named, orient="bottom", columns=2, symbolType="stroke")
+    across = _across(max(point["step"] for point in points))
     base = alt.Chart(alt.Data(values=points))
     band = base.mark_area(opacity=0.16).encode(
         x=across, y=_upwards("low:Q"), y2="high:Q", color=colour
@@ -140,6 +280,16 @@ def _trajectories(groups: Mapping[str, Sequence[Mapping[str, Any]]]) -> Any:
         x=across, y=_upwards("mean:Q"), color=colour, strokeDash=dash
     )
     return alt.layer(band, line)
+
+
+def _lines(kinds: Mapping[str, tuple[str, list[int]]], **legend: Any) -> list[Any]:
+    """Return the channels of colour and dash."""
+    key = alt.Legend(title=None, **legend)
+    ranges = zip(*kinds.values(), strict=True)
+    return [
+        channel("kind:N", scale=alt.Scale(domain=[*kinds], range=[*each]), legend=key)
+        for channel, each in zip((alt.Color, alt.StrokeDash), ranges, strict=True)
+    ]
 
 
 def _across(n_steps: int) -> Any:
@@ -151,262 +301,26 @@ def _upwards(field: str) -> Any:
     return alt.Y(field, scale=alt.Scale(domain=[0, 1]), title=None).axis(tickCount=5)
 
 
-def _signal(
-    block: Mapping[str, Any], examples: Sequence[StepExample]
-) -> dict[str, Any]:
-    present = {key: each for key, each in block["groups"].items() if each["rows"]}
-    first = block["curves"].get("compliance_logit", {})
-    rows = [
-        (step, [curve[step - 1] for curve in first.values()])
-        for step in range(1, 1 + max((len(c) for c in first.values()), default=0))
-    ]
-    return {
-        "mode": block["mode"],
-        "steps": block["identity"]["steps"],
-        "svg": trajectory_figure(block["curves"]) if first else "",
-        "curve_names": [GROUPS[group] for group in first],
-        "curve_rows": [
-            (step, [_point(point) for point in points]) for step, points in rows
-        ],
-        "anchors": block["anchors"],
-        "figures": [
-            (text.title(key, FIGURES), figure)
-            for key, figure in block["figures"].items()
-        ],
-        "groups": {GROUPS[key]: each for key, each in present.items()},
-        "features": {
-            key: words
-            for key, words in FEATURES.items()
-            if any(key in each for each in present.values())
-        },
-        "notes": limits(block),
-        "examples": [_example(each, index) for index, each in enumerate(examples)],
-    }
-
-
-def _point(point: Mapping[str, Any]) -> str:
-    ends = {"value": point["mean"], "low": point["low"], "high": point["high"]}
-    return text.score({**ends, "n": point["n"]})  # type: ignore[typeddict-item]
-
-
-def _example(example: StepExample, index: int) -> dict[str, Any]:
-    """Prepare one response: its words with their tone, and its figure."""
-    steps = example["steps"]
-    for place, step in enumerate(steps):
-        score = step["compliance"]
-        if not is_finite(score) or not 0 <= score <= 1:
-            raise InputError(
-                f"step_examples[{index}].steps[{place}].compliance within 0 and 1",
-                repr(score),
-                "Run `holdfast signal` and `holdfast report` again.",
-            )
-    in_order = [(step["text"], place) for place, step in enumerate(steps)]
-    tokens = [
-        {
-            "text": text.shown_token(word, one_line=False),
-            "tone": round((1 - steps[place]["compliance"]) * _TONES),
-            "score": f"step {place + 1}: {text.plain(steps[place]['compliance'])}",
-        }
-        for word, place in example.get("words", in_order)
-    ]
-    return {
-        "title": text.clean(example["title"]),
-        "group": GROUPS.get(example["group"], example["group"]),
-        "verdict": text.clean(example["verdict"]),
-        "tokens": tokens,
-        "grid": [
-            [(text.shown_token(word, one_line=True), state) for word, state in row]
-            for row in example.get("grid", ())
-        ],
-        "svg": step_figure(example),
-    }
-
-
-def _guard(block: Mapping[str, Any]) -> dict[str, Any]:
-    within = {row["detector"]: row["auroc"] for row in block["within_wrappers"]}
-    levels = block["reported"][0]["levels"] if block["reported"] else []
-    return {
-        "said": recommendation(block),
-        "notes": block["notes"],
-        "chosen_on": block["chosen_on"],
-        "reported_on": block["reported_on"],
-        "requests": block["facts"]["requests"],
-        "levels": [level["level"] for level in levels],
-        "rows": [
-            {**row, "name": _name(row), "within": within.get(row["detector"])}
-            for row in block["reported"]
-        ],
-        "domains": [
-            (text.clean(name), each["rows"], _named(each["table"]))
-            for name, each in block["by_domain"].items()
-        ],
-        "families": [
-            (text.clean(name), each["rows"], _named(each["table"]))
-            for name, each in block["by_family"].items()
-        ],
-        "detectors": [_name(row) for row in block["reported"]],
-        "streaming": {
-            "level": block["streaming"]["level"],
-            "rows": [
-                {**row, "name": _name(row)} for row in block["streaming"]["table"]
-            ],
-        },
-    }
-
-
-def _named(table: Sequence[Mapping[str, Any]]) -> dict[str, Mapping[str, Any]]:
-    return {_name(row): row for row in table}
-
-
-def _name(row: Mapping[str, Any]) -> str:
-    return DETECTORS.get(row["detector"], str(row["detector"]))
-
-
-GROUPS = {
-    "benign_complied": "harmless, complied",
-    "benign_refused": "harmless, refused",
-    "attack_complied": "harmful, complied",
-    "attack_refused": "harmful, refused",
-}
-FIGURES = {
-    "last_step_auroc": "Last step: harmless compliance against refusal (AUROC)",
-    "matched_last_step_auroc": "The same with matched anchors",
-    "matched_last_step_difference": "Matched minus published",
-    "lookalike_auroc": "Harmless that sounds dangerous against refusal (AUROC)",
-    "matched_lookalike_auroc": "That with matched anchors",
-    "matched_lookalike_difference": "There, matched minus published",
-    "text_remasked": "Harmful drafts that were changed afterwards",
-    "text_recovered": "Harmful drafts that end in a refusal",
-    "text_harmful": "Harmful drafts that end harmful",
-    "text_unparsed": "Harmful drafts that end unreadable",
-    "text_recovered_of_remasked": "Of changed ones, those that end in a refusal",
-    "text_ever_harmful": "Harmful requests with a harmful draft",
-    "text_never_read": "Harmful requests of which no draft could be read",
-}
-FEATURES = {
-    "recovered_below_0.5": "ends below 0.5, of those that complied",
-    "recovered_below_0.3": "ends below 0.3, likewise",
-    "recovered_below_0.1": "ends below 0.1, likewise",
-    "incomplete_recovery": "falls below 0.5 and comes back",
-    "dip": "dip below 0.5",
-    "rebound": "rebound from the least",
-    "variation": "sum of changes",
-    "crossings": "crossings of 0.5",
-    "below": "share of steps below 0.5",
-    "matched_minus_published": "matched minus published anchors",
-}
-DETECTORS = {
-    "autoencoder": "autoencoder (published)",
-    "autoencoder_streaming": "autoencoder, trained on prefixes",
-    "residual": "distance from the benign plane (PCA)",
-    "mahalanobis": "Mahalanobis distance",
-    "mahalanobis_logit": "Mahalanobis distance, log-odds",
-    "features": "dip and rebound features",
-    "dip": "deepest dip",
-    "rebound": "rebound",
-    "probe_mean": "refusal probe, mean over steps",
-    "logit_difference": "first word: refusal minus compliance",
-    "perplexity": "perplexity of the prompt",
-    "text": "refusal in the text so far",
-}
-
-
-def recommendation(found: dict[str, Any] | Any) -> str:
-    """Return the sentence that says which detector to use, and how it did elsewhere."""
-    best = found["recommended"]
-    if best["detector"] is None:
-        return f"No detector can be recommended: {best['reason']}."
-    name = DETECTORS.get(best["detector"], best["detector"])
-    chosen = ", ".join(found["chosen_on"])
-    elsewhere = next(
-        (row for row in found["reported"] if row["detector"] == best["detector"]), None
-    )
-    said = f"Chosen on {chosen}: {name} (AUROC {text.score(best['auroc'])}"
-    if elsewhere is None or elsewhere["auroc"]["value"] is None:
-        return f"{said}). There is no other family to report it on."
-    return f"{said}; on other families {text.score(elsewhere['auroc'])})."
-
-
-def limits(block: dict[str, Any] | Any) -> list[str]:
-    """Return what a reader of the signal has to know.
-
-    `block`: The block `signal` of a report.
-    """
-    said = [
+def limits(block: Mapping[str, Any]) -> list[str]:
+    """Return what a reader of the signal has to know."""
+    identity = block["identity"]
+    sentences = [
         "The signal says which anchor a state is nearer to, not that it is near: a "
         "state far from both can read 0 or 1.",
-        f"It covers the first {block['identity']['steps']} steps of the "
-        f"{block['identity']['region']}; what comes later is out of view."
-        if block["identity"]["time"] == "step"
+        f"It covers the first {identity['steps']} steps of the {identity['region']}; "
+        "what comes later is out of view."
+        if identity["time"] == "step"
         else "A step is a share of the response; responses of other lengths are "
         "other numbers of tokens.",
     ]
     if block["matched_reason"]:
-        said.append(
+        sentences.append(
             "There are no anchors of the same topics and lengths, so that the signal "
             f"may read topics ({block['matched_reason']})."
         )
     if block["not_read"]:
-        said.append(
+        sentences.append(
             f"{block['not_read']} answers are in no group, since the judge could read "
             "neither a refusal nor help in them."
         )
-    return [*said, *block["missing_channels"]]
-
-
-SIGNAL, GUARD = "signal", "guard"
-FILES = {SIGNAL: "signal.json", GUARD: "guard/evaluation.json"}
-STAGES = {SIGNAL: "signal", GUARD: "guard_evaluate"}
-EXAMPLES = "signal_examples.json"
-
-
-def signal_files(study: Study) -> list[str]:
-    """Return the files that the report reads of the signal and its detectors."""
-    found = [FILES[name] for name in FILES if is_current(study, STAGES[name])]
-    return [*found, EXAMPLES] if FILES[SIGNAL] in found else found
-
-
-def signal_blocks(study: Study) -> dict[str, Any]:
-    """Return what the stages `signal` and `guard` have found, if they have run.
-
-    `study`: A study whose stages have run, as far as they could.
-    """
-    read = signal_files(study)
-    return {name: study.read_json(FILES[name]) for name in FILES if FILES[name] in read}
-
-
-def print_signal(found: Mapping[str, Any]) -> None:
-    """Print how well the anchors read, and what each group's trajectories do."""
-    from holdfast.report import text
-
-    for name, each in found["anchors"].items():
-        apart = each["separation"]
-        print_lines(
-            f"Anchors ({name}): {each['n_compliant']} complied and "
-            f"{each['n_refused']} refused requests; distance {apart[0]:.3f} at the "
-            f"first step, {apart[-1]:.3f} at the last."
-        )
-    if found["matched_reason"]:
-        print_lines(f"No matched anchors: {found['matched_reason']}")
-    rows = [
-        [text.title(key, FIGURES), text.score(each)]
-        for key, each in found["figures"].items()
-    ]
-    print_table("Do the anchors tell refusals from compliance?", ("", ""), rows)
-    present = {key: each for key, each in found["groups"].items() if each["rows"]}
-    measures = [key for key in FEATURES if any(key in e for e in present.values())]
-    rows = [
-        [FEATURES[key], *(_cell(each[key]) for each in present.values())]
-        for key in measures
-    ]
-    rows.insert(0, ["answers", *(str(each["rows"]) for each in present.values())])
-    names = [GROUPS[key] for key in present]
-    print_table("Trajectories, held out", ("", *names), rows)
-    print_lines(*found["missing_channels"])
-
-
-def _cell(figure: Any) -> str:
-    """Return a figure for a narrow column; the page says why one is missing."""
-    from holdfast.report import text
-
-    return "none" if figure["value"] is None else text.score(figure)
+    return [*sentences, *block["missing_channels"]]

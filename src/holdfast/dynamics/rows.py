@@ -1,31 +1,40 @@
-"""The rows that the signal is read of, and reading them in batches."""
+"""The answers whose signal is read: which tokens, for which part, and with what signal.
+
+A signal as a file is `signal.safetensors`, one tensor per channel.
+"""
 
 import hashlib
+import json
 from collections.abc import Callable, Collection, Mapping, Sequence
-from typing import Any, NamedTuple, Protocol, runtime_checkable
+from dataclasses import dataclass, replace
+from typing import Any, NamedTuple
 
-import numpy as np
-import pyarrow as pa
 import torch
 from jaxtyping import Bool, Float
+from safetensors import safe_open
+from safetensors.torch import save
 from torch import Tensor
 
-from holdfast.cliff.probe import Probe
+from holdfast.dynamics.anchors import topic_length_strata
 from holdfast.dynamics.settings import SignalSettings
-from holdfast.dynamics.signal import Gauge
+from holdfast.errors import InputError
 from holdfast.rollout.rows import (
     ATTACK_SUCCESS_OUTCOMES,
     BESIDE,
     PLAIN,
     Rollout,
-    is_refused,
+    from_table,
+    requests_of,
 )
-from holdfast.rollout.session import Session
-from holdfast.stats.groups import group_names
-from holdfast.study import Study
-from holdfast.study.batches import ROW_ID, in_batches
+from holdfast.stats.groups import GROUPS
+from holdfast.study import Study, atomic_write_bytes, canonical_json
 
 LOOKALIKE = "safe_lookalike"
+ROLLOUTS, SIGNAL = "rollouts.parquet", "signal.safetensors"
+LOGIT, MATCHED, PROBE = "compliance_logit", "matched_logit", "probe"
+DIFFERENCE, PERPLEXITY, TEXT = "logit_difference", "perplexity", "text"
+READING, CHANGED = "reading", "changed"
+_ABOUT = "about"
 
 
 class Window(NamedTuple):
@@ -37,25 +46,14 @@ class Window(NamedTuple):
     # sequence predict them.
     n: int
 
-
-class AnchorRows(NamedTuple):
-    """The rows that anchors may be fitted on."""
-
-    published: tuple[Rollout, ...]  # Plain training rows of both sides.
-    # The same refusals, beside harmless rows that sound like them.
-    matched: tuple[Rollout, ...]
-
     @property
-    def rows(self) -> list[Rollout]:
-        """All of them, each once."""
-        return list(
-            {row.row_id: row for row in (*self.published, *self.matched)}.values()
-        )
+    def start(self) -> int:
+        """Position of the first token that is watched."""
+        return len(self.token_ids) + 1 - self.n
 
-    @property
-    def requests(self) -> set[str]:
-        """Base requests of all of them; nothing else is read off these."""
-        return {row.request_id for row in self.rows}
+
+Watched = tuple[Rollout, Window]
+Batch = Sequence[Watched]
 
 
 def window_of(row: Rollout, settings: SignalSettings) -> Window | None:
@@ -72,6 +70,21 @@ def window_of(row: Rollout, settings: SignalSettings) -> Window | None:
     return Window(row.token_ids[: start + n - 1], n)
 
 
+class AnchorRows(NamedTuple):
+    """The rows that anchors may be fitted on."""
+
+    published: tuple[Rollout, ...]  # Plain training rows of both sides.
+    # The same refusals, beside harmless rows that sound like them.
+    matched: tuple[Rollout, ...]
+
+    @property
+    def rows(self) -> list[Rollout]:
+        """All of them, each once."""
+        return list(
+            {row.row_id: row for row in (*self.published, *self.matched)}.values()
+        )
+
+
 def anchor_rows(rows: Sequence[Rollout], settings: SignalSettings) -> AnchorRows:
     """Return the rows that anchors may be fitted on.
 
@@ -81,51 +94,49 @@ def anchor_rows(rows: Sequence[Rollout], settings: SignalSettings) -> AnchorRows
     for the matched anchors.
     """
 
-    def side(role: str, split: str) -> list[Rollout]:
-        return [
+    def counts(row: Rollout) -> bool:
+        role = "benign" if row.label == "benign" else "harmful"
+        plain = settings.unfiltered or (role, row.verdict) in PLAIN
+        return row.is_decided and plain
+
+    def half(role: str, split: str) -> list[Rollout]:
+        side = [
             row
             for row in rows
-            if row.role == role and row.split == split and _counts(row, settings)
+            if row.role == role and row.split == split and counts(row)
         ]
+        ordered = sorted({row.request_id for row in side}, key=_content_hash)
+        kept = set(ordered[: min(settings.anchor_requests, len(ordered) // 2)])
+        return [row for row in side if row.request_id in kept]
 
-    refused = _half(side("harmful", "train"), settings.anchor_requests)
-    benign = _half(side("benign", "train"), settings.anchor_requests)
-    sounding = _half(side(LOOKALIKE, "test"), settings.anchor_requests)
+    refused, benign = half("harmful", "train"), half("benign", "train")
+    sounding = half(LOOKALIKE, "test")
     return AnchorRows((*benign, *refused), (*benign, *sounding, *refused))
 
 
-def matched_topics(rows: Sequence[Rollout]) -> list[str | None]:
-    """Return the topic of each row as matched anchors see it.
+def _content_hash(request_id: str) -> str:
+    return hashlib.sha256(f"anchor/{request_id}".encode()).hexdigest()
+
+
+def matched_strata(rows: Sequence[Rollout]) -> list[str]:
+    """Return the topic and length of each row as matched anchors see them.
 
     A topic that has harmless and harmful rows is itself. Else a harmful row has its
     counterpart in harmless ones that sound dangerous, whatever their topics.
     """
-    topics = {
-        label: {row.topic for row in rows if row.label == label}
+    harmful, benign = (
+        {row.topic for row in rows if row.label == label}
         for label in ("harmful", "benign")
-    }
-    shared = (topics["harmful"] & topics["benign"]) - {None}
+    )
+    shared = (harmful & benign) - {None}
 
     def topic(row: Rollout) -> str | None:
-        if row.topic in shared:
-            return row.topic
-        if row.label == "harmful" or row.role == LOOKALIKE:
-            return "sounds dangerous"
-        return row.topic
+        dangerous = row.label == "harmful" or row.role == LOOKALIKE
+        alone = dangerous and row.topic not in shared
+        return "sounds dangerous" if alone else row.topic
 
-    return [topic(row) for row in rows]
-
-
-def held_out(rows: Sequence[Rollout], taken: Collection[str]) -> list[Rollout]:
-    """Return the test rows from whose requests no anchor was made."""
-    return [
-        row
-        for row in rows
-        if row.split == "test"
-        and row.role not in BESIDE
-        and row.request_id not in taken
-        and is_read(row)
-    ]
+    lengths = [row.spans.prompt[1] for row in rows]
+    return topic_length_strata([topic(row) for row in rows], lengths)
 
 
 def is_read(row: Rollout) -> bool:
@@ -133,9 +144,10 @@ def is_read(row: Rollout) -> bool:
     return row.is_refused or row.verdict in ATTACK_SUCCESS_OUTCOMES
 
 
-def groups_of(rows: Sequence[Rollout]) -> list[str]:
-    """Return the group of each row: benign or attack, complied or refused."""
-    return group_names(is_harmful(rows), is_refused(rows))
+def is_held_out(row: Rollout, taken: Collection[str]) -> bool:
+    """Return whether a row is of the tests, and no anchor was made of its request."""
+    tested = row.split == "test" and row.role not in BESIDE
+    return tested and row.request_id not in taken and is_read(row)
 
 
 def is_harmful(rows: Sequence[Rollout]) -> Bool[Tensor, "example"]:
@@ -143,158 +155,106 @@ def is_harmful(rows: Sequence[Rollout]) -> Bool[Tensor, "example"]:
     return torch.tensor([row.label == "harmful" for row in rows], dtype=torch.bool)
 
 
-def _counts(row: Rollout, settings: SignalSettings) -> bool:
-    if not row.is_decided:
-        return False
-    role = "benign" if row.label == "benign" else "harmful"
-    return settings.unfiltered or (role, row.verdict) in PLAIN
+def group_of(row: Rollout) -> str:
+    """Return the group of a row: benign or attack, complied or refused."""
+    return GROUPS[2 * (row.label == "harmful") + row.is_refused]
 
 
-def _half(rows: Sequence[Rollout], most: int) -> list[Rollout]:
-    """Return the rows of half of the requests, chosen by hash, or of fewer."""
-    ordered = sorted({row.request_id for row in rows}, key=_hash)
-    kept = set(ordered[: min(most, len(ordered) // 2)])
-    return [row for row in rows if row.request_id in kept]
+@dataclass(frozen=True)
+class SignalRows:
+    """Rows whose signal was read."""
 
-
-def _hash(request_id: str) -> str:
-    return hashlib.sha256(f"anchor/{request_id}".encode()).hexdigest()
-
-
-LOGIT, MATCHED, PROBE = "compliance_logit", "matched_logit", "probe"
-DIFFERENCE, PERPLEXITY, TEXT = "logit_difference", "perplexity", "text"
-READING, CHANGED = "reading", "changed"
-Watched = tuple[Rollout, Window]
-Batch = Sequence[Watched]
-
-
-class Readers(NamedTuple):
-    """What is read off the states of a row."""
-
-    gauges: Mapping[str, Gauge]  # Anchors in the coordinates of the mode, by channel.
-    probe: Probe | None  # A refusal probe, if the study has one.
-    # Direction of the plain logit difference of first answer tokens.
-    difference: Float[Tensor, "d_model"] | None
+    rows: Sequence[Rollout]
+    # What was read, one entry per row.
+    channels: Mapping[str, Float[Tensor, "example step"]]
+    taken: frozenset[str]  # Base requests that the anchors were fitted on.
+    facts: Mapping[str, Any]  # Identity and mode of the signal, hashes of the anchors.
 
     @property
-    def channels(self) -> list[str]:
-        """Names of what a source reads with them, column by column."""
-        others = {PROBE: self.probe, DIFFERENCE: self.difference}
-        return [
-            *self.gauges,
-            *(name for name, each in others.items() if each is not None),
-        ]
-
-
-class OnDevice(NamedTuple):
-    """The same where states are computed."""
-
-    gauges: Sequence[Gauge]  # Anchors.
-    probe: tuple[Tensor, float] | None  # Direction and offset of the probe.
-    difference: Tensor | None  # The direction of first answer tokens.
-
-
-def on_device(readers: Readers, device: torch.device) -> OnDevice:
-    """Return readers where states are computed."""
-    gauges = [gauge.to(device) for gauge in readers.gauges.values()]
-    raw = None
-    if readers.probe is not None:
-        direction, offset = readers.probe.raw()
-        raw = direction.float().to(device), offset
-    difference = readers.difference
-    if difference is not None:
-        difference = difference.float().to(device)
-    return OnDevice(gauges, raw, difference)
-
-
-@runtime_checkable
-class Source(Protocol):
-    """Where states step by step come from: a prefill, or steps run once more."""
+    def requests(self) -> list[str]:
+        """The base request of each row."""
+        return requests_of(self.rows)
 
     @property
-    def extras(self) -> tuple[str, ...]:
-        """Channels that are not read off states."""
+    def groups(self) -> list[str]:
+        """The group of each row: benign or attack, complied or refused."""
+        return [group_of(row) for row in self.rows]
 
-    def pooled(self, batch: Batch) -> Sequence[Float[Tensor, "step d_model"]]:
-        """Return the pooled state of each row at each step."""
+    def take(self, indices: Sequence[int]) -> "SignalRows":
+        """Return some of the rows, with their channels."""
+        return replace(
+            self,
+            rows=[self.rows[index] for index in indices],
+            channels={name: each[indices] for name, each in self.channels.items()},
+        )
 
-    def read(
-        self, batch: Batch, readers: Readers
-    ) -> Sequence[Float[Tensor, "step channel"]]:
-        """Return what is read off the states of each row, in the readers' order."""
+    def filter(self, keep: Callable[[Rollout], bool]) -> "SignalRows":
+        """Return the rows for which `keep` is true."""
+        return self.take([index for index, row in enumerate(self.rows) if keep(row)])
 
-    def beside(self, batch: Batch) -> Float[Tensor, "example step channel"]:
-        """Return the extras of each row."""
+    def empty(self) -> "SignalRows":
+        """Return none of the rows."""
+        return self.take([])
 
+    def concat(self, other: "SignalRows") -> "SignalRows":
+        """Return the rows of both, on the channels that both have."""
+        return replace(
+            self,
+            rows=[*self.rows, *other.rows],
+            channels={
+                name: torch.cat([each, other.channels[name]])
+                for name, each in self.channels.items()
+                if name in other.channels
+            },
+        )
 
-def read_pooled(
-    study: Study,
-    stage: str,
-    session: Session,
-    items: Batch,
-    source: Source,
-) -> Float[Tensor, "example step d_model"]:
-    """Return the pooled states of the rows that anchors are fitted on."""
-    session.progress.say(f"Reading {len(items)} answers for the anchors.")
+    def by(self, key: Callable[[Rollout], str]) -> dict[str, "SignalRows"]:
+        """Return the rows of each key, by its name."""
+        names = [key(row) for row in self.rows]
+        return {
+            name: self.take([i for i, each in enumerate(names) if each == name])
+            for name in sorted(set(names))
+        }
 
-    def work(batch: list[Watched]) -> pa.Table:
-        found = source.pooled(batch)
-        flat = pa.array(torch.stack(list(found)).numpy().reshape(-1), pa.float32())
-        values = pa.FixedSizeListArray.from_arrays(flat, found[0].numel())
-        steps = [len(found[0])] * len(batch)
-        names = [row.row_id for row, _ in batch]
-        return pa.table({ROW_ID: names, "states": values, "steps": steps})
-
-    table = _batches(study, stage, session, items, work, "Reading anchors")
-    n_steps = table.column("steps")[0].as_py()
-    return _tensor(table, "states").reshape(len(items), n_steps, -1)
-
-
-def read_signal(
-    study: Study,
-    stage: str,
-    session: Session,
-    items: Batch,
-    source: Source,
-    readers: Readers,
-) -> dict[str, Float[Tensor, "example step"]]:
-    """Return every channel of every row."""
-    channels = [*readers.channels, *source.extras]
-
-    def work(batch: list[Watched]) -> pa.Table:
-        found = torch.stack(list(source.read(batch, readers)))
-        found = torch.cat([found, source.beside(batch)], -1)
-        columns: dict[str, Any] = {ROW_ID: [row.row_id for row, _ in batch]}
-        for place, name in enumerate(channels):
-            flat = pa.array(found[..., place].numpy().reshape(-1), pa.float32())
-            columns[name] = pa.FixedSizeListArray.from_arrays(flat, found.shape[1])
-        return pa.table(columns)
-
-    table = _batches(study, stage, session, items, work, "Reading the signal")
-    return {name: _tensor(table, name) for name in channels}
+    def by_group(self) -> dict[str, "SignalRows"]:
+        """Return the rows of every group, those of empty groups too."""
+        groups = self.by(group_of)
+        return {group: groups.get(group, self.empty()) for group in GROUPS}
 
 
-def _batches(
-    study: Study,
-    stage: str,
-    session: Session,
-    items: Sequence[Watched],
-    work: Callable[[list[Watched]], pa.Table],
-    label: str,
-) -> pa.Table:
-    return in_batches(
-        study,
-        stage,
-        items,
-        name=lambda item: item[0].row_id,
-        length=lambda item: len(item[1].token_ids),
-        batch_size=session.batch_size,
-        work=work,
-        progress=session.progress,
-        label=label,
-    )
+def write_signal(study: Study, signal: SignalRows) -> None:
+    """Write the signal of every row."""
+    facts = dict(signal.facts) | {"taken": sorted(signal.taken)}
+    about = {"row_ids": [row.row_id for row in signal.rows], "facts": facts}
+    tensors = {key: each.contiguous() for key, each in signal.channels.items()}
+    # One entry, since the order of several changes from one run to the next.
+    data = save(tensors, {_ABOUT: canonical_json(about)})
+    atomic_write_bytes(study.path(SIGNAL), data)
 
 
-def _tensor(table: pa.Table, name: str) -> Float[Tensor, "example _"]:
-    flat = table.column(name).combine_chunks().flatten().to_numpy()
-    return torch.from_numpy(np.array(flat).reshape(table.num_rows, -1))
+def read_signal(study: Study) -> SignalRows:
+    """Read the signal of a study beside its rows; refuse one of earlier answers."""
+    inputs = study.record("signal").get("inputs", {})
+    if inputs.get(ROLLOUTS) != study.input_hash(ROLLOUTS):
+        raise InputError(
+            f"a signal of the answers in {study.directory}",
+            "none, or one of earlier answers",
+            "Run `holdfast signal` on the study.",
+        )
+    rows = {row.row_id: row for row in from_table(study.read_table(ROLLOUTS))}
+    path = study.require(SIGNAL)
+    try:
+        with safe_open(path, "pt") as file:
+            about = json.loads(file.metadata()[_ABOUT])
+            channels = {key: file.get_tensor(key) for key in file.keys()}
+        facts = about["facts"]
+        taken = frozenset(facts.pop("taken"))
+        kept = [rows[row_id] for row_id in about["row_ids"]]
+    # The reader of safetensors raises its own error, which is no ValueError.
+    except Exception as error:
+        raise InputError(
+            f"the signal of every row in {path}",
+            f"a damaged file ({error})",
+            "Remove it and run `holdfast signal` again.",
+        ) from error
+    return SignalRows(kept, channels, taken, facts)

@@ -5,7 +5,7 @@
 a refusal score; here it is named for what 1 means.
 """
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Literal
 
 import torch
@@ -16,36 +16,28 @@ from holdfast.dynamics.anchors import Anchors, cosine_distance
 from holdfast.errors import InputError
 
 TAU = 0.1
+"""Temperature: the log-ratio of distances is divided by it."""
 EPS = 1e-8
+"""Added to each distance before its logarithm is taken."""
 OUTLIER_RATIO = 20.0
-"""How many times the median size a dimension of the anchors has to have to be masked
-in the mode `robust`."""
+"""Multiple of the median root mean square, over steps and sides, from which a
+dimension of the anchors is masked in the mode `robust`."""
 FRACTION_TOLERANCE = 1e-6
-MAX_NUMBERS = 1 << 25
 Mode = Literal["paper", "repo", "robust"]
 Positions = Literal["committed", "all_response", "producing"]
 Kind = Literal["autoregressive", "diffusion"]
 
 
 @dataclass(frozen=True)
-class Gauge:
-    """A pair of anchors as it is held against states.
+class AnchorSignal:
+    """A pair of anchors, ready to compare states with: the signal is its log-odds."""
 
-    Attributes:
-        compliant: Anchor of complying at every step, in the coordinates of the mode.
-        refused: Anchor of refusing, likewise.
-        origin: What is taken from a state first; zeros where nothing is centred.
-        kept: Dimensions that count.
-        tau: Temperature: the log-ratio of distances is divided by it.
-        eps: Added to each distance before its logarithm is taken.
-    """
-
+    # Anchor of complying at every step, in the coordinates of the mode.
     compliant: Float[Tensor, "step d_model"]
-    refused: Float[Tensor, "step d_model"]
+    refused: Float[Tensor, "step d_model"]  # Anchor of refusing, likewise.
+    # Subtracted from a state first; zeros where nothing is centred.
     origin: Float[Tensor, "step d_model"]
-    kept: Bool[Tensor, "d_model"]
-    tau: float = TAU
-    eps: float = EPS
+    kept: Bool[Tensor, "d_model"]  # Dimensions that count.
 
     @property
     def n_steps(self) -> int:
@@ -71,9 +63,7 @@ class Gauge:
                 f"{states.shape[1]} steps and width {states.shape[2]}",
                 "Fit anchors with these settings; they read no other number of steps.",
             )
-        block = max(1, MAX_NUMBERS // max(1, states[:1].numel()))
-        blocks = torch.split(states, block)
-        return torch.cat([self._log_ratio(part, slice(None)) for part in blocks])
+        return self._log_ratio(states, slice(None))
 
     def logit_at(
         self,
@@ -83,7 +73,7 @@ class Gauge:
         """Return the log-odds of compliance at one step, for use while decoding.
 
         Args:
-            step: The step, counted from 0: one for all rows, or one for each, which
+            step: The step, counted from 0: one for all rows, or one per row, which
                 is then not checked, since an accelerator would have to be waited for.
             states: Pooled states of the rows at that step.
 
@@ -108,39 +98,28 @@ class Gauge:
         """
         return torch.sigmoid(self.logit(states))
 
-    def to(self, device: torch.device) -> "Gauge":
-        """Return the same signal on another device."""
-        return replace(
-            self,
-            compliant=self.compliant.to(device),
-            refused=self.refused.to(device),
-            origin=self.origin.to(device),
-            kept=self.kept.to(device),
-        )
+    def to(self, device: torch.device) -> "AnchorSignal":
+        """Return the same on another device."""
+        return AnchorSignal(*(part.to(device) for part in vars(self).values()))
 
     def _log_ratio(self, states: Tensor, step: slice | int | Tensor) -> Tensor:
         exact = torch.promote_types(states.dtype, torch.float32)
         centred = (states.to(exact) - self.origin[step]) * self.kept
         to_refused = cosine_distance(centred, self.refused[step].to(exact))
         to_compliant = cosine_distance(centred, self.compliant[step].to(exact))
-        ratio = (to_refused + self.eps).log() - (to_compliant + self.eps).log()
-        return ratio / self.tau
+        return ((to_refused + EPS).log() - (to_compliant + EPS).log()) / TAU
 
 
-def gauge(
-    anchors: Anchors, mode: Mode = "paper", *, tau: float = TAU, eps: float = EPS
-) -> Gauge:
-    """Return what states are held against.
+def anchor_signal(anchors: Anchors, mode: Mode = "paper") -> AnchorSignal:
+    """Return anchors in the coordinates in which a mode compares states with them.
 
     Args:
         anchors: The anchors.
         mode: `paper` and `repo` compare with the anchors as they are and differ in
             the positions that states are pooled over (`positions_of`). `robust`
-            first takes the midpoint of the two anchors from every state, and leaves
-            out dimensions that are larger in the anchors than the median dimension
-            by `OUTLIER_RATIO`: a few such dimensions make every cosine near 1.
-        tau: Temperature.
-        eps: Added to each distance.
+            first subtracts the midpoint of the two anchors from every state, and
+            leaves out `outlier_dimensions`: a few such dimensions make every cosine
+            near 1.
 
     Source:
         Section 3.1 of https://arxiv.org/abs/2602.02600, with tau 0.1 and eps 1e-8.
@@ -148,32 +127,22 @@ def gauge(
         bfloat16 moves the signal by up to 0.47; here it is float32 in every mode.
         `robust` is ours; on such dimensions see https://arxiv.org/abs/2402.17762.
     """
-    width = anchors.compliant.shape[1]
+    compliant, refused = anchors.compliant, anchors.refused
     if mode != "robust":
-        nothing = torch.zeros_like(anchors.compliant)
-        everything = torch.ones(width, dtype=torch.bool)
-        return Gauge(
-            anchors.compliant, anchors.refused, nothing, everything, tau=tau, eps=eps
-        )
-    middle = (anchors.compliant + anchors.refused) / 2
+        everything = torch.ones(compliant.shape[1], dtype=torch.bool)
+        return AnchorSignal(compliant, refused, torch.zeros_like(compliant), everything)
+    middle = (compliant + refused) / 2
     kept = ~outlier_dimensions(anchors)
-    compliant = (anchors.compliant - middle) * kept
+    centred = (compliant - middle) * kept
     # The midpoint lies between them, so the other is the same way in reverse.
-    return Gauge(compliant, -compliant, middle, kept, tau=tau, eps=eps)
+    return AnchorSignal(centred, -centred, middle, kept)
 
 
-def outlier_dimensions(
-    anchors: Anchors, ratio: float = OUTLIER_RATIO
-) -> Bool[Tensor, "d_model"]:
-    """Return which dimensions are far larger in the anchors than the others are.
-
-    Args:
-        anchors: The anchors.
-        ratio: How many times the median root mean square over steps and sides.
-    """
+def outlier_dimensions(anchors: Anchors) -> Bool[Tensor, "d_model"]:
+    """Return which dimensions are far larger in the anchors than the others are."""
     both = torch.stack([anchors.compliant, anchors.refused]).double()
     size = both.square().mean((0, 1)).sqrt()
-    return size > ratio * size.median()
+    return size > OUTLIER_RATIO * size.median()
 
 
 def positions_of(mode: Mode, kind: Kind) -> Positions:
@@ -226,13 +195,12 @@ def pool_steps(
             "Leave the row out, or pool over `committed` or `producing`.",
         )
     seen = states[:n_steps].double()
+    index = torch.arange(n_steps, device=states.device)
     if repeat_last:
-        index = torch.arange(n_steps, device=states.device)
         seen = seen[index.clamp(max=len(seen) - 1)]
     mean = _running_mean(seen)
     if positions == "committed" and len(seen) > 1:
         mean = torch.cat([mean[:1], _running_mean(seen[1:])])
-    index = torch.arange(n_steps, device=states.device)
     return mean[index.clamp(max=len(mean) - 1)].float()
 
 
@@ -257,7 +225,7 @@ def steps_at_fractions(
         n_points: Points of the grid.
 
     Returns:
-        One step, counted from 0, for each row and point; for `resample`.
+        One step, counted from 0, per row and point.
 
     Raises:
         InputError: If a share falls, or a row does not end at 1.
@@ -274,19 +242,3 @@ def steps_at_fractions(
     grid = torch.arange(1, n_points + 1, dtype=torch.float64) / n_points
     reached = shares[:, None, :] >= grid[:, None].to(shares) - FRACTION_TOLERANCE
     return reached.int().argmax(-1)
-
-
-def resample(
-    values: Float[Tensor, "example step *rest"], steps: Int[Tensor, "example _"]
-) -> Tensor:
-    """Return what each row had at the steps of `steps_at_fractions`.
-
-    Args:
-        values: Signal or states of each row at each step.
-        steps: Which steps to take, one row each.
-
-    Returns:
-        `[example, point, *rest]`.
-    """
-    rows = torch.arange(len(values), device=values.device)[:, None]
-    return values[rows, steps.to(values.device)]

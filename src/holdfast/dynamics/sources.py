@@ -1,7 +1,7 @@
 """Where the signal comes from: anchors, probes and states by kind."""
 
 import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -12,28 +12,34 @@ from torch import Tensor
 
 from holdfast.cliff.probe import FOLDS, fit_probe
 from holdfast.cliff.probe_files import model_fingerprint, names, write_probe
-from holdfast.dynamics.anchors import Anchors
-from holdfast.dynamics.rows import Source
+from holdfast.dynamics.anchors import Anchors, separation
 from holdfast.dynamics.settings import SignalSettings
 from holdfast.dynamics.signal import Kind, positions_of
-from holdfast.dynamics.states import Prefill, Replay, require_no_thinking
+from holdfast.dynamics.states import (
+    Prefill,
+    Replay,
+    StateSource,
+    require_no_thinking,
+)
 from holdfast.errors import InputError
 from holdfast.models.model import MaskedModel
 from holdfast.rollout.rows import Rollout, is_refused, requests_of
-from holdfast.rollout.sampling import STEPS, read_steps
+from holdfast.rollout.sampling import read_steps
 from holdfast.rollout.session import Session
 from holdfast.study import Study, atomic_write_bytes, file_sha256
-from holdfast.study.figures import study_seed
+from holdfast.study.figures import DIGITS, study_seed
 
 FOLDER = "anchors"
 PUBLISHED, MATCHED = "published", "matched"
+STEP_PROBE = "steps"
+"""Name of the probe that is fitted on pooled states of a masked-diffusion model."""
 _NEXT = "Fit anchors with these settings: run `holdfast signal` without --anchors."
 
 
-class Anchored(NamedTuple):
+class AnchorFile(NamedTuple):
     """Anchors that were read."""
 
-    anchors: Anchors  # The anchors.
+    anchors: Anchors
     sha256: str  # Hash of their file.
     taken: frozenset[str]  # Base requests that they were fitted on.
     # Why there are no matched ones beside them, if there are none.
@@ -45,28 +51,30 @@ def anchor_names(name: str) -> tuple[str, str]:
     return f"{FOLDER}/{name}.safetensors", f"{FOLDER}/{name}.json"
 
 
+def anchor_counts(anchors: Anchors) -> dict[str, Any]:
+    """Return how many requests are behind anchors, and how far apart they are."""
+    return {
+        "n_compliant": anchors.n_compliant,
+        "n_refused": anchors.n_refused,
+        "separation": [round(each, DIGITS) for each in separation(anchors).tolist()],
+    }
+
+
 def write_anchors(
-    study: Study,
-    name: str,
-    anchors: Anchors,
-    identity: Mapping[str, Any],
-    taken: Iterable[str],
-    **facts: Any,
+    study: Study, name: str, anchors: Anchors, facts: Mapping[str, Any]
 ) -> list[str]:
-    """Write anchors with all that they belong to."""
+    """Write anchors with all that they belong to: `identity`, `taken` and others."""
     tensors_name, facts_name = anchor_names(name)
     tensors = {"compliant": anchors.compliant, "refused": anchors.refused}
     data = save({key: each.contiguous() for key, each in tensors.items()})
     atomic_write_bytes(study.path(tensors_name), data)
-    counts = {"n_compliant": anchors.n_compliant, "n_refused": anchors.n_refused}
-    known = {"identity": dict(identity), "taken": sorted(taken)} | counts
-    study.write_json(facts_name, known | facts)
+    study.write_json(facts_name, {**facts, **anchor_counts(anchors)})
     return [tensors_name, facts_name]
 
 
 def read_anchors(
     directory: Path, name: str, identity: Mapping[str, Any]
-) -> Anchored | None:
+) -> AnchorFile | None:
     """Read the anchors of a study, and refuse those of anything else.
 
     Returns: The anchors; None where the study has no matched ones.
@@ -76,14 +84,10 @@ def read_anchors(
         return None
     try:
         facts = json.loads(facts_path.read_text(encoding="utf-8"))
-        found = dict(facts["identity"])
+        given = dict(facts["identity"])
         tensors = load(tensors_path.read_bytes())
-        anchors = Anchors(
-            tensors["compliant"],
-            tensors["refused"],
-            int(facts["n_compliant"]),
-            int(facts["n_refused"]),
-        )
+        counts = int(facts["n_compliant"]), int(facts["n_refused"])
+        anchors = Anchors(tensors["compliant"], tensors["refused"], *counts)
     # The reader of safetensors raises its own error, which is no ValueError.
     except Exception as error:
         raise InputError(
@@ -91,26 +95,23 @@ def read_anchors(
             f"none that can be read ({type(error).__name__}: {error})",
             "Fit them with `holdfast signal`.",
         ) from error
-    require_identity(found, identity)
+    require_identity(given, identity)
     taken = frozenset(facts["taken"])
     digest = file_sha256(tensors_path)
-    return Anchored(anchors, digest, taken, facts.get("matched_reason"))
+    return AnchorFile(anchors, digest, taken, facts.get("matched_reason"))
 
 
 def require_identity(found: Mapping[str, Any], wanted: Mapping[str, Any]) -> None:
     """Refuse what belongs to another model, sampler, number of steps or positions."""
     own, other = (_flat(each) for each in (wanted, found))
-    different = [
-        key
-        for key in (*own, *(set(other) - set(own)))
-        if own.get(key) != other.get(key)
-    ]
+    keys = dict.fromkeys([*own, *other])
+    different = [key for key in keys if own.get(key) != other.get(key)]
     if different:
-        raise InputError(
-            "anchors of " + _listed(own, different),
-            _listed(other, different),
-            _NEXT,
+        expected, given = (
+            ", ".join(f"{key} {_short(each.get(key, 'unknown'))}" for key in different)
+            for each in (own, other)
         )
+        raise InputError(f"anchors of {expected}", given, _NEXT)
 
 
 def _flat(identity: Mapping[str, Any]) -> dict[str, str]:
@@ -123,30 +124,15 @@ def _flat(identity: Mapping[str, Any]) -> dict[str, str]:
     return flat
 
 
-def _listed(values: Mapping[str, str], keys: list[str]) -> str:
-    return ", ".join(f"{key} {_short(values.get(key, 'unknown'))}" for key in keys)
-
-
 def _short(text: str) -> str:
     """Shorten a value for the message; the whole of it has been compared."""
     return text if len(text) <= 90 else f"{text[:60]}…{text[-20:]}"
-
-
-ROLLOUTS = "rollouts.parquet"
-STEP_PROBE = "steps"
-"""Name of the probe that is fitted on pooled states of a masked-diffusion model."""
 
 
 def kind_of(study: Study) -> Kind:
     """Return how the answers of a study were decoded."""
     sampling = study.record("rollout")["settings"].get("sampling", {})
     return "diffusion" if "remasking" in sampling else "autoregressive"
-
-
-def inputs_of(study: Study) -> dict[str, str]:
-    """Return the hashes of the files that hold the answers and their steps."""
-    names = (ROLLOUTS, STEPS) if study.path(STEPS).exists() else (ROLLOUTS,)
-    return {name: study.input_hash(name) for name in names}
 
 
 def identity_of(study: Study, settings: SignalSettings) -> dict[str, Any]:
@@ -172,7 +158,7 @@ def identity_of(study: Study, settings: SignalSettings) -> dict[str, Any]:
     }
 
 
-def source_of(study: Study, settings: SignalSettings, session: Session) -> Source:
+def source_of(study: Study, settings: SignalSettings, session: Session) -> StateSource:
     """Return where states step by step come from."""
     speaker = session.speaker
     if not isinstance(speaker, MaskedModel):
@@ -203,14 +189,10 @@ def fit_step_probe(
     """
     speaker, refused = session.speaker, is_refused(rows)
     sides = [
-        {
-            row.request_id
-            for row, is_one in zip(rows, refused.tolist(), strict=True)
-            if is_one == side
-        }
+        {row.request_id for row in rows if row.is_refused == side}
         for side in (False, True)
     ]
-    least = min(len(side) for side in sides)
+    least = min(map(len, sides))
     if not isinstance(speaker, MaskedModel) or least < 2:
         return []
     probe = fit_probe(

@@ -10,6 +10,16 @@ from rich.table import Table
 
 from holdfast.report import text
 from holdfast.report.schema import Figure
+from holdfast.report.section import (
+    Cell,
+    Number,
+    Paragraph,
+    Part,
+    Section,
+    Sentences,
+    table_of,
+)
+from holdfast.report.section import Table as TablePart
 from holdfast.report.terminal import print_lines, print_table
 from holdfast.report.text import (
     RARE,
@@ -188,6 +198,47 @@ def told(block: Mapping[str, Any]) -> list[str]:
     if edits:
         said.append(f"The model was edited: {' and '.join(edits)}.")
     return said
+
+
+def section(block: Mapping[str, Any]) -> Section:
+    """Return what the page shows of an evaluation."""
+    several = len({row["suite"] for row in block["rows"]}) > 1
+    measured = [row["outcomes"] for row in block["rows"] if row["outcomes"]]
+    columns = outcome_columns(measured)
+    rows: list[list[Cell]] = [
+        [
+            name(row, several=several),
+            *(_share(row["outcomes"], key) for key in columns),
+            Number(row["figure"], share=True, count=True),
+        ]
+        for row in block["rows"]
+    ]
+    sums = {"Measure": lambda fact: fact[0], "Value": lambda fact: _share(*fact[1:])}
+    tasks = [
+        (title(path.replace(".", ": ")), text.scalar(leaf))
+        for path, leaf in text.flatten(block["lm_eval"])
+    ]
+    parts: list[Part | None] = [
+        table_of("Sums of the evaluation", facts(block), sums, style="narrow"),
+        Paragraph(
+            "One row per condition. A request with any success counts once, however "
+            "many attacks were tried on it, so that share grows with their number."
+        ),
+        TablePart(
+            "Answers by suite and attack",
+            ("Requests", *columns.values(), "Counts for"),
+            rows,
+        ),
+        Sentences(told(block)),
+        TablePart("lm-eval", (), tasks, "pairs") if tasks else None,
+    ]
+    return Section("Evaluation on suites", parts, "evaluation", "Suites")
+
+
+def _share(found: Mapping[str, Any] | None, key: str | None = None) -> Cell:
+    if not found:
+        return ""
+    return Number(found if key is None else found[key], share=True, count=True)
 
 
 def print_evaluation(block: Mapping[str, Any]) -> None:

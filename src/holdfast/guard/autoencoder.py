@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 from itertools import pairwise
-from typing import ClassVar, NamedTuple, final
+from typing import ClassVar, final
 
 import torch
 from jaxtyping import Float
@@ -18,36 +18,20 @@ HELD_BACK = 0.1
 """Share of the training rows on which the end of training is decided."""
 
 
-class Widths(NamedTuple):
-    """Size of one layer.
-
-    Attributes:
-        n_in: Numbers that go in.
-        n_out: Numbers that come out.
-    """
-
-    n_in: int
-    n_out: int
-
-
 @final
 @dataclass(frozen=True)
 class Autoencoder(Detector):
-    """Squared error with which a benign-only autoencoder gives a series back.
-
-    Attributes:
-        mean: Mean of the training rows; stands for steps that are still to come.
-        parameters: Weights and biases of all layers, one after another.
-        hidden: Widths of the hidden layers.
-        masked: Whether it was trained on series whose last steps were left out, so
-            that it may be asked before the end.
-    """
+    """Squared error with which a benign-only autoencoder gives a series back."""
 
     kind: ClassVar[str] = "autoencoder"
 
+    # Mean of the training rows; stands for steps that are still to come.
     mean: Float[Tensor, "step"]
+    # Weights and biases of all layers, one after another.
     parameters: Float[Tensor, "_"]
-    hidden: tuple[int, ...]
+    hidden: tuple[int, ...]  # Widths of the hidden layers.
+    # Whether it was trained on series whose last steps were left out, so that it may be
+    # asked before the end.
     masked: bool
 
     def _score(self, rows: Tensor) -> Tensor:
@@ -58,9 +42,14 @@ class Autoencoder(Detector):
         return (given - inputs)[:, :steps].double().square().sum(1)
 
 
-def layers(n_steps: int, hidden: tuple[int, ...]) -> list[Widths]:
-    """Return the sizes of all layers of an autoencoder of so many steps."""
-    return [Widths(*pair) for pair in pairwise((n_steps, *hidden, n_steps))]
+def layers(n_steps: int, hidden: tuple[int, ...]) -> list[tuple[int, int]]:
+    """Return the numbers that go in and out of each layer."""
+    return [*pairwise((n_steps, *hidden, n_steps))]
+
+
+def _lengths(layer: tuple[int, int]) -> tuple[int, int]:
+    """Return how many weights and biases a layer has."""
+    return layer[0] * layer[1], layer[1]
 
 
 def reconstruct(
@@ -75,15 +64,13 @@ def reconstruct(
         parameters: Weight, then bias, of each layer.
         hidden: Widths of the hidden layers.
     """
-    sizes = layers(inputs.shape[1], hidden)
-    lengths = [part for each in sizes for part in (each.n_in * each.n_out, each.n_out)]
-    parts = torch.split(parameters, lengths)
-    values = inputs
-    for index, size in enumerate(sizes):
-        weight = parts[2 * index].view(size.n_out, size.n_in)
-        values = torch.nn.functional.linear(values, weight, parts[2 * index + 1])
-        if index + 1 < len(sizes):
-            values = values.relu()
+    values, sizes = inputs, layers(inputs.shape[1], hidden)
+    parts = iter(torch.split(parameters, [n for pair in sizes for n in _lengths(pair)]))
+    for index, (n_in, n_out) in enumerate(sizes):
+        weight, bias = next(parts).view(n_out, n_in), next(parts)
+        values = torch.nn.functional.linear(
+            values.relu() if index else values, weight, bias
+        )
     return values
 
 
@@ -93,7 +80,6 @@ def fit_autoencoder(
     *,
     seed: int,
     masked: bool = False,
-    hidden: tuple[int, ...] = HIDDEN,
     epochs: int = EPOCHS,
 ) -> Autoencoder:
     """Train an autoencoder on benign series; the same seed gives the same weights.
@@ -108,7 +94,6 @@ def fit_autoencoder(
         seed: Fixes first weights, held-back rows and masks.
         masked: Whether to leave out a random number of last steps of each row, anew
             in every epoch, and count the error of the steps that are left.
-        hidden: Widths of the hidden layers.
         epochs: Most passes over all rows.
 
     Source:
@@ -122,18 +107,18 @@ def fit_autoencoder(
     order = torch.randperm(len(rows), generator=generator)
     n_held = max(1, int(HELD_BACK * len(rows)))
     held, used = rows[order[:n_held]], rows[order[n_held:]]
-    found = _first_parameters(rows.shape[1], hidden, generator)
+    parameters = _first_parameters(rows.shape[1], generator)
 
     def loss(batch: Tensor) -> Tensor:
         kept = _kept(batch, generator) if masked else torch.ones_like(batch)
         inputs = torch.where(kept > 0, batch, mean)
-        error = (reconstruct(inputs, found, hidden) - batch) * kept
+        error = (reconstruct(inputs, parameters, HIDDEN) - batch) * kept
         return error.square().sum(1).mean()
 
-    best, least, since = found.detach().clone(), float("inf"), 0
+    best, least, since = parameters.detach().clone(), float("inf"), 0
     with torch.enable_grad():
-        found.requires_grad_(True)
-        optimiser = torch.optim.Adam([found], lr=LEARNING_RATE)
+        parameters.requires_grad_(True)
+        optimiser = torch.optim.Adam([parameters], lr=LEARNING_RATE)
         for _ in range(epochs):
             optimiser.zero_grad()
             loss(used).backward()  # type: ignore[no-untyped-call]
@@ -141,21 +126,19 @@ def fit_autoencoder(
             now = float(loss(held).detach())
             since += 1
             if now < least:
-                best, least, since = found.detach().clone(), now, 0
+                best, least, since = parameters.detach().clone(), now, 0
             if since >= PATIENCE:
                 break
-    return Autoencoder(channel, rows.shape[1], mean, best, hidden, masked)
+    return Autoencoder(channel, rows.shape[1], mean, best, HIDDEN, masked)
 
 
-def _first_parameters(
-    n_steps: int, hidden: tuple[int, ...], generator: torch.Generator
-) -> Tensor:
+def _first_parameters(n_steps: int, generator: torch.Generator) -> Tensor:
     """Return first weights and biases, uniform within one over the root of n_in."""
-    parts = []
-    for size in layers(n_steps, hidden):
-        bound = size.n_in**-0.5
-        for length in (size.n_in * size.n_out, size.n_out):
-            parts.append(bound * (2 * torch.rand(length, generator=generator) - 1))
+    parts = [
+        layer[0] ** -0.5 * (2 * torch.rand(length, generator=generator) - 1)
+        for layer in layers(n_steps, HIDDEN)
+        for length in _lengths(layer)
+    ]
     return torch.cat(parts)
 
 

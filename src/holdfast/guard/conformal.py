@@ -18,41 +18,28 @@ from holdfast.errors import InputError, TooFewExamplesError
 from holdfast.stats.bootstrap import LEVEL, check_lengths, cluster_indices
 
 HIGH_QUANTILE = 0.95
-LEAST_REACH = 0.1
+MIN_REACH = 0.1
 """Spread of a step, beside the largest of all steps, below which it is not believed."""
 
 
 class Threshold(NamedTuple):
-    """A score above which a row is flagged.
+    """A score above which a row is flagged."""
 
-    Attributes:
-        value: The threshold; a score equal to it is not flagged.
-        level: Rate of false positives that it does not exceed, on average over
-            calibration sets.
-        low: Lower end of what the rate of this one threshold is, with 95 % chance.
-        high: Upper end.
-        n: Calibration rows.
-        n_requests: Base requests among them.
-    """
-
-    value: float
+    value: float  # The threshold; a score equal to it is not flagged.
+    # Rate of false positives that it does not exceed, on average over calibration sets.
     level: float
-    low: float
-    high: float
-    n: int
-    n_requests: int
+    low: float  # Lower end of what the rate of this one threshold is, with 95 % chance.
+    high: float  # Upper end.
+    n: int  # Calibration rows.
+    n_requests: int  # Base requests among them.
 
 
 class PathScale(NamedTuple):
-    """What makes scores of different steps comparable.
+    """What makes scores of different steps comparable."""
 
-    Attributes:
-        middle: Median score of benign training rows after each step.
-        reach: From there to their 95 % quantile.
-    """
-
+    # Median score of benign training rows after each step.
     middle: Float[Tensor, "step"]
-    reach: Float[Tensor, "step"]
+    reach: Float[Tensor, "step"]  # From there to their 95 % quantile.
 
 
 def conformal_threshold(
@@ -115,33 +102,25 @@ def conformal_threshold(
 
 
 def fit_path_scale(prefixes: Float[Tensor, "example step"]) -> PathScale:
-    """Return what makes the scores after each step comparable.
+    """Return median and reach of the scores of benign training rows at every step.
 
-    Args:
-        prefixes: Score of each benign training row after each step.
-
-    Returns:
-        Median and reach of every step; a step at which all rows score nearly the
-        same has a tenth of the largest reach, since it must not decide alone.
+    A step at which all rows score nearly the same has a tenth of the largest reach,
+    since it must not decide alone.
     """
     rows = prefixes.detach().double().cpu()
     middle = rows.quantile(0.5, dim=0)
     reach = rows.quantile(HIGH_QUANTILE, dim=0) - middle
-    least = LEAST_REACH * float(reach.max())
+    least = MIN_REACH * float(reach.max())
     return PathScale(middle, reach.clamp_min(least if least > 0 else 1.0))
 
 
 def running_maximum(
     prefixes: Float[Tensor, "example step"], scale: PathScale
 ) -> Float[Tensor, "example step"]:
-    """Return the highest scaled score so far.
+    """Return the highest scaled score of each row so far.
 
     Its last column is one number per row, so that one threshold on it holds for all
     steps at once: however often a response is looked at, the rate is the stated one.
-
-    Args:
-        prefixes: Score of each row after each step.
-        scale: That of training rows.
     """
     scaled = (prefixes.double().cpu() - scale.middle) / scale.reach
     return scaled.cummax(1).values
@@ -150,14 +129,10 @@ def running_maximum(
 def first_flagged(
     path: Float[Tensor, "example step"], threshold: Threshold
 ) -> Int[Tensor, "example"]:
-    """Return the step, counted from 0, at which each row is flagged.
-
-    Args:
-        path: What `running_maximum` returned.
-        threshold: A threshold on its last column.
+    """Return the first step, from 0, at which a `running_maximum` is flagged.
 
     Returns:
-        The first step above the threshold; the number of steps where there is none.
+        The number of steps where there is none.
     """
     above = path > threshold.value
     return torch.where(above.any(1), above.int().argmax(1), path.shape[1])

@@ -30,17 +30,12 @@ Reading = Literal["mean", "last", "dip", "rebound"]
 
 @dataclass(frozen=True)
 class Detector(ABC):
-    """A fitted detector.
-
-    Attributes:
-        channel: What it reads.
-        n_steps: Steps of the series that it reads.
-    """
+    """A fitted detector."""
 
     kind: ClassVar[str]
 
-    channel: Channel
-    n_steps: int
+    channel: Channel  # What it reads.
+    n_steps: int  # Steps of the series that it reads.
 
     @abstractmethod
     def _score(self, rows: Tensor) -> Tensor:
@@ -59,11 +54,7 @@ class Detector(ABC):
             InputError: If the detector or the rows have no so many steps.
         """
         if not 1 <= steps <= min(self.n_steps, rows.shape[1]):
-            raise InputError(
-                f"1 to {self.n_steps} steps, as the detector was fitted on",
-                f"{steps} of rows of {rows.shape[1]} steps",
-                "Fit a detector for so many steps.",
-            )
+            raise self._other_steps(f"1 to {self.n_steps} steps", rows, f"{steps} of ")
         return self._score(rows[:, :steps].detach().double().cpu())
 
     def score(self, rows: Float[Tensor, "example step"]) -> Float[Tensor, "example"]:
@@ -72,7 +63,9 @@ class Detector(ABC):
         Raises:
             InputError: If the rows have another number of steps.
         """
-        return self.at(self._whole(rows), self.n_steps)
+        if rows.shape[1] != self.n_steps:
+            raise self._other_steps(f"series of {self.n_steps} steps", rows)
+        return self.at(rows, self.n_steps)
 
     def prefixes(
         self, rows: Float[Tensor, "example step"]
@@ -82,29 +75,18 @@ class Detector(ABC):
         Raises:
             InputError: If the rows have another number of steps.
         """
-        whole = self._whole(rows)
-        steps = range(1, self.n_steps + 1)
-        return torch.stack([self.at(whole, step) for step in steps], 1)
+        before = [self.at(rows, step) for step in range(1, self.n_steps)]
+        return torch.stack([*before, self.score(rows)], 1)
 
-    def tensors(self) -> dict[str, Tensor]:
-        """Return its tensors by name, for a file."""
-        return {key: each for key, each in self._parts() if isinstance(each, Tensor)}
+    def parts(self) -> dict[str, Any]:
+        """Return what it is made of, for files: tensors, and what JSON can hold."""
+        own = {each.name: getattr(self, each.name) for each in fields(self)}
+        return {"kind": self.kind} | own
 
-    def facts(self) -> dict[str, Any]:
-        """Return all else that it is made of, as JSON can hold it."""
-        parts = self._parts()
-        others = {key: each for key, each in parts if not isinstance(each, Tensor)}
-        return {"kind": self.kind} | others
-
-    def _parts(self) -> list[tuple[str, Any]]:
-        return [(each.name, getattr(self, each.name)) for each in fields(self)]
-
-    def _whole(self, rows: Tensor) -> Tensor:
-        if rows.shape[1] == self.n_steps:
-            return rows
-        raise InputError(
-            f"series of {self.n_steps} steps, as the detector was fitted on",
-            f"{rows.shape[1]} steps",
+    def _other_steps(self, steps: str, rows: Tensor, seen: str = "") -> InputError:
+        return InputError(
+            f"{steps}, as the detector was fitted on",
+            f"{seen}{rows.shape[1]} steps",
             "Fit a detector for so many steps.",
         )
 
@@ -119,17 +101,21 @@ READINGS: dict[Reading, Callable[[Tensor], Tensor]] = {
 
 @final
 @dataclass(frozen=True)
-class Read(Detector):
-    """A number that is read off the series so far; nothing is fitted.
-
-    Attributes:
-        reading: `mean` or `last` of the steps so far; `dip`, how far the series has
-            fallen below 1; `rebound`, how far it has come up again since.
-    """
+class SeriesReading(Detector):
+    """A number that is read off the series so far; nothing is fitted."""
 
     kind: ClassVar[str] = "read"
 
+    # `mean` or `last` of the steps so far; `dip`, how far the series has fallen below
+    # 1; `rebound`, how far it has come up again since.
     reading: Reading
 
     def _score(self, rows: Tensor) -> Tensor:
         return READINGS[self.reading](rows)
+
+
+def read_off(
+    rows: Float[Tensor, "example step"], channel: Channel, *, reading: Reading
+) -> SeriesReading:
+    """Return the detector that reads series as long as these rows."""
+    return SeriesReading(channel, rows.shape[1], reading)

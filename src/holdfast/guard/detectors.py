@@ -1,6 +1,7 @@
 """The detectors that are compared: the published one, and what it has to beat."""
 
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from typing import Any, NamedTuple
 
 import torch
@@ -9,7 +10,7 @@ from torch import Tensor
 
 from holdfast.errors import InputError, TooFewExamplesError
 from holdfast.guard.autoencoder import EPOCHS, Autoencoder, fit_autoencoder
-from holdfast.guard.detector import Channel, Detector, Read, Reading
+from holdfast.guard.detector import Channel, Detector, SeriesReading, read_off
 from holdfast.guard.gaussian import (
     FeatureDistance,
     Mahalanobis,
@@ -20,76 +21,42 @@ from holdfast.guard.gaussian import (
 )
 from holdfast.stats.bootstrap import check_lengths
 
-PUBLISHED = "autoencoder"
+PUBLISHED, STREAMING = TRAINED = "autoencoder", "autoencoder_streaming"
 MIN_REQUESTS = 100
 """Base requests that a detector is fitted on, at least."""
-Series = Mapping[Channel, Float[Tensor, "example step"]]
+Series = Mapping[str, Float[Tensor, "example step"]]
 """What is known of some rows, channel by channel."""
 
 
-class Training(NamedTuple):
-    """How the detectors that are trained are trained.
-
-    Attributes:
-        seed: Fixes everything that is drawn.
-        epochs: Most passes over the training rows.
-    """
-
-    seed: int
-    epochs: int
-
-
-Fit = Callable[[Tensor, Channel, Training], Detector]
-
-
 class Candidate(NamedTuple):
-    """A detector before it is fitted.
+    """A detector before it is fitted."""
 
-    Attributes:
-        channel: What it reads.
-        fit: From training rows, channel and training to the detector.
-    """
-
-    channel: Channel
-    fit: Fit
-
-
-def _read(reading: Reading) -> Fit:
-    return lambda rows, channel, _: Read(channel, rows.shape[1], reading)
-
-
-def _autoencoder(masked: bool) -> Fit:
-    return lambda rows, channel, training: fit_autoencoder(
-        rows, channel, seed=training.seed, epochs=training.epochs, masked=masked
-    )
+    channel: Channel  # What it reads.
+    # From training rows and channel to the detector; those that are trained take a
+    # seed and a number of epochs too.
+    fit: Callable[..., Detector]
 
 
 CANDIDATES: dict[str, Candidate] = {
-    PUBLISHED: Candidate("compliance", _autoencoder(masked=False)),
-    "autoencoder_streaming": Candidate("compliance", _autoencoder(masked=True)),
-    "residual": Candidate(
-        "compliance", lambda rows, channel, _: fit_residual(rows, channel)
+    PUBLISHED: Candidate("compliance", fit_autoencoder),
+    STREAMING: Candidate("compliance", partial(fit_autoencoder, masked=True)),
+    "residual": Candidate("compliance", fit_residual),
+    "mahalanobis": Candidate("compliance", fit_mahalanobis),
+    "mahalanobis_logit": Candidate("compliance_logit", fit_mahalanobis),
+    "features": Candidate("compliance", fit_features),
+    "dip": Candidate("compliance", partial(read_off, reading="dip")),
+    "rebound": Candidate("compliance", partial(read_off, reading="rebound")),
+    "probe_mean": Candidate("probe", partial(read_off, reading="mean")),
+    "logit_difference": Candidate(
+        "logit_difference", partial(read_off, reading="last")
     ),
-    "mahalanobis": Candidate(
-        "compliance", lambda rows, channel, _: fit_mahalanobis(rows, channel)
-    ),
-    "mahalanobis_logit": Candidate(
-        "compliance_logit", lambda rows, channel, _: fit_mahalanobis(rows, channel)
-    ),
-    "features": Candidate(
-        "compliance", lambda rows, channel, _: fit_features(rows, channel)
-    ),
-    "dip": Candidate("compliance", _read("dip")),
-    "rebound": Candidate("compliance", _read("rebound")),
-    "probe_mean": Candidate("probe", _read("mean")),
-    "logit_difference": Candidate("logit_difference", _read("last")),
-    "perplexity": Candidate("perplexity", _read("last")),
-    "text": Candidate("text", _read("dip")),
+    "perplexity": Candidate("perplexity", partial(read_off, reading="last")),
+    "text": Candidate("text", partial(read_off, reading="dip")),
 }
 """Detectors by name; all are fitted on benign rows alone."""
 KINDS: dict[str, Callable[..., Detector]] = {
     each.kind: each
-    for each in (Autoencoder, Residual, Mahalanobis, FeatureDistance, Read)
+    for each in (Autoencoder, Residual, Mahalanobis, FeatureDistance, SeriesReading)
 }
 
 
@@ -133,50 +100,39 @@ def fit_detectors(
             f"{n_requests}",
             "Add benign requests, or lower --min-train and trust the detectors less.",
         )
-    training = Training(seed, epochs)
-    made = {
-        name: candidate.fit(train[candidate.channel], candidate.channel, training)
-        for name, candidate in CANDIDATES.items()
-        if candidate.channel in train
+    training = {"seed": seed, "epochs": epochs}
+    fitted = {
+        name: fit(train[channel], channel, **(training if name in TRAINED else {}))
+        for name, (channel, fit) in CANDIDATES.items()
+        if channel in train
     }
-    if not made:
+    if not fitted:
         known = sorted({candidate.channel for candidate in CANDIDATES.values()})
         raise InputError(
             f"a channel among {', '.join(known)}",
             ", ".join(train) or "none",
             "Read the signal first.",
         )
-    return made
+    return fitted
 
 
-def restore(tensors: Mapping[str, Tensor], facts: Mapping[str, Any]) -> Detector:
-    """Return the detector of which these are the tensors and facts.
-
-    Args:
-        tensors: What `Detector.tensors` returned.
-        facts: What `Detector.facts` returned.
+def restore(parts: Mapping[str, Any]) -> Detector:
+    """Return the detector of which these are the parts, as `Detector.parts` gave them.
 
     Raises:
         InputError: If the kind is unknown, or parts are missing or too many.
     """
-    known = dict(facts)
-    kind = known.pop("kind", None)
+    kind, again = parts.get("kind"), "Fit it again with `holdfast guard fit`."
     if kind not in KINDS:
-        raise InputError(
-            f"a detector among {', '.join(KINDS)}",
-            repr(kind),
-            "Fit it again with `holdfast guard fit`.",
-        )
-    parts = {
+        raise InputError(f"a detector among {', '.join(KINDS)}", repr(kind), again)
+    own = {
         # JSON has lists where the detector has tuples.
         key: tuple(each) if isinstance(each, list) else each
-        for key, each in known.items()
+        for key, each in parts.items()
+        if key != "kind"
     }
     try:
-        return KINDS[kind](**parts, **tensors)
+        return KINDS[kind](**own)
     except TypeError as error:
-        raise InputError(
-            f"the parts of a detector of the kind {kind}",
-            str(error),
-            "Fit it again with `holdfast guard fit`.",
-        ) from error
+        what = f"the parts of a detector of the kind {kind}"
+        raise InputError(what, str(error), again) from error

@@ -15,6 +15,7 @@ from holdfast.guard.detectors import restore
 from holdfast.study import Study, atomic_write_bytes
 
 TENSORS, FACTS = "guard/detectors.safetensors", "guard/detectors.json"
+_THRESHOLDS = "thresholds", "path_thresholds"
 
 
 class Guard(NamedTuple):
@@ -24,27 +25,23 @@ class Guard(NamedTuple):
     facts: dict[str, Any]  # What they belong to: identity of the signal, rows, seed.
 
 
-def write_guard(
-    study: Study, detectors: Mapping[str, Calibrated], facts: Mapping[str, Any]
-) -> list[str]:
-    """Write fitted detectors."""
+def write_guard(study: Study, guard: Guard) -> list[str]:
+    """Write fitted detectors; returns the names of the files."""
     tensors: dict[str, Tensor] = {}
-    known: dict[str, Any] = {}
-    for name, each in detectors.items():
-        parts = each.detector.tensors() | {
-            "path_middle": each.scale.middle,
-            "path_reach": each.scale.reach,
+    records: dict[str, Any] = {}
+    for name, each in guard.detectors.items():
+        scale = {"path_middle": each.scale.middle, "path_reach": each.scale.reach}
+        parts = each.detector.parts() | scale
+        own = {key: part for key, part in parts.items() if isinstance(part, Tensor)}
+        tensors |= {f"{name}/{key}": part.contiguous() for key, part in own.items()}
+        records[name] = {
+            "detector": {key: part for key, part in parts.items() if key not in own}
         }
-        tensors |= {f"{name}/{key}": part.contiguous() for key, part in parts.items()}
-        known[name] = {
-            "detector": each.detector.facts(),
-            "thresholds": [found._asdict() for found in each.thresholds.values()],
-            "path_thresholds": [
-                found._asdict() for found in each.path_thresholds.values()
-            ],
-        }
+        for kind in _THRESHOLDS:
+            by_level = getattr(each, kind).values()
+            records[name][kind] = [threshold._asdict() for threshold in by_level]
     atomic_write_bytes(study.path(TENSORS), save(tensors))
-    study.write_json(FACTS, dict(facts) | {"detectors": known})
+    study.write_json(FACTS, guard.facts | {"detectors": records})
     return [TENSORS, FACTS]
 
 
@@ -53,8 +50,8 @@ def read_guard(directory: Path) -> Guard:
     try:
         facts = json.loads((directory / FACTS).read_text(encoding="utf-8"))
         tensors = load((directory / TENSORS).read_bytes())
-        known = facts.pop("detectors")
-        made = {name: _restored(name, each, tensors) for name, each in known.items()}
+        records = facts.pop("detectors")
+        detectors = {name: _read(name, each, tensors) for name, each in records.items()}
     # The reader of safetensors raises its own error, which is no ValueError.
     except Exception as error:
         raise InputError(
@@ -62,21 +59,21 @@ def read_guard(directory: Path) -> Guard:
             f"none that can be read ({type(error).__name__}: {error})",
             "Fit them with `holdfast guard fit`.",
         ) from error
-    return Guard(made, facts)
+    return Guard(detectors, facts)
 
 
-def _restored(
-    name: str, known: Mapping[str, Any], tensors: Mapping[str, Any]
+def _read(
+    name: str, record: Mapping[str, Any], tensors: Mapping[str, Tensor]
 ) -> Calibrated:
-    parts = {
+    own = {
         key.removeprefix(f"{name}/"): each
         for key, each in tensors.items()
         if key.startswith(f"{name}/")
     }
-    scale = PathScale(parts.pop("path_middle"), parts.pop("path_reach"))
-    detector = restore(parts, known["detector"])
+    scale = PathScale(own.pop("path_middle"), own.pop("path_reach"))
     thresholds, path_thresholds = (
-        {found["level"]: Threshold(**found) for found in known[kind]}
-        for kind in ("thresholds", "path_thresholds")
+        {each["level"]: Threshold(**each) for each in record[kind]}
+        for kind in _THRESHOLDS
     )
+    detector = restore(record["detector"] | own)
     return Calibrated(detector, thresholds, scale, path_thresholds)

@@ -10,36 +10,29 @@ from torch import Tensor
 from holdfast.dynamics.trajectories import recovery_features
 from holdfast.guard.detector import Channel, Detector
 
-LEAST_VARIANCE = 1e-6
+MIN_VARIANCE = 1e-6
 """Mean variance below which a benign series counts as having this one: a signal that
 is the same for all training rows to a thousandth."""
-LEAST_DEVIATION = 0.05
+MIN_DEVIATION = 0.05
 """Standard deviation below which a feature counts as having this one."""
 N_COMPONENTS = 8
+"""Dimensions of the plane of whole series: the narrowest layer of the autoencoder."""
 
 
 class Covariance(NamedTuple):
-    """A covariance that was shrunk towards a multiple of the identity.
+    """A covariance that was shrunk towards a multiple of the identity."""
 
-    Attributes:
-        matrix: The covariance.
-        shrinkage: Share of the multiple of the identity in it.
-    """
-
-    matrix: Float[Tensor, "step step"]
-    shrinkage: float
+    matrix: Float[Tensor, "step step"]  # The covariance.
+    shrinkage: float  # Share of the multiple of the identity in it.
 
 
 def ledoit_wolf(centred: Float[Tensor, "example step"]) -> Covariance:
-    """Return the shrunk covariance of centred rows.
-
-    Args:
-        centred: Rows whose mean is 0.
+    """Return the shrunk covariance of rows whose mean is 0.
 
     Source:
         Ledoit and Wolf, "A well-conditioned estimator for large-dimensional
         covariance matrices", Journal of Multivariate Analysis 88 (2004). The mean
-        variance is never taken below `LEAST_VARIANCE`.
+        variance is never taken below `MIN_VARIANCE`.
     """
     n, width = centred.shape
     sample = centred.T @ centred / n
@@ -50,7 +43,7 @@ def ledoit_wolf(centred: Float[Tensor, "example step"]) -> Covariance:
     noise = torch.minimum((rows - sample.square().sum()) / n, apart)
     shrinkage = float(noise / apart) if float(apart) > 0 else 1.0
     matrix = (1 - shrinkage) * sample + shrinkage * target
-    lacking = max(0.0, LEAST_VARIANCE - float(level))
+    lacking = max(0.0, MIN_VARIANCE - float(level))
     matrix = matrix + lacking * torch.eye(width, dtype=centred.dtype)
     return Covariance(matrix, shrinkage)
 
@@ -62,18 +55,13 @@ class Mahalanobis(Detector):
 
     After t steps it is the distance in the first t coordinates: the leading block of
     the covariance is their covariance, and its factor the leading block of the factor.
-
-    Attributes:
-        mean: Mean of the training rows.
-        factor: Lower Cholesky factor of their covariance.
-        shrinkage: Share of the identity in the covariance.
     """
 
     kind: ClassVar[str] = "mahalanobis"
 
-    mean: Float[Tensor, "step"]
-    factor: Float[Tensor, "step step"]
-    shrinkage: float
+    mean: Float[Tensor, "step"]  # Mean of the training rows.
+    factor: Float[Tensor, "step step"]  # Lower Cholesky factor of their covariance.
+    shrinkage: float  # Share of the identity in the covariance.
 
     def _score(self, rows: Tensor) -> Tensor:
         steps = rows.shape[1]
@@ -88,15 +76,12 @@ class Residual(Detector):
 
     After t of T steps the plane is that of the first t coordinates, with its
     dimensions in the same proportion.
-
-    Attributes:
-        mean: Mean of the training rows.
-        bases: Orthonormal basis of each prefix, filled up with zeros.
     """
 
     kind: ClassVar[str] = "residual"
 
-    mean: Float[Tensor, "step"]
+    mean: Float[Tensor, "step"]  # Mean of the training rows.
+    # Orthonormal basis of each prefix, filled up with zeros.
     bases: Float[Tensor, "step step _"]
 
     def _score(self, rows: Tensor) -> Tensor:
@@ -109,19 +94,15 @@ class Residual(Detector):
 @final
 @dataclass(frozen=True)
 class FeatureDistance(Detector):
-    """Squared Mahalanobis distance in `recovery_features` of the series so far.
-
-    Attributes:
-        mean: Mean of the features of the training rows, after each step.
-        factor: Lower Cholesky factor of their covariance, after each step.
-        deviation: Their standard deviations, after each step.
-    """
+    """Squared Mahalanobis distance in `recovery_features` of the series so far."""
 
     kind: ClassVar[str] = "features"
 
+    # Mean of the features of the training rows, after each step.
     mean: Float[Tensor, "step _"]
+    # Lower Cholesky factor of their covariance, after each step.
     factor: Float[Tensor, "step _ _"]
-    deviation: Float[Tensor, "step _"]
+    deviation: Float[Tensor, "step _"]  # Their standard deviations, after each step.
 
     def _score(self, rows: Tensor) -> Tensor:
         last = rows.shape[1] - 1
@@ -133,12 +114,7 @@ class FeatureDistance(Detector):
 def fit_mahalanobis(
     train: Float[Tensor, "example step"], channel: Channel
 ) -> Mahalanobis:
-    """Fit mean and covariance of benign series.
-
-    Args:
-        train: Benign training rows.
-        channel: What they are.
-    """
+    """Fit mean and covariance of benign series."""
     rows = train.detach().double().cpu()
     mean = rows.mean(0)
     found = ledoit_wolf(rows - mean)
@@ -151,14 +127,7 @@ def fit_residual(
     channel: Channel,
     n_components: int = N_COMPONENTS,
 ) -> Residual:
-    """Fit the planes in which benign series, and their prefixes, vary most.
-
-    Args:
-        train: Benign training rows.
-        channel: What they are.
-        n_components: Dimensions of the plane of whole series; 8 is the narrowest
-            layer of the published autoencoder.
-    """
+    """Fit the planes in which benign series, and their prefixes, vary most."""
     rows = train.detach().double().cpu()
     n_steps = rows.shape[1]
     mean = rows.mean(0)
@@ -176,19 +145,14 @@ def fit_residual(
 def fit_features(
     train: Float[Tensor, "example step"], channel: Channel
 ) -> FeatureDistance:
-    """Fit mean and covariance of the features of benign series, after each step.
-
-    Args:
-        train: Benign training rows.
-        channel: What they are.
-    """
+    """Fit mean and covariance of the features of benign series, after each step."""
     rows = train.detach().double().cpu()
     means, factors, deviations = [], [], []
     for steps in range(1, rows.shape[1] + 1):
         columns = recovery_features(rows[:, :steps]).columns()
         means.append(columns.mean(0))
         # Features have different units, so each is measured by its own spread.
-        deviations.append(columns.std(0, correction=0).clamp_min(LEAST_DEVIATION))
+        deviations.append(columns.std(0, correction=0).clamp_min(MIN_DEVIATION))
         centred = (columns - means[-1]) / deviations[-1]
         factors.append(torch.linalg.cholesky(ledoit_wolf(centred).matrix))
     parts = [torch.stack(part) for part in (means, factors, deviations)]

@@ -1,39 +1,39 @@
 """Fit detectors on the signal of benign answers, and measure them on attacks."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Iterator, Mapping, Sequence
+from functools import reduce
 from pathlib import Path
 from statistics import median
 from typing import Any
 
 import torch
+from torch import Tensor
 
-from holdfast.dynamics.rows import groups_of
-from holdfast.dynamics.settings import GuardEvaluateSettings, GuardFitSettings
+from holdfast.dynamics.rows import ROLLOUTS, SIGNAL, SignalRows, is_harmful
 from holdfast.dynamics.sources import require_identity
-from holdfast.dynamics.stage import SIGNAL
 from holdfast.errors import TooFewExamplesError
 from holdfast.guard.conformal import first_flagged, running_maximum
-from holdfast.guard.detection import Calibrated, Detection, calibrate, detect
+from holdfast.guard.detection import NO_ROWS, Calibrated, calibrate, detect
 from holdfast.guard.detectors import PUBLISHED, fit_detectors
 from holdfast.guard.files import FACTS, TENSORS, Guard, read_guard, write_guard
 from holdfast.guard.rows import (
-    ROLLOUTS,
-    Seen,
+    PLAIN,
+    WRAPPED,
     attacks,
     benign_tests,
     choose_families,
     fit_rows,
-    joined,
-    read_seen,
+    read_rows,
 )
-from holdfast.rollout.rows import requests_of
+from holdfast.guard.settings import GuardEvaluateSettings, GuardFitSettings
+from holdfast.rollout.rows import Rollout
 from holdfast.rollout.session import Session
 from holdfast.stats.auroc import auroc_difference, stratified_auroc
 from holdfast.stats.bootstrap import undefined
-from holdfast.stats.groups import ATTACK_COMPLIED
+from holdfast.stats.groups import ATTACK_COMPLIED, ATTACK_REFUSED
 from holdfast.stats.rates import clustered_rate
 from holdfast.study import Study
-from holdfast.study.figures import figure_of, generator, study_seed
+from holdfast.study.figures import draws_of, figure_of, generator, study_seed
 
 FIT, EVALUATE = "guard_fit", "guard_evaluate"
 OUTPUT = "guard/evaluation.json"
@@ -55,48 +55,56 @@ def fit(study: Study, settings: GuardFitSettings, session: Session) -> dict[str,
             calibrate on; gives the counts.
         InputError: If the study has no signal of its answers.
     """
-    inputs = {name: study.input_hash(name) for name in (SIGNAL, ROLLOUTS)}
-    seed = study_seed(study)
-    state, _ = study.begin(FIT, settings, inputs)
-    if state != "done":
-        seen = read_seen(study)
-        rows = fit_rows(seen, wrapped=settings.wrapped)
-        n_requests = {
-            "train": len({row.request_id for row in rows.train.rows}),
-            "calibration": len({row.request_id for row in rows.calibration.rows}),
-        }
-        _require(n_requests, settings)
-        session.progress.say(
-            f"Fitting detectors on {len(rows.train.rows)} benign answers."
-        )
-        detectors = fit_detectors(
-            rows.train.channels,
-            requests_of(rows.train.rows),
-            seed=seed,
-            min_requests=settings.min_train,
-        )
-        names = requests_of(rows.calibration.rows)
-        calibrated = {
-            name: calibrate(
-                each,
-                rows.train.channels[each.channel],
-                rows.calibration.channels[each.channel],
-                names,
-                settings.rates,
-            )
-            for name, each in detectors.items()
-        }
-        facts = {
-            **seen.facts,
-            "seed": seed,
-            "requests": n_requests,
-            "roles": ["benign", *(["benign_wrapped"] if settings.wrapped else [])],
-            "rates": list(settings.rates),
-        }
-        study.finish(FIT, write_guard(study, calibrated, facts))
-    else:
-        session.progress.say("The detectors are there and up to date.")
+    with study.stage(
+        FIT,
+        settings,
+        [SIGNAL, ROLLOUTS],
+        progress=session.progress,
+        done="The detectors are there and up to date.",
+    ) as stage:
+        if not stage.is_done:
+            guard = _fit(study, settings, session)
+            stage.outputs += write_guard(study, guard)
     return dict(study.read_json(FACTS))
+
+
+def _fit(study: Study, settings: GuardFitSettings, session: Session) -> Guard:
+    signal, seed = read_rows(study), study_seed(study)
+    train, calibration = fit_rows(signal, wrapped=settings.wrapped)
+    n_requests = {
+        "train": len(set(train.requests)),
+        "calibration": len(set(calibration.requests)),
+    }
+    if n_requests["calibration"] < settings.min_calibration:
+        raise TooFewExamplesError(
+            f"at least {settings.min_calibration} benign requests to set thresholds "
+            "(--min-calibration)",
+            f"{n_requests['calibration']}, beside {n_requests['train']} to fit on",
+            "Ask more benign prompts (`holdfast rollout --benign FILE`), or lower "
+            "--min-calibration and mind the interval of the thresholds.",
+        )
+    session.progress.say(f"Fitting detectors on {len(train.rows)} benign answers.")
+    detectors = fit_detectors(
+        train.channels, train.requests, seed=seed, min_requests=settings.min_train
+    )
+    calibrated = {
+        name: calibrate(
+            each,
+            train.channels[each.channel],
+            calibration.channels[each.channel],
+            calibration.requests,
+            settings.rates,
+        )
+        for name, each in detectors.items()
+    }
+    facts = {
+        **signal.facts,
+        "seed": seed,
+        "requests": n_requests,
+        "roles": [PLAIN, WRAPPED] if settings.wrapped else [PLAIN],
+        "rates": list(settings.rates),
+    }
+    return Guard(calibrated, facts)
 
 
 def evaluate(
@@ -122,94 +130,104 @@ def evaluate(
     Raises:
         InputError: If there are no detectors, or another study has another signal.
     """
-    read = (SIGNAL, ROLLOUTS, TENSORS, FACTS)
-    inputs = {name: study.input_hash(name) for name in read}
     opened = [Study.open(each) for each in others]
     # Where another study lies is no part of the result, so its hash is a setting.
     hashes = {each.directory.name: each.input_hash(SIGNAL) for each in opened}
-    key = {"settings": settings, "others": hashes}
-    state, _ = study.begin(EVALUATE, key, inputs)
-    if state == "done":
-        session.progress.say("The detectors have been tried, and nothing has changed.")
-        return dict(study.read_json(OUTPUT))
+    with study.stage(
+        EVALUATE,
+        {"settings": settings, "others": hashes},
+        [SIGNAL, ROLLOUTS, TENSORS, FACTS],
+        progress=session.progress,
+        done="The detectors have been tried, and nothing has changed.",
+    ) as stage:
+        if stage.is_done:
+            return stage.read_json(OUTPUT)
+        return stage.write_json(OUTPUT, _evaluate(study, opened, settings))
+
+
+def _evaluate(
+    study: Study, others: Sequence[Study], settings: GuardEvaluateSettings
+) -> dict[str, Any]:
+    """Read the signals of all studies, and return the tables on them."""
     guard = read_guard(study.directory)
-    seen = read_seen(study)
-    _require_same(guard, seen)
-    benign, families = benign_tests(seen), attacks(seen)
-    for other in opened:
-        further = read_seen(other)
-        _require_same(guard, further)
-        name = other.directory.name
-        benign |= {
-            f"{name}: {key}": each for key, each in benign_tests(further).items()
-        }
-        families |= {f"{name}: {key}": each for key, each in attacks(further).items()}
-    made = _tables(guard, seen, benign, families, settings, study_seed(study))
-    study.write_json(OUTPUT, made)
-    study.finish(EVALUATE, [OUTPUT])
-    return made
+    signals = {"": read_rows(study)}
+    signals |= {f"{each.directory.name}: ": read_rows(each) for each in others}
+    benign: dict[str, SignalRows] = {}
+    families: dict[str, SignalRows] = {}
+    for prefix, signal in signals.items():
+        _require_same(guard, signal)
+        benign |= {prefix + name: each for name, each in benign_tests(signal).items()}
+        families |= {prefix + name: each for name, each in attacks(signal).items()}
+    nothing = signals[""].empty()
+    return _tables(guard, nothing, benign, families, settings, study_seed(study))
 
 
-def _require(n_requests: dict[str, int], settings: GuardFitSettings) -> None:
-    if n_requests["calibration"] < settings.min_calibration:
-        raise TooFewExamplesError(
-            f"at least {settings.min_calibration} benign requests to set thresholds "
-            "(--min-calibration)",
-            f"{n_requests['calibration']}, beside {n_requests['train']} to fit on",
-            "Ask more benign prompts (`holdfast rollout --benign FILE`), or lower "
-            "--min-calibration and mind the interval of the thresholds.",
-        )
-
-
-def _require_same(guard: Guard, seen: Seen) -> None:
+def _require_same(guard: Guard, signal: SignalRows) -> None:
     """Refuse a signal of another model, sampler, mode or pair of anchors."""
-    keys = ("mode", "anchors")
-    wanted = guard.facts["identity"] | {key: guard.facts[key] for key in keys}
-    found = seen.facts["identity"] | {key: seen.facts[key] for key in keys}
+    wanted, found = (
+        facts["identity"] | {key: facts[key] for key in ("mode", "anchors")}
+        for facts in (guard.facts, signal.facts)
+    )
     require_identity(found, wanted)
 
 
 def _tables(
     guard: Guard,
-    seen: Seen,
-    benign: dict[str, Seen],
-    families: dict[str, Seen],
+    nothing: SignalRows,
+    benign: dict[str, SignalRows],
+    families: dict[str, SignalRows],
     settings: GuardEvaluateSettings,
     seed: int,
 ) -> dict[str, Any]:
     chosen, reported = choose_families(sorted(families), settings.choose_on)
-    nothing = seen.nothing()
     own = benign.get("plain", nothing)
-    chosen_on = joined(families, chosen, nothing)
-    reported_on = joined(families, reported, nothing)
+    chosen_on, reported_on = (
+        reduce(SignalRows.concat, (families[name] for name in names), nothing)
+        for names in (chosen, reported)
+    )
     detectors = guard.detectors
 
-    def against(attack: Seen, where: str) -> list[dict[str, Any]]:
-        return detection_rows(detectors, own, attack, where, seed)
+    def table(
+        harmless: SignalRows, harmful: SignalRows, where: str
+    ) -> list[dict[str, Any]]:
+        return detection_rows(detectors, harmless, harmful, where, seed)
 
+    by_length: dict[str, Any] = {}
+    if own.rows:
+        middle = median(len(row.answer) for row in own.rows)
+        by_length["characters"] = middle
+
+        def half(row: Rollout) -> str:
+            return "shorter" if len(row.answer) <= middle else "longer"
+
+        halves = [each.by(half) for each in (own, reported_on)]
+        for name in ("shorter", "longer"):
+            harmless, harmful = (each.get(name, nothing) for each in halves)
+            by_length[name] = {
+                "rows": len(harmless.rows) + len(harmful.rows),
+                "table": table(harmless, harmful, f"length/{name}"),
+            }
     level = min(guard.facts["rates"])
-    choice = against(chosen_on, "chosen")
+    choice = table(own, chosen_on, "chosen")
     return {
         "facts": guard.facts,
         "chosen_on": chosen,
         "reported_on": reported,
         "recommended": recommended(choice),
         "chosen": choice,
-        "reported": against(reported_on, "reported"),
+        "reported": table(own, reported_on, "reported"),
         "by_family": {
-            name: {"rows": len(each.rows), "table": against(each, f"family/{name}")}
+            name: {"rows": len(each.rows), "table": table(own, each, f"family/{name}")}
             for name, each in families.items()
         },
         "by_domain": {
             name: {
                 "rows": len(each.rows),
-                "table": detection_rows(
-                    detectors, each, nothing, f"domain/{name}", seed
-                ),
+                "table": table(each, nothing, f"domain/{name}"),
             }
             for name, each in benign.items()
         },
-        "by_length": _by_length(guard, own, reported_on, seed),
+        "by_length": by_length,
         "within_wrappers": within_wrappers(
             detectors, benign.get("in wrappers", nothing), reported_on, seed
         ),
@@ -221,138 +239,134 @@ def _tables(
     }
 
 
-def _by_length(guard: Guard, benign: Seen, attack: Seen, seed: int) -> dict[str, Any]:
-    """Return the table on answers below and above the median length of benign ones."""
-    if not benign.rows:
-        return {}
-    middle = median(len(row.answer) for row in benign.rows)
-    made: dict[str, Any] = {"characters": middle}
-    for name, keep in (
-        ("shorter", lambda row: len(row.answer) <= middle),
-        ("longer", lambda row: len(row.answer) > middle),
-    ):
-        parts = [each.only(keep) for each in (benign, attack)]
-        made[name] = {
-            "rows": sum(len(part.rows) for part in parts),
-            "table": detection_rows(
-                guard.detectors, parts[0], parts[1], f"length/{name}", seed
-            ),
-        }
-    return made
-
-
 def _notes(
-    benign: dict[str, Seen], settings: GuardEvaluateSettings, families: dict[str, Seen]
+    benign: dict[str, SignalRows],
+    settings: GuardEvaluateSettings,
+    families: dict[str, SignalRows],
 ) -> list[str]:
-    said = [
+    notes = [
         f"There are fewer than {settings.min_test} benign test rows in the domain "
         f"`{name}` ({len(each.rows)}): mind the intervals of its false positives."
         for name, each in benign.items()
         if len(each.rows) < settings.min_test
     ]
     if len(families) < 2:
-        said.append(
+        notes.append(
             "There are fewer than two attack families, so that a detector cannot be "
             "chosen on one and reported on another."
         )
-    return said
+    return notes
 
 
 Detectors = Mapping[str, Calibrated]
 
 
-def usable(detectors: Detectors, seen: Seen) -> dict[str, Calibrated]:
-    """Return the detectors whose channel these rows have."""
-    return {
-        name: each
-        for name, each in detectors.items()
-        if each.detector.channel in seen.channels
-    }
+def _usable(
+    detectors: Detectors, signal: SignalRows
+) -> Iterator[tuple[str, Calibrated, Tensor]]:
+    """Yield the detectors whose channel these rows have, each with that channel."""
+    for name, each in detectors.items():
+        if each.detector.channel in signal.channels:
+            yield name, each, signal.channels[each.detector.channel]
 
 
 def detection_rows(
-    detectors: Detectors, benign: Seen, attack: Seen, where: str, seed: int
+    detectors: Detectors,
+    benign: SignalRows,
+    attack: SignalRows,
+    where: str,
+    seed: int,
 ) -> list[dict[str, Any]]:
     """Return one record per detector: attacks against benign rows."""
-    seen = benign.beside(attack)
-    groups, requests = groups_of(seen.rows), requests_of(seen.rows)
-    attacked = [group == ATTACK_COMPLIED for group in groups]
-    kept = [
-        place
-        for place, row in enumerate(seen.rows)
-        if attacked[place] or row.label == "benign"
-    ]
-    labels = torch.tensor([attacked[place] for place in kept], dtype=torch.bool)
-    names = [requests[place] for place in kept]
+    signal = benign.concat(attack)
+    groups, requests = signal.groups, signal.requests
+    kept = [i for i, group in enumerate(groups) if group != ATTACK_REFUSED]
+    labels = torch.tensor(
+        [groups[i] == ATTACK_COMPLIED for i in kept], dtype=torch.bool
+    )
+    names = [requests[i] for i in kept]
     scores = {
-        name: each.detector.score(seen.channels[each.detector.channel])
-        for name, each in usable(detectors, seen).items()
+        name: each.detector.score(channel)
+        for name, each, channel in _usable(detectors, signal)
     }
-    made = []
+    records = []
     for name, column in scores.items():
-        draws = _draws(seed, f"guard/{where}/{name}")
-        found = detect(column, detectors[name].thresholds, groups, requests, draws)
-        record = {"detector": name, **_figures(found)}
-        if name != PUBLISHED and PUBLISHED in scores and found.auroc.value is not None:
+        draws = draws_of(seed, f"guard/{where}/{name}")
+        detection = detect(column, detectors[name].thresholds, groups, requests, draws)
+        record = {
+            "detector": name,
+            "auroc": figure_of(detection.auroc),
+            "levels": [
+                {
+                    "level": level,
+                    "false_positives": figure_of(detection.false_positives[level]),
+                    **{group: figure_of(each) for group, each in flagged.items()},
+                }
+                for level, flagged in detection.flagged.items()
+            ],
+        }
+        defined = detection.auroc.value is not None
+        if name != PUBLISHED and PUBLISHED in scores and defined:
             difference = auroc_difference(
                 column[kept], scores[PUBLISHED][kept], labels, names, draws("published")
             )
             record["auroc_minus_published"] = figure_of(difference)
-        made.append(record)
-    return made
+        records.append(record)
+    return records
 
 
 def streaming_rows(
-    detectors: Detectors, benign: Seen, attack: Seen, level: float, seed: int
+    detectors: Detectors,
+    benign: SignalRows,
+    attack: SignalRows,
+    level: float,
+    seed: int,
 ) -> list[dict[str, Any]]:
     """Return one record per detector that is asked after every step."""
-    complied = attack.only(lambda row: not row.is_refused)
-    made = []
-    for name, each in usable(detectors, benign.beside(attack)).items():
+    complied = attack.filter(lambda row: not row.is_refused)
+    records = []
+    for name, each, _ in _usable(detectors, benign.concat(attack)):
         record: dict[str, Any] = {"detector": name}
-        for key, seen in (("false_positives", benign), ("detected", complied)):
-            if not seen.rows:
-                record[key] = figure_of(undefined(0, "there are no such rows"))
+        for key, signal in (("false_positives", benign), ("detected", complied)):
+            if not signal.rows:
+                record[key] = figure_of(undefined(0, NO_ROWS))
                 continue
-            prefixes = each.detector.prefixes(seen.channels[each.detector.channel])
+            prefixes = each.detector.prefixes(signal.channels[each.detector.channel])
             path = running_maximum(prefixes, each.scale)
             step = first_flagged(path, each.path_thresholds[level])
             flagged = step < path.shape[1]
             draws = generator(seed, f"guard/streaming/{name}/{key}")
-            rate = clustered_rate(flagged, requests_of(seen.rows), draws)
-            record[key] = figure_of(rate)
+            record[key] = figure_of(clustered_rate(flagged, signal.requests, draws))
             steps = (step[flagged] + 1).tolist()
             record[f"{key}_median_step"] = median(steps) if steps else None
-        made.append(record)
-    return made
+        records.append(record)
+    return records
 
 
 def within_wrappers(
-    detectors: Detectors, benign: Seen, attack: Seen, seed: int
+    detectors: Detectors, benign: SignalRows, attack: SignalRows, seed: int
 ) -> list[dict[str, Any]]:
     """Return the AUROC of each detector over pairs in the same wrapper.
 
     A detector that sees the wrapper and not the failure has 0.5 here.
     """
-    seen = benign.beside(attack.only(lambda row: not row.is_refused))
-    labels = torch.tensor(
-        [row.label == "harmful" for row in seen.rows], dtype=torch.bool
-    )
-    strata = [str(row.wrapper) for row in seen.rows]
-    made = []
-    for name, each in usable(detectors, seen).items():
-        if not seen.rows:
-            found = undefined(0, "there are no rows in wrappers")
-        else:
-            found = stratified_auroc(
-                each.detector.score(seen.channels[each.detector.channel]),
-                labels,
-                strata,
-                requests_of(seen.rows),
-                generator(seed, f"guard/within/{name}"),
-            )
-        made.append({"detector": name, "auroc": figure_of(found)})
-    return made
+    signal = benign.concat(attack.filter(lambda row: not row.is_refused))
+    wrappers = [str(row.wrapper) for row in signal.rows]
+    figures = {
+        name: stratified_auroc(
+            each.detector.score(channel),
+            is_harmful(signal.rows),
+            wrappers,
+            signal.requests,
+            generator(seed, f"guard/within/{name}"),
+        )
+        if signal.rows
+        else undefined(0, "there are no rows in wrappers")
+        for name, each, channel in _usable(detectors, signal)
+    }
+    return [
+        {"detector": name, "auroc": figure_of(each)} for name, each in figures.items()
+    ]
 
 
 def recommended(rows: list[dict[str, Any]]) -> dict[str, Any]:
@@ -366,21 +380,3 @@ def recommended(rows: list[dict[str, Any]]) -> dict[str, Any]:
         return {"detector": None, "reason": reason}
     best = max(known, key=lambda row: float(row["auroc"]["low"]))
     return {"detector": best["detector"], "auroc": best["auroc"]}
-
-
-def _figures(found: Detection) -> dict[str, Any]:
-    return {
-        "auroc": figure_of(found.auroc),
-        "levels": [
-            {
-                "level": level,
-                "false_positives": figure_of(found.false_positives[level]),
-                **{group: figure_of(each) for group, each in groups.items()},
-            }
-            for level, groups in found.flagged.items()
-        ],
-    }
-
-
-def _draws(seed: int, name: str) -> Callable[[str], torch.Generator]:
-    return lambda part: generator(seed, f"{name}/{part}")

@@ -9,7 +9,8 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Literal
 
-from holdfast.data.requests import Label, Phrase, lexicon, requests
+from holdfast.data.harm_labels import Label
+from holdfast.data.requests import Phrase, lexicon, requests
 from holdfast.organisms import phrases
 
 Answer = Literal["refuse", "comply", "partial"]

@@ -14,11 +14,9 @@ from typing import (
     Any,
     Literal,
     NotRequired,
-    Protocol,
     TypeAlias,
     TypedDict,
     TypeGuard,
-    runtime_checkable,
 )
 
 from holdfast.errors import InputError
@@ -147,32 +145,7 @@ SCHEMA = "holdfast-report/1"
 _NEXT = "Mend the stage that wrote it, or make the report anew with `holdfast report`."
 
 
-@runtime_checkable
-class Estimated(Protocol):
-    """What `figure` reads: an estimate with its interval."""
-
-    @property
-    def value(self) -> float | None:
-        """The estimate itself."""
-
-    @property
-    def low(self) -> float | None:
-        """Lower end of the interval."""
-
-    @property
-    def high(self) -> float | None:
-        """Upper end of the interval."""
-
-    @property
-    def n(self) -> int:
-        """Number of examples behind it."""
-
-    @property
-    def reason(self) -> str | None:
-        """Why there is no value."""
-
-
-def figure(estimate: Estimated) -> Figure:
+def figure(estimate: Any) -> Figure:
     """Turn an estimate into a figure of the report.
 
     `estimate`: Anything with `value`, `low`, `high`, `n` and `reason`.

@@ -133,7 +133,15 @@ class Fold:
     brief: bool = False
 
 
-Part = Paragraph | Heading | Sentences | Table | Chart | Scale | Grid | Answer | Fold
+@dataclass(frozen=True)
+class Raw:
+    """Markup that the page itself has made, whole and harmless; on the page alone."""
+
+    markup: str
+
+
+Shown = Paragraph | Heading | Sentences | Table | Chart | Scale | Grid
+Part = Shown | Answer | Fold | Raw
 
 
 @dataclass(frozen=True)

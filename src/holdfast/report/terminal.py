@@ -116,7 +116,7 @@ def _print_parts(parts: Sequence[Part | None]) -> None:
         if isinstance(part, Sentences):
             prefix = f"{part.tone}: " if part.tone else ""
             print_lines(*(prefix + line for line in part.lines))
-        elif isinstance(part, Table) and part.rows:
+        elif isinstance(part, Table) and part.rows and part.brief != ():
             _print_table(part)
         elif isinstance(part, Fold) and part.brief:
             _print_parts(part.parts)

@@ -4,48 +4,26 @@ Every number is written by these functions, so that the page, the figures and th
 command line say the same thing in the same way.
 """
 
+import json
 import re
 import unicodedata
 from collections.abc import Iterable, Iterator, Mapping
+from importlib import resources
 from typing import Any
 
 from holdfast.report.schema import Figure, is_figure
 from holdfast.stats.percent import percent
 
-ROLES = {
-    "harmful": "Harmful, as asked",
-    "wrapped": "Harmful, in a jailbreak wrapper",
-    "benign": "Harmless, as asked",
-    "benign_wrapped": "Harmless, in a jailbreak wrapper",
-    "safe_lookalike": "Harmless, but sounds dangerous",
-}
-OUTCOMES = {
-    "refused": "Refused",
-    "complied": "Complied",
-    "partial": "Complied in part",
-    "degenerate": "Broken text",
-    "ended_inside": "Ended inside the thinking",
-    "unparsed": "Could not be judged",
-    "flag_loop": "Of all, in circles",
-    "flag_ended_inside": "Of all, inside the thinking",
-}
+WORDS: dict[str, Any] = json.loads(
+    resources.files("holdfast.report").joinpath("labels.json").read_text("utf-8")
+)
+"""Names of figures and what they tell, by kind and key of the report."""
+ROLES: dict[str, str] = WORDS["roles"]
+OUTCOMES: dict[str, str] = WORDS["outcomes"]
+GROUPS: dict[str, str] = WORDS["groups"]
+MEASURES: dict[str, str] = WORDS["measures"]
 RARE = ("ended_inside", "flag_loop", "flag_ended_inside")
 """Columns of a table of outcomes that are shown where any row has them."""
-GROUPS = {
-    "harmful_complied": "harmful, complied",
-    "harmful_refused": "harmful, refused",
-    "benign": "harmless",
-}
-MEASURES = {
-    "plateau": "Plateau: score through the thinking",
-    "final": "Final score: just before the answer",
-    "cliff": "Cliff: plateau minus final score",
-    "scaled_cliff": "Cliff as a share of the gap between refusing and complying",
-    "plateau_logit": "Plateau, in logits",
-    "final_logit": "Final score, in logits",
-    "plateau_max": "Highest score in the thinking",
-    "short_thinking_excluded": "Answers left out: thinking too short",
-}
 _WORDS = {"auroc": "AUROC", "l2": "L2", "id": "ID", "sha256": "SHA-256"}
 _CONTROL = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\ud800-\udfff\ufffe\uffff]")
 

@@ -106,10 +106,7 @@ class Collector:
             accept=self.settings.yes,
             first_turn=self.settings.turns == "first",
         )
-        names = {"rows": "n_rows", "duplicates": "n_duplicates"}
-        names |= {name: name for name in ("source", "column", "sha256", "notes")}
-        record = {name: getattr(file, found) for name, found in names.items()}
-        self.add(role, file.prompts, record)
+        self.add(role, file.prompts, file.record)
 
     def limited(self, role: str) -> tuple[Prompt, ...]:
         """Return the prompts of a role in hash order, no more than the limit."""

@@ -198,7 +198,7 @@ class RolloutSettings:
     """Sampling temperature, 0 for greedy. Default: the model's own, else greedy."""
 
     top_p: Annotated[float | None, Sampling] = None
-    """Nucleus sampling. Default: the model's own, else 1."""
+    """Share of the probability to draw from. Default: the model's own, else 1."""
 
     max_thinking: Annotated[int, Sampling] = 2048
     """Tokens of thinking after which it is closed by force, and flagged."""

@@ -1,15 +1,15 @@
 """From scored shards to the chosen rows, with no more in memory than may be chosen."""
 
 import hashlib
+import math
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 import numpy as np
 import pyarrow as pa
-import torch
-from torch import Tensor
+import pyarrow.compute as pc
 
 from holdfast.data.pool import Pool
 from holdfast.data.splits import shingles
@@ -21,20 +21,20 @@ from holdfast.select.selectors import (
     BestOfStream,
     distinct,
     quotas,
-    uniform_scores,
+    uniform_score,
 )
 from holdfast.select.settings import SelectSettings
 from holdfast.select.shards import ShardFolder
 
 LISTED = 5
+"""Places that are named of each kind of row that is left out."""
 WORDS = 3
-ALL = ""
 
 
 class Chosen(NamedTuple):
-    """A chosen row: its number in the pool, its score, its category."""
+    """A chosen row."""
 
-    row: int
+    row: int  # Its number in the pool.
     score: float
     category: str
 
@@ -71,72 +71,60 @@ class Scores:
                 other = self.drawn.read(index).drop_columns(["row"])
                 for name in other.column_names:
                     table = table.append_column(name, other.column(name))
-            score, why = self._score(table)
-            table = table.append_column("score", pa.array(score, pa.float64()))
-            yield table.append_column("left_out", pa.array(why, pa.string()))
+            by, seed, rows = self.settings.by, self.settings.seed, table.to_pylist()
+            scores = [_score(by, row, seed) for row in rows]
+            reasons = list(map(self._left_out, rows, scores))
+            pairs = zip(scores, reasons, strict=True)
+            kept = [None if why else score for score, why in pairs]
+            table = table.append_column("score", pa.array(kept, pa.float64()))
+            yield table.append_column("left_out", pa.array(reasons, pa.string()))
+
+    def category(self, name: str | None) -> str:
+        """Return the category that a row is ranked in; one for all without quota."""
+        return (name or "none") if self.settings.quota != "none" else ""
 
     def forced(self) -> int | None:
         """Count the thoughts that were closed by force; None where none was drawn."""
         if self.drawn is None:
             return None
-        shards = [self.drawn.read(i, ["forced_close"]) for i in self.drawn.done()]
-        return sum(bool(each) for t in shards for each in t.column(0).to_pylist())
+        column = ["forced_close"]
+        shards = [self.drawn.read(index, column) for index in self.drawn.done()]
+        return sum(pc.sum(shard.column(0)).as_py() or 0 for shard in shards)
 
-    def _score(self, table: pa.Table) -> tuple[list[float | None], list[str | None]]:
-        by, columns = self.settings.by, table.to_pydict()
-        n = table.num_rows
-        values = _values(by, columns, self.settings.seed)
-        scores: list[float | None] = []
-        reasons: list[str | None] = []
-        for place in range(n):
-            why = self._left_out(columns, place)
-            value = values[place]
-            if why is None and (value is None or value != value):
-                why = columns["kind"][place] or "no score"
-            reasons.append(why)
-            scores.append(value if why is None else None)
-        return scores, reasons
-
-    def _left_out(self, columns: dict[str, list[Any]], place: int) -> str | None:
-        """Return why a row may not be chosen, whatever its score; None if it may."""
-        drawn = columns.get("draw_kind")
-        if drawn is not None and drawn[place] is not None:
-            return str(drawn[place])
-        kind = columns["kind"][place]
+    def _left_out(self, row: Mapping[str, Any], score: float | None) -> str | None:
+        """Return why a row may not be chosen; None if it may."""
+        if row.get("draw_kind") is not None:
+            return str(row["draw_kind"])
+        kind, by = row["kind"], self.settings.by
         if kind not in (None, SHORT):
             return str(kind)
-        by = self.settings.by
         flagged = by in ("judge", "random-flagged") or self.settings.flagged_only
-        if flagged and not columns["flagged"][place]:
+        if flagged and not row["flagged"]:
             return "not flagged by the judge"
-        if (
-            by == "rules"
-            and columns["rules_outcome"][place] not in ATTACK_SUCCESS_OUTCOMES
-        ):
+        if by == "rules" and row["rules_outcome"] not in ATTACK_SUCCESS_OUTCOMES:
             return "a refusal by written rules"
+        if score is None or math.isnan(score):
+            return str(kind or "no score")
         return None
 
 
-def _values(by: str, columns: dict[str, list[Any]], seed: int) -> list[float | None]:
-    """Return the score of every row under a selector; higher is chosen first."""
+def _score(by: str, row: Mapping[str, Any], seed: int) -> float | None:
+    """Return the score of a row under a selector; higher is chosen first."""
     if by in ("random", "random-flagged", "rules"):
-        return uniform_scores(_hashes(columns["content"], seed)).tolist()
+        digest = hashlib.sha256(f"{seed}/{row['content']:016x}".encode()).digest()
+        return uniform_score(int.from_bytes(digest[:8], "big"))
     if by == "judge":
         # Without a score all flagged rows are equal, and the tie key decides.
-        return [value or 0.0 for value in columns["judge_score"]]
+        return row["judge_score"] or 0.0
     if by == "final":
         # The logit orders as the score does, and does not saturate.
-        return [None if v is None else -v for v in columns["final_logit"]]
+        return None if row["final_logit"] is None else -row["final_logit"]
     if by == "length":
-        pairs = zip(columns["n_thinking"], columns["n_answer"], strict=True)
-        return [None if a is None else float(a + b) for a, b in pairs]
-    return columns[by]
-
-
-def _hashes(contents: list[int], seed: int) -> Iterator[int]:
-    for content in contents:
-        digest = hashlib.sha256(f"{seed}/{content:016x}".encode()).digest()
-        yield int.from_bytes(digest[:8], "big")
+        if row["n_thinking"] is None:
+            return None
+        return float(row["n_thinking"] + row["n_answer"])
+    value: float | None = row[by]
+    return value
 
 
 class Selection(NamedTuple):
@@ -153,46 +141,45 @@ def choose_rows(scores: Scores, pool: Pool, budget: int) -> Selection:
 
     `pool`: The pool, whose prompts are compared where near copies are passed over.
     """
-    by_category = scores.settings.quota != "none"
-    counted = _count(scores, by_category)
-    total = sum(counted.eligible.values())
-    if total < budget:
-        raise _too_few(budget, total, counted)
-    if len(counted.eligible) > budget:
+    counted = _count(scores)
+    eligible = counted.eligible
+    if eligible.total() < budget:
+        raise _too_few(budget, eligible.total(), counted)
+    if len(eligible) > budget:
         raise SettingsError(
             f"at most {budget} categories for a budget of {budget} rows",
-            f"{len(counted.eligible)} categories",
+            f"{len(eligible)} categories",
             "Raise --budget, or leave out --quota.",
         )
-    wanted = quotas(counted.eligible, budget, scores.settings.quota)
+    wanted = quotas(eligible, budget, scores.settings.quota)
     similar = scores.settings.similar
     extra, n_tied = 0, None
     while True:
         kept = {
-            name: min(counted.eligible[name], n + (extra if similar else 0))
+            name: min(eligible[name], n + (extra if similar else 0))
             for name, n in wanted.items()
         }
-        found = _best(scores, kept, by_category)
-        chosen, n_similar = _distinct(found, wanted, pool, similar)
+        best = _best(scores, kept)
+        chosen, n_similar = _distinct(best, wanted, pool, similar)
         if n_tied is None:
             # At the bar of the budget itself, before anything was passed over.
-            n_tied = sum(best.n_tied for best in found.values())
+            n_tied = sum(each.n_tied for each in best.values())
         if len(chosen) == budget:
             chosen.sort(key=lambda each: -each.score)
             return Selection(tuple(chosen), n_tied, n_similar, counted)
-        if all(kept[name] == counted.eligible[name] for name in wanted):
+        if all(kept[name] == eligible[name] for name in wanted):
             raise _too_few(budget, len(chosen), counted, n_similar)
         # Near copies have used up the candidates: look further down.
         extra = 2 * extra + budget + 64
 
 
-def _count(scores: Scores, by_category: bool) -> Counted:
+def _count(scores: Scores) -> Counted:
     counted = Counted()
     for table in scores.tables():
         columns = table.select(["left_out", "category", "place"]).to_pydict()
         for why, category, place in zip(*columns.values(), strict=True):
             if why is None:
-                counted.eligible[_name(category, by_category)] += 1
+                counted.eligible[scores.category(category)] += 1
                 continue
             counted.left_out[why] += 1
             places = counted.places.setdefault(why, [])
@@ -201,58 +188,48 @@ def _count(scores: Scores, by_category: bool) -> Counted:
     return counted
 
 
-def _best(scores: Scores, kept: dict[str, int], by_category: bool) -> dict[str, Best]:
+def _best(scores: Scores, kept: dict[str, int]) -> dict[str, Best]:
     streams = {name: BestOfStream(n) for name, n in kept.items()}
     for table in scores.tables():
-        values = torch.from_numpy(
-            np.array(table.column("score").to_numpy(), dtype=np.float64)
-        )
-        rows = torch.from_numpy(np.array(table.column("row").to_numpy()))
-        content = np.array(table.column("content").to_numpy())
-        ties = torch.from_numpy((content >> np.uint64(1)).astype(np.int64))
-        if not by_category:
-            streams[ALL].update(values, ties, rows)
-            continue
-        names = np.array([_name(c, True) for c in table.column("category").to_pylist()])
-        for name in set(names.tolist()) & set(streams):
-            here: Tensor = torch.from_numpy(names == name)
-            streams[name].update(values[here], ties[here], rows[here])
+        columns = [table.column(key).to_numpy() for key in ("score", "content", "row")]
+        categories = table.column("category").to_pylist()
+        names = np.array([scores.category(name) for name in categories])
+        for name, stream in streams.items():
+            here = names == name
+            if here.any():
+                stream.update(*(column[here] for column in columns))
     return {name: stream.best() for name, stream in streams.items()}
 
 
 def _distinct(
-    found: dict[str, Best], wanted: dict[str, int], pool: Pool, similar: float
+    best: dict[str, Best], wanted: dict[str, int], pool: Pool, similar: float
 ) -> tuple[list[Chosen], int]:
     """Take as many of each category as wanted, near copies passed over."""
     chosen: list[Chosen] = []
     n_similar = 0
-    sets = _shingle_sets(found, pool) if similar else {}
-    for name, best in found.items():
-        rows, values = best.rows.tolist(), best.scores.tolist()
-        places: tuple[int, ...] = tuple(range(min(wanted[name], len(rows))))
+    sets: dict[int, frozenset[int]] = {}
+    if similar:
+        candidates = {row for each in best.values() for row in each.rows.tolist()}
+        sets = {
+            row.row: frozenset(map(_hash, shingles(row.prompt, WORDS)))
+            for row in pool.rows(candidates.__contains__)
+        }
+    for name, each in best.items():
+        rows, values = each.rows.tolist(), each.scores.tolist()
+        places: Sequence[int] = range(min(wanted[name], len(rows)))
         if similar:
-            done = distinct([sets[row] for row in rows], wanted[name], similar)
-            places, n_similar = done.kept, n_similar + len(done.passed)
+            places, passed = distinct(
+                [sets[row] for row in rows], wanted[name], similar
+            )
+            n_similar += len(passed)
         chosen += [Chosen(rows[place], values[place], name) for place in places]
     return chosen, n_similar
-
-
-def _shingle_sets(found: dict[str, Best], pool: Pool) -> dict[int, frozenset[int]]:
-    wanted = {row for best in found.values() for row in best.rows.tolist()}
-    return {
-        row.row: frozenset(_hash(gram) for gram in shingles(row.prompt, WORDS))
-        for row in pool.rows(wanted.__contains__)
-    }
 
 
 def _hash(gram: tuple[str, ...]) -> int:
     # Python's own hash of a text differs from process to process.
     digest = hashlib.blake2b("\0".join(gram).encode("utf-8", "surrogatepass"))
     return int.from_bytes(digest.digest()[:8], "big")
-
-
-def _name(category: str | None, by_category: bool) -> str:
-    return (category or "none") if by_category else ALL
 
 
 def _too_few(

@@ -11,7 +11,7 @@ from holdfast.cliff.cliff import RowCliff, row_cliff
 from holdfast.cliff.probe import Probe
 from holdfast.data.chat.conversation import Conversation, build_conversation
 from holdfast.data.chat.template import prompt_token_ids
-from holdfast.data.pool import NO_THINKING, PoolRow, Rendered, render_row
+from holdfast.data.pool import NO_THINKING, PoolRow, render_row
 from holdfast.judges.base import Exchange, Judge, harmful
 from holdfast.judges.rules.rules import judge as by_rules
 from holdfast.judges.verdict import Verdict
@@ -21,29 +21,51 @@ from holdfast.models.hidden_states import project_states, target_losses
 from holdfast.models.model import Adapter
 from holdfast.rollout.prompts import row_seed
 from holdfast.rollout.rows import ATTACK_SUCCESS_OUTCOMES
+from holdfast.study.rows import Int32, UInt64, table_of, table_schema
 
-SCORED = pa.schema(
-    [
-        ("row", pa.int64()),
-        ("place", pa.string()),
-        ("content", pa.uint64()),
-        ("category", pa.string()),
-        ("n_prompt", pa.int32()),
-        ("n_thinking", pa.int32()),
-        ("n_answer", pa.int32()),
-        ("plateau", pa.float64()),
-        ("plateau_max", pa.float64()),
-        ("final", pa.float64()),
-        ("cliff", pa.float64()),
-        ("plateau_logit", pa.float64()),
-        ("final_logit", pa.float64()),
-        ("loss", pa.float64()),
-        ("kind", pa.string()),
-        ("reason", pa.string()),
-    ]
-)
-"""`kind` and `reason` say why a row has no score; both are null for one that has."""
 SHORT = "short thinking"
+NO_ROOM = "without room to answer (--max-answer)"
+
+
+@dataclass(frozen=True)
+class ScoredRow:
+    """The scores of a pool row; `kind` and `reason` say why it has none."""
+
+    row: int
+    place: str
+    content: UInt64
+    category: str | None
+    n_prompt: Int32 | None = None
+    n_thinking: Int32 | None = None
+    n_answer: Int32 | None = None
+    plateau: float | None = None
+    plateau_max: float | None = None
+    final: float | None = None
+    cliff: float | None = None
+    plateau_logit: float | None = None
+    final_logit: float | None = None
+    loss: float | None = None
+    kind: str | None = None
+    reason: str | None = None
+
+
+@dataclass(frozen=True)
+class DrawnRow:
+    """What the model answered to a pool row, and what was made of it."""
+
+    row: int
+    thinking: str | None
+    closed: bool | None
+    forced_close: bool | None
+    answer: str | None
+    outcome: str | None
+    judge_score: float | None
+    judge: str | None
+    flagged: bool | None
+    rules_outcome: str | None
+    # Why the row may not be chosen, if so.
+    draw_kind: str | None
+    draw_reason: str | None
 
 
 @dataclass(frozen=True)
@@ -78,38 +100,27 @@ class PoolScorer:
         self.rules = rules or ScoreRules()
         self.batch_size = batch_size
 
-    def render(self, row: PoolRow) -> Rendered:
-        """Return a row as tokens, or why it is left out."""
-        adapter, system_prompt = self.adapter, self.rules.system_prompt
-        return render_row(
-            row,
-            adapter.tokenizer,
-            adapter.thinking,
-            adapter.max_positions,
-            system_prompt,
-        )
-
     def __call__(self, rows: Sequence[PoolRow]) -> pa.Table:
         """Score rows.
 
-        Returns: A table of `SCORED`, in the order of the rows.
+        Returns: A table of `ScoredRow`, in the order of the rows.
         """
-        rendered = [self.render(row) for row in rows]
-        found = [each.conversation for each in rendered]
-        whole = [conversation for conversation in found if conversation is not None]
-        cliffs = iter(self._cliffs(whole))
-        losses = iter(self._losses(whole))
-        records = []
-        for row, each in zip(rows, rendered, strict=True):
-            record = _blank(row) | {"kind": each.kind, "reason": each.reason}
-            if each.conversation is not None:
-                spans = each.conversation.spans
-                for name, span in zip(_COUNTED, _counted(spans), strict=True):
-                    record[name] = span[1] - span[0]
-                record["loss"] = next(losses)
-                record |= _traced(next(cliffs))
-            records.append(record)
-        return pa.Table.from_pylist(records, schema=SCORED)
+        adapter, system_prompt = self.adapter, self.rules.system_prompt
+        limit, form = adapter.max_positions, adapter.thinking
+        rendered = [
+            render_row(row, adapter.tokenizer, form, limit, system_prompt)
+            for row in rows
+        ]
+        whole = [each.conversation for each in rendered if each.conversation]
+        measured = zip(whole, self._cliffs(whole), self._losses(whole), strict=True)
+        scored = []
+        for row, (conversation, kind, reason) in zip(rows, rendered, strict=True):
+            values: dict[str, Any] = {"kind": kind, "reason": reason}
+            if conversation is not None:
+                values |= _scores(*next(measured))
+            own = row.row, row.place, row.content, row.category
+            scored.append(ScoredRow(*own, **values))
+        return table_of(scored, ScoredRow)
 
     def _cliffs(self, found: Sequence[Conversation]) -> list[RowCliff | None]:
         if self.probe is None:
@@ -146,50 +157,22 @@ class PoolScorer:
         return losses.tolist()
 
 
-_COUNTED = ("n_prompt", "n_thinking", "n_answer")
-
-
-def _counted(spans: Any) -> tuple[tuple[int, int], ...]:
-    return spans.prompt, spans.thinking, spans.answer
-
-
-def _blank(row: PoolRow) -> dict[str, Any]:
-    return {
-        "row": row.row,
-        "place": row.place,
-        "content": row.content,
-        "category": row.category,
+def _scores(
+    conversation: Conversation, cliff: RowCliff | None, loss: float | None
+) -> dict[str, Any]:
+    """Return what a whole row is given, by the fields of `ScoredRow`."""
+    spans = conversation.spans
+    values: dict[str, Any] = {
+        f"n_{name}": end - start
+        for name, (start, end) in spans._asdict().items()
+        if name != "end_template"
     }
-
-
-def _traced(found: RowCliff | None) -> dict[str, Any]:
-    if found is None:
-        return {}
-    values = found._asdict()
-    del values["n_thinking"]
-    if found.reason is not None:
+    values["loss"] = loss
+    if cliff is not None:
+        values = cliff._asdict() | values
         # The final score stands; only the plateau, and so the cliff, is missing.
-        return values | {"kind": SHORT}
+        values["kind"] = None if cliff.reason is None else SHORT
     return values
-
-
-DRAWN = pa.schema(
-    [
-        ("row", pa.int64()),
-        ("thinking", pa.string()),
-        ("closed", pa.bool_()),
-        ("forced_close", pa.bool_()),
-        ("answer", pa.string()),
-        ("outcome", pa.string()),
-        ("judge_score", pa.float64()),
-        ("judge", pa.string()),
-        ("flagged", pa.bool_()),
-        ("rules_outcome", pa.string()),
-        ("draw_kind", pa.string()),
-        ("draw_reason", pa.string()),
-    ]
-)
-NO_ROOM = "without room to answer (--max-answer)"
 
 
 @dataclass(frozen=True)
@@ -208,72 +191,62 @@ class PoolDrawer:
     def __call__(self, rows: Sequence[PoolRow]) -> pa.Table:
         """Answer rows.
 
-        Returns: A table of `DRAWN`, in the order of the rows.
+        Returns: A table of `DrawnRow`, in the order of the rows.
         """
         records: list[dict[str, Any]] = [{"row": row.row} for row in rows]
-        prompts: list[tuple[tuple[int, ...], int]] = []
-        asked = []
-        for place, row in enumerate(rows):
-            ids, kind, reason = self._prompt(row)
-            if ids is None:
-                records[place] |= {"draw_kind": kind, "draw_reason": reason}
+        prompts: dict[int, tuple[tuple[int, ...], int]] = {}
+        for index, row in enumerate(rows):
+            prompt = self._prompt(row)
+            if isinstance(prompt, dict):
+                records[index] |= prompt
             else:
-                prompts.append((ids, row_seed(self.seed, f"{row.content:016x}", 0)))
-                asked.append(place)
-        made = self._draw(prompts)
-        for place, completion in zip(asked, made, strict=True):
-            records[place] |= self._record(rows[place], completion)
-        if self.judge is not None:
-            self._judge(self.judge, rows, records, asked)
-        return pa.Table.from_pylist(records, schema=DRAWN)
-
-    def _prompt(
-        self, row: PoolRow
-    ) -> tuple[tuple[int, ...] | None, str | None, str | None]:
-        """Return the tokens that are there before the model goes on, or why none."""
-        adapter = self.adapter
-        if row.broken is not None:
-            return None, row.broken, "the row's thinking is broken"
-        own = self.own_thinking and adapter.thinking is not None
-        if own and row.thinking is None:
-            return None, NO_THINKING, "the row has no thinking"
-        if own:
-            ids = build_conversation(
-                adapter.tokenizer,
-                row.prompt,
-                row.thinking or "",
-                "",
-                adapter.thinking,
-                self.system_prompt,
-            ).token_ids
-        else:
-            ids = prompt_token_ids(
-                adapter.tokenizer,
-                row.prompt,
-                system_prompt=self.system_prompt,
-                thinking=adapter.thinking,
-            )
-        most = longest_prompt(adapter, self.sampling, thinking_done=self.own_thinking)
-        if len(ids) > most:
-            return None, NO_ROOM, f"{len(ids)} tokens, and at most {most} leave room"
-        return tuple(ids), None, None
-
-    def _draw(self, prompts: Sequence[tuple[tuple[int, ...], int]]) -> list[Completion]:
+                seed = row_seed(self.seed, f"{row.content:016x}", 0)
+                prompts[index] = prompt, seed
+        asked = list(prompts)
         parts = generate(
             self.adapter,
-            prompts,
+            list(prompts.values()),
             self.sampling,
             batch_size=self.batch_size,
             thinking_done=self.own_thinking,
         )
-        found = {each.index: each for part in parts for each in part}
-        return [found[place] for place in range(len(prompts))]
+        for completion in (each for part in parts for each in part):
+            index = asked[completion.index]
+            records[index] |= self._record(rows[index], completion)
+        if self.judge is not None:
+            self._judge(self.judge, rows, records, asked)
+        return pa.Table.from_pylist(records, schema=table_schema(DrawnRow))
+
+    def _prompt(self, row: PoolRow) -> tuple[int, ...] | dict[str, str]:
+        """Return the tokens that are there before the model goes on, or why none."""
+        adapter, tokenizer = self.adapter, self.adapter.tokenizer
+        if row.broken is not None:
+            return _left_out(row.broken, "the row's thinking is broken")
+        if not self.own_thinking or adapter.thinking is None:
+            ids = prompt_token_ids(
+                tokenizer,
+                row.prompt,
+                system_prompt=self.system_prompt,
+                thinking=adapter.thinking,
+            )
+        elif row.thinking is None:
+            return _left_out(NO_THINKING, "the row has no thinking")
+        else:
+            form, system_prompt = adapter.thinking, self.system_prompt
+            ids = build_conversation(
+                tokenizer, row.prompt, row.thinking, "", form, system_prompt
+            ).token_ids
+        most = longest_prompt(adapter, self.sampling, thinking_done=self.own_thinking)
+        if len(ids) > most:
+            reason = f"{len(ids)} tokens, and at most {most} leave room"
+            return _left_out(NO_ROOM, reason)
+        return tuple(ids)
 
     def _record(self, row: PoolRow, made: Completion) -> dict[str, Any]:
         fixed = self.own_thinking
         thinking = row.thinking if fixed else made.thinking
         closed = fixed or made.closed
-        said = by_rules(
+        verdict = by_rules(
             row.prompt,
             made.answer,
             thinking=thinking or None,
@@ -285,10 +258,10 @@ class PoolDrawer:
             "closed": closed,
             "forced_close": made.forced_close,
             "answer": made.answer,
-            "rules_outcome": said.outcome,
+            "rules_outcome": verdict.outcome,
         }
         if not closed:
-            record |= {"draw_kind": NO_THINKING, "draw_reason": "thinking never ended"}
+            record |= _left_out(NO_THINKING, "thinking never ended")
         return record
 
     def _judge(
@@ -316,6 +289,10 @@ class PoolDrawer:
             }
 
 
+def _left_out(kind: str, reason: str) -> dict[str, str]:
+    return {"draw_kind": kind, "draw_reason": reason}
+
+
 def is_flagged(verdict: Verdict) -> bool:
     """Return whether a judge objects to an answer to a harmful request.
 
@@ -328,9 +305,10 @@ def is_flagged(verdict: Verdict) -> bool:
 def with_drawn_thinking(rows: Sequence[PoolRow], drawn: pa.Table) -> list[PoolRow]:
     """Return rows whose thinking is the model's; none where it never ended."""
     columns = drawn.select(["row", "thinking", "draw_kind"]).to_pydict()
-    made = []
-    for row, number, thinking, kind in zip(rows, *columns.values(), strict=True):
-        assert row.row == number
-        usable = thinking if kind is None and (thinking or "").strip() else None
-        made.append(replace(row, thinking=usable))
-    return made
+    assert columns["row"] == [row.row for row in rows]
+    return [
+        replace(row, thinking=thought if not kind and (thought or "").strip() else None)
+        for row, thought, kind in zip(
+            rows, columns["thinking"], columns["draw_kind"], strict=True
+        )
+    ]

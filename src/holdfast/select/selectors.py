@@ -6,12 +6,11 @@ the rows that may still be chosen. Higher is better everywhere; a row without a 
 """
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Final, Literal, NamedTuple
 
-import torch
-from jaxtyping import Float, Int
-from torch import Tensor
+import numpy as np
+from jaxtyping import Float, Int, Integer
 
 from holdfast.errors import SettingsError
 
@@ -21,19 +20,13 @@ _COMPACT_AT: Final = 2
 
 
 class Best(NamedTuple):
-    """The best rows of a stream.
+    """The best rows of a stream."""
 
-    Attributes:
-        rows: Their numbers, the best first.
-        scores: Their scores.
-        n_scored: Rows with a score, chosen or not.
-        n_tied: Rows that were left out with the very score of the last one kept;
-            only the tie key decided against them.
-    """
-
-    rows: Int[Tensor, "example"]
-    scores: Float[Tensor, "example"]
-    n_scored: int
+    rows: Int[np.ndarray, "example"]  # Their numbers, the best first.
+    scores: Float[np.ndarray, "example"]
+    n_scored: int  # Rows with a score, chosen or not.
+    # Rows that were left out with the very score of the last one kept; only the tie
+    # key decided against them.
     n_tied: int
 
 
@@ -45,23 +38,19 @@ class BestOfStream:
     """
 
     def __init__(self, n: int) -> None:
-        """Start empty.
-
-        Args:
-            n: How many rows to keep.
-        """
+        """Start empty; `n` rows are kept at most."""
         self._n = n
-        self._scores = torch.zeros(0, dtype=torch.float64)
-        self._ties = torch.zeros(0, dtype=torch.int64)
-        self._rows = torch.zeros(0, dtype=torch.int64)
+        self._scores = np.zeros(0)
+        self._ties = np.zeros(0, np.uint64)
+        self._rows = np.zeros(0, np.int64)
         self._n_scored = self._n_tied = 0
         self._last = math.inf
 
     def update(
         self,
-        scores: Float[Tensor, "example"],
-        ties: Int[Tensor, "example"],
-        rows: Int[Tensor, "example"],
+        scores: Float[np.ndarray, "example"],
+        ties: Integer[np.ndarray, "example"],
+        rows: Int[np.ndarray, "example"],
     ) -> None:
         """Take a part of the stream.
 
@@ -70,11 +59,11 @@ class BestOfStream:
             ties: Key that decides among equal scores, such as a content hash.
             rows: Number of each row.
         """
-        scored = ~torch.isnan(scores)
+        scored = ~np.isnan(scores)
         self._n_scored += int(scored.sum())
-        self._scores = torch.cat([self._scores, scores[scored].double()])
-        self._ties = torch.cat([self._ties, ties[scored]])
-        self._rows = torch.cat([self._rows, rows[scored]])
+        self._scores = np.concatenate([self._scores, scores[scored]])
+        self._ties = np.concatenate([self._ties, ties[scored].astype(np.uint64)])
+        self._rows = np.concatenate([self._rows, rows[scored]])
         if len(self._rows) > _COMPACT_AT * self._n + 1024:
             self._compact()
 
@@ -84,13 +73,11 @@ class BestOfStream:
         return Best(self._rows, self._scores, self._n_scored, self._n_tied)
 
     def _compact(self) -> None:
-        # Stable sorts from the least key to the first one.
-        order = torch.argsort(self._rows)
-        for keys in (self._ties, -self._scores):
-            order = order[torch.argsort(keys[order], stable=True)]
-        scores = self._scores[order]
+        # The last key sorts first.
+        order = np.lexsort((self._rows, self._ties, -self._scores))
         if len(order) > self._n:
             # Nothing that was let go before can equal a bar that has risen since.
+            scores = self._scores[order]
             last = float(scores[self._n - 1]) if self._n else math.inf
             before = self._n_tied if last == self._last else 0
             self._n_tied = before + int((scores[self._n :] == last).sum())
@@ -221,10 +208,6 @@ def holm(p_values: Sequence[float]) -> tuple[float, ...]:
     return tuple(adjusted)
 
 
-def uniform_scores(hashes: Iterable[int]) -> Float[Tensor, "example"]:
-    """Return scores in [0, 1) from 64-bit hashes: a random order that can be redone.
-
-    Args:
-        hashes: Integers from 0 to 2**64 - 1.
-    """
-    return torch.tensor([value / 2**64 for value in hashes], dtype=torch.float64)
+def uniform_score(value: int) -> float:
+    """Return a score in [0, 1) from a 64-bit hash: a random order that stays."""
+    return value / 2**64

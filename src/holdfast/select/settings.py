@@ -5,7 +5,7 @@ from typing import Annotated, Literal
 
 from holdfast.errors import SettingsError
 from holdfast.flags import Prompting, Sampling, Texts
-from holdfast.ranges import require_numbers
+from holdfast.ranges import at_least, flag_of, require_numbers
 from holdfast.rollout.settings import parse_columns
 
 By = Literal[
@@ -97,16 +97,13 @@ class SelectSettings:
         """Refuse what cannot be meant."""
         require_numbers(self)
         for name in ("shard_rows", "min_thinking", "max_answer"):
-            _check(getattr(self, name) >= 1, name, "of 1 or more", getattr(self, name))
-        _check(
-            self.max_thinking >= 0, "max_thinking", "of 0 or more", self.max_thinking
-        )
-        _check(0 <= self.similar <= 1, "similar", "from 0 to 1", self.similar)
-        if self.temperature is not None:
-            _check(
-                self.temperature >= 0, "temperature", "of 0 or more", self.temperature
-            )
-        _check(self.part() is not None, "shard", "i/n with i from 1 to n", self.shard)
+            at_least(flag_of(name), getattr(self, name), 1)
+        at_least("--max-thinking", self.max_thinking, 0)
+        at_least("--temperature", self.temperature, 0)
+        if not 0 <= self.similar <= 1:
+            found = str(self.similar)
+            raise SettingsError("--similar from 0 to 1", found, "Choose another.")
+        self.part()
         self.columns()
         self.rows_of(100)
 
@@ -136,15 +133,19 @@ class SelectSettings:
             "Write 700 or 1.7%.",
         )
 
-    def part(self) -> tuple[int, int] | None:
-        """Return which part of how many, counted from 0; None for nonsense."""
+    def part(self) -> tuple[int, int]:
+        """Return which part of how many, counted from 0.
+
+        Raises:
+            SettingsError: If it is not one of so many parts.
+        """
         if self.shard is None:
             return 0, 1
-        first, slash, second = self.shard.partition("/")
-        if not (slash and first.isdigit() and second.isdigit()):
-            return None
-        place, parts = int(first), int(second)
-        return (place - 1, parts) if 1 <= place <= parts else None
+        first, _, second = self.shard.partition("/")
+        if first.isdigit() and second.isdigit() and 1 <= int(first) <= int(second):
+            return int(first) - 1, int(second)
+        what = "--shard i/n with i from 1 to n"
+        raise SettingsError(what, self.shard, "Choose another.")
 
     def columns(self) -> dict[str, str]:
         """Return the column of each field that has one.
@@ -160,9 +161,3 @@ class SelectSettings:
         return (
             self.by in NEEDS_ANSWER or self.flagged_only or self.thinking_of == "model"
         )
-
-
-def _check(holds: bool, name: str, what: str, found: object) -> None:
-    if not holds:
-        flag = "--" + name.replace("_", "-")
-        raise SettingsError(f"{flag} {what}", str(found), "Choose another.")

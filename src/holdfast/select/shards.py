@@ -10,7 +10,7 @@ import time
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import pyarrow as pa
 
@@ -28,26 +28,12 @@ from holdfast.study import (
 )
 
 WAIT_SECONDS = 0.5
-
-
-class Share(NamedTuple):
-    """Which shards this process works on: every `parts`-th, from `place` on."""
-
-    place: int = 0
-    parts: int = 1
-
-    def __contains__(self, index: object) -> bool:
-        """Return whether a shard is among them."""
-        return isinstance(index, int) and index % self.parts == self.place
+Work = Callable[[int, list[PoolRow]], pa.Table]
+"""From the number and the rows of a shard to its table."""
 
 
 class ShardFolder:
-    """The finished shards of one pass over a pool.
-
-    Attributes:
-        folder: Where they lie.
-        n_shards: How many there are when all are done.
-    """
+    """The finished shards of one pass over a pool."""
 
     def __init__(
         self, root: Path, name: str, key: Any, n_rows: int, shard_rows: int
@@ -87,24 +73,27 @@ class ShardFolder:
     def fill(
         self,
         pool: Pool,
-        work: Callable[[int, list[PoolRow]], pa.Table],
-        share: Share,
+        work: Work,
+        part: tuple[int, int],
         progress: Progress,
         label: str,
     ) -> None:
-        """Work on every shard that is not done, until all of the share are."""
-        own = [index for index in range(self.n_shards) if index in share]
-        for index in [index for index in own if self.is_done(index)]:
-            self._look_at(index, progress)
+        """Work on the shards of a part that are not done, until all of them are.
+
+        `part`: The first shard, and in which steps the others follow.
+        """
+        own = range(part[0], self.n_shards, part[1])
+        for index in own:
+            if self.is_done(index):
+                self._look_at(index, progress)
         self._describe()
         with progress.track(label, len(own)) as advance:
             seen: set[int] = set()
             while True:
                 before = len(seen)
-                for index in [index for index in own if self.is_done(index)]:
-                    if index not in seen:
-                        seen.add(index)
-                        advance(1)
+                finished = {index for index in own if self.is_done(index)} - seen
+                seen |= finished
+                advance(len(finished))
                 if len(seen) == len(own):
                     return
                 free = {i for i in own if i not in seen and self._is_free(i)}
@@ -117,7 +106,7 @@ class ShardFolder:
     def _pass(
         self,
         pool: Pool,
-        work: Callable[[int, list[PoolRow]], pa.Table],
+        work: Work,
         free: set[int],
         seen: set[int],
         advance: Callable[[int], None],

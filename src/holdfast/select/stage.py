@@ -1,42 +1,41 @@
 """Score every row of a pool and choose the few that are worth training on."""
 
 import json
-from collections.abc import Iterable
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
 import pyarrow.parquet as pq
 
-from holdfast.cliff.probe import Probe
 from holdfast.cliff.probe_files import read_direction
 from holdfast.data.chat.rendering import rendering_record
-from holdfast.data.pool import OWN, Pool
-from holdfast.judges.base import Judge
+from holdfast.data.pool import OWN, Pool, PoolRow
+from holdfast.errors import SettingsError
 from holdfast.judges.calibration import identity_record
 from holdfast.judges.choose import open_judge
 from holdfast.judges.settings import JudgeFlags
-from holdfast.models.decoding.row_state import Sampling
 from holdfast.rollout.questions import resolve_sampling
 from holdfast.rollout.session import Session
 from holdfast.rollout.settings import RolloutSettings
-from holdfast.select.checks import (
-    budget_in_rows,
-    check_direction,
-    check_output,
-    scores_root,
-)
 from holdfast.select.choice import Scores, Selection, choose_rows
 from holdfast.select.scores import (
-    DRAWN,
+    DrawnRow,
     PoolDrawer,
     PoolScorer,
     ScoreRules,
     with_drawn_thinking,
 )
-from holdfast.select.settings import SelectSettings
-from holdfast.select.shards import ShardFolder, Share
-from holdfast.study import atomic_file, atomic_write_json, file_sha256, fingerprint
+from holdfast.select.settings import NEEDS_PROBE, SelectSettings
+from holdfast.select.shards import ShardFolder, Work
+from holdfast.study import (
+    atomic_file,
+    atomic_write_json,
+    file_sha256,
+    fingerprint,
+    require_place,
+)
+from holdfast.study.rows import table_schema
 
 FORMAT = "holdfast-selection/1"
 
@@ -65,11 +64,9 @@ def run(
         TooFewExamplesError: If too few rows may be chosen; their scores are kept.
     """
     pool = Pool(settings.pool, settings.columns())
-    check_output(output, pool)
-    n_rows = pool.survey.n_rows
-    budget = budget_in_rows(settings, n_rows)
-    check_direction(settings)
-    scores = _score(settings, flags, session, pool, scores_root(settings, output))
+    _check(settings, output, pool)
+    budget = settings.rows_of(pool.survey.n_rows)
+    scores = _score(settings, flags, session, pool, output)
     n_done, n_shards = len(scores.scored.done()), scores.scored.n_shards
     if settings.shard is not None:
         session.progress.say(f"{n_done} of {n_shards} shards are scored.")
@@ -81,19 +78,49 @@ def run(
     return record
 
 
+def _check(settings: SelectSettings, output: Path, pool: Pool) -> None:
+    """Refuse, before anything is scored, what cannot be chosen or written."""
+    if output.suffix.lower() != ".jsonl":
+        # The record and the table are named after it, and `finetune` reads it.
+        raise SettingsError(
+            "-o with the name of a .jsonl file",
+            f"`{output.name}`",
+            f"Write -o {output.stem}.jsonl.",
+        )
+    require_place(output, folder=False)
+    if output.resolve() in [path.resolve() for path in pool.files]:
+        raise SettingsError(
+            "-o beside the pool", "a file of the pool itself", "Choose another name."
+        )
+    n_rows = pool.survey.n_rows
+    if settings.rows_of(n_rows) > n_rows:
+        raise SettingsError(
+            f"a --budget of at most {n_rows} rows, which is the whole pool",
+            settings.budget,
+            "Choose fewer.",
+        )
+    if settings.by in NEEDS_PROBE and settings.direction is None:
+        raise SettingsError(
+            f"a probe to select by {settings.by}",
+            "no --direction",
+            "Name a study of this model that has one: `holdfast audit MODEL -o STUDY`, "
+            "then --direction STUDY.",
+        )
+
+
 def _score(
     settings: SelectSettings,
     flags: JudgeFlags,
     session: Session,
     pool: Pool,
-    root: Path,
+    output: Path,
 ) -> Scores:
     """Run the passes that the selector needs; finished shards are not run again."""
     adapter = session.adapter
     identity = adapter.identity
-    found = None
+    direction = None
     if settings.direction is not None:
-        found = read_direction(settings.direction, identity)
+        direction = read_direction(settings.direction, identity)
     n_rows, sha256 = pool.survey
     base = {
         "pool": sha256,
@@ -107,48 +134,50 @@ def _score(
         "rendering": rendering_record(adapter.tokenizer),
         "format": adapter.thinking and asdict(adapter.thinking),
     }
-    share = Share(*(settings.part() or (0, 1)))
+    root = output.with_suffix(".scores")
+    if settings.scores is not None:
+        root = Path(settings.scores).expanduser()
+
+    def filled(name: str, key: dict[str, Any], work: Work, label: str) -> ShardFolder:
+        folder = ShardFolder(root, name, base | key, n_rows, settings.shard_rows)
+        folder.fill(pool, work, settings.part(), session.progress, label)
+        return folder
+
     drawn = None
     if settings.needs_answer:
-        drawn = _draw(settings, flags, session, (root, base, n_rows), pool, share)
+        drawer, key = _drawer(settings, flags, session)
+        label = "Drawing answers, by shards"
+        drawn = filled("drawn", key, lambda _, rows: drawer(rows), label)
     rules = ScoreRules(
         settings.plateau,
         settings.min_thinking,
         settings.by == "loss",
         settings.system_prompt,
     )
-    by_model = settings.thinking_of == "model"
-    key = base | {
-        "rules": asdict(rules),
-        "probe": found and found.sha256,
-        "drawn": drawn.fingerprint if drawn and by_model else None,
-    }
-    scored = ShardFolder(root, "scores", key, n_rows, settings.shard_rows)
-    probe: Probe | None = found and found.probe
+    thinking = drawn if settings.thinking_of == "model" else None
+    probe = direction and direction.probe
     scorer = PoolScorer(adapter, probe, rules, session.batch_size)
 
-    def work(index: int, rows: list[Any]) -> Any:
-        if drawn is not None and by_model:
-            rows = with_drawn_thinking(rows, drawn.read(index))
+    def work(index: int, rows: list[PoolRow]) -> pa.Table:
+        if thinking is not None:
+            rows = with_drawn_thinking(rows, thinking.read(index))
         return scorer(rows)
 
-    scored.fill(pool, work, share, session.progress, "Scoring shards")
-    return Scores(settings, scored, drawn)
+    key = {
+        "rules": asdict(rules),
+        "probe": direction and direction.sha256,
+        "drawn": thinking and thinking.fingerprint,
+    }
+    return Scores(settings, filled("scores", key, work, "Scoring shards"), drawn)
 
 
-def _draw(
-    settings: SelectSettings,
-    flags: JudgeFlags,
-    session: Session,
-    where: tuple[Path, dict[str, Any], int],
-    pool: Pool,
-    share: Share,
-) -> ShardFolder:
-    """Have the model answer every row, and a judge look at the answers."""
-    root, base, n_rows = where
-    judge: Judge = open_judge(flags.opened())
+def _drawer(
+    settings: SelectSettings, flags: JudgeFlags, session: Session
+) -> tuple[PoolDrawer, dict[str, Any]]:
+    """Return what answers rows and has them judged, and what its answers depend on."""
+    judge = open_judge(flags.opened())
     own = settings.thinking_of == "own"
-    sampling: Sampling = resolve_sampling(
+    sampling = resolve_sampling(
         session.adapter,
         RolloutSettings(
             temperature=settings.temperature,
@@ -156,14 +185,13 @@ def _draw(
             max_answer=settings.max_answer,
         ),
     )
-    key = base | {
+    key = {
         "sampling": asdict(sampling),
         # Greedy answers are the same under every seed, and need not be drawn again.
         "seed": settings.seed if sampling.temperature > 0 else None,
         "judge": identity_record(judge.identity),
-        "columns": DRAWN.names,
+        "columns": table_schema(DrawnRow).names,
     }
-    folder = ShardFolder(root, "drawn", key, n_rows, settings.shard_rows)
     drawer = PoolDrawer(
         session.adapter,
         sampling,
@@ -173,14 +201,7 @@ def _draw(
         settings.seed,
         session.batch_size,
     )
-    folder.fill(
-        pool,
-        lambda index, rows: drawer(rows),
-        share,
-        session.progress,
-        "Drawing answers, by shards",
-    )
-    return folder
+    return drawer, key
 
 
 def _write(
@@ -194,54 +215,32 @@ def _write(
         writer = None
         for table in scores.tables():
             rows = table.column("row").to_pylist()
-            ranks = [rank.get(row) for row in rows]
-            table = table.append_column("rank", [ranks])
+            # Typed, since a shard may have no chosen row.
+            ranks = pa.array([rank.get(row) for row in rows], pa.int64())
+            table = table.append_column("rank", ranks)
             if scores.settings.thinking_of == "model":
-                drawn = table.column("thinking").to_pylist()
-                thoughts |= {
-                    row: thought
-                    for row, thought in zip(rows, drawn, strict=True)
-                    if row in rank
-                }
-            # One schema for all shards: a shard may have no chosen row.
-            table = table.cast(_schema(table))
+                drawn = zip(rows, table.column("thinking").to_pylist(), strict=True)
+                thoughts |= {row: thought for row, thought in drawn if row in rank}
             writer = writer or pq.ParquetWriter(handle, table.schema)
             writer.write_table(table)
         if writer is not None:
             writer.close()
     with atomic_file(output) as handle:
-        for line in _lines(pool, selection, rank, thoughts, scores.settings.by):
-            handle.write(line)
+        # The chosen rows as they were, in the order of the pool.
+        for row in pool.rows(rank.__contains__):
+            place = rank[row.row]
+            own: dict[str, Any] = {"row": row.row, "by": scores.settings.by}
+            own |= {"rank": place, "score": selection.chosen[place].score}
+            if row.row in thoughts:
+                own["thinking"] = thoughts[row.row]
+            cells = dict(row.cells) | {OWN: own}
+            text = json.dumps(cells, ensure_ascii=False, default=str)
+            handle.write(text.encode() + b"\n")
     return {
         "output": str(output),
         "output_sha256": file_sha256(output),
         "table": str(table_path),
     }
-
-
-def _schema(table: Any) -> Any:
-    import pyarrow as pa
-
-    place = table.schema.get_field_index("rank")
-    return table.schema.set(place, pa.field("rank", pa.int64()))
-
-
-def _lines(
-    pool: Pool,
-    selection: Selection,
-    rank: dict[int, int],
-    thoughts: dict[int, str],
-    by: str,
-) -> Iterable[bytes]:
-    """Yield the chosen rows as they were, in the order of the pool."""
-    for row in pool.rows(rank.__contains__):
-        place = rank[row.row]
-        own = {"row": row.row, "by": by, "rank": place}
-        own |= {"score": selection.chosen[place].score}
-        if row.row in thoughts:
-            own["thinking"] = thoughts[row.row]
-        text = json.dumps(dict(row.cells) | {OWN: own}, ensure_ascii=False, default=str)
-        yield text.encode() + b"\n"
 
 
 def _record(
@@ -252,8 +251,7 @@ def _record(
     selection: Selection,
 ) -> dict[str, Any]:
     counted = selection.counted
-    last = selection.chosen[-1].score
-    made = {
+    record = {
         "format": FORMAT,
         "model": session.model_record(),
         "pool": {"source": Path(settings.pool).name, **pool.survey._asdict()},
@@ -267,13 +265,13 @@ def _record(
         },
         "forced_close": scores.forced(),
         "chosen": len(selection.chosen),
-        "threshold": last,
+        "threshold": selection.chosen[-1].score,
         "tied_and_left_out": selection.n_tied,
         "near_copies_passed_over": selection.n_similar,
     }
     if settings.quota != "none":
-        made["by_category"] = {
+        record["by_category"] = {
             name: sum(each.category == name for each in selection.chosen)
             for name in counted.eligible
         }
-    return made | {"fingerprint": fingerprint(made)}
+    return record | {"fingerprint": fingerprint(record)}

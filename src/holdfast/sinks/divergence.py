@@ -14,7 +14,6 @@ from torch import Tensor
 from holdfast.errors import InputError
 from holdfast.stats.bootstrap import (
     LEVEL,
-    N_RESAMPLES,
     Estimate,
     bootstrap,
     bootstrap_differences,
@@ -245,7 +244,7 @@ def _by_chance(
     centre = divergence(torch.ones(1, n, dtype=torch.float64))
     drawn = [
         divergence(weights) - centre
-        for weights in resamples_of(indices, n_clusters, generator, N_RESAMPLES)
+        for weights in resamples_of(indices, n_clusters, generator)
     ]
     replicates = torch.cat(drawn)
     counts = (replicates > 0).double().sum(1)[~replicates.isnan().any(1)]

@@ -12,8 +12,6 @@ from torch import Tensor
 
 from holdfast.errors import InputError
 from holdfast.stats.bootstrap import (
-    LEVEL,
-    N_RESAMPLES,
     Estimate,
     bootstrap,
     check_lengths,
@@ -25,13 +23,10 @@ def confusion(
 ) -> Int[Tensor, "label label"]:
     """Count how often each pair of labels was given.
 
-    Args:
-        first: Labels by one rater, one per row.
-        second: Labels by the other.
-        labels: All labels there are, in the order of the table.
-
-    Returns:
-        Counts; the first rater is down, the second across.
+    `first`: Labels by one rater, one per row.
+    `second`: Labels by the other.
+    `labels`: All labels there are, in the order of the table.
+    Returns: Counts; the first rater is down, the second across.
 
     Raises:
         InputError: If the raters have different numbers of rows, or a label is not
@@ -57,9 +52,6 @@ def kappa(
     second: Sequence[str],
     clusters: Sequence[str],
     generator: torch.Generator,
-    *,
-    n_resamples: int = N_RESAMPLES,
-    level: float = LEVEL,
 ) -> Estimate:
     """Return Cohen's kappa with an interval over base requests.
 
@@ -67,23 +59,14 @@ def kappa(
     chance. It is undefined where both raters give one and the same label to all
     rows, and then says so rather than "perfect".
 
-    Args:
-        first: Labels by one rater, one per row.
-        second: Labels by the other.
-        clusters: The base request of each row.
-        generator: Source of randomness, on the CPU.
-        n_resamples: Resamples to draw.
-        level: Coverage that is aimed at.
-
-    Returns:
-        The estimate, or the reason why there is none.
+    `first`: Labels by one rater, one per row.
+    `second`: Labels by the other.
+    Returns: The estimate, or the reason why there is none.
 
     Raises:
         InputError: If the three have different lengths.
-
-    Source:
-        Cohen, "A coefficient of agreement for nominal scales", Educational and
-        Psychological Measurement 20 (1960).
+    Source: Cohen, "A coefficient of agreement for nominal scales", Educational and
+    Psychological Measurement 20 (1960).
     """
     check_lengths(len(first), second, clusters)
     labels = sorted({*first, *second})
@@ -100,9 +83,7 @@ def kappa(
         safe = torch.where(room > 1e-12, room, torch.ones_like(room))
         return torch.where(room > 1e-12, (observed - expected) / safe, nothing)
 
-    return bootstrap(
-        statistic, clusters, generator, n_resamples=n_resamples, level=level
-    )
+    return bootstrap(statistic, clusters, generator)
 
 
 def _one_hot(rows: Sequence[str], labels: Sequence[str]) -> Float[Tensor, "_ label"]:

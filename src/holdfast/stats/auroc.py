@@ -5,16 +5,15 @@ from collections.abc import Sequence
 import torch
 from jaxtyping import Bool, Float
 from scipy.optimize import brentq
-from scipy.stats import norm
 from torch import Tensor
 
 from holdfast.stats.bootstrap import (
-    LEVEL,
-    N_RESAMPLES,
     Estimate,
+    Z,
     bootstrap,
     check_lengths,
     cluster_indices,
+    include,
     require_width,
     undefined,
 )
@@ -23,12 +22,9 @@ from holdfast.stats.bootstrap import (
 def auroc(scores: Float[Tensor, "example"], labels: Bool[Tensor, "example"]) -> float:
     """Return the chance that a positive scores above a negative; ties count half.
 
-    Args:
-        scores: One score a row, higher for the positive class.
-        labels: True for the positive class.
-
-    Returns:
-        The area under the ROC curve, NaN when a class is empty.
+    `scores`: One score a row, higher for the positive class.
+    `labels`: True for the positive class.
+    Returns: The area under the ROC curve, NaN when a class is empty.
     """
     weights = torch.ones(1, len(scores), dtype=torch.float64)
     wins, pairs = _wins(weights, scores.detach().double().cpu(), labels.cpu())
@@ -40,27 +36,18 @@ def auroc_interval(
     labels: Bool[Tensor, "example"],
     clusters: Sequence[str],
     generator: torch.Generator,
-    n_resamples: int = N_RESAMPLES,
 ) -> Estimate:
     """Return the AUROC with an interval over base requests.
 
-    Args:
-        scores: One score a row, higher for the positive class.
-        labels: True for the positive class.
-        clusters: The base request of each row.
-        generator: Source of randomness, on the CPU.
-        n_resamples: Resamples to draw.
-
-    Returns:
-        The estimate. Where the bootstrap touches 0 or 1 it is widened by the score
-        interval for AUROC, so that perfect separation is no certainty.
-
-    Source:
-        Method 5 of Newcombe, Statistics in Medicine 25 (2006), 559-573, for the
-        widening, with the number of requests in each class.
+    `scores`: One score a row, higher for the positive class.
+    `labels`: True for the positive class.
+    Returns: The estimate. Where the bootstrap touches 0 or 1 it is widened by the score
+    interval for AUROC, so that perfect separation is no certainty.
+    Source: Method 5 of Newcombe, Statistics in Medicine 25 (2006), 559-573, for the
+    widening, with the number of requests in each class.
     """
     strata = [""] * len(clusters)
-    return stratified_auroc(scores, labels, strata, clusters, generator, n_resamples)
+    return stratified_auroc(scores, labels, strata, clusters, generator)
 
 
 def stratified_auroc(
@@ -69,20 +56,15 @@ def stratified_auroc(
     strata: Sequence[str],
     clusters: Sequence[str],
     generator: torch.Generator,
-    n_resamples: int = N_RESAMPLES,
 ) -> Estimate:
     """Return the AUROC over pairs within strata, with an interval.
 
     A score that only tells the strata apart (the wrapper, the topic) gets 0.5, since
     no pair ever spans two of them. Each stratum weighs as its pairs do.
 
-    Args:
-        scores: One score a row, higher for the positive class.
-        labels: True for the positive class.
-        strata: What to hold fixed, one name a row.
-        clusters: The base request of each row.
-        generator: Source of randomness, on the CPU.
-        n_resamples: Resamples to draw.
+    `scores`: One score a row, higher for the positive class.
+    `labels`: True for the positive class.
+    `strata`: What to hold fixed, one name a row.
     """
     check_lengths(len(scores), labels, strata, clusters)
     column, positive = scores.detach().double().cpu(), labels.cpu()
@@ -99,7 +81,7 @@ def stratified_auroc(
         wins, pairs = zip(*parts, strict=True)
         return torch.stack(wins).sum(0) / torch.stack(pairs).sum(0)
 
-    found = bootstrap(statistic, clusters, generator, n_resamples=n_resamples)
+    found = bootstrap(statistic, clusters, generator)
     used = torch.cat(mixed).tolist()
     found = found._replace(n=len(used))
     if found.value is None or found.low is None or found.high is None:
@@ -110,8 +92,7 @@ def stratified_auroc(
         len({clusters[row] for row in used if bool(positive[row]) is side})
         for side in (True, False)
     ]
-    low, high = _auroc_bounds(found.value, counts[0], counts[1])
-    return found._replace(low=min(found.low, low), high=max(found.high, high))
+    return include(found, _auroc_bounds(found.value, *counts))
 
 
 def auroc_difference(
@@ -120,21 +101,14 @@ def auroc_difference(
     labels: Bool[Tensor, "example"],
     clusters: Sequence[str],
     generator: torch.Generator,
-    n_resamples: int = N_RESAMPLES,
 ) -> Estimate:
     """Return how far the AUROC of one score exceeds that of another on the same rows.
 
-    Args:
-        first: One score a row, higher for the positive class.
-        second: Another score of the same rows.
-        labels: True for the positive class.
-        clusters: The base request of each row.
-        generator: Source of randomness, on the CPU.
-        n_resamples: Resamples to draw; each is drawn for both scores at once.
-
-    Returns:
-        The estimate; undefined with one class alone, or where both scores put all
-        rows in the same order, since resampling shows no spread then.
+    `first`: One score a row, higher for the positive class.
+    `second`: Another score of the same rows.
+    `labels`: True for the positive class.
+    Returns: The estimate; undefined with one class alone, or where both scores put all
+    rows in the same order, since resampling shows no spread then.
     """
     check_lengths(len(first), second, labels, clusters)
     columns = [each.detach().double().cpu() for each in (first, second)]
@@ -145,7 +119,7 @@ def auroc_difference(
         areas = [wins / pairs for wins, pairs in parts]
         return areas[0] - areas[1]
 
-    found = bootstrap(statistic, clusters, generator, n_resamples=n_resamples)
+    found = bootstrap(statistic, clusters, generator)
     return require_width(found)
 
 
@@ -165,13 +139,12 @@ def _auroc_bounds(
     value: float, n_positive: int, n_negative: int
 ) -> tuple[float, float]:
     """Solve for the AUROCs whose standard error just reaches `value`."""
-    z = float(norm.ppf(1 - (1 - LEVEL) / 2))
     extra = (n_positive + n_negative) / 2 - 1
 
     def excess(theta: float) -> float:
         unequal = (1 - theta) / (2 - theta) + theta / (1 + theta)
         variance = theta * (1 - theta) * (1 + extra * unequal)
-        return (theta - value) ** 2 - z * z * variance / (n_positive * n_negative)
+        return (theta - value) ** 2 - Z * Z * variance / (n_positive * n_negative)
 
     # At 0 and 1 the equation has a second root, the value itself: step off it.
     low = 0.0 if value <= 0 else float(brentq(excess, 0.0, min(value, 1 - 1e-9)))

@@ -20,12 +20,15 @@ from holdfast.errors import InputError
 
 N_RESAMPLES = 1000
 LEVEL = 0.95
+Z = float(norm.ppf(1 - (1 - LEVEL) / 2))
 MAX_UNDEFINED = 0.1
 """Share of resamples in which a statistic may be undefined (say, one class only)."""
 MAX_WEIGHTS = 4_000_000
 WeightedStatistic = Callable[[Tensor], Tensor]
 """Takes how often each example counts, `[resample, example]` in float64, and returns
 the statistic of each resample, `[resample]`, NaN where it is undefined."""
+Draws = Callable[[str], torch.Generator]
+"""From the name of a figure to a source of randomness of its own, on the CPU."""
 
 
 class Estimate(NamedTuple):
@@ -60,29 +63,17 @@ def bootstrap(
     statistic: WeightedStatistic,
     clusters: Sequence[str],
     generator: torch.Generator,
-    *,
-    n_resamples: int = N_RESAMPLES,
-    level: float = LEVEL,
 ) -> Estimate:
     """Estimate a weighted statistic with an expanded percentile interval.
 
     The percentiles are moved outwards as a t interval would be for the number of
     clusters; the plain percentile interval is too narrow when there are few.
 
-    Args:
-        statistic: The statistic as a function of how often each example counts.
-        clusters: The base request of each example.
-        generator: Source of randomness, on the CPU.
-        n_resamples: Resamples to draw.
-        level: Coverage that is aimed at.
-
-    Returns:
-        The estimate, or the reason why there is none: no rows, one cluster only,
-        or a statistic that is undefined on the data or in too many resamples.
-
-    Source:
-        Expanded percentile interval of https://arxiv.org/abs/1411.5279, section 4.1,
-        with clusters where the paper has observations.
+    `statistic`: The statistic as a function of how often each example counts.
+    Returns: The estimate, or the reason why there is none: no rows, one cluster only,
+    or a statistic that is undefined on the data or in too many resamples.
+    Source: Expanded percentile interval of https://arxiv.org/abs/1411.5279, section
+    4.1, with clusters where the paper has observations.
     """
     n = len(clusters)
     if n == 0:
@@ -94,53 +85,14 @@ def bootstrap(
     if n_clusters < 2:
         return undefined(n, "one base request alone gives no interval")
     draws = [
-        statistic(weights)
-        for weights in resamples_of(indices, n_clusters, generator, n_resamples)
+        statistic(weights) for weights in resamples_of(indices, n_clusters, generator)
     ]
     replicates = torch.cat(draws)
     replicates = replicates[~torch.isnan(replicates)]
-    if len(replicates) < (1 - MAX_UNDEFINED) * n_resamples:
+    if len(replicates) < (1 - MAX_UNDEFINED) * N_RESAMPLES:
         return undefined(n, "too few base requests in one class for an interval")
-    low, high = percentiles_of(replicates, n_clusters, level).tolist()
+    low, high = percentiles_of(replicates, n_clusters).tolist()
     return Estimate(value, min(low, value), max(high, value), n)
-
-
-def cluster_bootstrap(
-    values: Float[Tensor, "example"],
-    clusters: Sequence[str],
-    statistic: Callable[[Float[Tensor, "_"]], float],
-    generator: torch.Generator,
-    *,
-    n_resamples: int = N_RESAMPLES,
-    level: float = LEVEL,
-) -> Estimate:
-    """Estimate any statistic of one column of values.
-
-    For means, rates, AUROC and correlation there are faster functions in
-    `holdfast.stats.rates`.
-
-    Args:
-        values: One number per row.
-        clusters: The base request of each row.
-        statistic: Function of the (resampled) values; NaN where undefined.
-        generator: Source of randomness, on the CPU.
-        n_resamples: Resamples to draw.
-        level: Coverage that is aimed at.
-
-    Returns:
-        The estimate, as `bootstrap` gives it.
-    """
-    check_lengths(len(values), clusters)
-    column = values.detach().double().cpu()
-
-    def weighted(weights: Tensor) -> Tensor:
-        drawn = [column.repeat_interleave(row.long()) for row in weights]
-        found = [float(statistic(row)) for row in drawn]
-        return torch.tensor(found, dtype=torch.float64)
-
-    return bootstrap(
-        weighted, clusters, generator, n_resamples=n_resamples, level=level
-    )
 
 
 def cluster_indices(clusters: Sequence[str]) -> tuple[Int[Tensor, "example"], int]:
@@ -166,21 +118,21 @@ def check_lengths(n_rows: int, *columns: Sequence[object] | Tensor) -> None:
 
 
 def resamples_of(
-    indices: Tensor, n_clusters: int, generator: torch.Generator, n_resamples: int
+    indices: Tensor, n_clusters: int, generator: torch.Generator
 ) -> Iterator[Tensor]:
     """Yield blocks of `[resample, example]` counts, small enough for memory."""
     block = max(1, MAX_WEIGHTS // max(len(indices), n_clusters))
-    for start in range(0, n_resamples, block):
-        rows = min(block, n_resamples - start)
+    for start in range(0, N_RESAMPLES, block):
+        rows = min(block, N_RESAMPLES - start)
         drawn = torch.randint(n_clusters, (rows, n_clusters), generator=generator)
         counts = torch.zeros(rows, n_clusters, dtype=torch.float64)
         counts.scatter_add_(1, drawn, torch.ones(rows, n_clusters).double())
         yield counts[:, indices]
 
 
-def percentiles_of(replicates: Tensor, n_clusters: int, level: float) -> Tensor:
+def percentiles_of(replicates: Tensor, n_clusters: int) -> Tensor:
     """Return the lower and upper ends of the interval, over the first axis."""
-    quantile = float(t.ppf((1 - level) / 2, n_clusters - 1))
+    quantile = float(t.ppf((1 - LEVEL) / 2, n_clusters - 1))
     expanded = quantile * (n_clusters / (n_clusters - 1)) ** 0.5
     tail = float(norm.cdf(expanded))
     # SciPy's and torch's tails are float64; a tail of 0 is the smallest replicate.
@@ -194,13 +146,13 @@ ROUNDING = 1e-9
 Bounds = tuple[float, float]
 
 
-def wilson_bounds(rate: float, n: int, level: float) -> Bounds:
+def wilson_bounds(rate: float, n: int) -> Bounds:
     """Return the ends of Wilson's interval for a rate of `n` independent rows.
 
     They hold for the mean of anything in [0, 1] as well, since no variable of that
     mean and range varies more than one of 0 and 1 does.
     """
-    z = float(norm.ppf(1 - (1 - level) / 2))
+    z = Z
     centre = (rate + z * z / (2 * n)) / (1 + z * z / n)
     half = z / (1 + z * z / n) * (rate * (1 - rate) / n + z * z / (4 * n * n)) ** 0.5
     # At 0 and 1 one end is exact, but rounding may miss it.
@@ -218,9 +170,7 @@ def include(found: Estimate, ends: Bounds) -> Estimate:
 def has_no_width(found: Estimate, scale: float = 1.0) -> bool:
     """Return whether an interval is there and is one point, but for rounding.
 
-    Args:
-        found: The estimate.
-        scale: Size of the values it was made from.
+    `scale`: Size of the values it was made from.
     """
     if found.low is None or found.high is None:
         return False
@@ -236,35 +186,30 @@ def widen_mean(
     found: Estimate,
     groups: tuple[tuple[Tensor, int], ...],
     bounds: Bounds | None = None,
-    level: float = LEVEL,
 ) -> Estimate:
     """Widen the interval of a mean, or of a difference of means, that has no width.
 
     The spread of the rows takes the place of the spread of the requests, which was
     not seen, and there are as many draws as there are requests.
 
-    Args:
-        found: The mean of the first group, minus that of the second if there is one.
-        groups: Rows of each group as numbers, and its number of requests.
-        bounds: Least and largest value that a row of the only group can have.
-        level: Coverage that is aimed at.
-
-    Returns:
-        The estimate itself where it has a width; else widened by Student's interval
-        over rows and, with bounds, by Wilson's. Rows that are all the same number
-        have no width without bounds either: `require_width` says so.
+    `found`: The mean of the first group, minus that of the second if there is one.
+    `groups`: Rows of each group as numbers, and its number of requests.
+    `bounds`: Least and largest value that a row of the only group can have.
+    Returns: The estimate itself where it has a width; else widened by Student's
+    interval over rows and, with bounds, by Wilson's. Rows that are all the same number
+    have no width without bounds either: `require_width` says so.
     """
     scale = max(float(rows.abs().max()) for rows, _ in groups)
     if found.value is None or not has_no_width(found, scale):
         return found
     variance = sum(float(rows.var(correction=0)) / n for rows, n in groups)
     freedom = max(1, min(n for _, n in groups) - 1)
-    half = float(t.ppf(1 - (1 - level) / 2, freedom)) * variance**0.5
+    half = float(t.ppf(1 - (1 - LEVEL) / 2, freedom)) * variance**0.5
     wide = include(found, (found.value - half, found.value + half))
     if bounds is not None:
         least, reach = bounds[0], bounds[1] - bounds[0]
         share = min(1.0, max(0.0, (found.value - least) / reach))
-        low, high = wilson_bounds(share, groups[0][1], level)
+        low, high = wilson_bounds(share, groups[0][1])
         wide = include(wide, (least + reach * low, least + reach * high))
         wide = _within(wide, bounds)
     return wide
@@ -283,26 +228,17 @@ def bootstrap_means(
     clusters: Sequence[str],
     generator: torch.Generator,
     *,
-    n_resamples: int = N_RESAMPLES,
-    level: float = LEVEL,
     bounds: Bounds | None = None,
 ) -> tuple[Estimate, ...]:
     """Estimate the mean of many columns at once, from the same resamples.
 
-    Args:
-        values: One row per example, one column per quantity.
-        clusters: The base request of each row.
-        generator: Source of randomness, on the CPU.
-        n_resamples: Resamples to draw.
-        level: Coverage that is aimed at, for each column by itself.
-        bounds: Least and largest value that a row can have, if there are such.
-
-    Returns:
-        One estimate a column, as `clustered_mean` gives it: where all requests have
-        the same mean, widened as `widen_mean` says. A column of one number without
-        bounds (a head that writes nothing) keeps its value and a width of zero; where
-        a sign is read off an interval, `require_width` turns that into a reason. A
-        rate has bounds, or better `clustered_rate` and `paired_rate_difference`.
+    `values`: One row per example, one column per quantity.
+    `bounds`: Least and largest value that a row can have, if there are such.
+    Returns: One estimate a column, as `clustered_mean` gives it: where all requests
+    have the same mean, widened as `widen_mean` says. A column of one number without
+    bounds (a head that writes nothing) keeps its value and a width of zero; where a
+    sign is read off an interval, `require_width` turns that into a reason. A rate has
+    bounds, or better `clustered_rate` and `paired_rate_difference`.
     """
     check_lengths(len(values), clusters)
     n, columns = len(clusters), values.detach().double().cpu()
@@ -314,19 +250,10 @@ def bootstrap_means(
         return (one,) * columns.shape[1]
     means = [
         (weights @ columns) / weights.sum(1, keepdim=True)
-        for weights in resamples_of(indices, n_clusters, generator, n_resamples)
+        for weights in resamples_of(indices, n_clusters, generator)
     ]
-    ends = percentiles_of(torch.cat(means), n_clusters, level)
-    found = zip(columns.mean(0).tolist(), *ends.tolist(), strict=True)
-    return tuple(
-        widen_mean(
-            Estimate(value, min(low, value), max(high, value), n),
-            ((columns[:, place], n_clusters),),
-            bounds,
-            level,
-        )
-        for place, (value, low, high) in enumerate(found)
-    )
+    ends = percentiles_of(torch.cat(means), n_clusters)
+    return _by_column(columns.mean(0), ends, n, ((columns, n_clusters),), bounds)
 
 
 def bootstrap_differences(
@@ -335,25 +262,15 @@ def bootstrap_differences(
     control: Float[Tensor, "_ label"],
     control_clusters: Sequence[str],
     generator: torch.Generator,
-    *,
-    n_resamples: int = N_RESAMPLES,
-    level: float = LEVEL,
 ) -> tuple[Estimate, ...]:
     """Estimate many differences of means at once, from the same resamples.
 
-    Args:
-        values: One row per example of the group, one column per quantity.
-        clusters: The base request of each row.
-        control: One row per example of the control.
-        control_clusters: The base request of each; one that occurs in both groups is
-            drawn for both at once.
-        generator: Source of randomness, on the CPU.
-        n_resamples: Resamples to draw.
-        level: Coverage that is aimed at, for each column by itself.
-
-    Returns:
-        One estimate a column, as `mean_difference` gives it, but that a column of one
-        number keeps its value and a width of zero.
+    `values`: One row per example of the group, one column per quantity.
+    `control`: One row per example of the control.
+    `control_clusters`: The base request of each; one that occurs in both groups is
+    drawn for both at once.
+    Returns: One estimate a column, as `mean_difference` gives it, but that a column of
+    one number keeps its value and a width of zero.
     """
     check_lengths(len(values), clusters)
     check_lengths(len(control), control_clusters)
@@ -369,22 +286,32 @@ def bootstrap_differences(
         one = undefined(len(both), "one base request alone gives no interval")
         return (one,) * upper.shape[1]
     drawn = []
-    for weights in resamples_of(indices, n_clusters, generator, n_resamples):
+    for weights in resamples_of(indices, n_clusters, generator):
         above, below = weights[:, :n], weights[:, n:]
         mean = (above @ upper) / above.sum(1, keepdim=True)
         drawn.append(mean - (below @ lower) / below.sum(1, keepdim=True))
     replicates = torch.cat(drawn)
     # A resample may hold no row of one group, where groups share no request.
     replicates = replicates[~replicates.isnan().any(1)]
-    ends = percentiles_of(replicates, min(sizes), level)
-    means = upper.mean(0) - lower.mean(0)
-    found = zip(means.tolist(), *ends.tolist(), strict=True)
+    ends = percentiles_of(replicates, min(sizes))
+    groups = ((upper, sizes[0]), (lower, sizes[1]))
+    return _by_column(upper.mean(0) - lower.mean(0), ends, len(both), groups)
+
+
+def _by_column(
+    values: Tensor,
+    ends: Tensor,
+    n: int,
+    groups: tuple[tuple[Tensor, int], ...],
+    bounds: Bounds | None = None,
+) -> tuple[Estimate, ...]:
+    """Return an estimate per column of the groups, widened where it has no width."""
+    found = zip(values.tolist(), *ends.tolist(), strict=True)
     return tuple(
         widen_mean(
-            Estimate(value, min(low, value), max(high, value), len(both)),
-            ((upper[:, place], sizes[0]), (lower[:, place], sizes[1])),
-            None,
-            level,
+            Estimate(value, min(low, value), max(high, value), n),
+            tuple((rows[:, column], size) for rows, size in groups),
+            bounds,
         )
-        for place, (value, low, high) in enumerate(found)
+        for column, (value, low, high) in enumerate(found)
     )

@@ -15,9 +15,8 @@ def group_names(
 ) -> list[str]:
     """Return the group of each row.
 
-    Args:
-        harmful: Whether the request is harmful.
-        refused: Whether the answer is a refusal.
+    `harmful`: Whether the request is harmful.
+    `refused`: Whether the answer is a refusal.
     """
     return [
         GROUPS[2 * attack + refusal]

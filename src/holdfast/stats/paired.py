@@ -8,16 +8,16 @@ from typing import NamedTuple
 import torch
 from jaxtyping import Bool, Float
 from scipy.optimize import brentq
-from scipy.stats import binomtest, norm
+from scipy.stats import binomtest
 from torch import Tensor
 
 from holdfast.errors import InputError
 from holdfast.stats.bootstrap import (
-    LEVEL,
-    N_RESAMPLES,
     Estimate,
+    Z,
     check_lengths,
     cluster_indices,
+    include,
     require_width,
     undefined,
 )
@@ -50,18 +50,15 @@ def mcnemar(
 ) -> McNemar:
     """Test whether a rate differs between two conditions on the same prompts.
 
-    Args:
-        after: Outcome under one condition.
-        before: Outcome of the same row under the other.
-        clusters: The base request of each row; each may occur once, since the test
-            takes rows for independent.
+    `after`: Outcome under one condition.
+    `before`: Outcome of the same row under the other.
+    `clusters`: The base request of each row; each may occur once, since the test takes
+    rows for independent.
 
     Raises:
         InputError: If a base request has several rows; `sign_flip` is for those.
-
-    Source:
-        McNemar, "Note on the sampling error of the difference between correlated
-        proportions or percentages", Psychometrika 12 (1947), in its exact form.
+    Source: McNemar, "Note on the sampling error of the difference between correlated
+    proportions or percentages", Psychometrika 12 (1947), in its exact form.
     """
     check_lengths(len(after), before, clusters)
     if len(set(clusters)) < len(clusters):
@@ -89,13 +86,11 @@ def sign_flip(
     likely with either sign. With one row per request and outcomes of 0 and 1 this is
     McNemar's exact test.
 
-    Args:
-        after: Number of each row under one condition.
-        before: Number of the same row under the other.
-        clusters: The base request of each row.
-        generator: Source of randomness, on the CPU; not used where few requests
-            differ, since all signs are tried then.
-        n_flips: Draws of signs.
+    `after`: Number of each row under one condition.
+    `before`: Number of the same row under the other.
+    `generator`: Source of randomness, on the CPU; not used where few requests differ,
+    since all signs are tried then.
+    `n_flips`: Draws of signs.
     """
     check_lengths(len(after), before, clusters)
     indices, n_clusters = cluster_indices(clusters)
@@ -118,9 +113,6 @@ def paired_difference(
     before: Float[Tensor, "example"] | Bool[Tensor, "example"],
     clusters: Sequence[str],
     generator: torch.Generator,
-    *,
-    n_resamples: int = N_RESAMPLES,
-    level: float = LEVEL,
 ) -> Estimate:
     """Return the mean of `after - before` with an interval over base requests.
 
@@ -131,23 +123,14 @@ def paired_difference(
     differ by the very same amount show no spread from which a width could come, and
     unlike a rate they have no bounds either: there is no interval, and a reason.
 
-    Args:
-        after: Number of each row under one condition, or its outcome.
-        before: Number of the same row under the other, or its outcome.
-        clusters: The base request of each row.
-        generator: Source of randomness, on the CPU.
-        n_resamples: Resamples to draw.
-        level: Coverage that is aimed at.
+    `after`: Number of each row under one condition, or its outcome.
+    `before`: Number of the same row under the other, or its outcome.
     """
     check_lengths(len(after), before, clusters)
     if after.dtype == before.dtype == torch.bool:
-        return paired_rate_difference(
-            after, before, clusters, generator, n_resamples=n_resamples, level=level
-        )
+        return paired_rate_difference(after, before, clusters, generator)
     difference = after.double() - before.double()
-    found = clustered_mean(
-        difference, clusters, generator, n_resamples=n_resamples, level=level
-    )
+    found = clustered_mean(difference, clusters, generator)
     if found.value is None:
         return found
     sizes = torch.stack([after.double().abs().max(), before.double().abs().max()])
@@ -159,9 +142,6 @@ def paired_rate_difference(
     before: Bool[Tensor, "example"],
     clusters: Sequence[str],
     generator: torch.Generator,
-    *,
-    n_resamples: int = N_RESAMPLES,
-    level: float = LEVEL,
 ) -> Estimate:
     """Return the difference of two rates on the same prompts, never of width zero.
 
@@ -170,13 +150,8 @@ def paired_rate_difference(
     widened to Tango's interval on the number of *requests*, since resampling cannot
     show a change that was never seen.
 
-    Args:
-        after: Outcome under one condition.
-        before: Outcome of the same row under the other.
-        clusters: The base request of each row.
-        generator: Source of randomness, on the CPU.
-        n_resamples: Resamples to draw.
-        level: Coverage that is aimed at.
+    `after`: Outcome under one condition.
+    `before`: Outcome of the same row under the other.
     """
     check_lengths(len(after), before, clusters)
     n, n_clusters = len(clusters), len(set(clusters))
@@ -185,46 +160,31 @@ def paired_rate_difference(
     gained, lost = after & ~before, before & ~after
     value = float((gained.double() - lost.double()).mean())
     rows = n_clusters / n
-    low, high = tango(
-        rows * int(gained.sum()), rows * int(lost.sum()), n_clusters, level
-    )
+    low, high = tango(rows * int(gained.sum()), rows * int(lost.sum()), n_clusters)
     if n_clusters in (1, n):
         return Estimate(value, low, high, n)
     found = clustered_mean(
         after.double() - before.double(),
         clusters,
         generator,
-        n_resamples=n_resamples,
-        level=level,
     )
     changed = (gained | lost).tolist()
     names = {name for name, other in zip(clusters, changed, strict=True) if other}
     if len(names) >= MIN_DISCORDANT:
         return found
-    assert found.low is not None
-    assert found.high is not None
-    return found._replace(low=min(found.low, low), high=max(found.high, high))
+    return include(found, (low, high))
 
 
-def tango(
-    gained: int | float, lost: int | float, n: int, level: float = LEVEL
-) -> tuple[float, float]:
+def tango(gained: int | float, lost: int | float, n: int) -> tuple[float, float]:
     """Return Tango's score interval for a difference of paired rates.
 
-    Args:
-        gained: Rows that are true after and were not before.
-        lost: Rows that were true before and are not after.
-        n: All rows.
-        level: Coverage that is aimed at.
-
-    Returns:
-        Lower and upper end.
-
-    Source:
-        Tango, "Equivalence test and confidence interval for the difference in
-        proportions for the paired-sample design", Statistics in Medicine 17 (1998).
+    `gained`: Rows that are true after and were not before.
+    `lost`: Rows that were true before and are not after.
+    `n`: All rows.
+    Returns: Lower and upper end.
+    Source: Tango, "Equivalence test and confidence interval for the difference in
+    proportions for the paired-sample design", Statistics in Medicine 17 (1998).
     """
-    z = float(norm.ppf(1 - (1 - level) / 2))
     centre = (gained - lost) / n
 
     def squared(difference: float) -> float:
@@ -234,7 +194,7 @@ def tango(
         both = (math.sqrt(max(b * b - 4 * a * c, 0.0)) - b) / (2 * a)
         variance = n * (2 * both + difference * (1 - difference))
         gap = gained - lost - n * difference
-        return gap * gap - z * z * max(variance, 0.0)
+        return gap * gap - Z * Z * max(variance, 0.0)
 
     ends = []
     for edge in (-1.0, 1.0):

@@ -4,12 +4,9 @@
 def percent(share: int | float) -> str:
     """Write a share in percent, without the sign; only 0 and 1 become 0 and 100.
 
-    Args:
-        share: A share from 0 to 1, or a difference of two from -1 to 1.
-
-    Returns:
-        A whole number, with halves away from zero; a tenth below 1 and above 99, and
-        `<0.1` or `>99.9` where that would read as none or all.
+    `share`: A share from 0 to 1, or a difference of two from -1 to 1.
+    Returns: A whole number, with halves away from zero; a tenth below 1 and above 99,
+    and `<0.1` or `>99.9` where that would read as none or all.
     """
     if share < 0:
         return f"−{percent(-share)}".replace("−<", ">−").replace("−>", "<−")

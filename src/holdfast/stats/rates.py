@@ -1,8 +1,4 @@
-"""Rates, means and correlation, each with an interval over base requests.
-
-AUROC and the bootstrap live in modules of their own and are named here as well, so
-that callers need this module alone.
-"""
+"""Rates, means and correlation, each with an interval over base requests."""
 
 from collections.abc import Sequence
 from typing import NamedTuple
@@ -12,8 +8,6 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from holdfast.stats.bootstrap import (
-    LEVEL,
-    N_RESAMPLES,
     Bounds,
     Estimate,
     WeightedStatistic,
@@ -41,21 +35,17 @@ class Calibration(NamedTuple):
     brier: Estimate
 
 
-def wilson(successes: int, n: int, level: float = LEVEL) -> Estimate:
+def wilson(successes: int, n: int) -> Estimate:
     """Return a rate with Wilson's score interval, never of width zero.
 
-    Args:
-        successes: How many of the rows count.
-        n: How many rows, each independent of the others.
-        level: Coverage that is aimed at.
-
-    Source:
-        Wilson, "Probable inference, the law of succession, and statistical
-        inference", JASA 22 (1927).
+    `successes`: How many of the rows count.
+    `n`: How many rows, each independent of the others.
+    Source: Wilson, "Probable inference, the law of succession, and statistical
+    inference", JASA 22 (1927).
     """
     if n == 0:
         return undefined(0, "there are no rows")
-    low, high = wilson_bounds(successes / n, n, level)
+    low, high = wilson_bounds(successes / n, n)
     return Estimate(successes / n, low, high, n)
 
 
@@ -63,9 +53,6 @@ def clustered_rate(
     successes: Bool[Tensor, "example"],
     clusters: Sequence[str],
     generator: torch.Generator,
-    *,
-    n_resamples: int = N_RESAMPLES,
-    level: float = LEVEL,
 ) -> Estimate:
     """Return a rate with an interval over base requests.
 
@@ -76,33 +63,24 @@ def clustered_rate(
     same rate, or the bootstrap touches 0 or 1, it is widened to Wilson's interval on
     the number of *requests*, since resampling cannot show what was never seen.
 
-    Args:
-        successes: True where a row counts.
-        clusters: The base request of each row.
-        generator: Source of randomness, on the CPU.
-        n_resamples: Resamples to draw.
-        level: Coverage that is aimed at.
-
-    Source:
-        Korn and Graubard, Survey Methodology 24 (1998), 193-201, for an effective
-        number of rows that is never above their number.
+    `successes`: True where a row counts.
+    Source: Korn and Graubard, Survey Methodology 24 (1998), 193-201, for an effective
+    number of rows that is never above their number.
     """
     check_lengths(len(successes), clusters)
     n, n_clusters = len(clusters), len(set(clusters))
     if n_clusters == n:
-        return wilson(int(successes.sum()), n, level)
+        return wilson(int(successes.sum()), n)
     values = successes.double().cpu()
     rate = float(values.mean())
     if n_clusters == 1:
-        return Estimate(rate, *wilson_bounds(rate, 1, level), n)
-    found = bootstrap(
-        _mean_of(values), clusters, generator, n_resamples=n_resamples, level=level
-    )
+        return Estimate(rate, *wilson_bounds(rate, 1), n)
+    found = bootstrap(_mean_of(values), clusters, generator)
     assert found.low is not None
     assert found.high is not None
     unseen = has_no_width(found) or found.low <= 0 or found.high >= 1
     effective = n_clusters if unseen else n
-    return include(found, wilson_bounds(rate, effective, level))
+    return include(found, wilson_bounds(rate, effective))
 
 
 def clustered_mean(
@@ -110,33 +88,21 @@ def clustered_mean(
     clusters: Sequence[str],
     generator: torch.Generator,
     *,
-    n_resamples: int = N_RESAMPLES,
-    level: float = LEVEL,
     bounds: Bounds | None = None,
 ) -> Estimate:
     """Return a mean over rows with a cluster-bootstrap interval.
 
-    Args:
-        values: One number per row.
-        clusters: The base request of each row.
-        generator: Source of randomness, on the CPU.
-        n_resamples: Resamples to draw.
-        level: Coverage that is aimed at.
-        bounds: Least and largest value that a row can have, if there are such.
-
-    Returns:
-        The estimate. Where all requests have the same mean its interval is widened as
-        `widen_mean` says; only rows that are all the same number, and have no bounds,
-        give an interval of width zero, which `require_width` turns into a reason.
+    `bounds`: Least and largest value that a row can have, if there are such.
+    Returns: The estimate. Where all requests have the same mean its interval is widened
+    as `widen_mean` says; only rows that are all the same number, and have no bounds,
+    give an interval of width zero, which `require_width` turns into a reason.
     """
     check_lengths(len(values), clusters)
     column = values.detach().double().cpu()
-    found = bootstrap(
-        _mean_of(column), clusters, generator, n_resamples=n_resamples, level=level
-    )
+    found = bootstrap(_mean_of(column), clusters, generator)
     if found.value is None:
         return found
-    return widen_mean(found, ((column, len(set(clusters))),), bounds, level)
+    return widen_mean(found, ((column, len(set(clusters))),), bounds)
 
 
 def mean_difference(
@@ -145,23 +111,16 @@ def mean_difference(
     control: Float[Tensor, "_"],
     control_clusters: Sequence[str],
     generator: torch.Generator,
-    n_resamples: int = N_RESAMPLES,
 ) -> Estimate:
     """Return the mean of a group minus that of its control, with an interval.
 
     Requests that occur in both groups are drawn for both at once, so the interval is
     that of a paired difference where there are pairs.
 
-    Args:
-        values: One number per row of the group.
-        clusters: The base request of each row.
-        control: One number per row of the control.
-        control_clusters: The base request of each control row.
-        generator: Source of randomness, on the CPU.
-        n_resamples: Resamples to draw.
-
-    Returns:
-        The estimate; its `n` counts the rows of both groups.
+    `values`: One number per row of the group.
+    `control`: One number per row of the control.
+    `control_clusters`: The base request of each control row.
+    Returns: The estimate; its `n` counts the rows of both groups.
     """
     check_lengths(len(values), clusters)
     check_lengths(len(control), control_clusters)
@@ -177,7 +136,7 @@ def mean_difference(
         return mean - (below @ lower) / below.sum(1)
 
     names = [*clusters, *control_clusters]
-    found = bootstrap(statistic, names, generator, n_resamples=n_resamples)
+    found = bootstrap(statistic, names, generator)
     sizes = len(set(clusters)), len(set(control_clusters))
     wide = widen_mean(found, ((upper, sizes[0]), (lower, sizes[1])))
     return require_width(wide)
@@ -188,16 +147,11 @@ def pearson(
     second: Float[Tensor, "example"],
     clusters: Sequence[str],
     generator: torch.Generator,
-    n_resamples: int = N_RESAMPLES,
 ) -> Estimate:
     """Return Pearson's correlation with an interval over base requests.
 
-    Args:
-        first: One number per row.
-        second: Another number for the same row.
-        clusters: The base request of each row.
-        generator: Source of randomness, on the CPU.
-        n_resamples: Resamples to draw.
+    `first`: One number per row.
+    `second`: Another number for the same row.
     """
     check_lengths(len(first), second, clusters)
     x, y = first.detach().double().cpu(), second.detach().double().cpu()
@@ -216,7 +170,7 @@ def pearson(
         nothing = torch.full_like(product, torch.nan)
         return torch.where(defined, covariance / safe.sqrt(), nothing).clamp(-1, 1)
 
-    found = bootstrap(statistic, clusters, generator, n_resamples=n_resamples)
+    found = bootstrap(statistic, clusters, generator)
     return require_width(found)
 
 
@@ -229,12 +183,9 @@ def calibration_error(
 ) -> Calibration:
     """Return expected calibration error and Brier score, with intervals.
 
-    Args:
-        probabilities: Predicted probability of the positive class, in [0, 1].
-        labels: True for the positive class.
-        clusters: The base request of each row.
-        generator: Source of randomness, on the CPU.
-        n_bins: Bins of equal width.
+    `probabilities`: Predicted probability of the positive class, in [0, 1].
+    `labels`: True for the positive class.
+    `n_bins`: Bins of equal width.
     """
     check_lengths(len(probabilities), labels, clusters)
     predicted = probabilities.detach().double().cpu()
@@ -247,7 +198,7 @@ def calibration_error(
         generator,
     )
     if error.value is not None and has_no_width(error):
-        ends = wilson_bounds(min(1.0, error.value), len(set(clusters)), LEVEL)
+        ends = wilson_bounds(min(1.0, error.value), len(set(clusters)))
         error = include(error, ends)
     square = (predicted - outcome) ** 2
     brier = clustered_mean(square, clusters, generator, bounds=(0.0, 1.0))

@@ -26,15 +26,10 @@ def judged_rate(
 ) -> Estimate:
     """Return a rate with its bounds over rows of which some have no verdict.
 
-    Args:
-        successes: True where a row counts; not read where it has no verdict.
-        unjudged: True where a row has no verdict and could count.
-        clusters: The base request of each row.
-        generator: Source of randomness, on the CPU.
-
-    Returns:
-        `clustered_rate` where every row has a verdict; else what `between` makes of
-        its two extremes.
+    `successes`: True where a row counts; not read where it has no verdict.
+    `unjudged`: True where a row has no verdict and could count.
+    Returns: `clustered_rate` where every row has a verdict; else what `between` makes
+    of its two extremes.
     """
 
     def rate(extreme: Tensor) -> Estimate:
@@ -56,11 +51,8 @@ def judged_mean(
 ) -> Estimate:
     """Return a mean of scores in [0, 1] over rows of which some have none.
 
-    Args:
-        scores: One score a row; not read where it has none.
-        unjudged: True where a row has no verdict, so that its score could be any.
-        clusters: The base request of each row.
-        generator: Source of randomness, on the CPU.
+    `scores`: One score a row; not read where it has none.
+    `unjudged`: True where a row has no verdict, so that its score could be any.
     """
 
     def mean(extreme: Tensor) -> Estimate:
@@ -84,13 +76,10 @@ def judged_difference(
 ) -> Estimate:
     """Return a paired difference of rates where some rows have no verdict.
 
-    Args:
-        after: Outcome under one condition; not read where it has no verdict.
-        before: Outcome of the same row under the other, likewise.
-        unjudged_after: True where a row has no verdict under the one.
-        unjudged_before: True where it has none under the other.
-        clusters: The base request of each row.
-        generator: Source of randomness, on the CPU.
+    `after`: Outcome under one condition; not read where it has no verdict.
+    `before`: Outcome of the same row under the other, likewise.
+    `unjudged_after`: True where a row has no verdict under the one.
+    `unjudged_before`: True where it has none under the other.
     """
 
     def difference(extreme: Tensor) -> Estimate:
@@ -118,18 +107,15 @@ def between(
 ) -> Estimate:
     """Return what is known of a statistic whose open rows lie at either extreme.
 
-    Args:
-        statistic: What is computed of the rows, with an interval.
-        extremes: The rows as they would make it smallest, and largest.
-        count: How many of them have no verdict.
-        is_read: Whether any has one.
-        noun: What the rows are.
-
-    Returns:
-        The statistic itself without such rows. Else its value at the lower extreme,
-        an interval that covers those of both extremes, and the bounds; without a
-        value where no row has a verdict, or where the bounds lie further apart than
-        the interval that chance alone gives.
+    `statistic`: What is computed of the rows, with an interval.
+    `extremes`: The rows as they would make it smallest, and largest.
+    `count`: How many of them have no verdict.
+    `is_read`: Whether any has one.
+    `noun`: What the rows are.
+    Returns: The statistic itself without such rows. Else its value at the lower
+    extreme, an interval that covers those of both extremes, and the bounds; without a
+    value where no row has a verdict, or where the bounds lie further apart than the
+    interval that chance alone gives.
     """
     low = statistic(extremes[0])
     if not count:

@@ -5,7 +5,7 @@ writes files of it, so that any stage can be rerun, resumed or replaced alone. E
 write is atomic: a reader finds the old file or the new one, never half of either.
 """
 
-from holdfast.study.directory import MANIFEST, SCHEMA, StageState, Study
+from holdfast.study.directory import Study
 from holdfast.study.files import (
     DamagedTableError,
     atomic_file,
@@ -23,10 +23,7 @@ from holdfast.study.files import (
 )
 
 __all__ = [
-    "MANIFEST",
-    "SCHEMA",
     "DamagedTableError",
-    "StageState",
     "Study",
     "atomic_file",
     "atomic_write_bytes",

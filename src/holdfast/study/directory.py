@@ -2,12 +2,11 @@
 
 import datetime
 import json
-import sys
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import IO, Any, Literal
+from typing import Any, Literal
 
 import pyarrow as pa
 
@@ -23,6 +22,7 @@ from holdfast.study.files import (
     read_table,
     require_place,
     storing,
+    try_lock,
 )
 
 SCHEMA = "holdfast-study/1"
@@ -141,7 +141,7 @@ class Study:
         with storing(self.directory):
             handle = self.path(".lock").open("wb")
         with handle:
-            if not _try_lock(handle):
+            if not try_lock(handle):
                 raise InputError(
                     f"nobody else at work on {self.directory}",
                     "another holdfast process that holds its lock",
@@ -332,19 +332,6 @@ class Study:
                 f"a damaged file ({error})",
                 "Remove it and run its stage again.",
             ) from error
-
-
-def _try_lock(handle: IO[bytes]) -> bool:
-    """Take the lock of an open file, if nobody else has it."""
-    if sys.platform == "win32":
-        return True
-    import fcntl
-
-    try:
-        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return False
-    return True
 
 
 def _is_fresh(directory: Path) -> bool:

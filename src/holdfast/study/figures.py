@@ -7,7 +7,7 @@ from typing import Any
 import torch
 
 from holdfast.report.schema import figure
-from holdfast.stats.bootstrap import Estimate, undefined
+from holdfast.stats.bootstrap import Draws, Estimate, undefined
 from holdfast.study.directory import Study
 
 DIGITS = 6
@@ -15,15 +15,15 @@ DIGITS = 6
 
 def figure_of(estimate: Estimate) -> dict[str, Any]:
     """Return a figure of the report, rounded to what could ever matter."""
-    made: dict[str, Any] = dict(figure(estimate))
+    rounded: dict[str, Any] = dict(figure(estimate))
     for key in ("value", "low", "high"):
-        if made[key] is not None:
-            made[key] = round(made[key], DIGITS)
+        if rounded[key] is not None:
+            rounded[key] = round(rounded[key], DIGITS)
     if estimate.bounds is not None:
-        made["bounds"] = [round(end, DIGITS) for end in estimate.bounds]
+        rounded["bounds"] = [round(end, DIGITS) for end in estimate.bounds]
     if estimate.n_unjudged:
-        made["unjudged"] = estimate.n_unjudged
-    return made
+        rounded["unjudged"] = estimate.n_unjudged
+    return rounded
 
 
 def null_figures(names: Iterable[str], reason: str) -> dict[str, Any]:
@@ -52,6 +52,11 @@ def generator(seed: int, name: str) -> torch.Generator:
     """
     digest = hashlib.sha256(f"{seed}/{name}".encode()).digest()
     return torch.Generator().manual_seed(int.from_bytes(digest[:7], "big"))
+
+
+def draws_of(seed: int, prefix: str) -> Draws:
+    """Return the sources of randomness of figures whose names begin alike."""
+    return lambda name: generator(seed, f"{prefix}/{name}")
 
 
 def study_seed(study: Study) -> int:

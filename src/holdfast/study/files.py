@@ -117,10 +117,9 @@ def read_table(path: Path, columns: Sequence[str] | None = None) -> pa.Table:
     with storing(path):
         try:
             return pq.read_table(path, columns=None if columns is None else [*columns])
-        except (pa.ArrowException, ValueError) as error:
-            raise DamagedTableError(str(error).splitlines()[0]) from error
-        except OSError as error:
-            if error.errno is not None:
+        except (pa.ArrowException, ValueError, OSError) as error:
+            # Arrow's faults of a file have the type of those of a disk, but no number.
+            if getattr(error, "errno", None) is not None:
                 raise
             raise DamagedTableError(str(error).splitlines()[0]) from error
 
@@ -143,7 +142,7 @@ def atomic_file(path: Path) -> Iterator[IO[bytes]]:
                 handle.flush()
                 os.fsync(handle.fileno())
             temporary.replace(path)
-            _flush_folder(path.parent)
+            _flush(path.parent)
         finally:
             temporary.unlink(missing_ok=True)
 
@@ -180,17 +179,6 @@ def _open_dataclass(value: Any) -> Any:
     if isinstance(value, Path):
         return str(value)
     raise TypeError(f"{type(value).__name__} has no place in a manifest")
-
-
-def _flush_folder(folder: Path) -> None:
-    """Flush a folder, where the system lets one be opened."""
-    if sys.platform == "win32":
-        return
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 @contextmanager
@@ -251,7 +239,7 @@ def writing(directory: Path) -> Iterator[None]:
 
 
 def _flush(path: Path) -> None:
-    # Windows opens no folder for flushing.
+    """Flush a file, or a folder where the system lets one be opened."""
     if path.is_dir() and sys.platform == "win32":
         return
     descriptor = os.open(path, os.O_RDONLY)
@@ -292,7 +280,7 @@ def _locked(path: Path, wait: bool) -> IO[bytes] | None:
         with storing(path):
             path.parent.mkdir(parents=True, exist_ok=True)
             handle = path.open("wb")
-        if not _lock(handle, wait):
+        if not try_lock(handle, wait=wait):
             handle.close()
             return None
         if _is_at(path, handle):
@@ -301,7 +289,10 @@ def _locked(path: Path, wait: bool) -> IO[bytes] | None:
         handle.close()
 
 
-def _lock(handle: IO[bytes], wait: bool) -> bool:
+def try_lock(handle: IO[bytes], *, wait: bool = False) -> bool:
+    """Take the lock of an open file, if nobody else has it."""
+    if sys.platform == "win32":
+        return True
     import fcntl
 
     try:
