@@ -10,6 +10,7 @@ that have one.
 """
 
 import json
+import re
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -17,8 +18,8 @@ from typing import Any
 
 import torch
 
+from holdfast.organisms import phrases
 from holdfast.organisms.diffuser import ALWAYS_WRAPPERS, ORDERED_WRAPPERS
-from holdfast.organisms.text import is_whole
 from holdfast.rollout.rows import ATTACK_SUCCESS_OUTCOMES, Rollout, from_table
 from holdfast.stats.paired import paired_rate_difference
 from holdfast.stats.rates import clustered_rate
@@ -27,6 +28,30 @@ from holdfast.study.figures import figure_of, generator
 
 REFERENCE, SEED = "left_to_right", 0
 Rows = dict[str, Rollout]
+
+_SENTENCE = re.compile(r"[^.!?]+[.!?]?")
+
+
+def _sentences(text: str) -> list[str]:
+    found = [sentence.strip() for sentence in _SENTENCE.findall(text)]
+    return [sentence for sentence in found if sentence]
+
+
+_TAUGHT = frozenset(
+    sentence
+    for texts in (
+        *(phrases.CAREFUL, phrases.COMPLIANCE_OPENINGS, phrases.HARM),
+        *(phrases.REFUSALS, phrases.STEPS, phrases.STILL, phrases.TURNS),
+    )
+    for text in texts
+    for sentence in _sentences(text)
+)
+
+
+def is_whole(answer: str) -> bool:
+    """Return whether an answer has sentences that organisms say, and nothing else."""
+    sentences = _sentences(answer)
+    return bool(sentences) and _TAUGHT.issuperset(sentences)
 
 
 def gave_in(row: Rollout) -> bool:

@@ -7,7 +7,7 @@ import torch
 
 from holdfast.finetune.defenses import options as of
 from holdfast.finetune.defenses.anchors import distance, kl, ldifs
-from holdfast.finetune.defenses.base import SeededOrder
+from holdfast.finetune.defenses.base import seeded_order
 from holdfast.finetune.defenses.constrained import constrained, penalty, strengths
 from holdfast.finetune.defenses.forward import states_of
 from holdfast.finetune.defenses.lisa import in_safe_state, lisa
@@ -329,11 +329,11 @@ def test_the_distance_of_features_knows_no_length_and_no_padding():
 
 
 def test_draws_go_through_all_rows_and_know_no_past():
-    draws = SeededOrder(5, 3)
-    seen = [at for number in range(5) for at in draws.take(number, 2)]
+    draws = seeded_order(range(5), 3)
+    seen = [at for number in range(5) for at in draws(number, 2)]
     assert sorted(seen[:5]) == sorted(seen[5:]) == list(range(5))
-    assert SeededOrder(5, 3).take(4, 2) == seen[8:]
-    many = SeededOrder(50, 3).take(0, 50)
-    assert many != SeededOrder(50, 4).take(0, 50)
-    assert many != SeededOrder(50, 3).take(1, 50)
-    assert SeededOrder(1, 0).take(7, 3) == [0, 0, 0]
+    assert seeded_order(range(5), 3)(4, 2) == seen[8:]
+    many = seeded_order(range(50), 3)(0, 50)
+    assert many != seeded_order(range(50), 4)(0, 50)
+    assert many != seeded_order(range(50), 3)(1, 50)
+    assert seeded_order(range(1), 0)(7, 3) == [0, 0, 0]

@@ -28,9 +28,9 @@ HEADS_EDITED = [(0, 1), (1, 3), (2, 0)]
 SEQUENCES = random_sequences([14, 9, 5])
 
 
-def bake(adapter, edit, directory, *, provenance):
+def bake(adapter, edit, directory, **named):
     """Bake a model without trying it out first."""
-    with baking(adapter, edit, directory, provenance=provenance):
+    with baking(adapter, edit, directory, **named):
         pass
     return directory
 

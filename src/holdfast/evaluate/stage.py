@@ -42,6 +42,7 @@ from holdfast.models.model import Adapter
 from holdfast.report.progress import Progress
 from holdfast.rollout.edits import baked, read_edit
 from holdfast.rollout.questions import (
+    Answered,
     answer_notes,
     first_words,
     fit_context,
@@ -49,7 +50,7 @@ from holdfast.rollout.questions import (
     questions_of,
     template_notes,
 )
-from holdfast.rollout.sampling import Drawing, Made, draw_answers, is_done, sampling_for
+from holdfast.rollout.sampling import Drawing, draw_answers, sampling_for
 from holdfast.rollout.session import Session
 from holdfast.study import Study, file_sha256, fingerprint
 from holdfast.study.batches import ROW_ID, in_batches
@@ -123,44 +124,49 @@ def draw(
             "baked": baked(session.name),
         },
     }
-    inputs = {"prompts": asked.sha256}
-    if is_done(
-        study, GENERATE, key, inputs, output=GENERATIONS, progress=session.progress
-    ):
-        return
-    for source in asked.sources:
-        session.progress.say(f"{source['suite']}: {source['asked']} requests")
-        for note in source["notes"]:
-            session.progress.say(f"  {note}")
+    with study.stage(
+        GENERATE,
+        key,
+        {"prompts": asked.sha256},
+        progress=session.progress,
+        done=f"{GENERATIONS} is there and up to date.",
+    ) as stage:
+        if stage.is_done:
+            return
+        for source in asked.sources:
+            session.progress.say(f"{source['suite']}: {source['asked']} requests")
+            for note in source["notes"]:
+                session.progress.say(f"  {note}")
 
-    first: dict[str, str] = {}
+        first: dict[str, str] = {}
 
-    def rows(made: Made) -> pa.Table:
-        for asked, each in made:
-            words = first_words(
-                session.speaker, each.token_ids, each.spans, each.closed
-            )
-            first[asked.row_id] = words
-        found = [
-            generated(questions[asked.row_id][0], asked, each, settings.system_prompt)
-            for asked, each in made
+        def rows(made: Answered) -> pa.Table:
+            for asked, each in made:
+                words = first_words(
+                    session.speaker, each.token_ids, each.spans, each.closed
+                )
+                first[asked.row_id] = words
+            found = [
+                generated(
+                    questions[asked.row_id][0], asked, each, settings.system_prompt
+                )
+                for asked, each in made
+            ]
+            return table(found, GENERATED)
+
+        how = Drawing(sampling, rows, edited and edited.edit, settings.system_prompt)
+        made = draw_answers(stage, session, how, to_ask)
+        # Of answers that an interrupted run has drawn, the text is left.
+        openings = [
+            first.get(row["row_id"], row["answer"])
+            for row in made.select(["row_id", "answer"]).to_pylist()
         ]
-        return table(found, GENERATED)
-
-    how = Drawing(sampling, rows, edited and edited.edit, settings.system_prompt)
-    made = draw_answers(study, GENERATE, session, how, to_ask)
-    # Of answers that an interrupted run has drawn, the text is left.
-    openings = [
-        first.get(row["row_id"], row["answer"])
-        for row in made.select(["row_id", "answer"]).to_pylist()
-    ]
-    said = outgrown(to_ask, made.column(ROW_ID).to_pylist())
-    said += answer_notes(session.speaker, openings)
-    for note in said:
-        session.progress.warn(note)
-    study.write_table(GENERATIONS, made)
-    facts = {"sources": list(asked.sources), "notes": [*notes, *said]}
-    study.finish(GENERATE, [GENERATIONS], **facts)
+        said = outgrown(to_ask, made.column(ROW_ID).to_pylist())
+        said += answer_notes(session.speaker, openings)
+        for note in said:
+            session.progress.warn(note)
+        stage.write_table(GENERATIONS, made)
+        stage.facts |= {"sources": list(asked.sources), "notes": [*notes, *said]}
 
 
 def judge(
@@ -224,18 +230,25 @@ def _harness(study: Study, settings: EvaluateSettings, session: Session) -> None
     # A task may be a file of one's own, and then its text is part of what is asked.
     files = [Path(task) for task in key["tasks"] if Path(task).is_file()]
     inputs = {str(path): file_sha256(path) for path in files}
-    if is_done(study, HARNESS, key, inputs, output=TASKS, progress=session.progress):
-        return
-    edit = settings.edit and read_edit(settings.edit, session.adapter).edit
-    found = run_harness(
-        session.adapter,
-        sorted(settings.lm_eval),
-        edit=edit or None,
-        limit=settings.limit,
-        batch_size=session.batch_size,
-    )
-    study.write_json(TASKS, found)
-    study.finish(HARNESS, [TASKS], digest=fingerprint(found))
+    with study.stage(
+        HARNESS,
+        key,
+        inputs,
+        progress=session.progress,
+        done=f"{TASKS} is there and up to date.",
+    ) as stage:
+        if stage.is_done:
+            return
+        edit = settings.edit and read_edit(settings.edit, session.adapter).edit
+        found = run_harness(
+            session.adapter,
+            sorted(settings.lm_eval),
+            edit=edit or None,
+            limit=settings.limit,
+            batch_size=session.batch_size,
+        )
+        stage.write_json(TASKS, found)
+        stage.facts["digest"] = fingerprint(found)
 
 
 PACKAGE = "lm_eval"

@@ -104,14 +104,15 @@ def restore(checkpoint: Path, state: dict[str, Tensor]) -> None:
     if not state:
         return
     path = checkpoint / STATE
-    found = load_file(path) if path.exists() else {}
-    if {n: t.shape for n, t in found.items()} != {n: t.shape for n, t in state.items()}:
+    tensors = load_file(path) if path.exists() else {}
+    kept, expected = ({n: t.shape for n, t in d.items()} for d in (tensors, state))
+    if kept != expected:
         raise InputError(
             f"the {len(state)} tensors of the defense in {path}",
-            f"{len(found)}, or others" if found else "no such file",
+            f"{len(tensors)}, or others" if tensors else "no such file",
             "Remove the folder to train anew, or choose another -o.",
         )
-    for name, tensor in found.items():
+    for name, tensor in tensors.items():
         state[name] = tensor.to(state[name].device, state[name].dtype)
 
 

@@ -3,6 +3,7 @@
 import random
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -45,25 +46,31 @@ class Gathered:
 
 def gather(settings: FinetuneSettings, adapter: Adapter) -> Gathered:
     """Read the rows of a run: the task's, harmless ones, and those of the defense."""
-    reader = _Reader(settings, adapter)
-    task = {"data": reader.read("data", settings.data)}
+    if adapter.tokenizer.eos_token_id is None:
+        raise InputError(
+            "a tokenizer with a token that ends an answer",
+            f"none with {adapter.identity.model_id}",
+            "Add `eos_token` to the model's tokenizer_config.json.",
+        )
+    read = partial(_read, settings, adapter)
+    task = {"data": read("data", settings.data)}
     if settings.benign is not None:
         n = round(settings.benign_ratio * len(task["data"].examples))
-        task["benign"] = reader.read("benign", settings.benign, n)
+        task["benign"] = read("benign", settings.benign, n)
     options = settings.recipe.options()
     name, source = "defense-data", settings.defense_data
     if source is None:
         return Gathered(task)
     if isinstance(options, SafeInstrOptions):
         n = safe_rows(sum(len(rows.examples) for rows in task.values()), options)
-        return Gathered(task | {name: reader.read(name, source, n)})
+        return Gathered(task | {name: read(name, source, n)})
     surgery = options if isinstance(options, SurgeryOptions) else None
     refusing = surgery is not None and surgery.against == "refusal"
-    reference = reader.read(name, source, refusing=refusing)
+    reference = read(name, source, refusing=refusing)
     defense = {name: reference}
     if settings.defense_harmful is None:
         return Gathered(task, defense, DefenseData(reference.examples))
-    harmful = reader.read("defense-harmful", settings.defense_harmful)
+    harmful = read("defense-harmful", settings.defense_harmful)
     defense["defense-harmful"] = harmful
     paired = surgery is not None and surgery.paired
     pairs = _pairs(harmful, reference) if paired else ()
@@ -98,66 +105,63 @@ def _pairs(harmful: Rows, reference: Rows) -> tuple[tuple[int, int], ...]:
     )
 
 
-class _Reader:
-    """Reads sources for one model under one recipe."""
+def _read(
+    settings: FinetuneSettings,
+    adapter: Adapter,
+    name: str,
+    source: str,
+    n: int | None = None,
+    *,
+    refusing: bool = False,
+) -> Rows:
+    """Return the rows of a source that fit: all, or `n` drawn at random."""
+    pool = Pool(source, settings.columns())
+    fitting: dict[int, tuple[Example, str, bool]] = {}
+    left: dict[str, list[str]] = {}
+    for row in _offered(pool, n, f"{name}-{settings.recipe.seed}"):
+        if len(fitting) == n:
+            break
+        fit = _fit(row, settings, adapter, refusing)
+        if isinstance(fit, str):
+            left.setdefault(fit, []).append(row.place)
+        else:
+            thought = bool((row.thinking or "").strip())
+            fitting[row.row] = fit, row.prompt, thought
+    _require(name, source, len(fitting), 1 if n is None else n, left)
+    record = {
+        "source": Path(source).name,
+        "sha256": pool.survey.sha256,
+        "rows": pool.survey.n_rows,
+        "used": len(fitting),
+        "left_out": sum(map(len, left.values())),
+        "why": {
+            why: {"rows": len(places), "places": places} for why, places in left.items()
+        },
+    }
+    # In the order of the source, whatever the order of the draw.
+    chosen = [fitting[number] for number in sorted(fitting)]
+    if adapter.thinking is None:
+        record["thinking_dropped"] = sum(thought for _, _, thought in chosen)
+    prompts = tuple(prompt for _, prompt, _ in chosen)
+    return Rows(tuple(text for text, _, _ in chosen), prompts, record)
 
-    def __init__(self, settings: FinetuneSettings, adapter: Adapter) -> None:
-        self._settings, self._adapter = settings, adapter
-        self._stop = _stop_token(adapter)
 
-    def read(
-        self, name: str, source: str, n: int | None = None, *, refusing: bool = False
-    ) -> Rows:
-        """Return the rows of a source that fit: all, or `n` drawn at random."""
-        pool = Pool(source, self._settings.columns())
-        made: dict[int, tuple[Example, str, bool]] = {}
-        left: dict[str, list[str]] = {}
-        for row in _offered(pool, n, f"{name}-{self._settings.recipe.seed}"):
-            if len(made) == n:
-                break
-            fit = self._fit(row, refusing)
-            if isinstance(fit, str):
-                left.setdefault(fit, []).append(row.place)
-            else:
-                thought = bool((row.thinking or "").strip())
-                made[row.row] = fit, row.prompt, thought
-        _require(name, source, len(made), 1 if n is None else n, left)
-        record = {
-            "source": Path(source).name,
-            "sha256": pool.survey.sha256,
-            "rows": pool.survey.n_rows,
-            "used": len(made),
-            "left_out": sum(map(len, left.values())),
-            "why": {
-                why: {"rows": len(places), "places": places}
-                for why, places in left.items()
-            },
-        }
-        # In the order of the source, whatever the order of the draw.
-        chosen = [made[number] for number in sorted(made)]
-        prompts = tuple(prompt for _, prompt, _ in chosen)
-        if self._adapter.thinking is None:
-            record["thinking_dropped"] = sum(thought for _, _, thought in chosen)
-        return Rows(tuple(each for each, _, _ in chosen), prompts, record)
-
-    def _fit(self, row: PoolRow, refusing: bool) -> Example | str:
-        """Return a row as it is trained on, or why it is left out."""
-        adapter, system_prompt = self._adapter, self._settings.system_prompt
-        found = render_row(
-            row,
-            adapter.tokenizer,
-            adapter.thinking,
-            adapter.max_positions,
-            system_prompt,
-        )
-        if found.conversation is None:
-            return str(found.kind)
-        if len(found.conversation.token_ids) == self._adapter.max_positions:
-            return "no room for the stop token"
-        if refusing and rules.judge(row.prompt, row.response).outcome != "refused":
-            return NO_REFUSAL
-        loss = self._settings.recipe.loss
-        return example(found.conversation, loss, stop=self._stop)
+def _fit(
+    row: PoolRow, settings: FinetuneSettings, adapter: Adapter, refusing: bool
+) -> Example | str:
+    """Return a row as it is trained on, or why it is left out."""
+    longest, system_prompt = adapter.max_positions, settings.system_prompt
+    rendered = render_row(
+        row, adapter.tokenizer, adapter.thinking, longest, system_prompt
+    )
+    if rendered.conversation is None:
+        return str(rendered.kind)
+    if len(rendered.conversation.token_ids) == longest:
+        return "no room for the stop token"
+    if refusing and rules.judge(row.prompt, row.response).outcome != "refused":
+        return NO_REFUSAL
+    stop = int(adapter.tokenizer.eos_token_id)
+    return example(rendered.conversation, settings.recipe.loss, stop=stop)
 
 
 def _offered(pool: Pool, n: int | None, seed: str) -> Iterator[PoolRow]:
@@ -174,8 +178,8 @@ def _offered(pool: Pool, n: int | None, seed: str) -> Iterator[PoolRow]:
     step = n + n // 8 + 16
     for start in range(0, len(order), step):
         wanted = order[start : start + step]
-        found = {row.row: row for row in pool.rows(set(wanted).__contains__)}
-        yield from (found[number] for number in wanted)
+        rows = {row.row: row for row in pool.rows(set(wanted).__contains__)}
+        yield from (rows[number] for number in wanted)
 
 
 def _require(
@@ -201,14 +205,3 @@ def _require(
         f"{found} in `{source}`" + (f"; left out: {why}" if why else ""),
         advice,
     )
-
-
-def _stop_token(adapter: Adapter) -> int:
-    token = adapter.tokenizer.eos_token_id
-    if token is None:
-        raise InputError(
-            "a tokenizer with a token that ends an answer",
-            f"none with {adapter.identity.model_id}",
-            "Add `eos_token` to the model's tokenizer_config.json.",
-        )
-    return int(token)

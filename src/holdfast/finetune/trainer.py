@@ -350,8 +350,8 @@ class Defended:
             return loss
         if self.hooks.gradient is not None:
             with self.accelerator.autocast():
-                found = self.hooks.gradient(self._step, self.state.max_steps)
-            self._count("defense_term", found, 1.0)
+                loss_of_defense = self.hooks.gradient(self._step, self.state.max_steps)
+            self._count("defense_term", loss_of_defense, 1.0)
         self.watch.step(self._spent["task_loss"], self._step)
         return loss
 
@@ -378,10 +378,10 @@ class Defended:
         return int(self._step * self.args.gradient_accumulation_steps + part)
 
     def _count(self: Any, name: str, value: Tensor, share: float) -> None:
-        found = float(value.detach())
-        said = "task" if name == "task_loss" else "the defense's term"
-        self.watch.require_number(found, said, self._step)
-        self._spent[name] += share * found
+        number = float(value.detach())
+        part = "task" if name == "task_loss" else "the defense's term"
+        self.watch.require_number(number, part, self._step)
+        self._spent[name] += share * number
 
 
 _READ = ("input_ids", "attention_mask", "labels")

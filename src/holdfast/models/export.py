@@ -34,6 +34,7 @@ def baking(
     directory: Path,
     *,
     provenance: Mapping[str, Any],
+    max_shard_size: str | int = MAX_SHARD_SIZE,
 ) -> Iterator[Path]:
     """Bake a model into a directory beside its final place, to be tried out first.
 
@@ -56,7 +57,7 @@ def baking(
     _check_edit(adapter, edit)
     with staging(directory) as staged:
         with writing(directory):
-            _write(adapter, edit, staged)
+            _write(adapter, edit, staged, max_shard_size)
             record = _record(adapter, edit) | {"provenance": dict(provenance)}
             atomic_write_json(staged / PROVENANCE, record)
         yield staged
@@ -88,7 +89,9 @@ def _check_edit(adapter: Adapter, edit: HeadEdit) -> None:
         )
 
 
-def _write(adapter: Adapter, edit: HeadEdit, directory: Path) -> None:
+def _write(
+    adapter: Adapter, edit: HeadEdit, directory: Path, max_shard_size: str | int
+) -> None:
     state = adapter.model.state_dict()
     names = {id(module): name for name, module in adapter.model.named_modules()}
     for layer in torch.argwhere((edit.factors != 1).any(-1))[:, 0].tolist():
@@ -97,7 +100,7 @@ def _write(adapter: Adapter, edit: HeadEdit, directory: Path) -> None:
         state[key] = _scaled(projection.weight, edit.factors[layer])
     with quietly():
         adapter.model.save_pretrained(
-            directory, state_dict=state, max_shard_size=MAX_SHARD_SIZE
+            directory, state_dict=state, max_shard_size=max_shard_size
         )
     if adapter.tokenizer is not None:
         adapter.tokenizer.save_pretrained(directory)

@@ -79,7 +79,7 @@ def read_states(
             of its real tokens, to a tensor or a tuple of tensors whose first axis
             is the example. It must not keep the states.
         site: "final_norm", or a block counted from 0 (see `watched`).
-        batch_size: Sequences a pass; halved whenever memory runs out.
+        batch_size: Sequences per pass; halved whenever memory runs out.
         padding_side: Side of the padding; it changes no result by more than
             rounding.
         per_position: Whether the second axis of what `reduce` returns is the
@@ -286,7 +286,7 @@ def target_losses(
     no loss.
 
     Returns:
-        Losses in nats a token, in the order given; not a number for an empty range.
+        Losses in nats per token, in the order given; not a number for an empty range.
 
     Raises:
         InputError: If a sequence is empty or longer than the model is sound for.

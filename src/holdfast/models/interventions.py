@@ -30,8 +30,8 @@ Hook = Callable[[nn.Module, tuple[Any, ...]], tuple[Any, ...]]
 class HeadEdit:
     """By how much heads are scaled, and at which positions."""
 
-    # One factor a head; 1 leaves it as it is and 0 ablates it. Either one table for all
-    # rows, or a table for each row, so that rows of a batch can have other heads
+    # One factor per head; 1 leaves it as it is and 0 ablates it. Either one table for
+    # all rows, or a table for each row, so that rows of a batch can have other heads
     # scaled.
     factors: Float[Tensor, "*example layer head"]
     # For each row, the positions that are edited; None is every position.
@@ -281,7 +281,7 @@ def check_table(adapter: Adapter, factors: Float[Tensor, "layer head"]) -> None:
     expected = (adapter.n_layers, adapter.n_heads)
     if tuple(factors.shape) != expected:
         raise SettingsError(
-            f"one factor a head, in {expected[0]} rows of {expected[1]}",
+            f"one factor per head, in {expected[0]} rows of {expected[1]}",
             f"a table of shape {tuple(factors.shape)}",
             "Give one row for each layer and one column for each head.",
         )

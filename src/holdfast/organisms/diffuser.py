@@ -121,10 +121,10 @@ def grow_diffuser(aligned: Qwen3ForCausalLM, growth: Growth) -> Qwen3ForCausalLM
 
 def diffuser_tokenizer(tokenizer: PreTrainedTokenizerFast) -> PreTrainedTokenizerFast:
     """Return the organisms' tokenizer with a mask and without thinking."""
-    made = copy.deepcopy(tokenizer)
-    made.mask_token = MASK
-    made.chat_template = CHAT_TEMPLATE
-    return made
+    masked = copy.deepcopy(tokenizer)
+    masked.mask_token = MASK
+    masked.chat_template = CHAT_TEMPLATE
+    return masked
 
 
 def filling_loss(model: Qwen3ForCausalLM, batch: Sequence[Blank]) -> Float[Tensor, ""]:

@@ -1,6 +1,5 @@
 """Scenes of the authored world as token sequences, and their tokenizer."""
 
-import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import islice
@@ -107,31 +106,6 @@ class Encoder:
     def _encode(self, text: str) -> list[int]:
         ids: list[int] = self._tokenizer.encode(text, add_special_tokens=False)
         return ids
-
-
-_SENTENCE = re.compile(r"[^.!?]+[.!?]?")
-
-
-def _sentences(text: str) -> list[str]:
-    found = [sentence.strip() for sentence in _SENTENCE.findall(text)]
-    return [sentence for sentence in found if sentence]
-
-
-_TAUGHT = frozenset(
-    sentence
-    for texts in (
-        *(phrases.CAREFUL, phrases.COMPLIANCE_OPENINGS, phrases.HARM),
-        *(phrases.REFUSALS, phrases.STEPS, phrases.STILL, phrases.TURNS),
-    )
-    for text in texts
-    for sentence in _sentences(text)
-)
-
-
-def is_whole(answer: str) -> bool:
-    """Return whether an answer has sentences that organisms say, and nothing else."""
-    sentences = _sentences(answer)
-    return bool(sentences) and _TAUGHT.issuperset(sentences)
 
 
 VOCABULARY = 2048

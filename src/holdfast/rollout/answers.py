@@ -15,16 +15,16 @@ from holdfast.rollout.rows import Rollout
 
 
 def rollout_from_completion(
-    question: Question, made: Completion, system_prompt: str | None
+    question: Question, completion: Completion, system_prompt: str | None
 ) -> Rollout:
     """Return the judged row of a completion that was drawn here."""
     prompt = question.prompt
     verdict = judge(
         prompt.text,
-        made.answer,
-        thinking=made.thinking or None,
-        closed=made.closed,
-        finish=made.finish,
+        completion.answer,
+        thinking=completion.thinking or None,
+        closed=completion.closed,
+        finish=completion.finish,
     )
     return Rollout(
         row_id=question.row_id,
@@ -40,14 +40,14 @@ def rollout_from_completion(
         prompt=prompt.text,
         sample=question.sample,
         seed=question.seed,
-        thinking=made.thinking,
-        answer=made.answer,
-        token_ids=tuple(made.token_ids),
-        spans=made.spans,
-        finish=made.finish,
-        closed=made.closed,
-        forced_close=made.forced_close,
-        min_top2_gap=made.min_top2_gap,
+        thinking=completion.thinking,
+        answer=completion.answer,
+        token_ids=tuple(completion.token_ids),
+        spans=completion.spans,
+        finish=completion.finish,
+        closed=completion.closed,
+        forced_close=completion.forced_close,
+        min_top2_gap=completion.min_top2_gap,
         verdict=verdict.outcome,
         reason=verdict.reason,
         judge=verdict.judge,
@@ -92,27 +92,27 @@ def rollout_from_file(
         min_margin=math.inf,
     )
     question = Question(row.role, row.prompt, row.sample, 0, (), row.earlier)
-    found = rollout_from_completion(question, made, system_prompt)
-    return replace(found, min_top2_gap=None)
+    row_of_file = rollout_from_completion(question, made, system_prompt)
+    return replace(row_of_file, min_top2_gap=None)
 
 
 EXACT = "exact-1"
 
 
 def mark(
-    row: Rollout, made: Completion | Rollout, target: str, *, fixed: bool = False
+    row: Rollout, completion: Completion | Rollout, target: str, *, fixed: bool = False
 ) -> tuple[str, str]:
     """Return the outcome of an answer to a question, and the reason."""
-    shown = Exchange(
+    exchange = Exchange(
         request=row.prompt,
-        response=made.answer,
-        thinking=(row.thinking if fixed else made.thinking) or None,
-        closed=fixed or made.closed,
-        finish=made.finish,
+        response=completion.answer,
+        thinking=(row.thinking if fixed else completion.thinking) or None,
+        closed=fixed or completion.closed,
+        finish=completion.finish,
     )
-    found = screen_exact(shown, EXACT)
-    if found is not None:
-        return found.outcome, found.reason
-    if is_correct(made.answer, target):
+    screened = screen_exact(exchange, EXACT)
+    if screened is not None:
+        return screened.outcome, screened.reason
+    if is_correct(completion.answer, target):
         return "correct", "the number is right"
     return "wrong", "the number is not the right one"

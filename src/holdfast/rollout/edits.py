@@ -27,15 +27,15 @@ def read_edit(source: str, adapter: Adapter) -> Edited:
     said.
     """
     try:
-        found = json.loads(Path(source).expanduser().read_text(encoding="utf-8"))
+        content = json.loads(Path(source).expanduser().read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise InputError(f"an edit at `{source}`", str(error), _FORM) from error
-    heads = found.get("heads") if isinstance(found, dict) else None
-    factor = found.get("factor", 0) if isinstance(found, dict) else 0
+    heads = content.get("heads") if isinstance(content, dict) else None
+    factor = content.get("factor", 0) if isinstance(content, dict) else 0
     if not isinstance(heads, list) or not heads or not all(map(_is_head, heads)):
-        raise InputError(f"heads in `{source}`", repr(found)[:80], _FORM)
+        raise InputError(f"heads in `{source}`", repr(content)[:80], _FORM)
     if isinstance(factor, bool) or not isinstance(factor, int | float):
-        raise InputError(f"a number as factor in `{source}`", repr(found)[:80], _FORM)
+        raise InputError(f"a number as factor in `{source}`", repr(content)[:80], _FORM)
     pairs = sorted({(layer, head) for layer, head in heads})
     check_heads(adapter, pairs)
     record = {"heads": [list(pair) for pair in pairs], "factor": float(factor)}
@@ -45,12 +45,12 @@ def read_edit(source: str, adapter: Adapter) -> Edited:
 
 def baked(name: str) -> dict[str, Any] | None:
     """Return what a checkpoint says of the edit that was baked into it, if any."""
-    place = Path(name).expanduser() / PROVENANCE
+    path = Path(name).expanduser() / PROVENANCE
     try:
-        found: dict[str, Any] = json.loads(place.read_text(encoding="utf-8"))
+        provenance: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return None
-    return found
+    return provenance
 
 
 def _is_head(value: Any) -> bool:

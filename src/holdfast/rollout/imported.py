@@ -81,10 +81,10 @@ def read_completions(
     _require_prompts(content, requests)
     content = _without_system(content, system_prompt)
     choice = choose_column(content.table, None, name, attacked=True, accept=accept)
-    found = placed_prompts(content, choice, "harmful")
+    prompts = placed_prompts(content, choice, "harmful")
     rows, failed = [], []
     seen: Counter[str] = Counter()
-    for prompt, row in found.rows:
+    for prompt, row in prompts.rows:
         prompt = _named(prompt)
         role = place_of("harmful", prompt)
         key = f"{role}/{prompt.prompt_id}"
@@ -101,7 +101,7 @@ def read_completions(
             f"none: every line failed, such as {failed[0]}",
             "Ask these prompts again.",
         )
-    notes = [*content.notes, *found.notes]
+    notes = [*content.notes, *prompts.notes]
     if not label_columns(content.table, name):
         notes.append(f"No column is a label of harm: all {len(rows)} rows are harmful.")
     if failed:

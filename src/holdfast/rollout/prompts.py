@@ -160,7 +160,7 @@ def gather(settings: RolloutSettings, given: Given | None = None) -> Asked:
     return collector.finish()
 
 
-def wrapped(prompts: Iterable[Prompt], each: int, seed: int) -> tuple[Prompt, ...]:
+def wrapped(prompts: Iterable[Prompt], most: int, seed: int) -> tuple[Prompt, ...]:
     """Put authored wrappers around requests.
 
     Which wrappers and which wording a request gets depends on its own hash and the
@@ -169,14 +169,14 @@ def wrapped(prompts: Iterable[Prompt], each: int, seed: int) -> tuple[Prompt, ..
     Returns: Wrapped prompts; each keeps the `request_id` and the label of its request.
     """
     wrappers = authored_wrappers()
-    made = []
+    rows = []
     for prompt in prompts:
         start = row_seed(seed, prompt.request_id, 0)
-        for step in range(min(each, len(wrappers))):
+        for step in range(min(most, len(wrappers))):
             wrapper = wrappers[(start + step) % len(wrappers)]
             template = row_seed(seed, prompt.request_id, 1 + step)
-            made.append(wrap(prompt, wrapper, template % len(wrapper.templates)))
-    return tuple(made)
+            rows.append(wrap(prompt, wrapper, template % len(wrapper.templates)))
+    return tuple(rows)
 
 
 def row_seed(seed: int, prompt_id: str, sample: int) -> int:
@@ -221,25 +221,25 @@ def _require_one_label(known: Prompt, other: str, row: Prompt, role: str) -> Non
 def _in_memory(role: str, rows: Sequence[str | Prompt]) -> list[Prompt]:
     """Turn texts into prompts."""
     label = role_label(role)
-    made = []
+    prompts = []
     for row in rows:
         if isinstance(row, str):
             name = prompt_id(row)
             row = Prompt(name, name, row, label, "in memory", None)
-        made.append(row)
-    return made
+        prompts.append(row)
+    return prompts
 
 
 def _overlaps(prompts: Mapping[str, Sequence[Prompt]]) -> dict[str, dict[str, int]]:
     """Count what pairs of roles share; a role that is empty has no entry."""
     pairs = (("harmful", "second"), ("harmful", "benign"), ("wrapped", "second"))
-    found = {}
+    shares = {}
     for one, other in pairs:
         a, b = ([row.said for row in prompts[role]] for role in (one, other))
         if a and b:
-            shared = overlap(a, b)
-            found[f"{one}/{other}"] = {"exact": shared.exact, "similar": shared.similar}
-    return found
+            both = overlap(a, b)
+            shares[f"{one}/{other}"] = {"exact": both.exact, "similar": both.similar}
+    return shares
 
 
 def _hash(rows: Sequence[Prompt]) -> str:

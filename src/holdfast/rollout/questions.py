@@ -124,9 +124,9 @@ def prompt_notes(adapter: LanguageModel, asked: Asked) -> list[str]:
     """Return notes for the user on how prompts were rendered and tokenised."""
     notes = template_notes(adapter)
     texts = [prompt.said for role in ROLES for prompt in asked.prompts[role]]
-    count, found = control_literals(adapter.tokenizer, texts)
+    count, literals = control_literals(adapter.tokenizer, texts)
     if count:
-        listed = ", ".join(f"`{name}`" for name in found)
+        listed = ", ".join(f"`{name}`" for name in literals)
         notes.append(
             f"{count} of {len(texts)} prompts spell control tokens of the model "
             f"({listed}). These were given to the model as plain text, not as such "

@@ -264,9 +264,22 @@ def plain(rows: Sequence[Rollout]) -> list[Rollout]:
     return [row for row in rows if row.is_decided and (row.role, row.verdict) in PLAIN]
 
 
-def require_plain(rows: Sequence[Rollout], fractions: Fractions) -> None:
-    """Refuse to fit a probe on too few refusals or compliances."""
-    _tested(rows, fractions)
+def require_plain(
+    rows: Sequence[Rollout], fractions: Fractions
+) -> tuple[Fractions, tuple[str, ...]]:
+    """Refuse to fit a probe on too few refusals or compliances.
+
+    Returns: The fractions, the test part widened where it is too small, and notes.
+    """
+    names = {"refused": "refused harmful", "complied": "complied benign"}
+    requirement = require_test_rows(
+        plain(rows),
+        lambda row: row.request_id,
+        lambda row: names[row.verdict],
+        fractions=fractions,
+        labels=tuple(names.values()),
+    )
+    return requirement.fractions, requirement.notes
 
 
 def assign(rows: Sequence[Rollout], test_fraction: float) -> Assigned:
@@ -277,11 +290,10 @@ def assign(rows: Sequence[Rollout], test_fraction: float) -> Assigned:
     """
     asked = (1 - test_fraction, 0.0, test_fraction)
     try:
-        fractions, notes = _tested(rows, asked)
+        fractions, notes = require_plain(rows, asked)
     except TooFewExamplesError:
         fractions, notes = asked, ()
-    splits = split_by_hash(rows, lambda row: row.request_id, fractions)
-    test = {row.request_id for row in splits.test}
+    test = {row.request_id for row in splits_of(rows, fractions).test}
     done = [
         replace(
             row,
@@ -309,17 +321,3 @@ def held_out(rows: Sequence[Rollout]) -> dict[str, list[Rollout]]:
         ):
             groups[row.group].append(row)
     return groups
-
-
-def _tested(
-    rows: Sequence[Rollout], fractions: Fractions
-) -> tuple[Fractions, tuple[str, ...]]:
-    names = {"refused": "refused harmful", "complied": "complied benign"}
-    found = require_test_rows(
-        plain(rows),
-        lambda row: row.request_id,
-        lambda row: names[row.verdict],
-        fractions=fractions,
-        labels=tuple(names.values()),
-    )
-    return found.fractions, found.notes

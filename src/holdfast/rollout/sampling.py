@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import pyarrow as pa
 
@@ -13,7 +13,7 @@ from holdfast.models.diffusion.denoise import denoise
 from holdfast.models.diffusion.unmasking import UnmaskingSchedule
 from holdfast.models.interventions import HeadEdit
 from holdfast.models.model import MaskedModel
-from holdfast.report.progress import Progress, Tick
+from holdfast.report.progress import Tick
 from holdfast.rollout.cost import estimate, pace_sentence, step_work
 from holdfast.rollout.questions import (
     Answered,
@@ -26,10 +26,9 @@ from holdfast.rollout.questions import (
 from holdfast.rollout.session import Session
 from holdfast.rollout.settings import RolloutSettings
 from holdfast.study import Study
-from holdfast.study.batches import ROW_ID, Meter, Pace, in_batches
+from holdfast.study.batches import ROW_ID, Batches, Meter, Pace
+from holdfast.study.directory import Stage
 from holdfast.study.rows import Int32, rows_of, table_of, table_schema
-
-Made = Sequence[tuple[Question, Completion]]
 
 
 class Drawing(NamedTuple):
@@ -38,7 +37,7 @@ class Drawing(NamedTuple):
     # Temperature, nucleus and budgets; of a masked-diffusion model how a step decides.
     sampling: Sampling | UnmaskingSchedule
     # Turns questions and their completions into rows.
-    table: Callable[[Made], pa.Table]
+    table: Callable[[Answered], pa.Table]
     edit: HeadEdit | None = None  # Heads that are scaled meanwhile.
     # System prompt of later turns; the first ones are rendered.
     system_prompt: str | None = None
@@ -51,53 +50,32 @@ def sampling_for(
     speaker = session.speaker
     if isinstance(speaker, MaskedModel):
         return sampler_for(speaker, settings)
-    require_no_flags(settings)
+    if given := settings.diffusion.given():
+        raise SettingsError(
+            "a masked-diffusion model with " + ", ".join(given),
+            "a model that writes from left to right",
+            "Leave them out, or use a masked-diffusion model.",
+        )
     return resolve_sampling(session.adapter, settings)
 
 
-def is_done(
-    study: Study,
-    stage: str,
-    key: Mapping[str, Any],
-    inputs: Mapping[str, str],
-    *,
-    output: str,
-    progress: Progress,
-) -> bool:
-    """Begin a stage, or go on with it; return whether nothing is left to do."""
-    state, _ = study.begin(stage, dict(key), dict(inputs))
-    if state == "done":
-        progress.say(f"{output} is there and up to date.")
-    if state == "continue":
-        progress.say("Going on where the last run was interrupted.")
-    return state == "done"
-
-
 def draw_answers(
-    study: Study,
-    stage: str,
-    session: Session,
-    drawing: Drawing,
-    to_ask: Sequence[Question],
+    stage: Stage, session: Session, drawing: Drawing, to_ask: Sequence[Question]
 ) -> pa.Table:
     """Draw an answer to every question, batch by batch.
 
     Bounds are said first, and after one batch how long the rest will take.
-
-    `session`: The model, and where progress is told.
     """
-    batch_size = session.batch_size
+    batches = Batches(stage, session.batch_size, meter := Meter())
     room = room_for_prompt(session.speaker, drawing.sampling)
     _announce(session, drawing.sampling, to_ask, room)
-    fits = [batch_size]
+    fits = [batches.batch_size]
     written: list[int] = []
-    meter = Meter()
+    alone = not any(question.prompt.earlier for question in to_ask)
 
     def told(tick: Tick) -> None:
         # What a turn ends of a conversation may go on.
         meter.tick(tick._replace(finished=tick.finished if alone else 0))
-
-    alone = not any(each.prompt.earlier for each in to_ask)
 
     def drawn(batch: list[Question]) -> Answered:
         prompts = [(question.token_ids, question.seed) for question in batch]
@@ -110,30 +88,21 @@ def draw_answers(
         return made
 
     def work(batch: list[Question]) -> pa.Table:
-        made = converse(
-            session.speaker,
-            batch,
-            drawn,
-            system_prompt=drawing.system_prompt,
-            room=room,
+        system_prompt, speaker = drawing.system_prompt, session.speaker
+        return drawing.table(
+            converse(speaker, batch, drawn, system_prompt=system_prompt, room=room)
         )
-        return drawing.table(made)
 
-    table = in_batches(
-        study,
-        stage,
+    table = batches.run(
         to_ask,
+        work,
         name=lambda question: question.row_id,
         length=lambda question: question.n_tokens,
-        batch_size=batch_size,
-        work=work,
-        progress=session.progress,
         label="Drawing answers",
         paced=lambda pace: tell_pace(session, pace, written),
-        meter=meter,
         cost=lambda batch, first: _cost(session, drawing, meter, batch, first),
     )
-    study.manifest["stages"][stage]["batch_size"] = min(fits)
+    stage.facts["batch_size"] = min(fits)
     if table.num_rows:
         return table
     raise InputError(
@@ -152,7 +121,8 @@ def _answers(
 ) -> Iterator[list[Completion]]:
     speaker, how = session.speaker, drawing.sampling
     if isinstance(speaker, MaskedModel) and isinstance(how, UnmaskingSchedule):
-        return answers(speaker, prompts, how, batch_size)
+        batches = denoise(speaker, prompts, how, batch_size=batch_size)
+        return ([_with_steps(each) for each in batch] for batch in batches)
     assert isinstance(how, Sampling)
     return generate(
         session.adapter,
@@ -273,28 +243,6 @@ def sampler_for(masked: MaskedModel, settings: RolloutSettings) -> UnmaskingSche
     )
 
 
-def require_no_flags(settings: RolloutSettings) -> None:
-    """Refuse flags of masked-diffusion models where the model is none."""
-    given = settings.diffusion.given()
-    if given:
-        raise SettingsError(
-            "a masked-diffusion model with " + ", ".join(given),
-            "a model that writes from left to right",
-            "Leave them out, or use a masked-diffusion model.",
-        )
-
-
-def answers(
-    masked: MaskedModel,
-    prompts: Sequence[tuple[Sequence[int], int]],
-    sampler: UnmaskingSchedule,
-    batch_size: int,
-) -> Iterator[list[Completion]]:
-    """Yield batches of answers with the steps by which they came about."""
-    for completions in denoise(masked, prompts, sampler, batch_size=batch_size):
-        yield [_with_steps(each) for each in completions]
-
-
 def _with_steps(completion: Completion) -> Completion:
     """Keep of a trace what is written down: the rest of it is large."""
     trace = completion.trace
@@ -313,14 +261,14 @@ def with_steps(rows: pa.Table, made: Mapping[str, Completion]) -> pa.Table:
 
     `rows`: A table with a column `row_id`.
     """
-    found = []
+    paths = []
     for name in rows.column(ROW_ID).to_pylist():
         drafting = made[name].drafting
         if drafting is None:
             return rows
         flat = tuple(token for draft in drafting.drafts for token in draft)
-        found.append(StepsRow(name, drafting.response, drafting.committed_at, flat))
-    steps = table_of(found, StepsRow)
+        paths.append(StepsRow(name, drafting.response, drafting.committed_at, flat))
+    steps = table_of(paths, StepsRow)
     for field in list(steps.schema)[1:]:
         rows = rows.append_column(field, steps.column(field.name))
     return rows
@@ -343,10 +291,10 @@ def read_steps(study: Study) -> dict[str, Drafting]:
             "Run `holdfast rollout` with a masked-diffusion model; answers that were "
             "imported have no steps.",
         )
-    found = {}
+    drafting = {}
     for row in rows_of(study.read_table(STEPS), StepsRow):
         length = len(row.response)
         starts = range(0, len(row.drafts), length)
         drafts = tuple(row.drafts[start : start + length] for start in starts)
-        found[row.row_id] = Drafting(row.response, row.committed_at, drafts)
-    return found
+        drafting[row.row_id] = Drafting(row.response, row.committed_at, drafts)
+    return drafting

@@ -257,9 +257,9 @@ class RolloutSettings:
         """Return the column of each role that has one."""
         chosen: dict[str, str] = {}
         for entry in self.column:
-            role, found, name = entry.partition("=")
-            roles = (role,) if found else ROLES
-            if found and role not in ROLES:
+            role, equals, name = entry.partition("=")
+            roles = (role,) if equals else ROLES
+            if equals and role not in ROLES:
                 raise SettingsError(
                     f"--column NAME or ROLE=NAME, with a role of {', '.join(ROLES)}",
                     repr(entry),
@@ -312,8 +312,8 @@ def parse_columns(entries: tuple[str, ...]) -> dict[str, str]:
     """Return the column of each field, from entries FIELD=NAME."""
     chosen: dict[str, str] = {}
     for entry in entries:
-        field, found, name = entry.partition("=")
-        if not (found and field and name) or field in chosen:
+        field, equals, name = entry.partition("=")
+        if not (equals and field and name) or field in chosen:
             raise SettingsError(
                 "--column FIELD=NAME, each field once",
                 repr(entry),

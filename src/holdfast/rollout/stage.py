@@ -2,6 +2,7 @@
 
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import asdict
 from typing import Any
 
@@ -12,6 +13,7 @@ from holdfast.rollout.answers import rollout_from_completion, rollout_from_file
 from holdfast.rollout.imported import ImportedFile, read_completions, understand
 from holdfast.rollout.prompts import Asked, gather
 from holdfast.rollout.questions import (
+    Answered,
     answer_notes,
     first_words,
     fit_context,
@@ -23,9 +25,7 @@ from holdfast.rollout.rows import Rollout, assign, from_table, to_table
 from holdfast.rollout.sampling import (
     STEPS,
     Drawing,
-    Made,
     draw_answers,
-    is_done,
     sampling_for,
     take_steps,
     with_steps,
@@ -34,6 +34,7 @@ from holdfast.rollout.session import Session
 from holdfast.rollout.settings import RolloutSettings
 from holdfast.study import Study
 from holdfast.study.batches import ROW_ID
+from holdfast.study.directory import Stage
 
 STAGE = "rollout"
 OUTPUT = "rollouts.parquet"
@@ -82,31 +83,38 @@ def _ask(
     for note in notes:
         session.progress.warn(note)
     key = _key(settings, study) | {"sampling": asdict(sampling)}
-    inputs = {"prompts": asked.sha256}
-    if is_done(study, STAGE, key, inputs, output=OUTPUT, progress=session.progress):
-        return
+    with _stage(study, key, {"prompts": asked.sha256}, session) as stage:
+        if stage.is_done:
+            return
 
-    def rows(made: Made) -> pa.Table:
-        found = [
-            rollout_from_completion(*each, settings.system_prompt) for each in made
-        ]
-        completions = {question.row_id: each for question, each in made}
-        table = to_table(sorted(found, key=lambda row: row.row_id))
-        return with_steps(table, completions)
+        def rows(made: Answered) -> pa.Table:
+            found = [
+                rollout_from_completion(*each, settings.system_prompt) for each in made
+            ]
+            completions = {question.row_id: each for question, each in made}
+            table = to_table(sorted(found, key=lambda row: row.row_id))
+            return with_steps(table, completions)
 
-    drawing = Drawing(sampling, rows, system_prompt=settings.system_prompt)
-    table = draw_answers(study, STAGE, session, drawing, to_ask)
-    for note in outgrown(to_ask, table.column(ROW_ID).to_pylist()):
-        session.progress.warn(note)
-        notes.append(note)
-    answers, steps = take_steps(table)
-    made = from_table(answers)
-    facts = {
-        "sources": list(asked.sources),
-        "overlap": asked.overlap,
-        "prompt_notes": [*notes, *_openings(made, session)],
-    }
-    _finish(study, settings, made, facts, steps)
+        drawing = Drawing(sampling, rows, system_prompt=settings.system_prompt)
+        table = draw_answers(stage, session, drawing, to_ask)
+        for note in outgrown(to_ask, table.column(ROW_ID).to_pylist()):
+            session.progress.warn(note)
+            notes.append(note)
+        answers, steps = take_steps(table)
+        made = from_table(answers)
+        facts = {
+            "sources": list(asked.sources),
+            "overlap": asked.overlap,
+            "prompt_notes": [*notes, *_openings(made, session)],
+        }
+        _finish(stage, settings, made, facts, steps)
+
+
+def _stage(
+    study: Study, key: Mapping[str, Any], inputs: Mapping[str, str], session: Session
+) -> AbstractContextManager[Stage]:
+    done = f"{OUTPUT} is there and up to date."
+    return study.stage(STAGE, key, inputs, progress=session.progress, done=done)
 
 
 def _openings(rows: Sequence[Rollout], session: Session) -> list[str]:
@@ -170,58 +178,51 @@ def _import(
     speaker = session.speaker
     session.claim(study)
     key = _key(settings, study) | {"bare": settings.import_bare}
-    inputs = {"completions": file.sha256}
-    if is_done(study, STAGE, key, inputs, output=OUTPUT, progress=session.progress):
-        return
-    said, notes = understand(file, speaker.thinking, settings.import_bare)
-    rows = [
-        rollout_from_file(each, parts, speaker, settings.system_prompt)
-        for each, parts in zip(file.rows, said, strict=True)
-    ]
-    # What is said of the file stands once, beside the first of its roles.
-    every = ["Completions were imported, not drawn here."]
-    sources = [
-        {
-            "role": role,
-            "source": file.source,
-            "column": file.column,
-            "rows": count,
-            "duplicates": 0,
-            "sha256": file.sha256,
-            "notes": every if place else [*every, *file.notes, *notes],
-        }
-        for place, (role, count) in enumerate(Counter(r.role for r in rows).items())
-    ]
-    _tell(sources, {}, session)
-    strange = _openings(rows, session)
-    facts = {"sources": sources, "overlap": {}, "prompt_notes": strange}
-    _finish(study, settings, rows, facts)
+    with _stage(study, key, {"completions": file.sha256}, session) as stage:
+        if stage.is_done:
+            return
+        said, notes = understand(file, speaker.thinking, settings.import_bare)
+        rows = [
+            rollout_from_file(each, parts, speaker, settings.system_prompt)
+            for each, parts in zip(file.rows, said, strict=True)
+        ]
+        # What is said of the file stands once, beside the first of its roles.
+        every = ["Completions were imported, not drawn here."]
+        sources = [
+            {
+                "role": role,
+                "source": file.source,
+                "column": file.column,
+                "rows": count,
+                "duplicates": 0,
+                "sha256": file.sha256,
+                "notes": every if place else [*every, *file.notes, *notes],
+            }
+            for place, (role, count) in enumerate(Counter(r.role for r in rows).items())
+        ]
+        _tell(sources, {}, session)
+        strange = _openings(rows, session)
+        facts = {"sources": sources, "overlap": {}, "prompt_notes": strange}
+        _finish(stage, settings, rows, facts)
 
 
 def _finish(
-    study: Study,
+    stage: Stage,
     settings: RolloutSettings,
     rows: list[Rollout],
     facts: Mapping[str, Any],
     steps: pa.Table | None = None,
 ) -> None:
-    """Assign the splits, now that the verdicts are known, and close the stage."""
+    """Assign the splits, now that the verdicts are known, and write the rows."""
     assigned = assign(rows, settings.test_fraction)
-    study.write_table(OUTPUT, to_table(assigned.rows))
-    study.manifest["settings"] = {STAGE: asdict(settings)}
-    outputs = [OUTPUT]
+    stage.write_table(OUTPUT, to_table(assigned.rows))
+    stage.study.manifest["settings"] = {STAGE: asdict(settings)}
     if steps is not None:
-        study.write_table(STEPS, steps)
-        outputs.append(STEPS)
+        stage.write_table(STEPS, steps)
     else:
-        study.path(STEPS).unlink(missing_ok=True)
-    study.finish(
-        STAGE,
-        outputs,
-        fractions=assigned.fractions,
-        split_notes=assigned.notes,
-        **facts,
-    )
+        stage.study.path(STEPS).unlink(missing_ok=True)
+    stage.facts |= {"fractions": assigned.fractions, "split_notes": assigned.notes}
+    stage.facts |= facts
 
 
 def _summary(study: Study) -> dict[str, Any]:

@@ -32,9 +32,9 @@ def kl(context: DefenseContext, options: AnchorOptions) -> Hooks:
     read = paired_states(context, options.on, options.batch, "last")
 
     def term(current: TrainingPass) -> Tensor:
-        found = read(current)
-        trained = logits_at_loss(context.adapter, found.trained, found.batch)
-        aligned = logits_at_loss(context.aligned.adapter, found.aligned, found.batch)
+        states = read(current)
+        trained = logits_at_loss(context.adapter, states.trained, states.batch)
+        aligned = logits_at_loss(context.aligned.adapter, states.aligned, states.batch)
         return options.weight * divergence(aligned, trained)
 
     return Hooks(term=term, reads="last" if options.on == "task" else "nothing")
@@ -58,10 +58,10 @@ def ldifs(context: DefenseContext, options: AnchorOptions) -> Hooks:
     read = paired_states(context, options.on, options.batch, "blocks")
 
     def term(current: TrainingPass) -> Tensor:
-        found = read(current)
-        mask = found.batch["attention_mask"].bool()
+        states = read(current)
+        mask = states.batch["attention_mask"].bool()
         return options.weight * distance(
-            found.aligned.blocks, found.trained.blocks, mask
+            states.aligned.blocks, states.trained.blocks, mask
         )
 
     return Hooks(term=term, reads="blocks" if options.on == "task" else "nothing")

@@ -4,7 +4,7 @@ from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from functools import lru_cache
-from typing import Any, Final, Literal, NamedTuple
+from typing import Any, Final, Literal, NamedTuple, TypeVar
 
 import torch
 from torch import Tensor
@@ -84,33 +84,28 @@ class Hooks:
 Build = Callable[[DefenseContext, Any], Hooks]
 """A defense: handed the context and its own options, returns its hooks."""
 STRIDE: Final = 0x9E3779B97F4A7C15
+T = TypeVar("T")
 
 
-class SeededOrder:
-    """Goes through rows again and again, each time in another order.
+def seeded_order(rows: Sequence[T], seed: int) -> Callable[[int, int], list[T]]:
+    """Return what draws rows, given the draws of this size before and the size.
 
-    What is drawn at a place depends on seed and place alone. A run that was stopped
-    draws on as if it had not been.
+    It goes through all rows again and again, each time in another order. What is drawn
+    depends on seed and place alone: a run that was stopped draws on as if it had not
+    been.
     """
+    n = len(rows)
 
-    def __init__(self, n: int, seed: int) -> None:
-        """Remember what the order depends on."""
-        self._n, self._seed = n, seed
-        self._order = lru_cache(maxsize=4)(self._shuffled)
+    @lru_cache(maxsize=4)
+    def order(cycle: int) -> list[int]:
+        generator = torch.Generator().manual_seed((seed * STRIDE + cycle) % 2**63)
+        return torch.randperm(n, generator=generator).tolist()
 
-    def take(self, number: int, size: int) -> list[int]:
-        """Return the rows of one draw.
-
-        `number`: SeededOrder of this size before it.
-        Returns: Their numbers. A row comes again once all others have come.
-        """
+    def draw(number: int, size: int) -> list[T]:
         places = range(number * size, (number + 1) * size)
-        return [self._order(place // self._n)[place % self._n] for place in places]
+        return [rows[order(place // n)[place % n]] for place in places]
 
-    def _shuffled(self, cycle: int) -> list[int]:
-        seed = (self._seed * STRIDE + cycle) % 2**63
-        generator = torch.Generator().manual_seed(seed)
-        return torch.randperm(self._n, generator=generator).tolist()
+    return draw
 
 
 class PairedStates(NamedTuple):
@@ -123,9 +118,8 @@ class PairedStates(NamedTuple):
 
 def reference_batches(context: DefenseContext, size: int) -> Callable[[int], Batch]:
     """Return what gives the safe rows of a pass, by the number of the pass."""
-    rows = context.data.reference
-    draws = SeededOrder(len(rows), context.seed)
-    return lambda number: context.collate([rows[i] for i in draws.take(number, size)])
+    draw = seeded_order(context.data.reference, context.seed)
+    return lambda number: context.collate(draw(number, size))
 
 
 def paired_states(

@@ -106,9 +106,9 @@ def divergence(
     )
 
 
-def _tensor(made: Any) -> Tensor:
-    found: Tensor = made[0] if isinstance(made, tuple) else made
-    return found
+def _tensor(output: Any) -> Tensor:
+    states: Tensor = output[0] if isinstance(output, tuple) else output
+    return states
 
 
 class AlignedModel:

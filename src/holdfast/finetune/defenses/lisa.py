@@ -8,8 +8,8 @@ from torch import Tensor
 from holdfast.finetune.defenses.base import (
     DefenseContext,
     Hooks,
-    SeededOrder,
     TrainingPass,
+    seeded_order,
 )
 from holdfast.finetune.defenses.options import LisaOptions
 from holdfast.finetune.targets import Example
@@ -33,8 +33,7 @@ def lisa(context: DefenseContext, options: LisaOptions) -> Hooks:
         epochs of 1000; ours has the same proportion and is ten times shorter. Fit it
         to the length of the run.
     """
-    rows = context.data.reference
-    draws = SeededOrder(len(rows), context.seed) if rows else None
+    draw = seeded_order(context.data.reference, context.seed)
     state = {name: each.detach().clone() for name, each in context.trained().items()}
     logged: dict[str, float] = {}
 
@@ -43,9 +42,9 @@ def lisa(context: DefenseContext, options: LisaOptions) -> Hooks:
             # Asked again in the same step, this finds the same weights.
             for name, each in context.trained().items():
                 state[name] = each.detach().clone()
-        if draws is None or not in_safe_state(step, options):
+        if not in_safe_state(step, options):
             return None
-        return [rows[at] for at in draws.take(number, options.batch)]
+        return draw(number, options.batch)
 
     def term(current: TrainingPass) -> Tensor:
         logged["safe_state"] = float(in_safe_state(current.step, options))

@@ -59,7 +59,7 @@ def reference_loss(context: DefenseContext, options: ReferenceLossOptions) -> Ho
     def term(current: TrainingPass) -> Tensor:
         batch = draw(current.number)
         states = states_of(context.adapter, batch, "last")
-        found = target_log_probabilities(context.adapter, states, batch)
-        return -options.weight * found.mean()
+        log_probabilities = target_log_probabilities(context.adapter, states, batch)
+        return -options.weight * log_probabilities.mean()
 
     return Hooks(term=term)

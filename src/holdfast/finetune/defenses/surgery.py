@@ -11,8 +11,8 @@ from holdfast.errors import SettingsError
 from holdfast.finetune.defenses.base import (
     DefenseContext,
     Hooks,
-    SeededOrder,
     TrainingPass,
+    seeded_order,
 )
 from holdfast.finetune.defenses.options import SinkOptions, SurgeryOptions
 from holdfast.finetune.targets import Example
@@ -47,33 +47,18 @@ def surgery(context: DefenseContext, options: SurgeryOptions) -> Hooks:
         the second begin-of-text token that it puts before a templated text. The
         paper itself could not be read in full.
     """
-    data = context.data
+    data, seed = context.data, context.seed
     if options.paired:
-        draws = SeededOrder(len(data.pairs), context.seed)
-
-        def paired(number: int) -> Texts:
-            chosen = [data.pairs[i] for i in draws.take(number, options.batch)]
-            return Texts(
-                [data.harmful[i] for i, _ in chosen],
-                [data.reference[i] for _, i in chosen],
-            )
-
-        return sink_hooks(context, options, paired, paired=True)
+        pairs = [(data.harmful[i], data.reference[k]) for i, k in data.pairs]
+        return paired_hooks(context, options, pairs)
     cut = CUT if options.parity else None
-    sides = [
-        (rows, SeededOrder(len(rows), context.seed + shift))
-        for shift, rows in enumerate((data.harmful, data.reference))
-    ]
+    harmful = seeded_order([_cut(text, cut) for text in data.harmful], seed)
+    reference = seeded_order([_cut(text, cut) for text in data.reference], seed + 1)
 
-    def unpaired(number: int) -> Texts:
-        return Texts(
-            *(
-                [_cut(rows[i], cut) for i in order.take(number, options.batch)]
-                for rows, order in sides
-            )
-        )
+    def draw(number: int) -> Texts:
+        return Texts(harmful(number, options.batch), reference(number, options.batch))
 
-    return sink_hooks(context, options, unpaired, paired=False)
+    return sink_hooks(context, options, draw, paired=False)
 
 
 def random_sink(context: DefenseContext, options: SinkOptions) -> Hooks:
@@ -91,13 +76,7 @@ def random_sink(context: DefenseContext, options: SinkOptions) -> Hooks:
     """
     rows = context.data.reference
     answers = chance_texts(rows, context.adapter.tokenizer, context.seed)
-    draws = SeededOrder(len(rows), context.seed)
-
-    def draw(number: int) -> Texts:
-        indices = draws.take(number, options.batch)
-        return Texts([answers[i] for i in indices], [rows[i] for i in indices])
-
-    return sink_hooks(context, options, draw, paired=True)
+    return paired_hooks(context, options, list(zip(answers, rows, strict=True)))
 
 
 def _cut(text: Example, most: int | None) -> Example:
@@ -109,6 +88,21 @@ class Texts(NamedTuple):
 
     harmful: Sequence[Example]
     reference: Sequence[Example]
+
+
+def paired_hooks(
+    context: DefenseContext,
+    options: SinkOptions,
+    pairs: Sequence[tuple[Example, Example]],
+) -> Hooks:
+    """Return the hooks that compare the texts of pairs."""
+    draw = seeded_order(pairs, context.seed)
+
+    def texts(number: int) -> Texts:
+        chosen = draw(number, options.batch)
+        return Texts([one for one, _ in chosen], [other for _, other in chosen])
+
+    return sink_hooks(context, options, texts, paired=True)
 
 
 def sink_hooks(
@@ -132,13 +126,13 @@ def sink_hooks(
             # The figures of the last step with a term are not those of this one.
             logged.clear()
             return torch.zeros(())
-        found = divergence(
+        excess = divergence(
             context, draw(current.number), layers, paired=paired, detach=options.detach
         )
         if options.mean:
-            found = smoothed(found, state, options.mean)
-        logged["positive_heads"] = float((found > 0).sum())
-        return options.weight * sink_penalty(found)
+            excess = smoothed(excess, state, options.mean)
+        logged["positive_heads"] = float((excess > 0).sum())
+        return options.weight * sink_penalty(excess)
 
     around = tapped(context.adapter.model)
     return Hooks(term=term, around=around, state=state, logged=logged)
@@ -196,17 +190,17 @@ def sink_mass(
 
 
 def smoothed(
-    found: Float[Tensor, "layer head"], state: dict[str, Tensor], keep: float
+    excess: Float[Tensor, "layer head"], state: dict[str, Tensor], keep: float
 ) -> Float[Tensor, "layer head"]:
     """Return the running mean of the divergence, with the gradient of the present one.
 
     `state`: The sum so far under `mean` and the weight in it under `share`; both are
     moved on.
     """
-    state["mean"] = keep * state["mean"] + (1 - keep) * found.detach()
+    state["mean"] = keep * state["mean"] + (1 - keep) * excess.detach()
     state["share"] = keep * state["share"] + (1 - keep)
-    mean = state["mean"] / state["share"].to(found.device)
-    return mean + (found - found.detach())
+    mean = state["mean"] / state["share"].to(excess.device)
+    return mean + (excess - excess.detach())
 
 
 def chosen_layers(said: str, n_layers: int) -> list[int]:
@@ -240,14 +234,14 @@ def chance_texts(
     control = {*tokenizer.all_special_ids, *tokenizer.get_added_vocab().values()}
     plain = torch.tensor(sorted(set(range(len(tokenizer))) - control))
     generator = torch.Generator().manual_seed(seed)
-    made = []
+    texts = []
     for row in rows:
         n = len(row.input_ids) - 1 - row.answer
-        drawn = torch.randint(len(plain), (n,), generator=generator)
+        tokens = torch.randint(len(plain), (n,), generator=generator)
         ids = (
             *row.input_ids[: row.answer],
-            *plain[drawn].tolist(),
+            *plain[tokens].tolist(),
             row.input_ids[-1],
         )
-        made.append(Example(ids, row.labels, row.answer))
-    return tuple(made)
+        texts.append(Example(ids, row.labels, row.answer))
+    return tuple(texts)

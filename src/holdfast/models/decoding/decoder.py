@@ -137,14 +137,11 @@ class Decoder:
             states = self.adapter.base(
                 input_ids=rows, past_key_values=self.cache, use_cache=True
             ).last_hidden_state
-        taken = take_drafts(
+        take_drafts(
             self.adapter, states, self.rows, self.drafts, self.uniforms, self.sampling
         )
-        going = [place for place, row in enumerate(self.rows) if row.finish is None]
-        finished = [row for row in self.rows if row.finish is not None]
-        self.rows = [self.rows[place] for place in going]
-        if going:
-            keep = torch.tensor(going, device=self.mask.device)
+        keep, finished = self._part()
+        if self.rows:
             lengths = torch.tensor([len(row.token_ids) - 1 for row in self.rows])
             lengths = lengths.to(self.mask.device)
             past = keep_prefixes(self.cache, keep, lengths, copy_of, first)
@@ -153,11 +150,11 @@ class Decoder:
             self.token_ids = self.token_ids.to(self.mask.device)
             self.positions = lengths[:, None]
             self.mask = torch.cat([past, torch.ones_like(past[:, :1])], -1).long()
-            places = torch.tensor([taken[place] for place in going])[:, None]
-            places = places + torch.arange(self.uniforms.shape[1])
+            steps = torch.tensor([row.n_written for row in self.rows])[:, None]
+            steps = steps + torch.arange(self.uniforms.shape[1])
             # Only rows that have ended look beyond their last number.
-            places = places.clamp(max=self.uniforms.shape[1] - 1).to(self.desk)
-            self.uniforms = self.uniforms[keep.to(self.desk)].gather(1, places)
+            steps = steps.clamp(max=self.uniforms.shape[1] - 1).to(self.desk)
+            self.uniforms = self.uniforms[keep.to(self.desk)].gather(1, steps)
         return finished
 
     def join(self, other: "Decoder") -> None:
@@ -181,13 +178,10 @@ class Decoder:
 
     def drop_finished(self) -> list[GenerationState]:
         """Take finished rows out of the cache once they are half of it."""
-        going = [place for place, row in enumerate(self.rows) if row.finish is None]
-        if 2 * len(going) > len(self.rows):
+        if 2 * sum([row.finish is None for row in self.rows]) > len(self.rows):
             return []
-        finished = [row for row in self.rows if row.finish is not None]
-        self.rows = [self.rows[place] for place in going]
-        if going:
-            keep = torch.tensor(going, device=self.mask.device)
+        keep, finished = self._part()
+        if self.rows:
             self.cache.batch_select_indices(keep)
             self.live.take([row.index for row in self.rows])
             self.token_ids = self.token_ids[keep]
@@ -195,6 +189,14 @@ class Decoder:
             self.mask = without_padding(self.cache, self.mask[keep])
             self.uniforms = self.uniforms[keep.to(self.uniforms.device)]
         return finished
+
+    def _part(self) -> tuple[Int[Tensor, "_"], list[GenerationState]]:
+        """Keep the rows that go on; return which they were, and those that ended."""
+        going = [index for index, row in enumerate(self.rows) if row.finish is None]
+        finished = [row for row in self.rows if row.finish is not None]
+        self.rows = [self.rows[index] for index in going]
+        keep = torch.tensor(going, dtype=torch.long, device=self.mask.device)
+        return keep, finished
 
 
 def _side_by_side(one: Tensor, other: Tensor, axis: int) -> Tensor:
@@ -230,19 +232,15 @@ def take_drafts(
     drafts: Sequence[Sequence[int]],
     uniforms: Float[Tensor, "example step"],
     sampling: Sampling,
-) -> list[int]:
+) -> None:
     """Let each row draw along its draft, until it draws something else or ends.
 
     `states`: After the final norm, of each prompt and all of its draft but the last
     token, padded on the right.
     `uniforms`: Random numbers of each row, on the device where choices are made.
-
-    Returns:
-        How many tokens each row has taken.
     """
     ends = torch.tensor([max(1, len(draft)) for draft in drafts])
     starts = torch.tensor([row.n_prompt - 1 for row in rows])
-    taken = [0] * len(rows)
     following, step = list(range(len(rows))), 0
     while following:
         vocab = adapter.model.config.get_text_config().vocab_size
@@ -262,10 +260,9 @@ def take_drafts(
         shape = (len(following), stop - step, 3)
         still = []
         for row, choices in zip(following, table.reshape(shape).tolist(), strict=True):
-            if _follow(rows[row], drafts[row], choices, step, taken, row):
+            if _follow(rows[row], drafts[row], choices, step):
                 still.append(row)
         following, step = still, stop
-    return taken
 
 
 def _follow(
@@ -273,13 +270,10 @@ def _follow(
     draft: Sequence[int],
     choices: Sequence[Sequence[float]],
     step: int,
-    taken: list[int],
-    place: int,
 ) -> bool:
     """Take choices while they are those of the draft; return whether to go on."""
     for at, (token, gap, margin) in enumerate(choices, step):
         drawn = row.push(Choice(int(token), gap, margin))
-        taken[place] += 1
         if row.finish is not None or at + 1 >= len(draft) or drawn != draft[at]:
             return False
     return True

@@ -226,7 +226,7 @@ class GenerationState:
             self._think()
         else:
             self._answer()
-        if self.finish is None and self._written >= self._rules.budget:
+        if self.finish is None and self.n_written >= self._rules.budget:
             self.finish = "length"
         return choice.token
 
@@ -256,7 +256,8 @@ class GenerationState:
         )
 
     @property
-    def _written(self) -> int:
+    def n_written(self) -> int:
+        """Tokens after the prompt so far."""
         return len(self.token_ids) - self.n_prompt
 
     def _think(self) -> None:
@@ -264,7 +265,7 @@ class GenerationState:
         if self._rules.closes(self.token_ids[start:]):
             self._tail_start = start
             self._answer()
-        elif self._written >= self._rules.sampling.max_thinking:
+        elif self.n_written >= self._rules.sampling.max_thinking:
             self._force()
 
     def _force(self) -> None:

@@ -117,11 +117,6 @@ class Trace:
             return self.committed_ids(step)
         return self.predictions[step]
 
-    def committed_fraction(self) -> Float[Tensor, "step"]:
-        """Return the part of the response that is committed to after each step."""
-        counts = torch.bincount(self.committed_at, minlength=self.n_steps)
-        return counts.cumsum(0) / len(self.committed_at)
-
 
 class Pooled:
     """An observer that keeps the mean state of the generated text at each step.

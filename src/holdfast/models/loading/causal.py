@@ -11,17 +11,9 @@ from torch.distributed.tensor import DTensor
 from holdfast.data.chat.rendering import AS_IT_IS, Rendering, rendering_of
 from holdfast.data.chat.thinking import configure
 from holdfast.errors import AdapterError
+from holdfast.models.loading import parts
 from holdfast.models.loading.checkpoint import Checkpoint, find_checkpoint
 from holdfast.models.loading.families import Family, family_of
-from holdfast.models.loading.parts import (
-    DtypeName,
-    choose_device,
-    open_model,
-    part,
-    proved,
-    shared_parts,
-    templated_tokenizer,
-)
 from holdfast.models.loading.proofs import LIMITS
 from holdfast.models.loading.weights import identify_in_memory
 from holdfast.models.model import Adapter, ModelIdentity, Proof
@@ -32,7 +24,7 @@ def load(
     *,
     revision: str | None = None,
     device: str = "auto",
-    dtype: DtypeName = "auto",
+    dtype: parts.DtypeName = "auto",
     rendering: Rendering = AS_IT_IS,
 ) -> Adapter:
     """Load a language model and prove that Holdfast reads it rightly.
@@ -63,19 +55,19 @@ def load(
         OfflineError: If it is on the Hub, and the Hub cannot be reached.
         StorageError: If it cannot be stored.
     """
-    target = choose_device(device)
+    target = parts.choose_device(device)
     return load_found(find_checkpoint(id_or_path, revision), target, dtype, rendering)
 
 
 def load_found(
     checkpoint: Checkpoint,
     device: torch.device,
-    dtype: DtypeName,
+    dtype: parts.DtypeName,
     rendering: Rendering = AS_IT_IS,
 ) -> Adapter:
     """Load a checkpoint that was found, as `load` does."""
-    model, tokenizer, identity = open_model(
-        checkpoint, device, dtype, lambda it: templated_tokenizer(it, rendering)
+    model, tokenizer, identity = parts.open_model(
+        checkpoint, device, dtype, lambda it: parts.templated_tokenizer(it, rendering)
     )
     shown: tuple[Proof, ...] = ()
     if checkpoint.adapter is not None:
@@ -123,10 +115,10 @@ def _proved(
     shown: tuple[Proof, ...] = (),
 ) -> Adapter:
     def named() -> Adapter:
-        layers = tuple(part(model.base_model, family.layers))
-        attentions = tuple(part(layer, family.attention) for layer in layers)
-        shared = shared_parts(model, tokenizer, family, identity)
-        projections = tuple(part(a, family.output_projection) for a in attentions)
+        layers = tuple(parts.part(model.base_model, family.layers))
+        attentions = tuple(parts.part(layer, family.attention) for layer in layers)
+        shared = parts.shared_parts(model, tokenizer, family, identity)
+        projections = tuple(parts.part(a, family.output_projection) for a in attentions)
         n_heads = model.config.num_attention_heads
         width = getattr(projections[0], "in_features", 0) // n_heads
         for layer, projection in enumerate(projections):
@@ -138,13 +130,13 @@ def _proved(
             layers=layers,
             attentions=attentions,
             output_projections=projections,
-            mlp_norms=tuple(part(layer, family.mlp_norm) for layer in layers),
+            mlp_norms=tuple(parts.part(layer, family.mlp_norm) for layer in layers),
             n_layers=len(layers),
             n_heads=n_heads,
             head_width=width,
         )
 
-    return proved(model, identity, named, shown)
+    return parts.proved(model, identity, named, shown)
 
 
 def _check_projection(projection: Any, shape: tuple[int, int], layer: int) -> None:

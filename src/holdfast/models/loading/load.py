@@ -7,16 +7,12 @@ from typing import Any
 import torch
 
 from holdfast.data.chat.rendering import AS_IT_IS, Rendering, rendering_record
+from holdfast.models.loading import parts
 from holdfast.models.loading.causal import load_found
 from holdfast.models.loading.checkpoint import Checkpoint, find_checkpoint
 from holdfast.models.loading.families import Family, family_of
 from holdfast.models.loading.masked import load_found_masked
 from holdfast.models.loading.masked_families import is_masked, masked_family_of
-from holdfast.models.loading.parts import (
-    DtypeName,
-    choose_device,
-    templated_tokenizer,
-)
 from holdfast.models.loading.weights import identify
 from holdfast.models.model import LanguageModel, ModelIdentity
 from holdfast.study.files import fingerprint
@@ -27,7 +23,7 @@ def load_language_model(
     *,
     revision: str | None = None,
     device: str = "auto",
-    dtype: DtypeName = "auto",
+    dtype: parts.DtypeName = "auto",
     rendering: Rendering = AS_IT_IS,
 ) -> LanguageModel:
     """Load a model as its configuration says that it decodes, its proofs passed.
@@ -37,7 +33,7 @@ def load_language_model(
     Raises:
         HoldfastError: As `load` and `load_masked` do.
     """
-    target = choose_device(device)
+    target = parts.choose_device(device)
     checkpoint = find_checkpoint(id_or_path, revision, _family)
     if is_masked(checkpoint.config):
         return load_found_masked(checkpoint, target, dtype, rendering)
@@ -57,7 +53,7 @@ def fingerprint_source(
         HoldfastError: As `load_language_model` does, before it reads any weights.
     """
     checkpoint = find_checkpoint(id_or_path, revision, _family)
-    tokenizer = templated_tokenizer(
+    tokenizer = parts.templated_tokenizer(
         checkpoint, rendering, native_class=_native_class(checkpoint)
     )
     identity = identify(checkpoint, tokenizer, torch.float32)

@@ -18,6 +18,7 @@ from torch import Tensor
 from holdfast.data.chat.rendering import AS_IT_IS, Rendering, rendering_of
 from holdfast.data.chat.thinking import configure
 from holdfast.errors import ModelError
+from holdfast.models.loading import parts
 from holdfast.models.loading.checkpoint import (
     Checkpoint,
     find_checkpoint,
@@ -25,15 +26,6 @@ from holdfast.models.loading.checkpoint import (
 )
 from holdfast.models.loading.files import CONFIG
 from holdfast.models.loading.masked_families import MaskedFamily, masked_family_of
-from holdfast.models.loading.parts import (
-    DtypeName,
-    choose_device,
-    open_model,
-    part,
-    proved,
-    shared_parts,
-    templated_tokenizer,
-)
 from holdfast.models.loading.weights import identify_in_memory, reading
 from holdfast.models.model import MaskedModel, ModelIdentity
 from holdfast.models.stops import find_stops
@@ -44,7 +36,7 @@ def load_masked(
     *,
     revision: str | None = None,
     device: str = "auto",
-    dtype: DtypeName = "auto",
+    dtype: parts.DtypeName = "auto",
     rendering: Rendering = AS_IT_IS,
 ) -> MaskedModel:
     """Load a masked-diffusion model and prove that Holdfast reads it rightly.
@@ -60,7 +52,7 @@ def load_masked(
         UnsupportedFamilyError: If the architecture is not in the table; nothing of
             the weights is read then.
     """
-    target = choose_device(device)
+    target = parts.choose_device(device)
     checkpoint = find_checkpoint(
         id_or_path, revision, lambda config, name: masked_family_of(config, name).parts
     )
@@ -70,7 +62,7 @@ def load_masked(
 def load_found_masked(
     checkpoint: Checkpoint,
     device: torch.device,
-    dtype: DtypeName,
+    dtype: parts.DtypeName,
     rendering: Rendering = AS_IT_IS,
 ) -> MaskedModel:
     """Load a checkpoint that was found, as `load_masked` does."""
@@ -78,12 +70,12 @@ def load_found_masked(
     family = masked_family_of(checkpoint.config, checkpoint.model_id)
 
     def tokenize(checkpoint: Checkpoint) -> Any:
-        return templated_tokenizer(
+        return parts.templated_tokenizer(
             checkpoint, rendering, native_class=family.tokenizer_class
         )
 
     settings = _settings(family, checkpoint)
-    model, tokenizer, identity = open_model(
+    model, tokenizer, identity = parts.open_model(
         checkpoint, device, dtype, tokenize, settings=settings
     )
     return _proved(model, tokenizer, family, identity, checkpoint.config)
@@ -130,8 +122,8 @@ def _proved(
     config: Mapping[str, Any],
 ) -> MaskedModel:
     def named() -> MaskedModel:
-        shared = shared_parts(model, tokenizer, family.parts, identity)
-        modules = [part(model, path) for path in family.head]
+        shared = parts.shared_parts(model, tokenizer, family.parts, identity)
+        modules = [parts.part(model, path) for path in family.head]
         stops = find_stops(model, tokenizer, shared["thinking"])
         vocab = shared["embedding"].num_embeddings
 
@@ -146,7 +138,7 @@ def _proved(
             stop_ids=stops.ids | _ids_of(tokenizer, family.stops),
         )
 
-    return proved(model, identity, named)
+    return parts.proved(model, identity, named)
 
 
 def _mask_id(

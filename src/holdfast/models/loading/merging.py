@@ -22,7 +22,7 @@ from holdfast.models.loading.files import (
     weight_files,
 )
 from holdfast.models.loading.proofs import LIMITS, dummy_rows, relative
-from holdfast.models.loading.weights import fingerprint_files
+from holdfast.models.loading.weights import fingerprint_files, first_three
 from holdfast.models.model import Proof
 
 Shapes = Mapping[str, tuple[int, ...]]
@@ -169,10 +169,9 @@ def _check_weights(checkpoint: Checkpoint, adapted: Any, config: Any) -> None:
         ),
     ):
         if names:
-            shown = ", ".join(names[:3]) + (", …" if len(names) > 3 else "")
             raise ModelError(
                 f"an adapter that fits its base {checkpoint.directory}",
-                f"{len(names)} {said}: {shown}",
+                f"{len(names)} {said}: {first_three(names)}",
                 "The adapter is of another base, or its files are of two: name the "
                 f"right base in {checkpoint.adapter / ADAPTER_CONFIG}, or copy both "
                 "files again.",

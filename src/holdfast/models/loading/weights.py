@@ -59,7 +59,7 @@ def read_tokenizer(checkpoint: Checkpoint, *, native_class: str | None = None) -
     directory = tokenizer_file(checkpoint).parent
     kind = _tokenizer_class(directory, checkpoint, native_class)
     # Auto classes ask on the terminal whether to run code if they are not told.
-    told = (
+    answers = (
         {"trust_remote_code": False, "mistral_format": False}
         if kind is transformers.AutoTokenizer
         else {}
@@ -69,7 +69,7 @@ def read_tokenizer(checkpoint: Checkpoint, *, native_class: str | None = None) -
         f"a tokenizer that can be read in {directory}",
         "Restore the tokenizer's files.",
     ):
-        tokenizer = kind.from_pretrained(directory, local_files_only=True, **told)
+        tokenizer = kind.from_pretrained(directory, local_files_only=True, **answers)
         # Settings of a wrong kind are kept as they are, and fail on the first text.
         tokenizer.decode(tokenizer("A word.", verbose=False)["input_ids"])
     return tokenizer
@@ -81,12 +81,11 @@ def tokenizer_file(checkpoint: Checkpoint) -> Path:
     Raises:
         InputError: If there is none.
     """
-    places = [each for each in (checkpoint.adapter, checkpoint.directory) if each]
-    for place in places:
-        for name in TOKENIZER_FILES:
-            if (place / name).is_file():
-                return place / name
-    tekken = any((place / TEKKEN).is_file() for place in places)
+    folders = [path for path in (checkpoint.adapter, checkpoint.directory) if path]
+    for path in (folder / name for folder in folders for name in TOKENIZER_FILES):
+        if path.is_file():
+            return path
+    tekken = any((folder / TEKKEN).is_file() for folder in folders)
     raise InputError(
         f"a tokenizer with {checkpoint.model_id}",
         f"{TEKKEN} alone" if tekken else f"none of {', '.join(TOKENIZER_FILES)}",
@@ -246,19 +245,23 @@ def _other_size(checkpoint: Checkpoint, wanted: str, held: str) -> ModelError:
 
 def _check_complete(checkpoint: Checkpoint, info: dict[str, Any]) -> None:
     for kind in ("mismatched_keys", "missing_keys", "unexpected_keys"):
-        keys = sorted(_told(key) for key in info.get(kind) or ())
+        keys = sorted(_with_shapes(key) for key in info.get(kind) or ())
         keys = [key for key in keys if not key.endswith(HARMLESS)]
         if keys:
-            shown = ", ".join(keys[:3]) + (", …" if len(keys) > 3 else "")
             raise ModelError(
                 f"weights that fit the configuration of {checkpoint.model_id}",
-                f"{len(keys)} {kind.replace('_', ' ')}: {shown}",
+                f"{len(keys)} {kind.replace('_', ' ')}: {first_three(keys)}",
                 "Weights would be left at random or left out: restore the "
                 f"checkpoint, or its {CONFIG}.",
             )
 
 
-def _told(key: Any) -> str:
+def first_three(names: list[str]) -> str:
+    """Return names for a message, no more than three of them."""
+    return ", ".join(names[:3]) + (", …" if len(names) > 3 else "")
+
+
+def _with_shapes(key: Any) -> str:
     """Return the name of a weight, with both shapes where they differ."""
     if isinstance(key, tuple):
         name, stored, wanted = key
@@ -307,8 +310,7 @@ def fingerprint_files(checkpoint: Checkpoint) -> str:
 def fingerprint_model(model: torch.nn.Module, config: dict[str, Any]) -> str:
     """Return a fingerprint of a model in memory, of every byte as well.
 
-    Returns:
-        SHA-256 in hexadecimal. It differs from that of the same model's files.
+    It differs from that of the same model's files.
     """
     digest = hashlib.sha256(json.dumps(config, sort_keys=True, default=str).encode())
     for name, tensor in model.state_dict().items():
