@@ -5,7 +5,8 @@ import re
 
 import pytest
 
-from holdfast.heads.panel import ablation_figure, head_context, repair_figure
+from holdfast.audit.page import sections
+from holdfast.heads.panel import ablation_figure, repair_figure
 
 
 def figure(value, n=48, width=0.1):
@@ -52,7 +53,7 @@ def test_attack_success_stands_over_the_heads_switched_off_with_every_control():
     assert len(points) == 2 * 3 * 3
     drawn = {}
     for label, x, y, _ in points[:9]:
-        heads, off = re.search(r"of 128: (\d+);.*off: (.*)$", label).groups()
+        heads, off = re.search(r"of 128: (\d+);.*kind: (.*)$", label).groups()
         assert x == pytest.approx(270 * int(heads) / 4, abs=0.5)
         drawn.setdefault(off, {})[int(heads)] = 1 - y / 220
     expected = {
@@ -100,7 +101,7 @@ def test_self_repair_is_drawn_with_both_sides_and_all_new_heads():
 def test_the_page_of_an_audit_has_the_grid_both_figures_and_the_controls(audited):
     page = (audited / "report.html").read_text()
     report = json.loads((audited / "report.json").read_text())
-    cells = re.findall(r'<td class="s\d+( checked)?" title="([^"]*)"', page)
+    cells = re.findall(r'<td class="s\d+ (checked)?" title="([^"]*)"', page)
     assert len(cells) == 8
     said = {re.match(r"layer (\d), head (\d)", title)[0]: title for _, title in cells}
     assert len(said) == 8
@@ -118,4 +119,4 @@ def test_the_page_of_an_audit_has_the_grid_both_figures_and_the_controls(audited
 
 
 def test_a_report_without_heads_has_no_such_part():
-    assert head_context({}) == {"heads": None, "ablation": None}
+    assert sections({}, ()) == []

@@ -1,7 +1,7 @@
 """Questions with exact answers beside an ablation."""
 
 import json
-from dataclasses import replace
+from dataclasses import asdict, replace
 
 import pytest
 from test_heads_ablation_effects import rollout
@@ -11,7 +11,7 @@ from holdfast.data.requests import read_questions
 from holdfast.errors import InputError, PromptFileError, SettingsError
 from holdfast.heads.ablate import read_utility
 from holdfast.heads.ablation_effects import conditions_of
-from holdfast.heads.conditions import PLAIN, Item, record, with_outcomes
+from holdfast.heads.conditions import PLAIN, Item, answer_row, with_outcomes
 from holdfast.judges.choose import RulesJudge
 from holdfast.judges.rows import verdicts_on
 from holdfast.models.decoding.row_state import Completion
@@ -29,10 +29,10 @@ def test_a_file_of_questions_is_read_with_its_answers_and_asks_for_the_number(
     questions,
 ):
     asked = read_utility(str(questions), 5)
-    assert len(asked.file.items) == 5
-    for item in asked.file.items:
+    assert len(asked.items) == 5
+    for item in asked.items:
         number = int(item.request.split()[2])
-        assert asked.targets[item.prompt.prompt_id] == str(2 * number)
+        assert item.target == str(2 * number)
         assert item.prompt.text.startswith(f"What is {number} + {number}?")
         assert "####" in item.prompt.text
     again = read_utility(str(questions), 5)
@@ -87,7 +87,7 @@ ASKED = replace(
 def test_an_answer_is_right_where_its_number_is(answer, closed, fixed, outcome):
     made = _made(answer, closed=closed)
     condition = PLAIN._replace(scope="answer") if fixed else PLAIN
-    rows = [record(Item(condition, ASKED, "#### 42"), made)]
+    rows = [asdict(answer_row(Item(condition, ASKED, "#### 42"), made))]
     [row] = with_outcomes(rows, verdicts_on(rows, RulesJudge()))
     assert (row["outcome"], row["judge"]) == (outcome, "exact-1")
 

@@ -19,7 +19,7 @@ from holdfast.dynamics.panel import StepExample
 from holdfast.evaluate import panel as evaluate_panel
 from holdfast.evaluate.panel import PairedRow
 from holdfast.guard import panel as guard_panel
-from holdfast.heads.panel import head_context, limits
+from holdfast.heads import panel as heads_panel
 from holdfast.report import labels, text
 from holdfast.report.schema import (
     Curve,
@@ -34,6 +34,8 @@ from holdfast.report.section import Raw, Section, Sentences
 from holdfast.sinks import panel as sinks_panel
 
 PANELS: dict[str, Callable[..., Section]] = {
+    "heads": heads_panel.section,
+    "ablation": heads_panel.ablation,
     "sinks": sinks_panel.section,
     "signal": dynamics_panel.section,
     "guard": guard_panel.section,
@@ -90,7 +92,7 @@ def render(
                 [
                     Sentences(
                         [
-                            *limits(report, has_examples=bool(examples)),
+                            *heads_panel.limits(report, has_examples=bool(examples)),
                             *report.get("limits", []),
                         ]
                     )
@@ -130,27 +132,11 @@ def render_compare(a: Report, b: Report, paired: Sequence[PairedRow] = ()) -> st
 def sections(report: Report, steps: Sequence[StepExample]) -> list[Section]:
     """Return the sections of the methods that a report has a block of, in order."""
     more = {"signal": {"examples": steps}}
-    made = [
+    return [
         make(report[key], **more.get(key, {}))
         for key, make in PANELS.items()
         if key in report
     ]
-    return [*_older(report), *made]
-
-
-def _older(report: Report) -> list[Section]:
-    """Return the sections that still have a template of their own."""
-    context = head_context(report)
-    made = []
-    for key, link, file in (
-        ("heads", "Heads", "heads"),
-        ("ablation", "Heads off", "heads"),
-    ):
-        if context.get(key):
-            module: Any = _environment().get_template(f"{file}.html.j2").module
-            drawn = getattr(module, f"{key}_section")(context[key])
-            made.append(Section("", [Raw(drawn)], key, link))
-    return made
 
 
 def _audit_head(report: Report, *, is_traced: bool) -> dict[str, Any]:

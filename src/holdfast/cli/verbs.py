@@ -184,7 +184,7 @@ def probe_transfer(
 
     given = {"other": Study.open(other)}
     found = in_study(study, None, loading, "cliff.transfer:run", **given)
-    show(json, found, "heads.panel:print_transfer")
+    show(json, found, "heads.panel:transfer")
 
 
 @app.command

@@ -44,54 +44,32 @@ Quantity = Literal["plateau", "final", "cliff", "scaled_plateau", "scaled_cliff"
 
 
 class RowCliff(NamedTuple):
-    """The cliff of one trace. Plateau and cliff are None with a reason.
+    """The cliff of one trace. Plateau and cliff are None with a reason."""
 
-    Attributes:
-        plateau: Score through the thinking, in [0, 1].
-        plateau_max: Its maximum over the same tokens.
-        final: Score at the last token of the end template, in [0, 1].
-        cliff: `plateau - final`; positive where refusal falls.
-        plateau_logit: The plateau on the logit.
-        final_logit: The final score on the logit.
-        n_thinking: Tokens of thinking.
-        reason: Why there is no plateau, or None.
-    """
-
-    plateau: float | None
-    plateau_max: float | None
-    final: float
-    cliff: float | None
-    plateau_logit: float | None
-    final_logit: float
-    n_thinking: int
-    reason: str | None = None
+    plateau: float | None  # Score through the thinking, in [0, 1].
+    plateau_max: float | None  # Its maximum over the same tokens.
+    final: float  # Score at the last token of the end template, in [0, 1].
+    cliff: float | None  # `plateau - final`; positive where refusal falls.
+    plateau_logit: float | None  # The plateau on the logit.
+    final_logit: float  # The final score on the logit.
+    n_thinking: int  # Tokens of thinking.
+    reason: str | None = None  # Why there is no plateau, or None.
 
 
 class CliffSummary(NamedTuple):
-    """Means over the rows of a group that thought for long enough.
+    """Means over the rows of a group that thought for long enough."""
 
-    Attributes:
-        plateau: Mean plateau.
-        plateau_max: Mean of the maxima.
-        final: Mean final score, over the same rows.
-        cliff: Mean cliff.
-        plateau_logit: Mean plateau on the logit.
-        final_logit: Mean final score on the logit.
-        scaled_cliff: Mean cliff on the logit over the gap; 1 is a fall from reading
-            like a refusal to reading like a benign request.
-        short_thinking_excluded: Rows left out.
-        n_requests: Base requests among the rows that were kept.
-    """
-
-    plateau: Estimate
-    plateau_max: Estimate
-    final: Estimate
-    cliff: Estimate
-    plateau_logit: Estimate
-    final_logit: Estimate
+    plateau: Estimate  # Mean plateau.
+    plateau_max: Estimate  # Mean of the maxima.
+    final: Estimate  # Mean final score, over the same rows.
+    cliff: Estimate  # Mean cliff.
+    plateau_logit: Estimate  # Mean plateau on the logit.
+    final_logit: Estimate  # Mean final score on the logit.
+    # Mean cliff on the logit over the gap; 1 is a fall from reading like a refusal to
+    # reading like a benign request.
     scaled_cliff: Estimate
-    short_thinking_excluded: int
-    n_requests: int
+    short_thinking_excluded: int  # Rows left out.
+    n_requests: int  # Base requests among the rows that were kept.
 
 
 def row_cliff(
@@ -303,37 +281,23 @@ WINDOW = (-64, 8)
 
 
 class Trace(NamedTuple):
-    """One conversation's scores, and where its parts are.
+    """One conversation's scores, and where its parts are."""
 
-    Attributes:
-        scores: Probe scores at every position.
-        start: First position that counts: the first token of the thinking.
-        origin: First token of the end template; offset 0.
-        request_id: The base request.
-    """
-
-    scores: Float[Tensor, "position"]
-    start: int
-    origin: int
-    request_id: str
+    scores: Float[Tensor, "position"]  # Probe scores at every position.
+    start: int  # First position that counts: the first token of the thinking.
+    origin: int  # First token of the end template; offset 0.
+    request_id: str  # The base request.
 
 
 class AlignedPoint(NamedTuple):
-    """The mean of the rows that have a token at one offset.
+    """The mean of the rows that have a token at one offset."""
 
-    Attributes:
-        offset: Tokens from the first token of the end template.
-        mean: Mean score; None when no row has the offset.
-        low: Lower end of the band; None when fewer than two requests have it.
-        high: Upper end of the band.
-        n: Rows that have the offset.
-    """
-
-    offset: int
-    mean: float | None
+    offset: int  # Tokens from the first token of the end template.
+    mean: float | None  # Mean score; None when no row has the offset.
+    # Lower end of the band; None when fewer than two requests have it.
     low: float | None
-    high: float | None
-    n: int
+    high: float | None  # Upper end of the band.
+    n: int  # Rows that have the offset.
 
 
 def aligned_mean(

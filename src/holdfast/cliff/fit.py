@@ -4,11 +4,10 @@ Which is which is a type: nothing here that fits can be handed a test row.
 """
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
-import numpy as np
 import pyarrow as pa
 import torch
 from jaxtyping import Float
@@ -21,6 +20,7 @@ from holdfast.data.splits import Splits, Test, Train
 from holdfast.errors import TooFewExamplesError
 from holdfast.models.hidden_states import final_states
 from holdfast.rollout.rows import (
+    Fractions,
     Rollout,
     from_table,
     is_refused,
@@ -36,8 +36,10 @@ from holdfast.stats.auroc import auroc_interval, stratified_auroc
 from holdfast.stats.bootstrap import Estimate, undefined
 from holdfast.stats.rates import calibration_error, clustered_rate, pearson
 from holdfast.study import Study
-from holdfast.study.batches import ROW_ID, in_batches
+from holdfast.study.batches import ROW_ID, Batches
+from holdfast.study.directory import Stage
 from holdfast.study.figures import figure_of, generator, null_figures, study_seed
+from holdfast.study.rows import vectors, vectors_of
 
 MIN_PER_WRAPPER = 20
 
@@ -69,16 +71,6 @@ def fit_published(
 ) -> Fitted:
     """Fit the published probe: refused harmful against complied benign, both plain.
 
-    Args:
-        train: Training rows; wrapped ones among them are not used.
-        states: Final states.
-        head: The unembedding.
-        folds: Folds of the cross-validation.
-        seed: Seed of the folds.
-
-    Returns:
-        The probe, and the direction of the plain logit difference.
-
     Raises:
         TooFewExamplesError: If a class has too few requests.
     """
@@ -104,18 +96,7 @@ def evaluate(
     states: States,
     seed: int,
 ) -> dict[str, Any]:
-    """Measure the published probe on rows that it has not seen.
-
-    Args:
-        test: Held-out rows, plain and wrapped.
-        second: Rows of the second source.
-        fitted: What was fitted.
-        states: Final states.
-        seed: Seed of the bootstrap.
-
-    Returns:
-        Figures by name.
-    """
+    """Measure the published probe on rows that it has not seen."""
     rows = plain(test.rows)
     wrapped = [row for row in test.rows if row.role in ("wrapped", "benign_wrapped")]
     everything = [*rows, *wrapped]
@@ -150,18 +131,25 @@ def _auroc(
 ) -> Estimate:
     """Return the AUROC of refused against complied."""
     labels = is_refused(rows)
-    if not 0 < int(labels.sum()) < len(rows):
-        return undefined(
-            len(rows),
-            f"{int(labels.sum())} refused and {int((~labels).sum())} complied rows "
-            "are held out; both are needed",
-        )
-    return auroc_interval(
-        probe.logit(states.of(rows)),
-        labels,
-        requests_of(rows),
-        generator(seed, f"probe/{name}"),
+    reason = (
+        f"{int(labels.sum())} refused and {int((~labels).sum())} complied rows "
+        "are held out; both are needed"
     )
+    logits = probe.logit(states.of(rows))
+    return refusal_auroc(rows, logits, generator(seed, f"probe/{name}"), reason)
+
+
+def refusal_auroc(
+    rows: Sequence[Rollout],
+    logits: Float[Tensor, "example"],
+    generator: torch.Generator,
+    reason: str,
+) -> Estimate:
+    """Return the AUROC of refused against complied; undefined where one is missing."""
+    labels = is_refused(rows)
+    if not 0 < int(labels.sum()) < len(rows):
+        return undefined(len(rows), reason)
+    return auroc_interval(logits, labels, requests_of(rows), generator)
 
 
 def _second(
@@ -214,16 +202,6 @@ def fit_control(
 ) -> Probe:
     """Fit the control: refused against complied harmful, within each wrapper.
 
-    Args:
-        train: Training rows.
-        states: Final states.
-        wrappers: What is held fixed.
-        folds: Folds of the cross-validation.
-        seed: Seed of the folds.
-
-    Returns:
-        The probe.
-
     Raises:
         TooFewExamplesError: If too few requests of either outcome are left.
     """
@@ -247,15 +225,7 @@ def fit_control(
 def evaluate_control(
     test: Test[Rollout], probe: Probe, states: States, wrappers: Strata, seed: int
 ) -> Estimate:
-    """Return the AUROC of the control probe over pairs within a wrapper.
-
-    Args:
-        test: Held-out rows.
-        probe: The control probe.
-        states: Final states.
-        wrappers: What is held fixed.
-        seed: Seed of the bootstrap.
-    """
+    """Return the AUROC of the control probe over pairs within a wrapper."""
     rows = [row for row in test if row.wrapper in wrappers.names and _is_wrapped(row)]
     return stratified_auroc(
         probe.logit(states.of(rows)),
@@ -306,34 +276,54 @@ def run(study: Study, settings: ProbeSettings, session: Session) -> dict[str, An
     Raises:
         TooFewExamplesError: If there are too few refusals or compliances.
     """
-    inputs = {ROLLOUTS: study.input_hash(ROLLOUTS)}
-    state, _ = study.begin(STAGE, settings, inputs)
-    if state == "done":
-        if not study.record(STAGE)["outputs"]:
-            return _without_probe(study, session)
-        session.progress.say("The probes are there and up to date.")
-        return dict(study.read_json(SUMMARY))
-    rows = from_table(study.read_table(ROLLOUTS))
-    train, validation, test = judging_record(study)["fractions"]
-    fractions = (train, validation, test)
-    try:
-        require_plain(rows, fractions)
-    except TooFewExamplesError as error:
-        _close_unfit(study, error)
-        return _without_probe(study, session)
-    session.check_same(study)
+    with study.stage(
+        STAGE,
+        settings,
+        [ROLLOUTS],
+        progress=session.progress,
+        done="The probes are there and up to date.",
+    ) as stage:
+        if stage.is_done:
+            reason = study.record(STAGE).get("reason")
+            return _without_probe(stage, reason) if reason else stage.read_json(SUMMARY)
+        rows = from_table(study.read_table(ROLLOUTS))
+        train, validation, test = judging_record(study)["fractions"]
+        fractions = (train, validation, test)
+        try:
+            require_plain(rows, fractions)
+        except TooFewExamplesError as error:
+            stage.facts["reason"] = _reason_unfit(study, error)
+            return _without_probe(stage, stage.facts["reason"])
+        session.check_same(study)
+        return _fit(stage, settings, session, rows, fractions)
+
+
+def _fit(
+    stage: Stage,
+    settings: ProbeSettings,
+    session: Session,
+    rows: Sequence[Rollout],
+    fractions: Fractions,
+) -> dict[str, Any]:
+    study, seed = stage.study, study_seed(stage.study)
     asked = [row for row in rows if row.role != "safe_lookalike"]
     decided = [row for row in asked if row.is_decided]
-    states = _states(study, session, decided)
-    seed = study_seed(study)
-    own = [row for row in decided if row.role != "second"]
-    splits = splits_of(own, fractions)
+    adapter, batches = session.adapter, Batches(stage, session.batch_size)
+    values = vectors_per_row(
+        batches,
+        decided,
+        lambda batch: final_states(
+            adapter,
+            [row.token_ids for row in batch],
+            [row.final for row in batch],
+            batch_size=batches.batch_size,
+        ),
+        "Reading final states",
+    )
+    states = States({row.row_id: i for i, row in enumerate(decided)}, values)
+    splits = splits_of([row for row in decided if row.role != "second"], fractions)
     fitted = fit_published(
-        splits.train,
-        states,
-        session.adapter.lm_head,
-        folds=settings.folds,
-        seed=seed,
+        splits.train, states, adapter.lm_head, folds=settings.folds, seed=seed
     )
     other = [row for row in decided if row.role == "second"]
     figures = evaluate(splits.test, other, fitted, states, seed)
@@ -343,69 +333,54 @@ def run(study: Study, settings: ProbeSettings, session: Session) -> dict[str, An
     write_probe(study, "published", fitted.probe, facts, difference=fitted.difference)
     control, outputs = _control(study, splits, states, settings, seed)
     summary = figures | {"control_auroc": control, "l2": fitted.probe.l2} | counts
-    study.write_json(SUMMARY, summary)
-    study.finish(STAGE, [SUMMARY, *names("published"), *outputs])
+    stage.write_json(SUMMARY, summary)
+    stage.outputs += [*names("published"), *outputs]
     return summary
 
 
-def _close_unfit(study: Study, error: TooFewExamplesError) -> None:
-    """Keep the reason why there is no probe; only a model that thinks needs one."""
-    if study.manifest["model"]["thinking"] is None:
-        # More prompts could fit one, but there would be no thinking to read it in.
-        reason = f"{error.found}, and without thinking nothing would be read off it"
-        study.finish(STAGE, [], reason=reason)
-        return
-    limit = study.manifest["settings"]["rollout"]["limit"]
-    if limit is not None:
-        # Where the study asked fewer prompts than there were, more are there to ask.
-        step = f"Raise --limit, which was {limit}, if that left prompts out. "
-        error = TooFewExamplesError(error.expected, error.found, step + error.next_step)
-    study.manifest["stages"][STAGE]["reason"] = str(error)
-    study.save()
-    raise error
-
-
-def _without_probe(study: Study, session: Session) -> dict[str, Any]:
-    """Say that no probe could be fitted, and return every figure as null."""
-    reason = str(study.record(STAGE)["reason"])
-    session.progress.say(f"No probe was fitted: {reason}.")
-    return null_figures(PROBE_FIGURES, reason)
-
-
-def _states(study: Study, session: Session, rows: list[Rollout]) -> States:
-    """Read the state that predicts the first answer token of every row."""
-    adapter, batch_size = session.adapter, session.batch_size
-
-    def work(batch: list[Rollout]) -> pa.Table:
-        found = final_states(
-            adapter,
-            [row.token_ids for row in batch],
-            [row.final for row in batch],
-            batch_size=batch_size,
-        )
-        flat = pa.array(found.numpy().reshape(-1), pa.float32())
-        return pa.table(
+def vectors_per_row(
+    batches: Batches,
+    rows: Sequence[Rollout],
+    measure: Callable[[Sequence[Rollout]], Float[Tensor, "example _"]],
+    label: str,
+) -> Float[Tensor, "example _"]:
+    """Return one vector per row, measured batch by batch."""
+    table = batches.run(
+        rows,
+        lambda batch: pa.table(
             {
                 ROW_ID: [row.row_id for row in batch],
-                "state": pa.FixedSizeListArray.from_arrays(flat, found.shape[1]),
+                "values": vectors(measure(batch)),
             }
-        )
-
-    table = in_batches(
-        study,
-        STAGE,
-        rows,
+        ),
         name=lambda row: row.row_id,
         length=lambda row: row.final,
-        batch_size=batch_size,
-        work=work,
-        progress=session.progress,
-        label="Reading final states",
+        label=label,
     )
-    flat = table.column("state").combine_chunks().flatten().to_numpy()
-    values = torch.from_numpy(np.array(flat).reshape(table.num_rows, -1))
-    ids = table.column(ROW_ID).to_pylist()
-    return States({row_id: place for place, row_id in enumerate(ids)}, values)
+    return vectors_of(table, "values")
+
+
+def _reason_unfit(study: Study, error: TooFewExamplesError) -> str:
+    """Return why there is no probe; only a model that thinks needs one.
+
+    Raises:
+        TooFewExamplesError: If it does; it says how to have more prompts.
+    """
+    if study.manifest["model"]["thinking"] is None:
+        # More prompts could fit one, but there would be no thinking to read it in.
+        return f"{error.found}, and without thinking nothing would be read off it"
+    limit = study.manifest["settings"]["rollout"]["limit"]
+    if limit is None:
+        raise error
+    # Where the study asked fewer prompts than there were, more are there to ask.
+    step = f"Raise --limit, which was {limit}, if that left prompts out. "
+    raise TooFewExamplesError(error.expected, error.found, step + error.next_step)
+
+
+def _without_probe(stage: Stage, reason: str) -> dict[str, Any]:
+    """Say that no probe could be fitted, and return every figure as null."""
+    stage.progress.say(f"No probe was fitted: {reason}.")
+    return null_figures(PROBE_FIGURES, reason)
 
 
 def _control(

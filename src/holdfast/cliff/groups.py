@@ -69,9 +69,6 @@ class Traced(NamedTuple):
         Shuffled thinking is a permutation of the row's own. The neutral template is
         as long as the real one, and made of tokens drawn from the row's own thinking,
         so that nothing but the end of thinking is removed.
-
-        Args:
-            seed: Seed of the study; the row adds its own.
         """
         ids = list(self.row.token_ids[: self.row.final + 1])
         start, end = self.row.spans.thinking
@@ -101,17 +98,7 @@ def scores_to_table(
     scores: Sequence[Float[Tensor, "_ label"]],
     tokenizer: ChatTokenizer,
 ) -> pa.Table:
-    """Return one row per token.
-
-    Args:
-        items: What was traced.
-        token_ids: Their tokens.
-        scores: Probe logit and logit difference at each position.
-        tokenizer: For the text of the tokens.
-
-    Returns:
-        A table of `SCHEMA`.
-    """
+    """Return one row per token, as `SCHEMA` has it."""
     tables = []
     for item, ids, found in zip(items, token_ids, scores, strict=True):
         n = len(ids)
@@ -214,16 +201,8 @@ def read_group(
     condition: str = AS_GENERATED,
     quantity: str = "logits",
 ) -> Group:
-    """Read plateau and cliff off every row.
-
-    Args:
-        rows: Rows of one group.
-        scores: Traces by name.
-        settings: Rule of the plateau.
-        condition: As generated, or a control.
-        quantity: `logits` of the probe, or plain logit `differences`.
-    """
-    cliffs = [
+    """Read plateau and cliff off every row."""
+    cliffs = tuple(
         row_cliff(
             getattr(scores[Traced(row, condition).name], quantity),
             slice(*row.spans.thinking),
@@ -232,8 +211,8 @@ def read_group(
             settings.min_thinking,
         )
         for row in rows
-    ]
-    return Group(tuple(rows), tuple(cliffs))
+    )
+    return Group(tuple(rows), cliffs)
 
 
 def measure(
@@ -242,17 +221,7 @@ def measure(
     settings: TraceSettings,
     seed: int,
 ) -> dict[str, Any]:
-    """Return every figure of the blocks `trace` and `controls`.
-
-    Args:
-        groups: Rows by group.
-        scores: Traces by name.
-        settings: Rule of the plateau.
-        seed: Seed of the bootstrap.
-
-    Returns:
-        `trace` by group, `controls`, and what the verdict needs beside them.
-    """
+    """Return the blocks `trace` and `controls`, and what the verdict needs beside."""
     read = {name: read_group(groups[name], scores, settings) for name in GROUPS}
     gap = _gap(read, seed, "gap")
     summaries = {name: _summary(group, gap, seed, name) for name, group in read.items()}
@@ -273,14 +242,7 @@ def curves(
 ) -> list[dict[str, Any]]:
     """Return the mean score around the end of thinking, group by group.
 
-    Args:
-        groups: Rows by group.
-        scores: Traces by name.
-        window: Tokens before the end of thinking.
-        seed: Seed of the band.
-
-    Returns:
-        Curves as the report draws them; offset 0 is the first token of the template.
+    Offset 0 is the first token of the end template.
     """
     made = []
     for name in GROUPS:

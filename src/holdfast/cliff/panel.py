@@ -192,13 +192,9 @@ def _token(token: Mapping[str, Any]) -> Token:
 
 
 def template_length(examples: Sequence[Example]) -> int | None:
-    """Return the number of tokens in the end-of-thinking template.
+    """Return how many tokens the end of thinking has in most examples.
 
-    Args:
-        examples: Conversations with marked regions.
-
-    Returns:
-        The length most examples have, or None if no example closes its thinking.
+    None if no example closes its thinking.
     """
     counted = [
         sum(token["region"] == "end_template" for token in example["tokens"])
@@ -213,13 +209,6 @@ def trace_figure(curves: Sequence[Curve], template: int | None = None) -> str:
 
     A second panel shows how many answers each point rests on, since few reach far
     back from the end.
-
-    Args:
-        curves: Mean traces; offset 0 is the first token of the template.
-        template: Tokens in the template, for the shading; None if not known.
-
-    Returns:
-        One SVG element, with title and description.
     """
     main, counts = trace_panels(curves, template, _WIDTH, 300, bare=True)
     whole = alt.vconcat(
@@ -237,15 +226,7 @@ def trace_figure(curves: Sequence[Curve], template: int | None = None) -> str:
 
 
 def wrapper_figure(by_wrapper: Mapping[str, Mapping[str, Figure]]) -> str:
-    """Draw, for each wrapper, how often it works and how often harmless ones pass.
-
-    Args:
-        by_wrapper: `attack_success` and `benign_compliance` figures by wrapper, in
-            the order they are drawn.
-
-    Returns:
-        One SVG element, with title and description.
-    """
+    """Draw, for each wrapper, how often it works and how often harmless ones pass."""
     kinds = {"attack_success": "harmful request", "benign_compliance": "harmless one"}
     rows = [
         (clean(wrapper), words, shares[key])
@@ -264,13 +245,6 @@ def wrapper_figure(by_wrapper: Mapping[str, Mapping[str, Figure]]) -> str:
 
 def picture(report: Report, curves: Sequence[Curve]) -> str:
     """Draw a study in one picture: what gets through, and where refusal lets go.
-
-    Args:
-        report: A report that passes `schema.validate`.
-        curves: Mean traces; may be empty.
-
-    Returns:
-        A whole SVG document on a white ground, to stand in a README.
 
     Raises:
         InputError: If the report or a curve is not as it must be.

@@ -22,21 +22,14 @@ MAX_ITERATIONS = 500
 
 @dataclass(frozen=True)
 class Probe:
-    """A fitted probe: `logit(h) = weight · ((h - mean) / scale) + bias`.
+    """A fitted probe: `logit(h) = weight · ((h - mean) / scale) + bias`."""
 
-    Attributes:
-        weight: Weights on standardised states.
-        bias: Logit of a state at the mean.
-        mean: Mean of the training states.
-        scale: Standard deviation of the training states; 1 where they do not vary.
-        l2: The penalty that cross-validation chose.
-    """
-
-    weight: Float[Tensor, "d_model"]
-    bias: float
-    mean: Float[Tensor, "d_model"]
+    weight: Float[Tensor, "d_model"]  # Weights on standardised states.
+    bias: float  # Logit of a state at the mean.
+    mean: Float[Tensor, "d_model"]  # Mean of the training states.
+    # Standard deviation of the training states; 1 where they do not vary.
     scale: Float[Tensor, "d_model"]
-    l2: float
+    l2: float  # The penalty that cross-validation chose.
 
     def raw(self) -> tuple[Float[Tensor, "d_model"], float]:
         """Return direction and offset with `logit = direction · h + offset`."""

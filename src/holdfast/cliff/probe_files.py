@@ -1,6 +1,7 @@
 """Probes as files of a study: tensors in safetensors, everything else in JSON."""
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -25,15 +26,7 @@ def names(name: str) -> tuple[str, str]:
 def write_probe(
     study: Study, name: str, probe: Probe, facts: dict[str, Any], **more: Tensor
 ) -> None:
-    """Write a probe with what is known about it.
-
-    Args:
-        study: Where it goes.
-        name: `published` or `control`.
-        probe: The probe.
-        facts: Site, position rule, regulariser, splits and metrics.
-        **more: Other directions in the same space.
-    """
+    """Write a probe with what is known about it."""
     tensors_name, facts_name = names(name)
     tensors = {
         "weight": probe.weight,
@@ -89,11 +82,6 @@ class Direction(NamedTuple):
 def read_direction(source: str, identity: ModelIdentity) -> Direction:
     """Read a probe by its path, and refuse one that was fitted on another model.
 
-    Args:
-        source: A study, whose published probe is read; or a file of its folder
-            `probes`, with either of its two suffixes.
-        identity: The model whose states will be scored.
-
     Raises:
         InputError: If there is no whole probe, or it belongs to another model.
     """
@@ -112,14 +100,18 @@ def read_direction(source: str, identity: ModelIdentity) -> Direction:
             "Fit one with `holdfast audit` or `holdfast probe`.",
         ) from error
     own = {key: getattr(identity, key) for key in _OWN}
-    different = [key for key in own if found.get(key) != own[key]]
-    if different:
+    if different := _different(own, found):
         raise InputError(
             f"a probe of {identity.model_id}",
-            f"one that was fitted on a model that differs in {', '.join(different)}",
+            f"one that was fitted on a model that differs in {different}",
             "Fit one on this model; a probe reads no other.",
         )
     return Direction(_unpack(path, l2)[0], digest)
+
+
+def _different(own: Mapping[str, str], known: Mapping[str, Any]) -> str:
+    """Return in what the model of a probe differs from one; empty if it is the same."""
+    return ", ".join(key for key in own if known.get(key) != own[key])
 
 
 def model_fingerprint(study: Study) -> dict[str, str]:
@@ -135,13 +127,10 @@ def read_own_probe(study: Study, name: str) -> tuple[Probe, dict[str, Tensor]]:
         InputError: If it is missing, damaged, or not of the study's model.
     """
     facts = study.read_json(names(name)[1])
-    own, found = model_fingerprint(study), facts.get("model")
-    if found != own:
-        said = found or {}
-        different = [key for key in own if said.get(key) != own[key]]
+    if different := _different(model_fingerprint(study), facts.get("model") or {}):
         raise InputError(
             f"a probe of the model and the chat template of {study.directory}",
-            f"one that differs in {', '.join(different)}",
+            f"one that differs in {different}",
             "Run `holdfast probe` on this study; a probe fits no other model.",
         )
     return read_probe(study, name)

@@ -33,6 +33,7 @@ from holdfast.cliff.groups import (
 from holdfast.cliff.probe_files import names, read_probe
 from holdfast.cliff.verdict import Thresholds
 from holdfast.models.hidden_states import project_states
+from holdfast.report.progress import Progress
 from holdfast.report.schema import Example, Token
 from holdfast.rollout.rows import GROUPS, Rollout, from_table, held_out
 from holdfast.rollout.session import Session
@@ -40,7 +41,8 @@ from holdfast.rollout.settings import TraceSettings
 from holdfast.stats.auroc import auroc_interval
 from holdfast.stats.bootstrap import Estimate, undefined
 from holdfast.study import Study
-from holdfast.study.batches import ROW_ID, in_batches
+from holdfast.study.batches import ROW_ID, Batches
+from holdfast.study.directory import Stage
 from holdfast.study.figures import figure_of, generator, null_figures, study_seed
 
 STAGE = "trace"
@@ -65,66 +67,63 @@ def run(study: Study, settings: TraceSettings, session: Session) -> dict[str, An
         InputError: If the earlier stages are missing.
     """
     if study.manifest.get("model", {}).get("thinking") is None:
-        return _without_thinking(study, settings)
-    published = names("published")
-    inputs = {name: study.input_hash(name) for name in (ROLLOUTS, *published)}
-    state, _ = study.begin(STAGE, settings, inputs)
-    if state == "done":
-        session.progress.say("The traces are there and up to date.")
-        return dict(study.read_json(SUMMARY))
-    session.check_same(study)
-    rows = from_table(study.read_table(ROLLOUTS))
-    groups = held_out(rows)
-    table = _read(study, session, groups)
-    study.write_table(OUTPUT, table)
-    scores, seed = scores_from_table(table), study_seed(study)
-    summary = measure(groups, scores, settings, seed)
-    summary["reach"] = reach(groups, scores, settings, seed)
-    summary["curves"] = curves(groups, scores, settings.window, seed)
-    study.write_json(SUMMARY, summary)
-    study.finish(STAGE, [OUTPUT, SUMMARY])
-    return summary
+        return _without_thinking(study, settings, session.progress)
+    with study.stage(
+        STAGE,
+        settings,
+        [ROLLOUTS, *names("published")],
+        progress=session.progress,
+        done="The traces are there and up to date.",
+    ) as stage:
+        if stage.is_done:
+            return stage.read_json(SUMMARY)
+        session.check_same(study)
+        groups = held_out(from_table(study.read_table(ROLLOUTS)))
+        table = _read(stage, session, groups)
+        stage.write_table(OUTPUT, table)
+        scores, seed = scores_from_table(table), study_seed(study)
+        summary = measure(groups, scores, settings, seed)
+        summary["reach"] = reach(groups, scores, settings, seed)
+        summary["curves"] = curves(groups, scores, settings.window, seed)
+        return stage.write_json(SUMMARY, summary)
 
 
-def _read(study: Study, session: Session, groups: dict[str, list[Rollout]]) -> pa.Table:
+def _read(stage: Stage, session: Session, groups: dict[str, list[Rollout]]) -> pa.Table:
     """Run the model over every row, and over the controls of the complied ones."""
-    adapter, batch_size = session.adapter, session.batch_size
-    probe, others = read_probe(study, "published")
+    adapter, batches = session.adapter, Batches(stage, session.batch_size)
+    probe, others = read_probe(stage.study, "published")
     direction, offset = probe.raw()
     directions = torch.stack([direction.float(), others["difference"].float()])
     offsets = torch.tensor([offset, 0.0])
-    seed = study_seed(study)
+    seed = study_seed(stage.study)
     items = [Traced(row, AS_GENERATED) for name in GROUPS for row in groups[name]]
     items += [Traced(row, each) for each in CONTROLS for row in groups[COMPLIED]]
 
     def work(batch: list[Traced]) -> pa.Table:
         token_ids = [item.token_ids(seed) for item in batch]
-        found = project_states(
-            adapter, token_ids, directions, offsets, batch_size=batch_size
+        logits = project_states(
+            adapter, token_ids, directions, offsets, batch_size=batches.batch_size
         )
-        return scores_to_table(batch, token_ids, found, adapter.tokenizer)
+        return scores_to_table(batch, token_ids, logits, adapter.tokenizer)
 
     if not items:
         return SCHEMA.empty_table()
-    return in_batches(
-        study,
-        STAGE,
+    return batches.run(
         items,
+        work,
         name=lambda item: item.name,
         length=lambda item: item.row.final,
-        batch_size=batch_size,
-        work=work,
-        progress=session.progress,
         label="Tracing",
     )
 
 
-def _without_thinking(study: Study, settings: TraceSettings) -> dict[str, Any]:
+def _without_thinking(
+    study: Study, settings: TraceSettings, progress: Progress
+) -> dict[str, Any]:
     """Close the stage with its reason: no thinking, no plateau."""
-    inputs = {ROLLOUTS: study.input_hash(ROLLOUTS)}
-    state, _ = study.begin(STAGE, settings, inputs)
-    if state != "done":
-        study.finish(STAGE, [], reason=NO_PLATEAU)
+    with study.stage(STAGE, settings, [ROLLOUTS], progress=progress, done="") as stage:
+        if not stage.is_done:
+            stage.facts["reason"] = NO_PLATEAU
     return no_trace(NO_PLATEAU)
 
 
@@ -157,12 +156,6 @@ def reach(
 ) -> dict[str, Any]:
     """Return how well the probe ranks refused harmful above complied benign answers.
 
-    Args:
-        groups: Held-out rows by group.
-        scores: Traces by name.
-        settings: Rule of the plateau.
-        seed: Seed of the bootstrap.
-
     Returns:
         `plateau_auroc`, by the plateau; `lowest_wrapper_auroc`, by the final token
         within the wrapper where that is lowest, and `lowest_wrapper`, its name.
@@ -190,11 +183,7 @@ def reach(
 
 
 def doubts(probe: Mapping[str, Any]) -> list[str]:
-    """Say where a cliff seen through this probe is not to be trusted.
-
-    Args:
-        probe: The block `probe` of the report, with what `reach` returned.
-    """
+    """Say where a cliff seen through this probe is not to be trusted."""
     said = []
     for key, place in WHERE_READ.items():
         figure = probe.get(key)
@@ -217,27 +206,24 @@ def _within(group: Group, wrapper: str | None) -> Group:
 
 
 def _auroc(read: Sequence[Group], field: str, seed: int, name: str | None) -> Estimate:
-    values: list[float] = []
-    labels: list[bool] = []
-    clusters: list[str] = []
-    for group, refused in zip(read, (True, False), strict=True):
-        for row, cliff in zip(group.rows, group.cliffs, strict=True):
-            value = getattr(cliff, field)
-            if value is not None:
-                values.append(value)
-                labels.append(refused)
-                clusters.append(row.request_id)
-    n_refused = sum(labels)
-    if min(n_refused, len(labels) - n_refused) < MIN_EACH:
+    known = [
+        (row, value, refused)
+        for group, refused in zip(read, (True, False), strict=True)
+        for row, cliff in zip(group.rows, group.cliffs, strict=True)
+        if (value := getattr(cliff, field)) is not None
+    ]
+    labels = torch.tensor([refused for _, _, refused in known], dtype=torch.bool)
+    n_refused, n_benign = int(labels.sum()), int((~labels).sum())
+    if min(n_refused, n_benign) < MIN_EACH:
         return undefined(
-            len(labels),
-            f"{n_refused} refused harmful and {len(labels) - n_refused} benign answers "
-            f"to read; {MIN_EACH} of each are needed",
+            len(known),
+            f"{n_refused} refused harmful and {n_benign} benign answers to read; "
+            f"{MIN_EACH} of each are needed",
         )
     return auroc_interval(
-        torch.tensor(values, dtype=torch.float64),
-        torch.tensor(labels),
-        clusters,
+        torch.tensor([value for _, value, _ in known], dtype=torch.float64),
+        labels,
+        [row.request_id for row, _, _ in known],
         generator(seed, f"reach/{name}"),
     )
 
@@ -251,10 +237,6 @@ def examples(table: pa.Table, groups: Mapping[str, Sequence[Rollout]]) -> list[E
 
     They are chosen by rule, not by hand: of each group the row whose score falls most
     from the middle of its thinking to the end, and the one that falls as most do.
-
-    Args:
-        table: The traces.
-        groups: Traced rows by group.
 
     Returns:
         Examples as the report draws them.

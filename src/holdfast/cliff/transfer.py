@@ -4,14 +4,13 @@ from typing import Any
 
 import torch
 
+from holdfast.cliff.fit import refusal_auroc
 from holdfast.cliff.probe_files import read_own_probe
 from holdfast.cliff.trace import TRUSTED
 from holdfast.errors import ModelError
 from holdfast.models.hidden_states import project_states
-from holdfast.rollout.rows import Rollout, from_table
+from holdfast.rollout.rows import from_table
 from holdfast.rollout.session import Session
-from holdfast.stats.auroc import auroc_interval
-from holdfast.stats.bootstrap import Estimate, undefined
 from holdfast.study import Study
 from holdfast.study.figures import figure_of, generator, study_seed
 
@@ -61,13 +60,17 @@ def run(study: Study, session: Session, other: Study) -> dict[str, Any]:
     )
     logits = torch.stack([each[-1] for each in found]).double()
     seed = study_seed(study)
-    figures = {
-        f"{name}_{kind}_auroc": figure_of(
-            _auroc(rows, logits[:, place], roles, seed, f"{name}/{kind}")
-        )
-        for place, name in enumerate(("own", "other"))
-        for kind, roles in ROLES.items()
-    }
+    figures = {}
+    for column, name in enumerate(("own", "other")):
+        for kind, roles in ROLES.items():
+            kept = [place for place, row in enumerate(rows) if row.role in roles]
+            estimate = refusal_auroc(
+                [rows[place] for place in kept],
+                logits[kept, column],
+                generator(seed, f"transfer/{name}/{kind}"),
+                "both refused and complied answers are needed",
+            )
+            figures[f"{name}_{kind}_auroc"] = figure_of(estimate)
     cosine = torch.cosine_similarity(directions[0], directions[1], dim=0)
     trusted = all(
         (figures[f"other_{kind}_auroc"]["low"] or 0.0) >= TRUSTED for kind in ROLES
@@ -85,22 +88,3 @@ def run(study: Study, session: Session, other: Study) -> dict[str, Any]:
         "trusted": trusted,
         "words": said,
     }
-
-
-def _auroc(
-    rows: list[Rollout],
-    logits: torch.Tensor,
-    roles: tuple[str, ...],
-    seed: int,
-    name: str,
-) -> Estimate:
-    kept = [place for place, row in enumerate(rows) if row.role in roles]
-    labels = torch.tensor([rows[place].is_refused for place in kept], dtype=torch.bool)
-    if not kept or not 0 < int(labels.sum()) < len(kept):
-        return undefined(len(kept), "both refused and complied answers are needed")
-    return auroc_interval(
-        logits[kept],
-        labels,
-        [rows[place].request_id for place in kept],
-        generator(seed, f"transfer/{name}"),
-    )

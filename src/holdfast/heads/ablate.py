@@ -10,7 +10,7 @@ from holdfast.cliff.probe_files import names, read_own_probe
 from holdfast.data.chat.template import prompt_token_ids
 from holdfast.data.requests import read_questions
 from holdfast.data.suites import SuiteFile
-from holdfast.errors import EvidenceError, InputError
+from holdfast.errors import InputError
 from holdfast.heads.ablation_effects import (
     JUDGE_STAGE,
     OUTPUT,
@@ -22,13 +22,13 @@ from holdfast.heads.ablation_effects import (
     second_round,
 )
 from holdfast.heads.conditions import (
-    AS_IT_WAS,
     ROLE,
     Condition,
     Item,
     alike,
     answer,
     by_condition,
+    is_as_drawn,
     main_condition,
     plan,
     sampling_of,
@@ -39,7 +39,7 @@ from holdfast.heads.readings import Prompts, choose_prompts, select
 from holdfast.heads.settings import AblateSettings
 from holdfast.judges.exact import exact_number
 from holdfast.judges.settings import BY_RULES, JudgeSettings
-from holdfast.models.decoding.generate import generate
+from holdfast.models.decoding.generate import DRAFTED, generate
 from holdfast.models.decoding.row_state import Sampling
 from holdfast.models.interventions import check_heads
 from holdfast.models.model import Adapter
@@ -51,7 +51,8 @@ from holdfast.rollout.rows import Rollout, from_table, to_table
 from holdfast.rollout.sampling import announce, tell_pace
 from holdfast.rollout.session import Session
 from holdfast.study import Study
-from holdfast.study.batches import ROW_ID, Meter, in_batches
+from holdfast.study.batches import ROW_ID, Batches, Meter
+from holdfast.study.directory import Stage
 from holdfast.study.figures import study_seed
 
 ROLLOUTS = "rollouts.parquet"
@@ -98,44 +99,41 @@ def run(
 
 def _answer(study: Study, settings: AblateSettings, session: Session) -> None:
     """Draw the answers under every condition, unless they are there."""
-    read = (ROLLOUTS, HEADS, *names("published"))
-    inputs = {name: study.input_hash(name) for name in read}
     asked = settings.utility and read_utility(
         settings.utility, settings.ablation_prompts
     )
     # The file is none of the study's, so its hash is a setting and no input.
-    key = asdict(settings) | {"utility_sha256": asked.sha256} if asked else settings
-    state, _ = study.begin(STAGE, key, inputs)
-    if state == "redo":
-        study.clear_parts(PARTS)
-    if state == "done":
-        return
-    if state == "continue":
-        session.progress.say("Going on where the last run was interrupted.")
-    rows = from_table(study.read_table(ROLLOUTS))
-    try:
+    file = {"utility_sha256": asked.record["sha256"]} if asked else {}
+    with study.stage(
+        STAGE,
+        asdict(settings) | file,
+        [ROLLOUTS, HEADS, *names("published")],
+        progress=session.progress,
+        done="The answers of the ablation are there and up to date.",
+        parts=[PARTS],
+    ) as stage:
+        if stage.is_done:
+            return
+        rows = from_table(study.read_table(ROLLOUTS))
         prompts = choose_prompts(rows, settings.ablation_prompts)
         train = _followed(rows, settings)
-    except EvidenceError as error:
-        reason = str(error)
-        study.manifest["stages"][STAGE]["reason"] = reason
-        study.save()
-        raise
-    session.check_same(study)
-    work = _prepare(study, settings, session, train, prompts)
-    if asked:
-        sampling = sampling_of(study, work.adapter)
-        answered, notes = draw_utility(study, session, asked, sampling)
-        work = work._replace(utility=answered, notes=(*work.notes, *notes))
-    table = _draw(study, settings, session, work, asked.targets if asked else {})
-    study.manifest["stages"].pop(JUDGE_STAGE, None)
-    study.write_table(OUTPUT, table)
-    block = _described(study, settings, session, work, table.to_pylist())
-    if asked:
-        block["prompts"]["utility"] = record_of(asked, len(work.utility))
-    total = work.adapter.n_layers * work.adapter.n_heads
-    study.finish(STAGE, [OUTPUT], block=block, n_total=total)
-    study.clear_parts(PARTS)
+        session.check_same(study)
+        work = _prepare(study, settings, session, train, prompts)
+        targets: dict[str, str] = {}
+        if asked:
+            sampling = sampling_of(study, work.adapter)
+            answered, notes = draw_utility(stage, session, asked, sampling)
+            work = work._replace(utility=answered, notes=(*work.notes, *notes))
+            targets = {item.prompt.prompt_id: item.target or "" for item in asked.items}
+        table = _draw(stage, settings, session, work, targets)
+        study.manifest["stages"].pop(JUDGE_STAGE, None)
+        stage.write_table(OUTPUT, table)
+        block = _described(study, settings, session, work, table.to_pylist())
+        if asked:
+            known = {key: asked.record[key] for key in ("source", "sha256")}
+            block["prompts"]["utility"] = known | {"rows": len(work.utility)}
+        total = work.adapter.n_layers * work.adapter.n_heads
+        stage.facts |= {"block": block, "n_total": total}
 
 
 def _followed(rows: Sequence[Rollout], settings: AblateSettings) -> tuple[Rollout, ...]:
@@ -171,7 +169,7 @@ def _prepare(
 
 
 def _draw(
-    study: Study,
+    stage: Stage,
     settings: AblateSettings,
     session: Session,
     work: _Work,
@@ -184,38 +182,30 @@ def _draw(
         for condition in work.conditions
         for row in rows
     ]
-    sampling, batch_size = sampling_of(study, work.adapter), session.batch_size
+    study, batch_size = stage.study, session.batch_size
+    sampling = sampling_of(study, work.adapter)
     _tell(session, work, rows, sampling, len(items))
-    groups = [_group(each, settings) for each in work.conditions]
-    # What is not edited is mostly taken over and costs nothing: last, as the time that
-    # all takes is judged by a batch before.
-    groups.sort(key=lambda group: group[1] < 0)
-    place = {group: i for i, group in enumerate(dict.fromkeys(groups))}
+    kinds = [alike(each, settings.renormalise) for each in work.conditions]
+    place = {kind: i for i, kind in enumerate(dict.fromkeys(kinds))}
     longest = max(len(row.token_ids) for row in rows) + 1
 
     def key(item: Item) -> int:
-        # What runs in one call lies together, and in it rows of like length, which
-        # are the same prompts under one condition after the other.
-        first = len(place) - place[_group(item.condition, settings)]
+        # What runs in one call lies together.
+        first = len(place) - place[alike(item.condition, settings.renormalise)]
         return first * longest + len(item.row.token_ids)
 
     drawn_here, meter = "sampling" in study.record("rollout")["settings"], Meter()
 
     def cost(batch: list[Item], _: list[Item]) -> float:
         # What is taken over costs nothing.
-        taken = [drawn_here and each.condition.key == AS_IT_WAS for each in batch]
+        taken = [drawn_here and is_as_drawn(each.condition, sampling) for each in batch]
         sizes = [len(each.row.token_ids) for each in batch]
         drawn = zip(sizes, taken, strict=True)
         return float(sum(size for size, is_taken in drawn if not is_taken))
 
-    return in_batches(
-        study,
-        STAGE,
+    return Batches(stage, DRAFTED * batch_size, meter).run(
         items,
-        name=lambda item: item.name,
-        length=key,
-        batch_size=batch_size,
-        work=lambda batch: answer(
+        lambda batch: answer(
             work.adapter,
             batch,
             sampling,
@@ -224,21 +214,12 @@ def _draw(
             drawn_here=drawn_here,
             told=meter.tick,
         ),
-        progress=session.progress,
+        name=lambda item: item.name,
+        length=key,
         label="Switching heads off",
         paced=lambda pace: tell_pace(session, pace, _written(pace.table, items)),
-        meter=meter,
         cost=cost,
     )
-
-
-def _group(condition: Condition, settings: AblateSettings) -> tuple[str, int]:
-    """Return what shares a batch: one kind of call, and one first block that differs.
-
-    Rows of a batch share their passes up to that block.
-    """
-    layers = [head.layer for head in condition.heads]
-    return alike(condition, settings.renormalise), min(layers, default=-1)
 
 
 def _tell(
@@ -296,17 +277,15 @@ def _described(
         },
         "factor": settings.factor,
         "renormalise": settings.renormalise,
-        "notes": [*work.notes, *_forced(rows)],
+        "notes": list(work.notes),
     }
+    forced = sum(row["forced_close"] for row in rows)
+    if forced:
+        block["notes"].append(closed_by_force(forced, len(rows)))
     if work.repair is not None and "everywhere" in settings.scopes:
         seed = study_seed(study)
         block["self_repair"] = _self_repair(study, session, work, rows, seed)
     return block
-
-
-def _forced(rows: Sequence[Mapping[str, Any]]) -> list[str]:
-    forced = sum(row["forced_close"] for row in rows)
-    return [closed_by_force(forced, len(rows))] if forced else []
 
 
 def _self_repair(
@@ -341,19 +320,7 @@ PARTS = "ablate_utility"
 """Folder of the batches of the answers without an edit."""
 
 
-class Asked(NamedTuple):
-    """Questions that are asked under every condition, and their right answers."""
-
-    file: SuiteFile
-    targets: dict[str, str]
-
-    @property
-    def sha256(self) -> str:
-        """Hash of the source."""
-        return str(self.file.record["sha256"])
-
-
-def read_utility(source: str, limit: int) -> Asked:
+def read_utility(source: str, limit: int) -> SuiteFile:
     """Read questions, at most so many, the first by content hash."""
     file = read_questions(source)
     wrong = [item for item in file.items if exact_number(item.target or "") is None]
@@ -364,12 +331,11 @@ def read_utility(source: str, limit: int) -> Asked:
             "Utility is judged by the number that an answer ends on.",
         )
     items = sorted(file.items, key=lambda item: item.prompt.prompt_id)[:limit]
-    targets = {item.prompt.prompt_id: item.target or "" for item in items}
-    return Asked(SuiteFile(tuple(items), file.record), targets)
+    return SuiteFile(tuple(items), file.record)
 
 
 def draw_utility(
-    study: Study, session: Session, asked: Asked, sampling: Sampling
+    stage: Stage, session: Session, asked: SuiteFile, sampling: Sampling
 ) -> tuple[list[Rollout], list[str]]:
     """Draw the answers without an edit, as the rollouts were drawn.
 
@@ -377,8 +343,8 @@ def draw_utility(
     are those whose thinking does not end, as prompts are, since in two of the scopes
     it is kept.
     """
-    adapter, seed = session.adapter, study_seed(study)
-    system_prompt = study.manifest["settings"]["rollout"]["system_prompt"]
+    adapter, seed = session.adapter, study_seed(stage.study)
+    system_prompt = stage.study.manifest["settings"]["rollout"]["system_prompt"]
     questions = [
         Question(
             ROLE,
@@ -392,7 +358,7 @@ def draw_utility(
                 thinking=adapter.thinking,
             ),
         )
-        for item in asked.file.items
+        for item in asked.items
     ]
     fitting = fit_context(adapter, questions, sampling)
     for note in fitting.notes:
@@ -415,22 +381,11 @@ def draw_utility(
             for each in part
         )
 
-    table = in_batches(
-        study,
-        PARTS,
+    table = Batches(stage, session.batch_size, meter, PARTS).run(
         fitting.questions,
+        work,
         name=lambda question: question.row_id,
         length=lambda question: question.n_tokens,
-        batch_size=session.batch_size,
-        work=work,
-        progress=session.progress,
         label="Answering questions",
-        meter=meter,
     )
     return [row for row in from_table(table) if row.closed], fitting.notes
-
-
-def record_of(asked: Asked, n_rows: int) -> dict[str, Any]:
-    """Return where the questions come from, and how many were asked."""
-    known = asked.file.record
-    return {"source": known["source"], "rows": n_rows, "sha256": known["sha256"]}

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from holdfast.cliff.probe import Probe
 from holdfast.errors import HoldfastError
-from holdfast.heads.conditions import ROLE, SCHEMA, by_condition, with_outcomes
+from holdfast.heads.conditions import ROLE, AnswerRow, by_condition, with_outcomes
 from holdfast.heads.ranking import Head, drops, rank_heads, top_heads
 from holdfast.heads.readings import BENIGN, HARMFUL, LOOKALIKE, read, unpack
 from holdfast.judges.calibration import identity_record
@@ -27,6 +27,7 @@ from holdfast.stats.paired import paired_difference
 from holdfast.stats.unjudged import judged_difference
 from holdfast.study import Study
 from holdfast.study.figures import figure_of, generator, study_seed
+from holdfast.study.rows import table_schema
 
 Row = Mapping[str, Any]
 
@@ -204,7 +205,9 @@ def judge_ablation(
         study.save()
         raise
     rows = with_outcomes(rows, verdicts.to_pylist())
-    study.write_table(OUTPUT, pa.Table.from_pylist(rows, schema=SCHEMA))
+    study.write_table(
+        OUTPUT, pa.Table.from_pylist(rows, schema=table_schema(AnswerRow))
+    )
     seed, settings = study_seed(study), answered["settings"]
     block: dict[str, Any] = answered["block"] | {
         "judge": identity,
@@ -259,27 +262,27 @@ def second_round(
         keep[head] = False
     rest_before, rest_after = (each[:, keep].sum(1) for each in (was, now))
     clusters = before.clusters
+    change = paired_difference(
+        rest_after, rest_before, clusters, generator(seed, "repair/change")
+    )
     block: dict[str, Any] = {
-        "others_before": figure_of(_mean(rest_before, clusters, seed, "before")),
-        "others_after": figure_of(_mean(rest_after, clusters, seed, "after")),
-        "others_change": figure_of(
-            paired_difference(
-                rest_after, rest_before, clusters, generator(seed, "repair/change")
-            )
-        ),
-        "new_heads": [],
-    }
-    for head in new:
-        one, other = was[:, head.layer, head.head], now[:, head.layer, head.head]
-        name = f"{head.layer}:{head.head}"
-        block["new_heads"].append(
+        "others_before": _mean(rest_before, clusters, seed, "before"),
+        "others_after": _mean(rest_after, clusters, seed, "after"),
+        "others_change": figure_of(change),
+        "new_heads": [
             {
-                "layer": head.layer,
-                "head": head.head,
-                "before": figure_of(_mean(one, clusters, seed, f"{name}/before")),
-                "after": figure_of(_mean(other, clusters, seed, f"{name}/after")),
+                "layer": layer,
+                "head": head,
+                "before": _mean(
+                    was[:, layer, head], clusters, seed, f"{layer}:{head}/before"
+                ),
+                "after": _mean(
+                    now[:, layer, head], clusters, seed, f"{layer}:{head}/after"
+                ),
             }
-        )
+            for layer, head in new
+        ],
+    }
     return new, block
 
 
@@ -333,7 +336,7 @@ def comes_back(
         "lost_again": (edited[:, 0] - plain[:, 0]) - (edited[:, 1] - plain[:, 1]),
     }
     return {
-        name: figure_of(_mean(column, clusters, seed, f"score/{name}"))
+        name: _mean(column, clusters, seed, f"score/{name}")
         for name, column in columns.items()
     }
 
@@ -367,8 +370,10 @@ def _gain(block: Mapping[str, Any]) -> float:
     return float(edited or 0) - float(plain or 0)
 
 
-def _mean(values: Tensor, clusters: Sequence[str], seed: int, name: str) -> Estimate:
-    found = bootstrap_means(
+def _mean(
+    values: Tensor, clusters: Sequence[str], seed: int, name: str
+) -> dict[str, Any]:
+    [mean] = bootstrap_means(
         values[:, None], clusters, generator(seed, f"repair/{name}")
     )
-    return found[0]
+    return figure_of(mean)

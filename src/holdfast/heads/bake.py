@@ -1,6 +1,7 @@
 """Write a model whose worst heads are off, if that makes it refuse better."""
 
 from collections.abc import Mapping
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -9,8 +10,8 @@ from holdfast.heads.ablation_effects import measures_of, rate
 from holdfast.heads.conditions import (
     PLAIN,
     Item,
+    answer_row,
     answers,
-    record,
     sampling_of,
     with_outcomes,
 )
@@ -141,7 +142,8 @@ def _measure(
     made = answers(adapter, rows, sampling_of(study, adapter), batch_size)
     # One judge on both sides: the rules, whoever judged the rollouts.
     answered = [
-        record(Item(PLAIN, row), each) for row, each in zip(rows, made, strict=True)
+        asdict(answer_row(Item(PLAIN, row), each))
+        for row, each in zip(rows, made, strict=True)
     ]
     judged = with_outcomes(answered, verdicts_on(answered, RulesJudge()))
     seed = study_seed(study)

@@ -160,23 +160,16 @@ def _named(layers: Sequence[int]) -> str:
 
 
 class Ablated(NamedTuple):
-    """What switching off the top heads did, everywhere, on held-out prompts.
+    """What switching off the top heads did, everywhere, on held-out prompts."""
 
-    Attributes:
-        n_heads: How many heads.
-        n_total: How many heads the model has.
-        restored: Attack success without the edit minus that with it, paired.
-        beyond_random: Attack success with random heads of the same layers off, less
-            that with the top ones off, for the draw that comes closest.
-        benign_lost: Benign compliance without the edit minus that with it.
-        degenerate_gained: Share of broken answers with the edit minus that without.
-    """
-
-    n_heads: int
-    n_total: int
-    restored: Estimate
+    n_heads: int  # How many heads.
+    n_total: int  # How many heads the model has.
+    restored: Estimate  # Attack success without the edit minus that with it, paired.
+    # Attack success with random heads of the same layers off, less that with the top
+    # ones off, for the draw that comes closest.
     beyond_random: Estimate
-    benign_lost: Estimate
+    benign_lost: Estimate  # Benign compliance without the edit minus that with it.
+    # Share of broken answers with the edit minus that without.
     degenerate_gained: Estimate
 
 

@@ -1,7 +1,7 @@
 """Conditions of an ablation: which heads are ablated, where, and the answers."""
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from typing import Any, Literal, NamedTuple
 
 import pyarrow as pa
@@ -32,8 +32,8 @@ from holdfast.rollout.questions import resolve_sampling
 from holdfast.rollout.rows import Rollout
 from holdfast.rollout.settings import DIFFUSION, RolloutSettings
 from holdfast.study import Study
-from holdfast.study.batches import ROW_ID
 from holdfast.study.figures import generator
+from holdfast.study.rows import Int32, table_of
 
 Name = Literal["none", "top", "random", "positive", "second_round"]
 
@@ -75,12 +75,6 @@ class Plan(NamedTuple):
     notes: tuple[str, ...]
 
 
-class _Set(NamedTuple):
-    name: Name
-    draw: int
-    heads: tuple[Head, ...]
-
-
 def plan(
     ranking: Sequence[RankedHead],
     n_heads: int,
@@ -95,12 +89,12 @@ def plan(
     sizes: dict[int, float] = {len(chosen): len(chosen) / total} if chosen else {}
     for fraction in () if chosen else settings.fractions:
         sizes.setdefault(count_heads(fraction, total), fraction)
-    sets: dict[int, list[_Set]] = {}
+    sets: dict[int, list[Condition]] = {}
     problems: dict[int, SettingsError] = {}
     for size in sizes:
         top = tuple(chosen) or top_heads(ranking, size)
         try:
-            sets[size] = _sets(ranking, top, n_heads, settings, seed)
+            sets[size] = _sets(ranking, top, n_heads, settings, seed, sizes[size])
         except SettingsError as error:
             problems[size] = error
     if not sets:
@@ -113,13 +107,15 @@ def plan(
     main = main_size(tuple(sets))
     if second:
         both = (*sets[main][0].heads, *second)
-        sets[main].append(_Set("second_round", 0, both))
+        sets[main].append(
+            Condition("second_round", settings.scopes[0], sizes[main], 0, both)
+        )
     made: list[Condition] = []
     for place, scope in enumerate(settings.scopes):
         made.append(Condition("none", scope, None, 0, ()))
         for size in sets if place == 0 else [main]:
             made += [
-                Condition(each.name, scope, sizes[size], each.draw, each.heads)
+                each._replace(scope=scope)
                 for each in sets[size]
                 if place == 0 or each.name != "second_round"
             ]
@@ -138,16 +134,21 @@ def _sets(
     n_heads: int,
     settings: AblateSettings,
     seed: int,
-) -> list[_Set]:
-    """Return the top heads and what they are compared with."""
+    fraction: float,
+) -> list[Condition]:
+    """Return the top heads and what they are compared with, in the first scope."""
+    scope = settings.scopes[0]
     draws = layer_matched_draws(
         top, n_heads, settings.random_draws, generator(seed, f"ablate/{sorted(top)}")
     )
     positive = most_positive_heads(ranking, len(top))
     return [
-        _Set("top", 0, top),
-        *(_Set("random", draw, heads) for draw, heads in enumerate(draws)),
-        _Set("positive", 0, positive),
+        Condition("top", scope, fraction, 0, top),
+        *(
+            Condition("random", scope, fraction, i, each)
+            for i, each in enumerate(draws)
+        ),
+        Condition("positive", scope, fraction, 0, positive),
     ]
 
 
@@ -160,37 +161,48 @@ def main_condition(conditions: Sequence[Condition]) -> Condition:
 
 PLAIN = Condition("none", "everywhere", None, 0, ())
 """The condition in which nothing differs from the rollouts."""
-AS_IT_WAS = PLAIN.key
-SCHEMA = pa.schema(
-    [
-        (ROW_ID, pa.string()),
-        ("condition", pa.string()),
-        ("fraction", pa.float64()),
-        ("n_heads", pa.int32()),
-        ("scope", pa.string()),
-        ("draw", pa.int32()),
-        ("heads", pa.string()),
-        ("asked", pa.string()),
-        ("role", pa.string()),
-        ("request_id", pa.string()),
-        ("prompt_id", pa.string()),
-        ("label", pa.string()),
-        ("wrapper", pa.string()),
-        ("outcome", pa.string()),
-        ("reason", pa.string()),
-        ("judge", pa.string()),
-        ("answer", pa.string()),
-        ("finish", pa.string()),
-        ("closed", pa.bool_()),
-        ("forced_close", pa.bool_()),
-        ("token_ids", pa.list_(pa.int32())),
-        ("answer_start", pa.int32()),
-        ("score", pa.float64()),
-        ("prompt", pa.string()),
-        ("thinking", pa.string()),
-        ("target", pa.string()),
-    ]
-)
+
+
+def is_as_drawn(condition: Condition, sampling: Sampling) -> bool:
+    """Return whether answers under a condition are those that were drawn without it.
+
+    Where tokens are drawn, an answer behind a fixed thinking has other random numbers.
+    """
+    return not condition.heads and (
+        condition.scope == "everywhere" or sampling.temperature == 0
+    )
+
+
+@dataclass(frozen=True)
+class AnswerRow:
+    """An answer under a condition, in `ablation.parquet`."""
+
+    row_id: str
+    condition: str
+    fraction: float | None
+    n_heads: Int32
+    scope: str
+    draw: Int32
+    heads: str
+    asked: str  # Row of the rollouts whose prompt was asked.
+    role: str
+    request_id: str
+    prompt_id: str
+    label: str
+    wrapper: str | None
+    outcome: str | None  # None where no judge has seen it.
+    reason: str
+    judge: str | None
+    answer: str
+    finish: str
+    closed: bool
+    forced_close: bool
+    token_ids: tuple[Int32, ...]
+    answer_start: Int32
+    score: float | None
+    prompt: str
+    thinking: str
+    target: str | None
 
 
 def answer(
@@ -214,10 +226,10 @@ def answer(
     drawn a second time.
     """
     groups: dict[str, list[Item]] = {}
-    records = []
+    made: list[AnswerRow] = []
     for item in items:
-        if drawn_here and item.condition.key == AS_IT_WAS:
-            records.append(record(item, item.row))
+        if drawn_here and is_as_drawn(item.condition, sampling):
+            made.append(answer_row(item, item.row))
             continue
         groups.setdefault(alike(item.condition, settings.renormalise), []).append(item)
     for group in groups.values():
@@ -231,8 +243,8 @@ def answer(
             thinking_done=is_fixed(group[0].condition),
             told=told,
         )
-        records += [record(item, made) for item, made in zip(group, done, strict=True)]
-    return pa.Table.from_pylist(records, schema=SCHEMA)
+        made += [answer_row(item, each) for item, each in zip(group, done, strict=True)]
+    return table_of(made, AnswerRow)
 
 
 def alike(condition: Condition, renormalise: Renormalise) -> str:
@@ -324,36 +336,39 @@ def _edit(
     return HeadEdit(stacked, ranges, renormalise)
 
 
-def record(item: Item, made: Completion | Rollout) -> dict[str, Any]:
-    """Return the row of `ablation.parquet` for an answer."""
+def answer_row(item: Item, made: Completion | Rollout) -> AnswerRow:
+    """Return the row of an answer, which no judge has seen yet."""
     condition, row, target = item
     fixed = is_fixed(condition)
     start = row.spans.answer[0] if fixed else made.spans.answer[0]
-    return {
-        ROW_ID: item.name,
-        "condition": condition.name,
-        "fraction": condition.fraction,
-        "n_heads": len(condition.heads),
-        "scope": condition.scope,
-        "draw": condition.draw,
-        "heads": ",".join(f"{head.layer}:{head.head}" for head in condition.heads),
-        "asked": row.row_id,
-        "role": row.role,
-        "request_id": row.request_id,
-        "prompt_id": row.prompt_id,
-        "label": row.label,
-        "wrapper": row.wrapper,
-        "reason": NOT_YET,
-        "answer": made.answer,
-        "finish": made.finish,
-        "closed": fixed or made.closed,
-        "forced_close": row.forced_close if fixed else made.forced_close,
-        "token_ids": list(made.token_ids),
-        "answer_start": start,
-        "prompt": row.prompt,
-        "thinking": row.thinking if fixed else made.thinking,
-        "target": target,
-    }
+    return AnswerRow(
+        row_id=item.name,
+        condition=condition.name,
+        fraction=condition.fraction,
+        n_heads=len(condition.heads),
+        scope=condition.scope,
+        draw=condition.draw,
+        heads=",".join(f"{head.layer}:{head.head}" for head in condition.heads),
+        asked=row.row_id,
+        role=row.role,
+        request_id=row.request_id,
+        prompt_id=row.prompt_id,
+        label=row.label,
+        wrapper=row.wrapper,
+        outcome=None,
+        reason=NOT_YET,
+        judge=None,
+        answer=made.answer,
+        finish=made.finish,
+        closed=fixed or made.closed,
+        forced_close=row.forced_close if fixed else made.forced_close,
+        token_ids=tuple(made.token_ids),
+        answer_start=start,
+        score=None,
+        prompt=row.prompt,
+        thinking=row.thinking if fixed else made.thinking,
+        target=target,
+    )
 
 
 def with_outcomes(

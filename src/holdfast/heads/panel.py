@@ -1,12 +1,12 @@
 """Heads and their ablation on the page and on the terminal."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import altair as alt
 
 from holdfast.report import text
-from holdfast.report.charts import heading, to_svg
+from holdfast.report.charts import heading, interval_lines, to_svg
 from holdfast.report.labels import (
     ATTACKS_LIMIT,
     CAUSE_LIMIT,
@@ -14,8 +14,22 @@ from holdfast.report.labels import (
     PROBE_LIMIT,
 )
 from holdfast.report.schema import Report, is_figure
-from holdfast.report.section import Section, figures
-from holdfast.report.terminal import print_lines, print_section, print_table
+from holdfast.report.section import (
+    Cell,
+    Chart,
+    Fold,
+    Heading,
+    Number,
+    Paragraph,
+    Part,
+    Scale,
+    Section,
+    Sentences,
+    Table,
+    figures,
+    head_grid,
+    table_of,
+)
 
 _COLOURS = {
     "top": "#d55e00",
@@ -23,20 +37,189 @@ _COLOURS = {
     "positive": "#0072b2",
     "none": "#5c6661",
 }
-_MIDDLE = 5
+SHOWN, BRIEF = 16, 12
+"""Heads in the table of the page, and of the terminal."""
 
 
-def head_context(report: Report) -> dict[str, Any]:
-    """Prepare what the page shows of heads and of the ablation.
+def section(block: Mapping[str, Any]) -> Section:
+    """Return what page and terminal show of the block `heads` of a report."""
+    return Section("Which heads let go", [*_heads(block)], key="heads", link="Heads")
 
-    `report`: A report that passes `schema.validate`.
-    Returns: `heads` and `ablation`, each None where the report has no such block.
-    """
-    heads, ablation = report.get("heads"), report.get("ablation")
-    return {
-        "heads": heads and _heads(heads),
-        "ablation": ablation and _ablation(ablation),
+
+def _heads(block: Mapping[str, Any]) -> Iterator[Part]:
+    yield Paragraph(
+        "Every token's refusal score is a sum over the parts of the model. Each square "
+        "is one attention head; the colour is what it takes from the score, in logits, "
+        "between the thinking and the last token before the answer. Hold the pointer "
+        "over a square to see its numbers; a ring marks heads that were ablated as a "
+        "check."
+    )
+    yield Sentences(block["evidence"])
+    yield Scale("takes refusal away", "holds it up")
+    yield head_grid(
+        "Contribution of every head",
+        block,
+        lambda each: -(each["contribution"]["value"] or 0.0),
+        _words,
+        lambda each: "end_template" in each,
+    )
+    by = (
+        "by the fall from plateau to final token"
+        if block["by"] == "drop"
+        else "as published, by the projection at the final token"
+    )
+    yield Paragraph(
+        f"Ranked {by} on {block['ranked_on']['rows']} complied harmful answers to "
+        f"training requests; checked on {block['checked_on']['rows']} held-out ones.",
+        note=True,
+    )
+    checked = [each for each in block["heads"] if "beyond_controls" in each][:SHOWN]
+    total = block["n_layers"] * block["n_heads"]
+    title = f"Heads (the first {len(checked)} of {total})"
+    yield table_of(title, checked, HEAD, brief=(0, 1, 3, 4), most=BRIEF)
+    yield Heading("Do both ways of looking agree?")
+    yield Sentences([each["words"] for each in block["agreement"].values()])
+    parts: dict[str, Callable[[str], Cell]] = {
+        "Part": lambda key: PARTS[key],
+        "Takes from the logit": lambda key: Number(block["parts"][key], count=True),
     }
+    by_part = table_of("The fall by kind of part", PARTS, parts, style="narrow")
+    yield Fold("The fall, by kind of part", [by_part])
+
+
+HEAD: dict[str, Callable[[Any], Cell]] = {
+    "Layer : head": lambda each: f"{each['layer']} : {each['head']}",
+    "Contribution": lambda each: Number(each["contribution"]),
+    "Ablated at the final token": lambda each: Number(each["final_token"]),
+    "Ablated over the end template": lambda each: Number(each["end_template"]),
+    "Beyond every random head of its layer": (
+        lambda each: Number(each["beyond_controls"])
+    ),
+}
+
+
+def _words(each: Mapping[str, Any]) -> str:
+    named = {
+        "contribution": "contribution",
+        "end_template": "ablated over the end template",
+        "final_token": "ablated at the final token",
+        "beyond_controls": "beyond random heads of its layer",
+    }
+    place = f"layer {each['layer']}, head {each['head']}, rank {each['rank']}"
+    values = (f"{named[k]} {text.score(each[k])}" for k in named if k in each)
+    return "; ".join((place, *values))
+
+
+def ablation(block: Mapping[str, Any]) -> Section:
+    """Return what page and terminal show of the block `ablation` of a report."""
+    title, parts = "With heads switched off", [*_ablation(block)]
+    return Section(title, parts, key="ablation", link="Heads off")
+
+
+def _ablation(block: Mapping[str, Any]) -> Iterator[Part]:
+    conditions, repair = block["conditions"], block.get("self_repair")
+    first = [each for each in conditions if each["scope"] == conditions[0]["scope"]]
+    yield Paragraph(_setting(block))
+    if len(first) > 1:
+        yield Chart(
+            "Plot of requests carried out by heads switched off",
+            lambda: ablation_figure(first, block["sparse"]["n_total"]),
+            "Bars are 95% intervals. If few heads do it, the top heads bring attack "
+            "success down and random heads of the same layers do not.",
+        )
+    measures = [key for key in MEASURES if key in conditions[0]]
+    columns = (
+        *(_capital(MEASURES[key]) for key in measures),
+        "Change of attack success",
+    )
+    for scope, words in SCOPES.items():
+        rows = [each for each in conditions if each["scope"] == scope]
+        if rows:
+            yield Heading(_capital(words))
+            yield Table(
+                f"Heads off, {words}",
+                ("Switched off", "Heads", *columns),
+                [_condition(each, measures) for each in rows],
+                brief=range(2 + len(measures)),
+            )
+    if repair:
+        yield from _repair(repair)
+    yield Sentences(block["notes"])
+
+
+def _setting(block: Mapping[str, Any]) -> str:
+    """Return on what all conditions ran, and what was done to heads."""
+    prompts = block["prompts"]
+    also = ""
+    if prompts.get("lookalikes"):
+        also += f", and on {prompts['lookalikes']} harmless ones that sound dangerous"
+    if "utility" in prompts:
+        asked = prompts["utility"]
+        also += f", and {asked['rows']} questions from {asked['source']}"
+    norm = block["renormalise"]
+    restored = "" if norm == "none" else f", and the norm restored by {norm}"
+    return (
+        f"All conditions ran on the same {prompts['harmful']} harmful and "
+        f"{prompts['benign']} harmless held-out prompts{also}. Harmful ones are of the "
+        "kinds that work on training requests. Heads were multiplied by "
+        f"{text.scalar(block['factor'])}{restored}."
+    )
+
+
+def _condition(each: Mapping[str, Any], measures: Sequence[str]) -> list[Cell]:
+    """Return the row of a condition: its rates, and the change of attack success."""
+    draws = f" ({each['draws']} draws)" if each["draws"] > 1 else ""
+    name = _capital(CONDITIONS[each["condition"]]) + draws
+    rates = [Number(each[key], share=True) for key in measures]
+    change = each.get("change")
+    cells: list[Cell] = [name, str(each["n_heads"]), *rates]
+    return [*cells, Number(change["attack_success"], share=True) if change else ""]
+
+
+def _capital(words: str) -> str:
+    return words[:1].upper() + words[1:]
+
+
+def _repair(repair: Mapping[str, Any]) -> Iterator[Part]:
+    yield Heading("Self-repair")
+    yield Sentences(repair["evidence"])
+    yield Chart(
+        "Plot of self-repair",
+        lambda: repair_figure(repair),
+        "Bars are 95% intervals. If the model repairs itself, the gain before the "
+        "answer is gone at its end, or other heads take more than they did.",
+    )
+    rows: list[tuple[Cell, Cell]] = [
+        (words, Number(repair[key], count=True)) for key, words in REPAIR.items()
+    ]
+    for each in repair["new_heads"]:
+        name = f"Next head {each['layer']} : {each['head']}, before"
+        rows += [
+            (name, Number(each["before"])),
+            ("The same, after", Number(each["after"])),
+        ]
+    heads = f"With the top {repair['n_heads']} heads off"
+    yield Table("Self-repair", (heads, "Logits"), rows, style="narrow")
+
+
+def baked(found: Mapping[str, Any]) -> Section:
+    """Return the figures of base and baked model, and where it lies."""
+    words = MEASURES | OTHER
+    columns: dict[str, Callable[[Any], Cell]] = {
+        "": lambda key: words[key],
+        "base": lambda key: Number(found["before"][key], share=True),
+        "baked": lambda key: Number(found["after"][key], share=True),
+    }
+    measured = [key for key in words if key in found["before"]]
+    rates = table_of("Before and after", measured, columns)
+    return Section("", [rates, Sentences([f"Written to {found['directory']}"])])
+
+
+def transfer(found: Mapping[str, Any]) -> Section:
+    """Return how two probes do on the same answers."""
+    cosine = f"Cosine of their directions: {found['cosine']:.2f}"
+    table = figures("Two probes, one model", found["figures"])
+    return Section("", [table, Sentences([cosine, found["words"]])])
 
 
 def limits(report: Report, *, has_examples: bool) -> list[str]:
@@ -62,12 +245,25 @@ def _is_measured(block: Mapping[str, Any]) -> bool:
 
 def ablation_figure(conditions: Sequence[Mapping[str, Any]], n_total: int) -> str:
     """Draw attack success and harmless compliance against the share of heads off."""
-    panels = [
-        _panel(conditions, measure, n_total).properties(
-            title=heading(MEASURES[measure])
-        )
-        for measure in ("attack_success", "benign_compliance")
-    ]
+    colours = {CONDITIONS[key]: _COLOURS[key] for key in ("top", "random", "positive")}
+    sizes = {0, *(each["n_heads"] for each in conditions)}
+    place = alt.X("heads:Q", title=f"heads switched off, of {n_total}").axis(
+        values=sorted(sizes),
+        labelExpr=f"datum.value + ' = ' + format(datum.value / {n_total}, '.1%')",
+        labelOverlap=True,
+    )
+    unit = alt.Scale(domain=[0, 1])
+    panels = []
+    for measure in ("attack_success", "benign_compliance"):
+        points = [
+            {**each[measure], "kind": kind, "heads": each["n_heads"]}
+            for kind in colours
+            for each in conditions
+            if CONDITIONS[each["condition"]] == kind or each["condition"] == "none"
+        ]
+        lines = interval_lines(points, place, colours, unit, form="%")
+        title = heading(MEASURES[measure])
+        panels.append(lines.properties(title=title, width=270, height=220))
     return to_svg(
         alt.hconcat(*panels, spacing=40),
         "Requests carried out, by share of heads switched off",
@@ -161,187 +357,6 @@ def _sides(
     return alt.layer(*layers)
 
 
-def _panel(conditions: Sequence[Mapping[str, Any]], measure: str, n_total: int) -> Any:
-    plain = conditions[0][measure]
-    points = []
-    for name in ("top", "random", "positive"):
-        # A figure has an `n` of its own, that of its rows.
-        points.append({**plain, "off": CONDITIONS[name], "heads": 0})
-        points += [
-            {**each[measure], "off": CONDITIONS[name], "heads": each["n_heads"]}
-            for each in conditions
-            if each["condition"] == name
-        ]
-    named = [CONDITIONS[name] for name in ("top", "random", "positive")]
-    colours = [_COLOURS[name] for name in ("top", "random", "positive")]
-    base = alt.Chart(alt.Data(values=[p for p in points if p["value"] is not None]))
-    shared = {
-        "x": alt.X("heads:Q", title=f"heads switched off, of {n_total}").axis(
-            values=sorted({point["heads"] for point in points}),
-            labelExpr=f"datum.value + ' = ' + format(datum.value / {n_total}, '.1%')",
-            labelOverlap=True,
-        ),
-        "color": alt.Color(
-            "off:N",
-            scale=alt.Scale(domain=named, range=colours),
-            legend=alt.Legend(title=None, orient="bottom", labelLimit=300),
-        ),
-    }
-    unit = alt.Scale(domain=[0, 1])
-    line = base.mark_line(strokeWidth=2.25).encode(
-        y=alt.Y("value:Q", scale=unit, title=None).axis(format="%", tickCount=5),
-        strokeDash=alt.StrokeDash("off:N", legend=None, sort=named),
-        **shared,
-    )
-    ends = base.mark_rule(strokeWidth=2, opacity=0.5).encode(
-        y=alt.Y("low:Q", scale=unit, title=None), y2="high:Q", **shared
-    )
-    dots = base.mark_point(filled=True, size=70, opacity=1).encode(
-        y=alt.Y("value:Q", scale=unit, title=None), **shared
-    )
-    return alt.layer(ends, line, dots).properties(width=270, height=220)
-
-
-def _heads(block: Mapping[str, Any]) -> dict[str, Any]:
-    """Lay heads out as a grid, and the first of them as a table."""
-    found = {(each["layer"], each["head"]): each for each in block["heads"]}
-    values = [each["contribution"]["value"] or 0.0 for each in block["heads"]]
-    largest = max((abs(value) for value in values), default=0.0) or 1.0
-    grid = [
-        [_cell(found[layer, head], largest) for head in range(block["n_heads"])]
-        for layer in range(block["n_layers"])
-    ]
-    checked = [each for each in block["heads"] if "beyond_controls" in each]
-    return {
-        "grid": list(enumerate(grid)),
-        "width": range(block["n_heads"]),
-        "top": checked[:16],
-        "parts": [(PARTS[key], block["parts"][key]) for key in PARTS],
-        "agreement": [each["words"] for each in block["agreement"].values()],
-        "evidence": block["evidence"],
-        "ranked_on": block["ranked_on"],
-        "checked_on": block["checked_on"],
-        "by": block["by"],
-    }
-
-
-def _cell(each: Mapping[str, Any], largest: float) -> dict[str, Any]:
-    """Colour a head: orange takes the logit down, blue holds it up."""
-    value = each["contribution"]["value"] or 0.0
-    tone = _MIDDLE - round(_MIDDLE * value / largest)
-    said = [
-        f"layer {each['layer']}, head {each['head']}, rank {each['rank']}",
-        f"contribution {text.score(each['contribution'])}",
-    ]
-    for key, words in (
-        ("end_template", "ablated over the end template"),
-        ("final_token", "ablated at the final token"),
-        ("beyond_controls", "beyond random heads of its layer"),
-    ):
-        if key in each:
-            said.append(f"{words} {text.score(each[key])}")
-    return {"tone": tone, "title": "; ".join(said), "checked": "end_template" in each}
-
-
-def _ablation(block: Mapping[str, Any]) -> dict[str, Any]:
-    conditions = block["conditions"]
-    first = [each for each in conditions if each["scope"] == conditions[0]["scope"]]
-    repair = block.get("self_repair")
-    return {
-        "svg": (
-            ablation_figure(first, block["sparse"]["n_total"]) if len(first) > 1 else ""
-        ),
-        "scopes": [
-            (words, [each for each in conditions if each["scope"] == scope])
-            for scope, words in SCOPES.items()
-            if any(each["scope"] == scope for each in conditions)
-        ],
-        "condition_names": CONDITIONS,
-        "measures": {
-            key: words for key, words in MEASURES.items() if key in conditions[0]
-        },
-        "prompts": block["prompts"],
-        "factor": block["factor"],
-        "renormalise": block["renormalise"],
-        "notes": block["notes"],
-        "repair": repair
-        and {
-            "svg": repair_figure(repair),
-            "evidence": repair["evidence"],
-            "n_heads": repair["n_heads"],
-            "figures": [(REPAIR[key], repair[key]) for key in REPAIR],
-            "new_heads": repair["new_heads"],
-        },
-    }
-
-
-SHOWN = 12
-
-
-def print_heads(block: Mapping[str, Any]) -> None:
-    """Print the top of the ranking, and where the two ways of looking agree."""
-    from holdfast.report import text
-
-    rows = []
-    for each in block["heads"][:SHOWN]:
-        checks = [each.get(key) for key in ("end_template", "beyond_controls")]
-        rows.append(
-            [
-                str(each["rank"]),
-                f"{each['layer']}:{each['head']}",
-                text.score(each["contribution"]),
-                *("not checked" if c is None else text.score(c) for c in checks),
-            ]
-        )
-    columns = ("", "layer:head", "contribution", "ablated", "beyond random heads")
-    total = block["n_layers"] * block["n_heads"]
-    print_table(f"Heads (the first {len(rows)} of {total})", columns, rows)
-    print_lines(*block["evidence"])
-    print_lines(*(each["words"] for each in block["agreement"].values()))
-
-
-def print_ablation(block: Mapping[str, Any]) -> None:
-    """Print every condition with its rates."""
-    from holdfast.report import text
-
-    measured = [key for key in MEASURES if key in block["conditions"][0]]
-    rows = [
-        [
-            PLACES[each["scope"]],
-            CONDITIONS[each["condition"]],
-            str(each["n_heads"]),
-            *(text.rate(each[key]) for key in measured),
-        ]
-        for each in block["conditions"]
-    ]
-    columns = ("where", "off", "heads", *(MEASURES[key] for key in measured))
-    n = block["prompts"]
-    title = f"Heads off, on {n['harmful']} harmful and {n['benign']} harmless prompts"
-    print_table(title, columns, rows)
-    print_lines(*block["notes"])
-    print_lines(*block.get("self_repair", {}).get("evidence", ()))
-
-
-def print_baked(found: Mapping[str, Any]) -> None:
-    """Print the figures of base and baked model, and where it lies."""
-    from holdfast.report import text
-
-    words_of = MEASURES | OTHER
-    named = {key: words_of[key] for key in words_of if key in found["before"]}
-    rows = [
-        [words, text.rate(found["before"][key]), text.rate(found["after"][key])]
-        for key, words in named.items()
-    ]
-    print_table("Before and after", ("", "base", "baked"), rows)
-    print_lines(f"Written to {found['directory']}")
-
-
-def print_transfer(found: Mapping[str, Any]) -> None:
-    """Print how two probes do on the same answers."""
-    print_section(Section("", [figures("Two probes, one model", found["figures"])]))
-    print_lines(f"Cosine of their directions: {found['cosine']:.2f}", found["words"])
-
-
 SCOPES = {
     "everywhere": "at every token, thinking drawn anew",
     "end_template": "end template only, thinking fixed",
@@ -384,5 +399,4 @@ LIMIT = (
     "Heads were switched off one set at a time, chosen by one ranking. That few of "
     "them do not restore refusal does not show that no few heads would."
 )
-PLACES = {"everywhere": "everywhere", "end_template": "end", "answer": "answer"}
 OTHER = {"other_attack_success": "other harmful, carried out"}

@@ -4,13 +4,12 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import pyarrow as pa
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
 from holdfast.cliff.probe_files import names, read_own_probe
-from holdfast.errors import EvidenceError, InputError, TooFewExamplesError
+from holdfast.errors import InputError, TooFewExamplesError
 from holdfast.heads.causal_effects import MOMENTS, Moment
 from holdfast.heads.checks import (
     agreement_in_words,
@@ -33,7 +32,9 @@ from holdfast.rollout.rows import from_table
 from holdfast.rollout.session import Session
 from holdfast.stats.bootstrap import Estimate, bootstrap_means, undefined
 from holdfast.study import Study
+from holdfast.study.directory import Stage
 from holdfast.study.figures import figure_of, generator, study_seed
+from holdfast.study.rows import Int32, rows_of, table_of
 
 STAGE = "heads"
 ROLLOUTS = "rollouts.parquet"
@@ -61,26 +62,20 @@ def run(study: Study, settings: HeadsSettings, session: Session) -> dict[str, An
             model does not think; the reason stays in the study.
     """
     _require_thinking(study)
-    published = names("published")
-    inputs = {name: study.input_hash(name) for name in (ROLLOUTS, *published)}
-    state, _ = study.begin(STAGE, settings, inputs)
-    if state == "done":
-        session.progress.say("The heads are ranked and up to date.")
-        return dict(study.read_json(SUMMARY))
-    if state == "redo":
-        study.clear_parts(CAUSAL)
-    try:
-        selected = _select(study, settings)
-    except EvidenceError as error:
-        study.manifest["stages"][STAGE]["reason"] = str(error)
-        study.save()
-        raise
-    session.check_same(study)
-    summary = _rank(study, settings, session, selected)
-    study.write_json(SUMMARY, summary)
-    study.finish(STAGE, [OUTPUT, SUMMARY])
-    study.clear_parts(CAUSAL)
-    return summary
+    with study.stage(
+        STAGE,
+        settings,
+        [ROLLOUTS, *names("published")],
+        progress=session.progress,
+        done="The heads are ranked and up to date.",
+        parts=[CAUSAL],
+    ) as stage:
+        if stage.is_done:
+            return stage.read_json(SUMMARY)
+        rows = from_table(study.read_table(ROLLOUTS))
+        selected = select(rows, settings.selection_prompts)
+        session.check_same(study)
+        return stage.write_json(SUMMARY, _rank(stage, settings, session, selected))
 
 
 def _require_thinking(study: Study) -> None:
@@ -92,18 +87,13 @@ def _require_thinking(study: Study) -> None:
         )
 
 
-def _select(study: Study, settings: HeadsSettings) -> Selected:
-    rows = from_table(study.read_table(ROLLOUTS))
-    return select(rows, settings.selection_prompts)
-
-
 def _rank(
-    study: Study, settings: HeadsSettings, session: Session, selected: Selected
+    stage: Stage, settings: HeadsSettings, session: Session, selected: Selected
 ) -> dict[str, Any]:
-    probe, _ = read_own_probe(study, "published")
-    adapter, seed = session.adapter, study_seed(study)
+    probe, _ = read_own_probe(stage.study, "published")
+    adapter, seed = session.adapter, study_seed(stage.study)
     train, test = list(selected.ranking), list(selected.checking)
-    both = read_in_batches(study, session, [*train, *test], probe)
+    both = read_in_batches(stage, session, [*train, *test], probe)
     ranking_on, held_out = _split(both, len(train))
     ranking = rank_heads(
         ranking_on.readings,
@@ -112,13 +102,13 @@ def _rank(
         by=settings.ranking,
     )
     heads, n_top = to_check(ranking, settings.checked_heads, adapter.n_heads, seed)
-    effects = ablate_one_by_one(study, session, test, probe, heads)
+    effects = ablate_one_by_one(stage, session, test, probe, heads)
     checked = Checked(heads, n_top, effects, held_out.clusters)
     closed_form = drops(held_out.readings).total
     if settings.ranking == "published":
         closed_form = -held_out.readings.published
-    table, records = table_of(ranking, checked, seed)
-    study.write_table(OUTPUT, table)
+    rows, records = records_of(ranking, checked, seed)
+    stage.write_table(OUTPUT, table_of(rows, HeadRow))
     total = len(ranking)
     return {
         "by": settings.ranking,
@@ -154,27 +144,29 @@ def _counts(found: Read) -> dict[str, int]:
 N_CONTROLS = 5
 """Random heads of its own layer that a checked head is compared with."""
 NAMES = {"final_token": "at the final token", "end_template": "over the end template"}
-SCHEMA = pa.schema(
-    [
-        ("layer", pa.int32()),
-        ("head", pa.int32()),
-        ("contribution", pa.float64()),
-        ("low", pa.float64()),
-        ("high", pa.float64()),
-        ("causal_effect", pa.float64()),
-        ("rank", pa.int32()),
-        ("rms_change", pa.float64()),
-        ("plateau", pa.float64()),
-        ("final", pa.float64()),
-        ("causal_low", pa.float64()),
-        ("causal_high", pa.float64()),
-        ("causal_final_token", pa.float64()),
-        ("beyond_controls", pa.float64()),
-        ("beyond_controls_low", pa.float64()),
-        ("beyond_controls_high", pa.float64()),
-        ("checked_as", pa.string()),
-    ]
-)
+
+
+@dataclass(frozen=True)
+class HeadRow:
+    """A head in `heads.parquet`; what was not checked is null."""
+
+    layer: Int32
+    head: Int32
+    contribution: float | None
+    low: float | None
+    high: float | None
+    causal_effect: float | None  # Over the end template.
+    rank: Int32
+    rms_change: float | None
+    plateau: float
+    final: float
+    causal_low: float | None
+    causal_high: float | None
+    causal_final_token: float | None
+    beyond_controls: float | None
+    beyond_controls_low: float | None
+    beyond_controls_high: float | None
+    checked_as: str | None  # "top", "control", or null.
 
 
 @dataclass(frozen=True)
@@ -237,51 +229,51 @@ def to_check(
     return (*top, *controls), n_top
 
 
-def table_of(
+def records_of(
     ranking: Sequence[RankedHead], checked: Checked, seed: int
-) -> tuple[pa.Table, list[dict[str, Any]]]:
-    """Return `heads.parquet`, and the same heads as records with their figures."""
+) -> tuple[list[HeadRow], list[dict[str, Any]]]:
+    """Return the rows of `heads.parquet`, and the same heads with their figures."""
     rows, records = [], []
     for row in ranking:
-        effects = {each: checked.effect(each, row.head, seed) for each in MOMENTS}
-        beyond = checked.beyond("end_template", row.head, seed)
-        main, early = effects["end_template"], effects["final_token"]
-        role = None if main is None else ("top" if beyond else "control")
-        rows.append(
-            {
-                "layer": row.head.layer,
-                "head": row.head.head,
-                "contribution": row.contribution.value,
-                "low": row.contribution.low,
-                "high": row.contribution.high,
-                "causal_effect": main and main.value,
-                "rank": row.rank,
-                "rms_change": row.rms_change.value,
-                "plateau": row.plateau,
-                "final": row.final,
-                "causal_low": main and main.low,
-                "causal_high": main and main.high,
-                "causal_final_token": early and early.value,
-                "beyond_controls": beyond and beyond.value,
-                "beyond_controls_low": beyond and beyond.low,
-                "beyond_controls_high": beyond and beyond.high,
-                "checked_as": role,
-            }
+        main, early = (
+            checked.effect(each, row.head, seed)
+            for each in ("end_template", "final_token")
         )
-        record: dict[str, Any] = {
-            "rank": row.rank,
-            "layer": row.head.layer,
-            "head": row.head.head,
-            "contribution": figure_of(row.contribution),
-            "rms_change": figure_of(row.rms_change),
+        beyond = checked.beyond("end_template", row.head, seed)
+        found = {
+            "contribution": row.contribution,
+            "rms_change": row.rms_change,
+            "final_token": early,
+            "end_template": main,
+            "beyond_controls": beyond,
         }
-        for moment, found in effects.items():
-            if found is not None:
-                record[moment] = figure_of(found)
-        if beyond is not None:
-            record["beyond_controls"] = figure_of(beyond)
-        records.append(record)
-    return pa.Table.from_pylist(rows, schema=SCHEMA), records
+        place = {"rank": row.rank, "layer": row.head.layer, "head": row.head.head}
+        figures = {
+            key: figure_of(each) for key, each in found.items() if each is not None
+        }
+        records.append(place | figures)
+        mean, unknown = row.contribution, undefined(0, "not checked")
+        causal, excess = main or unknown, beyond or unknown
+        rows.append(
+            HeadRow(
+                **place,
+                contribution=mean.value,
+                low=mean.low,
+                high=mean.high,
+                rms_change=row.rms_change.value,
+                plateau=row.plateau,
+                final=row.final,
+                causal_effect=causal.value,
+                causal_low=causal.low,
+                causal_high=causal.high,
+                causal_final_token=early and early.value,
+                beyond_controls=excess.value,
+                beyond_controls_low=excess.low,
+                beyond_controls_high=excess.high,
+                checked_as=None if main is None else "top" if beyond else "control",
+            )
+        )
+    return rows, records
 
 
 def parts_of(found: Read, seed: int) -> dict[str, Any]:
@@ -352,12 +344,12 @@ def ranking_of(study: Study, adapter: Adapter) -> list[RankedHead]:
     unknown = undefined(0, "not read from the file")
     return [
         RankedHead(
-            row["rank"],
-            Head(row["layer"], row["head"]),
-            Estimate(row["contribution"], row["low"], row["high"], 0),
+            row.rank,
+            Head(row.layer, row.head),
+            Estimate(row.contribution, row.low, row.high, 0),
             unknown,
-            row["plateau"],
-            row["final"],
+            row.plateau,
+            row.final,
         )
-        for row in sorted(table.to_pylist(), key=lambda row: row["rank"])
+        for row in sorted(rows_of(table, HeadRow), key=lambda row: row.rank)
     ]

@@ -29,59 +29,43 @@ class Head(NamedTuple):
 
 
 class Readings(NamedTuple):
-    """What was read of each head on each example.
+    """What was read of each head on each example."""
 
-    Attributes:
-        plateau: Mean contribution over the plateau, each token under its own RMS.
-        plateau_unscaled: The same mean before division by the RMS.
-        plateau_inverse_rms: Mean of 1 / RMS over the plateau.
-        final: Contribution at the final token under its own RMS.
-        final_inverse_rms: 1 / RMS at the final token.
-        published: What the head writes at the final token along the direction of
-            unit length, before the final norm and without its weight.
-    """
-
+    # Mean contribution over the plateau, each token under its own RMS.
     plateau: Float[Tensor, "example layer head"]
+    # The same mean before division by the RMS.
     plateau_unscaled: Float[Tensor, "example layer head"]
-    plateau_inverse_rms: Float[Tensor, "example"]
+    plateau_inverse_rms: Float[Tensor, "example"]  # Mean of 1 / RMS over the plateau.
+    # Contribution at the final token under its own RMS.
     final: Float[Tensor, "example layer head"]
-    final_inverse_rms: Float[Tensor, "example"]
+    final_inverse_rms: Float[Tensor, "example"]  # 1 / RMS at the final token.
+    # What the head writes at the final token along the direction of unit length, before
+    # the final norm and without its weight.
     published: Float[Tensor, "example layer head"]
 
 
 class Drops(NamedTuple):
-    """How much each head lowers the logit from the plateau to the final token.
+    """How much each head lowers the logit from the plateau to the final token."""
 
-    Attributes:
-        total: Plateau minus final token; what is ranked.
-        written: The part from what the head writes, at the mean of both 1 / RMS.
-        rms: The part from the change of the RMS, which other parts of the model make
-            as well; `written + rms = total`.
-    """
-
+    # Plateau minus final token; what is ranked.
     total: Float[Tensor, "example layer head"]
+    # The part from what the head writes, at the mean of both 1 / RMS.
     written: Float[Tensor, "example layer head"]
+    # The part from the change of the RMS, which other parts of the model make as well;
+    # `written + rms = total`.
     rms: Float[Tensor, "example layer head"]
 
 
 class RankedHead(NamedTuple):
-    """One head in the order of its contribution.
+    """One head in the order of its contribution."""
 
-    Attributes:
-        rank: Place in the order, from 1.
-        head: Which one.
-        contribution: Mean of what is ranked, with an interval over base requests.
-        rms_change: Mean of the part that the change of the RMS makes.
-        plateau: Mean contribution to the logit on the plateau.
-        final: Mean contribution to the logit at the final token.
-    """
-
-    rank: int
-    head: Head
+    rank: int  # Place in the order, from 1.
+    head: Head  # Which one.
+    # Mean of what is ranked, with an interval over base requests.
     contribution: Estimate
-    rms_change: Estimate
-    plateau: float
-    final: float
+    rms_change: Estimate  # Mean of the part that the change of the RMS makes.
+    plateau: float  # Mean contribution to the logit on the plateau.
+    final: float  # Mean contribution to the logit at the final token.
 
 
 def drops(readings: Readings) -> Drops:

@@ -5,16 +5,14 @@ work; everything that is reported is measured on held-out requests.
 """
 
 from collections.abc import Mapping, Sequence
-from contextlib import nullcontext
 from typing import NamedTuple
 
-import numpy as np
-import pyarrow as pa
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
 from holdfast.cliff.cliff import MIN_TOKENS
+from holdfast.cliff.fit import vectors_per_row
 from holdfast.cliff.probe import Probe
 from holdfast.data.splits import Test, Train
 from holdfast.errors import TooFewExamplesError
@@ -26,8 +24,8 @@ from holdfast.models.interventions import HeadEdit, scale_heads
 from holdfast.models.model import Adapter
 from holdfast.rollout.rows import ATTACK_SUCCESS_OUTCOMES, Rollout
 from holdfast.rollout.session import Session
-from holdfast.study import Study
-from holdfast.study.batches import ROW_ID, in_batches
+from holdfast.study.batches import Batches
+from holdfast.study.directory import Stage
 
 OTHERS = ("mlps", "biases", "embedding", "plateau_logit", "final_logit")
 CAUSAL = "heads_causal"
@@ -54,7 +52,7 @@ def read(
 ) -> Float[Tensor, "example _"]:
     """Attribute plateau and final token of each row; one line of numbers per row."""
     direction, offset = probe.raw()
-    with scale_heads(adapter, edit) if edit else nullcontext():
+    with scale_heads(adapter, edit):
         found = attribute(
             adapter,
             [row.token_ids[: row.final + 1] for row in rows],
@@ -87,63 +85,46 @@ def unpack(
 
 
 def read_in_batches(
-    study: Study, session: Session, rows: Sequence[Rollout], probe: Probe
+    stage: Stage, session: Session, rows: Sequence[Rollout], probe: Probe
 ) -> Read:
     """Attribute rows, keeping each finished batch on disk."""
-    adapter, batch_size = session.adapter, session.batch_size
-
-    def work(batch: list[Rollout]) -> pa.Table:
-        return _table(batch, read(adapter, batch, probe, batch_size=batch_size))
-
-    table = in_batches(
-        study,
-        "heads",
+    adapter, batches = session.adapter, Batches(stage, session.batch_size)
+    lines = vectors_per_row(
+        batches,
         rows,
-        name=lambda row: row.row_id,
-        length=lambda row: row.final,
-        batch_size=batch_size,
-        work=work,
-        progress=session.progress,
-        label="Attributing to heads",
+        lambda batch: read(adapter, batch, probe, batch_size=batches.batch_size),
+        "Attributing to heads",
     )
-    return unpack(_lines(table), rows, adapter)
+    return unpack(lines, rows, adapter)
 
 
 def ablate_one_by_one(
-    study: Study,
+    stage: Stage,
     session: Session,
     rows: Sequence[Rollout],
     probe: Probe,
     heads: Sequence[Head],
 ) -> Mapping[Moment, Float[Tensor, "example head"]]:
-    """Take each head away, at the final token and over the end template."""
-    adapter, batch_size = session.adapter, session.batch_size
+    """Ablate each head, at the final token and over the end template."""
+    adapter = session.adapter
+    batches = Batches(stage, session.batch_size, parts=CAUSAL)
     direction, offset = probe.raw()
 
-    def work(batch: list[Rollout]) -> pa.Table:
-        found = causal_effects(
+    def change(batch: Sequence[Rollout]) -> Float[Tensor, "example _"]:
+        effects = causal_effects(
             adapter,
             [row.token_ids[: row.final + 1] for row in batch],
             [row.final + 1 - row.spans.end_template[0] for row in batch],
             [[head] for head in heads],
             direction.float(),
             offset,
-            batch_size=batch_size,
+            batch_size=batches.batch_size,
         )
-        return _table(batch, torch.cat([found[each].change for each in MOMENTS], 1))
+        return torch.cat([effects[each].change for each in MOMENTS], 1)
 
-    table = in_batches(
-        study,
-        CAUSAL,
-        rows,
-        name=lambda row: row.row_id,
-        length=lambda row: row.final,
-        batch_size=batch_size,
-        work=work,
-        progress=session.progress,
-        label="Taking heads away",
+    both = vectors_per_row(batches, rows, change, "Taking heads away").chunk(
+        len(MOMENTS), 1
     )
-    both = _lines(table).chunk(len(MOMENTS), 1)
     return dict(zip(MOMENTS, both, strict=True))
 
 
@@ -166,21 +147,6 @@ def _line(found: Attribution) -> Float[Tensor, "_"]:
             torch.stack([each.float() for each in [*rms, *others]]),
         ]
     ).float()
-
-
-def _table(rows: Sequence[Rollout], lines: Float[Tensor, "example _"]) -> pa.Table:
-    flat = pa.array(lines.float().numpy().reshape(-1), pa.float32())
-    return pa.table(
-        {
-            ROW_ID: [row.row_id for row in rows],
-            "values": pa.FixedSizeListArray.from_arrays(flat, lines.shape[1]),
-        }
-    )
-
-
-def _lines(table: pa.Table) -> Float[Tensor, "example _"]:
-    flat = table.column("values").combine_chunks().flatten().to_numpy()
-    return torch.from_numpy(np.array(flat).reshape(table.num_rows, -1))
 
 
 MIN_TRIED = 5

@@ -6,7 +6,7 @@ side by side: slicing the projection's output would cut across all of them.
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any, Literal
 
 import torch
@@ -76,14 +76,6 @@ class HeadEdit:
                 "Give both for each row.",
             )
         return ranges if tables is None else tables
-
-    def of(self, rows: Sequence[int]) -> "HeadEdit":
-        """Return the edit of these rows, in their order."""
-        return replace(
-            self,
-            factors=self.factors[list(rows)] if self.by_row else self.factors,
-            ranges=self.ranges and tuple(self.ranges[row] for row in rows),
-        )
 
 
 def check_heads(adapter: Adapter, heads: Sequence[Head]) -> None:
@@ -160,14 +152,17 @@ class LiveEdit:
         """Start with an edit whose rows are those of the batch, in its order."""
         self.mask: Bool[Tensor, "example position"] | None = None
         self.columns: dict[int, Float[Tensor, "example position heads"]] = {}
-        self._bounds: Int[Tensor, "example _"] | None = None
+        self.by_row = edit is not None and edit.by_row
+        self._every = self.columns
+        self._all_bounds: Int[Tensor, "example _"] | None = None
         if edit is not None and edit.ranges is not None:
             far = torch.iinfo(torch.int64).max
             bounds = [
                 (start, far if end is None else end) for start, end in edit.ranges
             ]
-            self._bounds = torch.tensor(bounds, device=device).reshape(-1, 2)
+            self._all_bounds = torch.tensor(bounds, device=device).reshape(-1, 2)
             self.mask = torch.zeros((len(bounds), 1), dtype=torch.bool)
+        self._bounds = self._all_bounds
 
     def locate(self, positions: Int[Tensor, "example position"]) -> None:
         """Say at which positions of their rows the tokens of the next pass stand."""
@@ -175,20 +170,24 @@ class LiveEdit:
             start, end = self._bounds[:, :1], self._bounds[:, 1:]
             self.mask = (positions >= start) & (positions < end)
 
-    def keep(self, rows: Int[Tensor, "example"]) -> None:
-        """Follow the batch when it drops all rows but these."""
-        if self._bounds is not None:
-            self._bounds = self._bounds[rows]
-        for layer, columns in self.columns.items():
-            if len(columns) > 1:
-                self.columns[layer] = columns[rows.to(columns.device)]
+    def take(self, rows: Sequence[int]) -> None:
+        """Let the batch be these rows of the edit, in their order."""
+        if self._all_bounds is not None:
+            self._bounds = self._all_bounds[list(rows)]
+        if self.by_row:
+            taken = {layer: every[list(rows)] for layer, every in self._every.items()}
+            # A layer in which none of them has a scaled head stays as it is.
+            self.columns = {
+                layer: columns
+                for layer, columns in taken.items()
+                if bool((columns != 1).any())
+            }
 
 
 @contextmanager
 def scale_heads(
     adapter: Adapter,
     edit: HeadEdit | Float[Tensor, "*_ layer head"] | None,
-    rows: Sequence[int] | None = None,
     *,
     positions: bool = False,
     layers: Sequence[int] | None = None,
@@ -202,14 +201,13 @@ def scale_heads(
     Args:
         adapter: The model; its weights are never touched.
         edit: What to scale, or the factors alone; None for nothing.
-        rows: Which rows of the edit are the rows of the batch; by default all of
-            them, in their order.
         positions: Whether several tables of factors are of the tokens of each pass, in
             all rows alike, and not of rows.
         layers: Layers to hook; by default those in which a factor is not 1.
 
     Yields:
-        What has to be told where the tokens of each pass stand, if there are ranges.
+        What has to be told where the tokens of each pass stand, if there are ranges,
+        and which rows of the edit they are, if not all in their order.
 
     Raises:
         SettingsError: If there is not one factor for each head; and, while the model
@@ -217,8 +215,6 @@ def scale_heads(
     """
     if isinstance(edit, Tensor):
         edit = HeadEdit(edit)
-    if edit is not None and rows is not None:
-        edit = edit.of(rows)
     live = LiveEdit(edit, adapter.device)
     with ExitStack() as stack:
         if edit is not None:
@@ -240,6 +236,8 @@ def scale_heads(
 def _scaler(layer: int, renormalise: Renormalise, live: LiveEdit) -> Hook:
     def scale(_: nn.Module, arguments: tuple[Any, ...]) -> tuple[Any, ...]:
         heads, *rest = arguments
+        if layer not in live.columns:
+            return arguments
         scaled = heads * live.columns[layer]
         mask = live.mask
         if mask is not None:

@@ -31,38 +31,24 @@ UNSEEN = "in this layer some text has no query that can see the first token"
 
 
 class SinkFigures(NamedTuple):
-    """What was found of every head, layer by layer, and of all of them.
+    """What was found of every head, layer by layer, and of all of them."""
 
-    Attributes:
-        harmful: Mean sink mass of each head on harmful text.
-        reference: The same on reference text.
-        divergence: The difference of both.
-        positive: How many heads have a divergence above 0.
-        penalty: Mean over heads of the divergence where it is positive, which is what
-            Surgery adds to a loss. Noise alone makes it positive.
-        mean_divergence: Mean over heads of the divergence.
-        by_chance: Positive heads if no head diverged and prompts differed as they do;
-            its ends hold 95 % of that null. Heads that rise and fall together make
-            it wide.
-        mean_harmful: Mean over heads of the mass on harmful text.
-        mean_reference: Mean over heads of the mass on reference text.
-        n_above: Heads whose interval lies above 0.
-        n_below: Heads whose interval lies below 0.
-        n_measured: Heads that could be measured.
-    """
-
-    harmful: tuple[Estimate, ...]
-    reference: tuple[Estimate, ...]
-    divergence: tuple[Estimate, ...]
-    positive: Estimate
+    harmful: tuple[Estimate, ...]  # Mean sink mass of each head on harmful text.
+    reference: tuple[Estimate, ...]  # The same on reference text.
+    divergence: tuple[Estimate, ...]  # The difference of both.
+    positive: Estimate  # How many heads have a divergence above 0.
+    # Mean over heads of the divergence where it is positive, which is what Surgery adds
+    # to a loss. Noise alone makes it positive.
     penalty: Estimate
-    mean_divergence: Estimate
+    mean_divergence: Estimate  # Mean over heads of the divergence.
+    # Positive heads if no head diverged and prompts differed as they do; its ends hold
+    # 95 % of that null. Heads that rise and fall together make it wide.
     by_chance: Estimate
-    mean_harmful: Estimate
-    mean_reference: Estimate
-    n_above: int
-    n_below: int
-    n_measured: int
+    mean_harmful: Estimate  # Mean over heads of the mass on harmful text.
+    mean_reference: Estimate  # Mean over heads of the mass on reference text.
+    n_above: int  # Heads whose interval lies above 0.
+    n_below: int  # Heads whose interval lies below 0.
+    n_measured: int  # Heads that could be measured.
 
 
 def sink_divergence(

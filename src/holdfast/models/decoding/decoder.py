@@ -80,6 +80,7 @@ class Decoder:
         batch = pad([job.prompt for job in jobs], "left", adapter.device)
         self.token_ids, self.positions = batch.token_ids, batch.positions()
         self.mask = batch.mask.long()
+        self.live.take([job.place for job in jobs])
         self.cache: Any = preallocated_cache(adapter.model.config)
         self.step = 0
         # Float64 is missing on some accelerators, and there choices are made here.
@@ -144,7 +145,7 @@ class Decoder:
             lengths = torch.tensor([len(row.token_ids) - 1 for row in self.rows])
             lengths = lengths.to(self.mask.device)
             past = keep_prefixes(self.cache, keep, lengths, copy_of, first)
-            self.live.keep(keep)
+            self.live.take([row.index for row in self.rows])
             self.token_ids = torch.tensor([[row.token_ids[-1]] for row in self.rows])
             self.token_ids = self.token_ids.to(self.mask.device)
             self.positions = lengths[:, None]
@@ -156,6 +157,25 @@ class Decoder:
             self.uniforms = self.uniforms[keep.to(self.desk)].gather(1, steps)
         return finished
 
+    def join(self, other: "Decoder") -> None:
+        """Take in the rows of another decoder, whose drafts were checked."""
+        self.rows = [*self.rows, *other.rows]
+        self.live.take([row.index for row in self.rows])
+        if not other.rows:
+            return
+        for layer, added in zip(self.cache.layers, other.cache.layers, strict=True):
+            layer.keys = _side_by_side(layer.keys, added.keys, -2)
+            layer.values = _side_by_side(layer.values, added.values, -2)
+        self.mask = _side_by_side(self.mask, other.mask, -1)
+        self.token_ids = torch.cat([self.token_ids, other.token_ids])
+        self.positions = torch.cat([self.positions, other.positions])
+        # Turned round, as random numbers are missing at the end of a row.
+        mine, others = (
+            each.uniforms[:, each.step :].flip(-1) for each in (self, other)
+        )
+        self.uniforms = _side_by_side(mine, others, -1).flip(-1)
+        self.step = 0
+
     def drop_finished(self) -> list[GenerationState]:
         """Take finished rows out of the cache once they are half of it."""
         if 2 * sum([row.finish is None for row in self.rows]) > len(self.rows):
@@ -163,7 +183,7 @@ class Decoder:
         keep, finished = self._part()
         if self.rows:
             self.cache.batch_select_indices(keep)
-            self.live.keep(keep)
+            self.live.take([row.index for row in self.rows])
             self.token_ids = self.token_ids[keep]
             self.positions = self.positions[keep]
             self.mask = without_padding(self.cache, self.mask[keep])
@@ -177,6 +197,17 @@ class Decoder:
         self.rows = [self.rows[index] for index in going]
         keep = torch.tensor(going, dtype=torch.long, device=self.mask.device)
         return keep, finished
+
+
+def _side_by_side(one: Tensor, other: Tensor, axis: int) -> Tensor:
+    """Join rows of two batches, zeros in front of the shorter ones."""
+    width = max(one.shape[axis], other.shape[axis])
+    padded = []
+    for rows in (one, other):
+        missing = list(rows.shape)
+        missing[axis] = width - rows.shape[axis]
+        padded.append(torch.cat([rows.new_zeros(missing), rows], axis))
+    return torch.cat(padded)
 
 
 MAX_LOGITS = 1 << 24

@@ -18,7 +18,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from holdfast.errors import InputError, SettingsError
-from holdfast.models.batching import longest_batches
+from holdfast.models.batching import halving_batches, longest_first
 from holdfast.models.decoding.decoder import Decoder, Drawn, Job, fits_drafts
 from holdfast.models.decoding.row_state import (
     Completion,
@@ -34,7 +34,7 @@ from holdfast.models.decoding.steps import (
     StepView,
     Trace,
 )
-from holdfast.models.interventions import HeadEdit, scale_heads
+from holdfast.models.interventions import HeadEdit, first_layer, scale_heads
 from holdfast.models.model import Adapter, LanguageModel
 from holdfast.report.progress import Tick
 
@@ -95,11 +95,24 @@ def generate(
     )
     if observe is not None:
         jobs = [job._replace(draft=()) for job in jobs]
+    at_once = width = batch_size
+    if any(job.draft for job in jobs):
+        # Most of them end within their drafts and need no step.
+        jobs, at_once = _like_by_like(jobs, edit), DRAFTED * batch_size
+    else:
+        jobs = [jobs[i] for i in longest_first([job.prompt for job in jobs])]
 
     def decode(batch: Sequence[Job]) -> list[Completion]:
-        return _decode(adapter, rules, batch, edit, told, observe)
+        nonlocal width
+        try:
+            return _decode(adapter, rules, batch, edit, told, observe, width)
+        except (RuntimeError, MemoryError):
+            # If memory ran out, the batch is halved, and so are the rows in the cache.
+            width = max(1, width // 2)
+            raise
 
-    return longest_batches(decode, jobs, lambda job: job.read, batch_size)
+    batches = halving_batches(decode, jobs, at_once)
+    return (completions for completions, _ in batches)
 
 
 def decoding_steps(
@@ -211,6 +224,21 @@ def _job(
     return Job(index, token_ids, seed, tuple(draft[: own.budget]), own)
 
 
+DRAFTED = 8
+"""How many times as many rows are taken together where there are drafts."""
+
+
+def _like_by_like(jobs: Sequence[Job], edit: HeadEdit | None) -> list[Job]:
+    """Return jobs in an order in which neighbours share most of their first pass."""
+    layers = {}
+    if edit is not None and edit.by_row:
+        layers = {job.place: first_layer(edit.factors[job.place]) for job in jobs}
+    return sorted(
+        jobs,
+        key=lambda job: (layers.get(job.place, 0), -len(job.read), job.read, job.place),
+    )
+
+
 class Pass(NamedTuple):
     """One pass of a batch: a token for each of its rows."""
 
@@ -230,20 +258,31 @@ def _passes(
     told: Callable[[Tick], None] | None = None,
     observe: Observe | None = None,
     finished: list[GenerationState] | None = None,
+    width: int | None = None,
 ) -> Generator[Pass, None, None]:
-    """Yield every pass of a batch, and put the rows that have ended into a list."""
-    if not jobs:
-        return
+    """Yield every pass of rows, and put those that have ended into a list.
+
+    At most `width` of them, or all, are in the cache at a time.
+    """
     finished = [] if finished is None else finished
     number_of = {job.place: number for number, job in enumerate(jobs)}
-    with scale_heads(adapter, edit, [job.place for job in jobs]) as live:
-        decoder = Decoder(adapter, rules, jobs, live)
-        if any(job.draft for job in jobs):
-            finished += decoder.check_drafts()
-            if told is not None:
-                read = sum(len(job.read) for job in jobs)
-                told(Tick(len(finished), 0, read, is_prompt=True))
-        while decoder.rows:
+    waiting, width = list(jobs), width or len(jobs)
+    drafted = any(job.draft for job in jobs)
+    with scale_heads(adapter, edit) as live:
+        decoder: Decoder | None = None
+        while waiting or decoder is not None:
+            while waiting and (decoder is None or len(decoder.rows) <= width // 2):
+                room = width - len(decoder.rows if decoder else ())
+                chunk, waiting = waiting[:room], waiting[room:]
+                more = Decoder(adapter, rules, chunk, live)
+                if drafted:
+                    finished += _check_drafts(more, chunk, told)
+                if decoder is not None:
+                    decoder.join(more)
+                elif more.rows:
+                    decoder = more
+            if decoder is None:
+                continue
             rows, number, read = decoder.rows, decoder.step, decoder.token_ids.numel()
             drawn, seen = decoder.advance(), None
             if observe is not None:
@@ -256,7 +295,19 @@ def _passes(
                 first = number == 0 and read > going
                 told(Tick(going - left, going, read, is_prompt=first))
             finished += decoder.drop_finished()
+            decoder = decoder if decoder.rows else None
             yield Pass(number, rows, drawn, seen)
+
+
+def _check_drafts(
+    decoder: Decoder, jobs: Sequence[Job], told: Callable[[Tick], None] | None
+) -> list[GenerationState]:
+    """Read all drafts, and return the rows that end within them."""
+    ended = decoder.check_drafts()
+    if told is not None:
+        read = sum(len(job.read) for job in jobs)
+        told(Tick(len(ended), 0, read, is_prompt=True))
+    return ended
 
 
 def _decode(
@@ -266,10 +317,11 @@ def _decode(
     edit: HeadEdit | None,
     told: Callable[[Tick], None] | None,
     observe: Observe | None,
+    width: int,
 ) -> list[Completion]:
     finished: list[GenerationState] = []
     observed, confidence = Collected(), Collected()
-    passes = _passes(adapter, rules, jobs, edit, told, observe, finished)
+    passes = _passes(adapter, rules, jobs, edit, told, observe, finished, width)
     with torch.inference_mode(), closing(passes):
         for _, rows, drawn, seen in passes:
             if seen is not None:

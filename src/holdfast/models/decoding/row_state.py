@@ -109,6 +109,8 @@ class StoppingRules:
     sampling: Sampling  # Limits on tokens.
     stop_ids: frozenset[int]  # Tokens that end a row.
     _ends_tag: dict[int, bool] = field(default_factory=dict)
+    # Rows with one draft end their thinking in the same tokens.
+    _spans: dict[tuple[int, ...], Spans] = field(default_factory=dict)
 
     @cached_property
     def template_ids(self) -> tuple[int, ...]:
@@ -159,6 +161,12 @@ class StoppingRules:
         if last not in self._ends_tag:
             self._ends_tag[last] = self.thinking.close[-1] in self.text([last])
         return self._ends_tag[last] and self.thinking.close in self.text(tail)
+
+    def spans(self, tail: tuple[int, ...]) -> Spans:
+        """Return the regions of tokens around the end of the thinking."""
+        if tail not in self._spans:
+            self._spans[tail] = completion_spans(self.tokenizer, tail, 0, self.thinking)
+        return self._spans[tail]
 
     def text(self, token_ids: list[int], *, special: bool = True) -> str:
         """Return the text of tokens, with or without special ones."""
@@ -276,9 +284,8 @@ class GenerationState:
     def _draw_template(self) -> None:
         # White space after the tag may still belong to the template, until a token
         # has come that does not.
-        offset, rules = self._tail_start, self._rules
-        tail = self.token_ids[offset:]
-        spans = completion_spans(rules.tokenizer, tail, 0, rules.thinking)
+        offset = self._tail_start
+        spans = self._rules.spans(tuple(self.token_ids[offset:]))
         start, end = spans.end_template
         self._template = (offset + start, offset + end)
         self._settled = spans.answer[0] < spans.answer[1]
