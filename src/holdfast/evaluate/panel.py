@@ -32,6 +32,7 @@ from holdfast.report.text import (
 )
 from holdfast.stats.percent import percent
 from holdfast.study import Study
+from holdfast.study.directory import is_current
 
 SHORT = ("refused", "complied", "partial", "degenerate")
 
@@ -152,10 +153,7 @@ def calibrated(block: Mapping[str, Any]) -> str:
 
 
 def judge_sentences(judge: Mapping[str, Any], block: Mapping[str, Any]) -> list[str]:
-    """Say who judged, and what that is worth.
-
-    `block`: Has `calibration`.
-    """
+    """Say who judged, and what that is worth by the calibration in a block."""
     model = f", with {clean(judge['model'])}" if judge["model"] else ""
     return [
         f"Judge: {clean(judge['label'])}, which measures {judge['measures']}{model}.",
@@ -292,12 +290,8 @@ def calibration(record: Mapping[str, Any]) -> Section:
         del blocks["pooled"]
     kappas = ("two_way", "three_way", "people_two_way", "people_three_way")
     agreement = [
-        [
-            label,
-            str(block["rows"]),
-            f"{block['read']['value']:.1%}",
-            *(_kappa(block[key]) for key in kappas),
-        ]
+        [label, str(block["rows"]), f"{block['read']['value']:.1%}"]
+        + [_kappa(block[key]) for key in kappas]
         for label, block in blocks.items()
     ]
     columns = ("labels", "rows", "read", "kappa", "three-way", "people", "three-way")
@@ -319,12 +313,9 @@ def calibration(record: Mapping[str, Any]) -> Section:
         },
     )
     title = f"{record['judge']['label']} against people"
-    parts = [
-        Table(title, columns, agreement),
-        Table("Answers by label and verdict", ("people \\ judge", *verdicts), counted),
-        mistakes,
-    ]
-    return Section("", parts)
+    counts = ("people \\ judge", *verdicts)
+    confused = Table("Answers by label and verdict", counts, counted)
+    return Section("", [Table(title, columns, agreement), confused, mistakes])
 
 
 def _kappa(figure: Mapping[str, Any]) -> str:
@@ -368,14 +359,11 @@ def suites_and_attacks(known: Mapping[str, Any]) -> Section:
             "checksum": lambda each: "pinned" if each["sha256"] else "not known",
         },
     )
-    attacks = table_of(
+    named = ("name", "family", "about")
+    attacks = Table(
         "Attacks",
-        known["attacks"],
-        {
-            "attack": lambda each: each["name"],
-            "family": lambda each: each["family"],
-            "what it does": lambda each: each["about"],
-        },
+        ("attack", "family", "what it does"),
+        [[each[key] for key in named] for each in known["attacks"]],
     )
     return Section("", [suites, attacks])
 
@@ -447,11 +435,7 @@ KEYS = ("source", "column", "rows", "asked", "duplicates", "sha256", "notes")
 
 def is_evaluated(study: Study) -> bool:
     """Return whether a study holds an evaluation that is done, on what it holds now."""
-    record = study.record("judge")
-    return record.get("state") == "done" and all(
-        study.path(name).exists() and study.input_hash(name) == known
-        for name, known in record["inputs"].items()
-    )
+    return is_current(study, "judge")
 
 
 def suite_sources(study: Study) -> list[dict[str, Any]]:
