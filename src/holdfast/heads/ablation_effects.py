@@ -195,7 +195,6 @@ def judge_ablation(
     state, _ = study.begin(JUDGE_STAGE, key, {})
     record = study.manifest["stages"][JUDGE_STAGE]
     if state == "done":
-        session.progress.say("The ablation is there and up to date.")
         return dict(study.read_json(SUMMARY))
     rows = study.read_table(OUTPUT).to_pylist()
     try:
