@@ -1,20 +1,20 @@
 """What `holdfast evaluate` can be told; this module loads no tensors."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import Annotated, Literal
 
 from cyclopts import Parameter
 
 from holdfast.errors import SettingsError
-from holdfast.flags import GROUPS, Sampling, Texts, flat
-from holdfast.ranges import at_least, require_numbers
-from holdfast.rollout.settings import DIFFUSION, DiffusionSettings, RolloutSettings
+from holdfast.flags import GROUPS, Sampling, Texts
+from holdfast.ranges import require_numbers
+from holdfast.rollout.settings import DrawingSettings, RolloutSettings
 
 AUTHORED = "authored"
 
 
 @dataclass(frozen=True)
-class EvaluateSettings:
+class EvaluateSettings(DrawingSettings):
     """Which suites are asked, under which attacks, and how answers are drawn."""
 
     suite: Texts = ()
@@ -48,18 +48,6 @@ class EvaluateSettings:
     """At most so many requests of a suite and kind, chosen by content hash. Default:
     100 of the authored ones, all of the others."""
 
-    samples: Annotated[int, Sampling] = 1
-    """Answers drawn for each prompt."""
-
-    temperature: Annotated[float | None, Sampling] = None
-    """Sampling temperature, 0 for greedy. Default: the model's own, else greedy."""
-
-    top_p: Annotated[float | None, Sampling] = None
-    """Share of the probability to draw from. Default: the model's own, else 1."""
-
-    max_thinking: Annotated[int, Sampling] = 2048
-    """Tokens of thinking after which it is closed by force, and flagged."""
-
     max_answer: Annotated[int, Sampling] = 512
     """Tokens of answer after which it is cut."""
 
@@ -77,14 +65,10 @@ class EvaluateSettings:
     seed: Annotated[int, Sampling] = 0
     """Seed of every draw: prompts, wordings, sampling, resampling."""
 
-    diffusion: Annotated[DiffusionSettings, flat("Diffusion")] = DIFFUSION
-    """How a masked-diffusion model decodes."""
-
     def __post_init__(self) -> None:
         """Refuse what cannot be meant."""
-        require_numbers(self)
+        require_numbers(self, limit=1)
         self.drawing()
-        at_least("--limit", self.limit, 1)
         for flag, entries in (
             ("--column", self.column),
             ("--data-revision", self.data_revision),
@@ -97,16 +81,9 @@ class EvaluateSettings:
 
     def drawing(self) -> RolloutSettings:
         """Return the part that says how answers are drawn, as an audit says it."""
-        return RolloutSettings(
-            samples=self.samples,
-            temperature=self.temperature,
-            top_p=self.top_p,
-            max_thinking=self.max_thinking,
-            max_answer=self.max_answer,
-            system_prompt=self.system_prompt,
-            seed=self.seed,
-            diffusion=self.diffusion,
-        )
+        drawn = [each.name for each in fields(DrawingSettings)]
+        names = (*drawn, "max_answer", "system_prompt", "seed")
+        return RolloutSettings(**{name: getattr(self, name) for name in names})
 
     def of_suite(self, entries: tuple[str, ...], suite: str) -> str | None:
         """Return what was said for a suite among entries SUITE=VALUE."""
