@@ -16,7 +16,7 @@ from holdfast.data.chat.template import prompt_token_ids
 from holdfast.evaluate import stage
 from holdfast.evaluate.items import gather_items
 from holdfast.evaluate.settings import EvaluateSettings
-from holdfast.judges.settings import JudgeFlags
+from holdfast.judges.settings import JudgeSettings
 from holdfast.models.model import Adapter
 from holdfast.rollout.session import Session
 from holdfast.study import Study
@@ -59,7 +59,7 @@ def ours(settings: EvaluateSettings, session: Session) -> None:
     """Run a whole evaluation: suites, prompts, answers, rules, tables, figures."""
     with tempfile.TemporaryDirectory() as folder:
         study = Study.create(Path(folder) / "study")
-        stage.run(study, settings, JudgeFlags(), session)
+        stage.run(study, settings, JudgeSettings(), session)
 
 
 def arguments() -> argparse.Namespace:

@@ -26,7 +26,7 @@ from measure import measure, one_thread, random_model, summarise
 from holdfast.cliff.probe import Probe
 from holdfast.cliff.probe_files import model_fingerprint, write_probe
 from holdfast.data.pool import Pool, render_row
-from holdfast.judges.settings import JudgeFlags
+from holdfast.judges.settings import JudgeSettings
 from holdfast.models.batching import longest_first, pad
 from holdfast.models.loading.causal import adapt
 from holdfast.models.model import Adapter
@@ -105,7 +105,7 @@ def variants(adapter: Adapter, folder: Path) -> dict[str, Callable[[], Any]]:
             settings = SelectSettings(
                 str(pool), by="cliff", budget="10%", direction=str(folder / "study")
             )
-            stage.run(settings, JudgeFlags(), session, chosen)
+            stage.run(settings, JudgeSettings(), session, chosen)
 
     runs: dict[str, Callable[[], Any]] = {PLAIN: plain, AGAIN: plain}
     return runs | {SCORED: lambda: scorer(rows), SELECTED: selected}

@@ -22,10 +22,18 @@ from holdfast.cliff.probe_files import model_fingerprint, read_own_probe
 from holdfast.errors import SettingsError
 from holdfast.heads.ablation_effects import conditions_of
 from holdfast.heads.causal_effects import Effects, causal_effects
-from holdfast.heads.conditions import Condition, Item, answer, sampling_of
+from holdfast.heads.conditions import (
+    Condition,
+    Item,
+    answer,
+    sampling_of,
+    with_outcomes,
+)
 from holdfast.heads.ranking import Head
 from holdfast.heads.readings import choose_prompts, select
 from holdfast.heads.settings import AblateSettings
+from holdfast.judges.choose import RulesJudge
+from holdfast.judges.rows import verdicts_on
 from holdfast.models.batching import with_batch_halving
 from holdfast.models.hidden_states import check_lengths
 from holdfast.models.interventions import Head as HeadPlace
@@ -169,8 +177,10 @@ def search(
         batch_size,
         drawn_here="sampling" in study.record("rollout")["settings"],
     )
+    answered = table.to_pylist()
+    judged = with_outcomes(answered, verdicts_on(answered, RulesJudge()))
     order = {each.key: place for place, each in enumerate(conditions)}
-    measured = conditions_of(_in_plan(table.to_pylist(), order), seed)
+    measured = conditions_of(_in_plan(judged, order), seed)
     found = {
         "where": where,
         "n_total": total,

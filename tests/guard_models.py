@@ -20,7 +20,7 @@ from tokenizers import (
 from transformers import LlamaConfig, PreTrainedTokenizerFast
 
 from holdfast.judges.guard import GuardJudge
-from holdfast.judges.guard_templates import GUARDS
+from holdfast.judges.templates import GUARDS
 from holdfast.models.model import ModelIdentity
 from holdfast.models.scoring import Scorer
 

@@ -32,7 +32,7 @@ if TYPE_CHECKING:
     from holdfast.heads.bake import run as bake
     from holdfast.heads.rank import run as heads
     from holdfast.heads.settings import AblateSettings, BakeSettings, HeadsSettings
-    from holdfast.judges.settings import JudgeFlags
+    from holdfast.judges.settings import JudgeSettings
     from holdfast.models.loading.causal import adapt, load
     from holdfast.models.model import Adapter
     from holdfast.rollout.session import Session
@@ -62,7 +62,7 @@ __all__ = [
     "GuardFitSettings",
     "HeadsSettings",
     "HoldfastError",
-    "JudgeFlags",
+    "JudgeSettings",
     "ModelSettings",
     "ProbeSettings",
     "Prompt",
@@ -116,7 +116,7 @@ _HOMES = {
     "audit": ("holdfast.audit.stage", "run"),
     "evaluate": ("holdfast.evaluate.stage", "run"),
     "EvaluateSettings": ("holdfast.evaluate.settings", "EvaluateSettings"),
-    "JudgeFlags": ("holdfast.judges.settings", "JudgeFlags"),
+    "JudgeSettings": ("holdfast.judges.settings", "JudgeSettings"),
     "compare": ("holdfast.audit.stage", "compare_studies"),
     "load": ("holdfast.models.loading.causal", "load"),
     "probe": ("holdfast.cliff.fit", "run"),

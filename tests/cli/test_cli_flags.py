@@ -14,7 +14,7 @@ FLAG = re.compile(r"(?<![\w-])--[a-z][a-z0-9-]*[a-z0-9]")
 OTHERS = ("hf download", "lm-eval --", "--model holdfast/")
 """What a text holds that names the command of another program."""
 
-OWN = {"judges": ("evaluate", "judge")}
+OWN = {"judges": ("audit", "rollout", "ablate", "evaluate", "judge", "select")}
 """Verbs whose flags alone a folder may name, since no other verb runs it."""
 
 GENERAL = {"--help", "--version", "--config"}

@@ -81,7 +81,7 @@ def test_every_kind_of_settings_with_a_number_was_looked_at():
         "BakeSettings.factor",
         "Recipe.learning_rate",
         "SelectSettings.similar",
-        "JudgeFlags.judge_timeout",
+        "JudgeSettings.judge_timeout",
         "DiffusionSettings.cfg_scale",
         "FinetuneSettings.benign_ratio",
     } <= found

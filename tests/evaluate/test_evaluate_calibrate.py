@@ -7,7 +7,8 @@ from pathlib import Path
 import pytest
 
 from holdfast.errors import EndpointError, EvidenceError, PromptFileError, SettingsError
-from holdfast.evaluate.calibrate import CalibrateSettings, confusion_rows, rows, run
+from holdfast.evaluate.calibrate import CalibrateSettings, run
+from holdfast.evaluate.panel import calibration
 from holdfast.judges.base import JudgeIdentity
 from holdfast.judges.calibration import brief, find_calibration
 from holdfast.judges.choose import RulesJudge
@@ -72,7 +73,7 @@ def test_what_the_judge_cannot_read_is_shown_and_in_no_kappa(tmp_path):
     assert record["pooled"]["read"]["value"] == pytest.approx(10 / 12)
     assert record["pooled"]["confusion"]["refused"]["unparsed"] == 1
     named = ["degenerate", "ended_inside", "unparsed"]
-    assert confusion_rows(record)[0][-3:] == named
+    assert calibration(record).parts[1].columns[-3:] == tuple(named)
 
 
 @pytest.mark.parametrize(
@@ -119,7 +120,9 @@ def test_files_stand_beside_the_pool(tmp_path):
     found = {name: block["two_way"]["value"] for name, block in record["files"].items()}
     assert found == {first: 1.0, second: -1.0}
     assert record["pooled"]["two_way"]["value"] == pytest.approx(0)
-    assert [row[0] for row in rows(record)] == ["labels", first, second, "pooled"]
+    table = calibration(record).parts[0]
+    assert [row[0] for row in table.rows] == [first, second, "pooled"]
+    assert table.columns[0] == "labels"
 
 
 def test_the_worst_mistakes_come_first(tmp_path):

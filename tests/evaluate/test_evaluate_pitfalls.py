@@ -10,7 +10,7 @@ from holdfast.evaluate import stage
 from holdfast.evaluate.settings import EvaluateSettings
 from holdfast.judges.base import Exchange
 from holdfast.judges.choose import RulesJudge
-from holdfast.judges.settings import JudgeFlags
+from holdfast.judges.settings import JudgeSettings
 from holdfast.models.decoding.generate import generate
 from holdfast.models.decoding.row_state import Sampling
 from holdfast.models.loading.causal import load
@@ -30,7 +30,7 @@ def asked(world, thinker, tmp_path_factory):
         settings = {"max_thinking": 64, "max_answer": 32, "limit": 12} | changes
         suite = (f"harmful={files['--harmful']}",)
         chosen = EvaluateSettings(suite=suite, **settings)
-        block = stage.run(study, chosen, JudgeFlags(), Session(str(thinker)))
+        block = stage.run(study, chosen, JudgeSettings(), Session(str(thinker)))
         return study, block
 
     return run

@@ -15,7 +15,7 @@ from holdfast.evaluate import stage
 from holdfast.evaluate.rows import evaluation_figures, succeeded
 from holdfast.evaluate.settings import EvaluateSettings
 from holdfast.judges.base import JudgeIdentity
-from holdfast.judges.settings import JudgeFlags
+from holdfast.judges.settings import JudgeSettings
 from holdfast.judges.verdict import Verdict
 from holdfast.models.decoding import generate
 from holdfast.report import text
@@ -156,7 +156,7 @@ def test_a_server_that_goes_down_loses_nothing_and_counts_nothing(
     evaluated, tmp_path, monkeypatch
 ):
     study = Study.open(copy_of(evaluated, tmp_path / "copy"))
-    flags = JudgeFlags(judge="x", calibrations=str(tmp_path))
+    flags = JudgeSettings(judge="x", calibrations=str(tmp_path))
 
     class Falling:
         identity = JudgeIdentity("falling", "1", "harm", "0" * 64)
@@ -172,7 +172,7 @@ def test_a_server_that_goes_down_loses_nothing_and_counts_nothing(
 
     judge = Falling()
     n_rows = study.read_table("generations.parquet").num_rows
-    monkeypatch.setattr(import_module("holdfast.evaluate.stage"), "JUDGE_BATCH", 16)
+    monkeypatch.setattr(import_module("holdfast.judges.rows"), "BATCH", 16)
     with pytest.raises(EndpointError):
         stage.judge(study, flags, Silent(), judge)
     assert study.record("judge")["state"] == "running"
@@ -332,7 +332,7 @@ def test_a_thinking_that_is_harmful_is_judged_beside_the_answer(
     settings = EvaluateSettings(
         suite=suites[:1], limit=4, max_thinking=64, max_answer=32
     )
-    flags = JudgeFlags(judge_thinking=True)
+    flags = JudgeSettings(judge_thinking=True)
     stage.run(study, settings, flags, Session(str(thinker)))
     rows = study.read_table("evaluation.parquet").to_pylist()
     assert all(row["thinking_verdict"] for row in rows)

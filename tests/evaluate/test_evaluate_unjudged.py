@@ -2,7 +2,6 @@
 
 import json
 import re
-from importlib import import_module
 from types import SimpleNamespace
 
 import pytest
@@ -19,6 +18,7 @@ from holdfast.heads.ablation_effects import conditions_of, sparse_of
 from holdfast.heads.bake import _check
 from holdfast.heads.settings import BakeSettings
 from holdfast.judges.base import JudgeIdentity
+from holdfast.judges.choose import RulesJudge
 from holdfast.judges.verdict import Verdict
 from holdfast.study import Study
 
@@ -229,10 +229,11 @@ def test_a_baked_model_that_nobody_judged_is_refused():
 def test_an_audit_that_nobody_judged_says_nothing_of_attacks(
     thinker, world, tmp_path, monkeypatch, capsys
 ):
-    def cannot_tell(*_, **__):
-        return Verdict("unparsed", "in a language it does not know", "rules")
+    def cannot_tell(_, exchanges):
+        reason = "in a language it does not know"
+        return [Verdict("unparsed", reason, "rules") for _ in exchanges]
 
-    monkeypatch.setattr(import_module("holdfast.rollout.answers"), "judge", cannot_tell)
+    monkeypatch.setattr(RulesJudge, "judge", cannot_tell)
     study = tmp_path / "study"
     assert run(["audit", str(thinker), *world, "--limit", "26", "-o", str(study)]) == 4
     assert run(["report", str(study)]) == 0

@@ -1,7 +1,7 @@
 """Questions with exact answers beside an ablation."""
 
 import json
-from dataclasses import replace
+from dataclasses import asdict, replace
 
 import pytest
 from test_heads_ablation_effects import rollout
@@ -11,8 +11,10 @@ from holdfast.data.requests import read_questions
 from holdfast.errors import InputError, PromptFileError, SettingsError
 from holdfast.heads.ablate import read_utility
 from holdfast.heads.ablation_effects import conditions_of
+from holdfast.heads.conditions import PLAIN, Item, answer_row, with_outcomes
+from holdfast.judges.choose import RulesJudge
+from holdfast.judges.rows import verdicts_on
 from holdfast.models.decoding.row_state import Completion
-from holdfast.rollout.answers import mark
 
 
 @pytest.fixture
@@ -84,7 +86,10 @@ ASKED = replace(
 )
 def test_an_answer_is_right_where_its_number_is(answer, closed, fixed, outcome):
     made = _made(answer, closed=closed)
-    assert mark(ASKED, made, "#### 42", fixed=fixed)[0] == outcome
+    condition = PLAIN._replace(scope="answer") if fixed else PLAIN
+    rows = [asdict(answer_row(Item(condition, ASKED, "#### 42"), made))]
+    [row] = with_outcomes(rows, verdicts_on(rows, RulesJudge()))
+    assert (row["outcome"], row["judge"]) == (outcome, "exact-1")
 
 
 def _rows(condition, n_heads, outcomes):

@@ -11,7 +11,8 @@ from chat_server import Reply, serving
 from holdfast.errors import EndpointError, EnvironmentProblem, InputError, SettingsError
 from holdfast.judges.base import Exchange, Judge
 from holdfast.judges.chat import _retry_after
-from holdfast.judges.endpoint import EndpointJudge, EndpointSettings
+from holdfast.judges.endpoint import EndpointJudge
+from holdfast.judges.settings import JudgeSettings
 
 pytest.importorskip("httpx")
 
@@ -28,9 +29,14 @@ def _no_proxy(monkeypatch):
     monkeypatch.setenv("OPENAI_API_KEY", KEY)
 
 
-def judge_at(server, **changes):
-    settings = {"backoff": 0.001, "timeout": 2.0, "attempts": 3, **changes}
-    return EndpointJudge(EndpointSettings(url=server.url, model="tiny", **settings))
+def judge_at(server, *, backoff=0.001, **changes):
+    settings = settings_of(server.url, **{"timeout": 2.0, "attempts": 3, **changes})
+    return EndpointJudge(settings, backoff=backoff)
+
+
+def settings_of(url="http://host/v1", **changes):
+    named = {f"judge_{name}": value for name, value in changes.items()}
+    return JudgeSettings(judge=url, **{"judge_model": "tiny", **named})
 
 
 def fine(body, number):
@@ -461,12 +467,15 @@ def test_no_answer_is_degenerate_and_costs_no_request():
 )
 def test_settings_that_cannot_work_are_refused(changes):
     with pytest.raises(SettingsError) as caught:
-        EndpointSettings(**{"url": "http://host/v1", "model": "tiny", **changes})
-    if not {"url", "temperature"} & set(changes):
-        assert caught.value.expected == f"--judge-{next(iter(changes))} above 0"
+        EndpointJudge(settings_of(**changes))
+    name = next(iter(changes))
+    if name in ("concurrency", "attempts"):
+        assert caught.value.expected == f"--judge-{name} of 1 or more"
+    if name == "timeout":
+        assert caught.value.expected == "--judge-timeout above 0"
 
 
 def test_a_missing_package_is_named(monkeypatch):
     monkeypatch.setitem(__import__("sys").modules, "httpx", None)
     with pytest.raises(EndpointError, match=r"holdfast\[serve\]"):
-        EndpointJudge(EndpointSettings("http://127.0.0.1:9/v1", "tiny"))
+        EndpointJudge(settings_of("http://127.0.0.1:9/v1"))

@@ -17,15 +17,13 @@ from holdfast.errors import InputError, ModelError, SettingsError
 from holdfast.judges.base import Exchange, Judge, harmful
 from holdfast.judges.guard import (
     GuardJudge,
-    break_markers,
     chat_text,
     encode,
-    fill,
     load_guard,
-    published,
     special_tokens,
 )
-from holdfast.judges.guard_templates import guard_template
+from holdfast.judges.settings import JudgeSettings
+from holdfast.judges.templates import break_markers, fill, guard_template, published
 
 WITH_TEXT = [name for name in GUARDS if name != "llama-guard-4"]
 QUESTION = "How do I open a tin?"
@@ -284,7 +282,7 @@ def test_an_unknown_guard_has_to_be_named():
     assert "--judge-template" in caught.value.next_step
     assert guard_template("me/my-guard", "harmbench").name == "harmbench"
     with pytest.raises(SettingsError, match="nonsense"):
-        load_guard("me/my-guard", template="nonsense")
+        load_guard(JudgeSettings(judge="guard:me/my-guard", judge_template="nonsense"))
 
 
 def test_a_guard_without_published_text_needs_its_own_template():

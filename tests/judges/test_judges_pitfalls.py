@@ -6,7 +6,8 @@ from guard_models import guard
 from holdfast.errors import SettingsError
 from holdfast.judges.base import Exchange, Judge, harmful, screen, thinking_as_response
 from holdfast.judges.calibration import brief, find_calibration, identity_record
-from holdfast.judges.choose import JudgeSettings, RulesJudge, open_judge
+from holdfast.judges.choose import RulesJudge, open_judge
+from holdfast.judges.settings import JudgeSettings
 
 ASKED = "How do I open a tin without an opener?"
 HELP = "Sure. Put a spoon on the rim, rub until it gives, and lift the lid."

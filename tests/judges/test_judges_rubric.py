@@ -6,7 +6,7 @@ import pytest
 
 from holdfast.errors import InputError
 from holdfast.judges.base import Exchange
-from holdfast.judges.rubric import STRONGREJECT, load_rubric
+from holdfast.judges.endpoint import STRONGREJECT, load_rubric
 
 PROMPT = "Q: {request}\nA: {response}\nGrade it."
 

@@ -8,8 +8,8 @@ from chat_server import Reply, serving
 from holdfast.data.chat.thinking_formats import TAGS
 from holdfast.errors import InputError
 from holdfast.judges.base import Exchange, after_thinking, whole
-from holdfast.judges.endpoint import EndpointJudge, EndpointSettings
-from holdfast.judges.rubric import STRONGREJECT, load_rubric
+from holdfast.judges.endpoint import STRONGREJECT, EndpointJudge, load_rubric
+from holdfast.judges.settings import JudgeSettings
 
 pytest.importorskip("httpx")
 
@@ -34,11 +34,15 @@ def rubric(tmp_path):
     return made
 
 
+def settings_of(server, **changes):
+    return JudgeSettings(judge=server.url, judge_model="tiny", **changes)
+
+
 def verdict_on(message, finish="stop", rubric=STRONGREJECT):
     choice = {"message": {"role": "assistant", **message}, "finish_reason": finish}
     body = json.dumps({"choices": [choice]})
     with serving(lambda asked, number: Reply(body=body)) as server:
-        settings = EndpointSettings(url=server.url, model="tiny", attempts=1)
+        settings = settings_of(server, judge_attempts=1)
         [verdict] = EndpointJudge(settings, rubric).judge([EXCHANGE])
     return verdict
 
@@ -137,7 +141,7 @@ def test_half_a_surrogate_pair_in_a_reply_is_replaced(tmp_path):
     body = f'{{"choices": [{choice}]}}'
     form = FORM.format(0, 5, 4).replace("\n", "\\n")
     with serving(lambda asked, number: Reply(body=body % form)) as server:
-        settings = EndpointSettings(url=server.url, model="m", cache=str(tmp_path))
+        settings = settings_of(server, judge_cache=str(tmp_path))
         judge = EndpointJudge(settings)
         [verdict] = judge.judge([EXCHANGE])
         assert judge.judge([EXCHANGE]) == [verdict]
@@ -152,7 +156,7 @@ def test_half_a_surrogate_pair_in_an_answer_is_asked_about():
         return Reply(FORM.format(0, 1, 2))
 
     with serving(fine) as server:
-        judge = EndpointJudge(EndpointSettings(url=server.url, model="m"))
+        judge = EndpointJudge(settings_of(server))
         [verdict] = judge.judge([Exchange("How \udc00?", "So \ud83d it is.")])
     assert verdict.score == 1 / 8
     assert "So \ufffd it is." in server.bodies[0]["messages"][-1]["content"]
@@ -165,7 +169,7 @@ def test_a_count_of_tokens_that_is_none_spoils_no_reply(usage):
     form = json.dumps(FORM.format(0, 5, 4))
     body = f'{{"choices": [{{"message": {{"content": {form}}}}}], "usage": {usage}}}'
     with serving(lambda asked, number: Reply(body=body)) as server:
-        settings = EndpointSettings(url=server.url, model="m", attempts=1)
+        settings = settings_of(server, judge_attempts=1)
         [verdict] = EndpointJudge(settings).judge([EXCHANGE])
     assert verdict.score == 7 / 8
 

@@ -14,13 +14,16 @@ from holdfast.cliff.trace import doubts, no_trace
 from holdfast.cliff.verdict import CliffVerdict, Figures, verdict
 from holdfast.dynamics.panel import signal_blocks
 from holdfast.evaluate.panel import EVALUATED, TABLE, is_evaluated, suite_sources
+from holdfast.evaluate.rows import NOTES
 from holdfast.heads.checks import Ablated, SparseVerdict, sparse_verdict
 from holdfast.report.schema import SCHEMA
 from holdfast.report.text import ROLES, closed_by_force, title
 from holdfast.rollout.rows import (
+    JUDGE_STAGE,
     Rollout,
     attack_block,
     held_out,
+    judging_record,
     outcome_block,
 )
 from holdfast.rollout.settings import ROLES as SOURCES
@@ -79,6 +82,8 @@ def assemble(study: Study, rows: Sequence[Rollout]) -> dict[str, Any]:
         "limits": [*_limits(study, rows, untraced), *doubts(probe)],
         "run": _occasion(study, paths),
     } | heads.blocks
+    if judge := judge_block(study):
+        report |= {"judge": judge}
     report |= signal_blocks(study)
     if is_evaluated(study):
         report |= {"evaluation": study.read_json(EVALUATED)}
@@ -95,10 +100,12 @@ def missing(study: Study, stage: str) -> str:
     if stage == "trace" and study.manifest["model"]["thinking"] is None:
         return NO_PLATEAU
     record = study.record(stage)
-    if record.get("outputs"):
+    if record.get("outputs") and is_current(study, stage):
         return ""
     if stage == "trace" and (unfit := missing(study, "probe")):
         return unfit
+    if record.get("outputs"):
+        return f"the stage `{stage}` belongs to earlier answers; run it again"
     reason = record.get("reason") or f"the stage `{stage}` has not been run"
     return str(reason).removesuffix(".")
 
@@ -106,6 +113,8 @@ def missing(study: Study, stage: str) -> str:
 def _read(study: Study, stage: str, name: str) -> dict[str, Any] | None:
     """Read what a stage has written, if it has."""
     if name not in study.record(stage).get("outputs", []):
+        return None
+    if not is_current(study, stage):
         return None
     return dict(study.read_json(name))
 
@@ -186,13 +195,32 @@ def _data(study: Study, rows: Sequence[Rollout]) -> dict[str, Any]:
 def _limits(study: Study, rows: Sequence[Rollout], reason: str) -> list[str]:
     """Return sentences on what this study could not do."""
     record = study.record("rollout")
-    said = [*record.get("prompt_notes", ()), *record.get("split_notes", ())]
+    judging = judging_record(study)
+    said = [*record.get("prompt_notes", ()), *judging.get("split_notes", ())]
+    if "reason" in judging:
+        said.append(f"Not every answer was judged: {judging['reason']}")
+    measures = judge_block(study).get("measures")
+    if measures == "harm":
+        said.append(NOTES[measures])
     if reason:
         said.append(f"There is no trace: {reason}.")
     forced = sum(row.forced_close for row in rows)
     if forced:
         said.append(closed_by_force(forced, len(rows)))
     return [sentence[:1].upper() + sentence[1:] for sentence in said]
+
+
+def judge_block(study: Study) -> dict[str, Any]:
+    """Return who judged the rollouts, and its agreement with people.
+
+    Returns: The block `judge` of the report; empty in studies of before there was a
+    choice of judges.
+    """
+    record = study.record(JUDGE_STAGE)
+    if not record:
+        return {}
+    known = {"calibration": record.get("calibration")}
+    return {**record["settings"]["judge"], **known}
 
 
 def _occasion(study: Study, paths: dict[str, Any]) -> dict[str, Any]:
@@ -214,7 +242,7 @@ def _occasion(study: Study, paths: dict[str, Any]) -> dict[str, Any]:
 
 FILES = {"heads": "heads.json", "ablate": "ablation.json"}
 BLOCKS = {"heads": "heads", "ablate": "ablation"}
-STAGES = tuple(FILES)
+STAGES = (*FILES, "judge_ablation")
 """Why neither a trace nor a ranking of heads can be had, whatever else is asked."""
 
 
@@ -231,9 +259,9 @@ def head_blocks(study: Study, attack_succeeds: bool | None) -> HeadBlocks:
     `study`: A study whose stages have run, as far as they could.
     """
     blocks = {
-        BLOCKS[stage]: study.read_json(FILES[stage])
-        for stage in STAGES
-        if is_current(study, stage)
+        BLOCKS[stage]: study.read_json(file)
+        for stage, file in FILES.items()
+        if is_current(study, stage) and _is_written(study, file)
     }
     if "heads" not in blocks:
         blocks.pop("ablation", None)
@@ -248,6 +276,11 @@ def head_blocks(study: Study, attack_succeeds: bool | None) -> HeadBlocks:
         ablated_of(sparse),
     )
     return HeadBlocks(blocks, found)
+
+
+def _is_written(study: Study, file: str) -> bool:
+    """Return whether a stage has written a file that is not being made anew."""
+    return any(file in study.record(stage).get("outputs", ()) for stage in STAGES)
 
 
 def _missing(study: Study) -> str:

@@ -129,6 +129,9 @@ def _settings(a: Report, b: Report) -> list[dict[str, Any]]:
 
 def _resolved(report: Report) -> dict[str, Any]:
     blocks = {"model": report["model"], **report["settings"]}
+    if "judge" in report:
+        judge = report["judge"]
+        blocks["judge"] = {key: judge[key] for key in judge if key != "calibration"}
     if "evaluation" in report:
         known = report["evaluation"]
         blocks["evaluation"] = {key: known[key] for key in ("judge", "generation")}

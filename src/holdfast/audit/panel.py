@@ -111,6 +111,8 @@ def _outcomes(report: Report) -> Iterator[Part]:
     yield Table(
         "Answers by kind of request", ("Requests", "n", *columns.values()), rows
     )
+    if judge := report.get("judge"):
+        yield Sentences(evaluate_panel.judge_sentences(judge, judge))
     yield Heading("Attack success")
     yield Paragraph("An attack succeeds when a harmful request is carried out.")
     asked = {"As asked": "harmful", "In a jailbreak wrapper": "wrapped"}

@@ -4,6 +4,7 @@ from dataclasses import dataclass, field
 
 from holdfast.errors import SettingsError
 from holdfast.heads.settings import AblateSettings, HeadsSettings
+from holdfast.judges.settings import BY_RULES, JudgeSettings
 from holdfast.rollout.settings import (
     ProbeSettings,
     RolloutSettings,
@@ -21,6 +22,7 @@ class AuditSettings:
     heads: HeadsSettings = field(default_factory=HeadsSettings)
     ablate: AblateSettings = field(default_factory=AblateSettings)
     with_heads: bool = True
+    judge: JudgeSettings = BY_RULES
 
     def __post_init__(self) -> None:
         """Refuse so few prompts that no answer could suffice for the probe."""

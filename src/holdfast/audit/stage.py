@@ -8,14 +8,20 @@ from typing import Any
 
 import pyarrow as pa
 
-from holdfast.audit.assemble import STAGES, assemble, browsed
+from holdfast.audit.assemble import STAGES, assemble, browsed, judge_block
 from holdfast.audit.compare import Comparison, compare
 from holdfast.audit.page import render, render_compare
 from holdfast.audit.settings import AuditSettings
 from holdfast.cliff import fit, trace
 from holdfast.cliff.trace import examples
 from holdfast.dynamics.panel import EXAMPLES, signal_files
-from holdfast.errors import AdapterError, EvidenceError, InputError, ModelError
+from holdfast.errors import (
+    AdapterError,
+    EndpointError,
+    EvidenceError,
+    InputError,
+    ModelError,
+)
 from holdfast.evaluate.compare import pair
 from holdfast.evaluate.panel import EVALUATED, TABLE, is_evaluated
 from holdfast.heads import ablate, rank
@@ -44,16 +50,21 @@ def run(study: Study, settings: AuditSettings, session: Session) -> dict[str, An
     Raises:
         EvidenceError: If there are too few refusals or compliances to fit a probe;
             the outcomes are in the report all the same.
+        EndpointError: If the judge's server is down; what it has not judged has no
+            verdict in the report, and is judged by the next run.
         HoldfastError: If a stage could not do its work.
     """
-    rollout_stage.run(study, settings.rollout, session)
     try:
+        rollout_stage.run(study, settings.rollout, session, settings.judge)
         fit.run(study, settings.probe, session)
         trace.run(study, settings.trace, session)
         if settings.with_heads:
             _look_at_heads(study, settings, session)
-    except (EvidenceError, ModelError):
-        write_report(study, session)
+    except (EvidenceError, ModelError, EndpointError):
+        # Answers that are there are told, also where too few suffice for more, or a
+        # judge could not be asked about all of them.
+        if study.path(ROLLOUTS).exists():
+            write_report(study, session)
         raise
     return write_report(study, session)
 
@@ -62,7 +73,7 @@ def _look_at_heads(study: Study, settings: AuditSettings, session: Session) -> N
     """Rank heads and switch them off; where there is nothing to find, say so."""
     try:
         rank.run(study, settings.heads, session)
-        ablate.run(study, settings.ablate, session)
+        ablate.run(study, settings.ablate, session, settings.judge)
     except EvidenceError as error:
         session.progress.say(f"Single heads are left out: {error}")
 
@@ -182,7 +193,7 @@ def write_report(study: Study, session: Session) -> dict[str, Any]:
     read = {
         name
         for stage, record in below.items()
-        if stage not in STAGES or is_current(study, stage)
+        if is_current(study, stage)
         for name in record.get("outputs", [])
     }
     if is_evaluated(study):
@@ -193,8 +204,9 @@ def write_report(study: Study, session: Session) -> dict[str, Any]:
         read.add(ROLLOUTS)
     read |= set(signal_files(study).values())
     inputs = {name: study.input_hash(name) for name in sorted(read)}
-    reasons = {stage: record.get("reason") for stage, record in below.items()}
-    state, _ = study.begin(STAGE, reasons | {"edition": EDITION}, inputs)
+    known = {stage: record.get("reason") for stage, record in below.items()}
+    known |= {"edition": EDITION, "judge": judge_block(study)}
+    state, _ = study.begin(STAGE, known, inputs)
     if state == "done":
         session.progress.say("The report is there and up to date.")
         return dict(study.read_json(OUTPUTS[0]))

@@ -76,7 +76,7 @@ def evaluate(
     if list_:
         from holdfast.evaluate.panel import known
 
-        return show(json, known(), "evaluate.panel:print_known")
+        return show(json, known(), "evaluate.panel:suites_and_attacks")
     place = output or default_study(model)
     given = {"settings": asking, "flags": judging}
     block = in_study(place, model, loading, "evaluate.stage:run", **given)
@@ -107,13 +107,13 @@ def calibrate(
         raise SettingsError("one judge", f"{judge} and {named}", "Name it once.")
     settings = stage.CalibrateSettings(
         labels,
-        replace(judging, judge=named).opened(),
+        replace(judging, judge=named),
         worst=worst,
         seed=seed,
         output=judging.calibrations,
     )
     record = stage.run(settings, Shown())
-    show(json, record, "evaluate.panel:print_calibration")
+    show(json, record, "evaluate.panel:calibration")
 
 
 @judge.command

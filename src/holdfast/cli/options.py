@@ -13,14 +13,14 @@ from typing import Annotated, Any
 from cyclopts import App, Parameter
 
 from holdfast.flags import GROUPS, flat
-from holdfast.judges.settings import JudgeFlags
+from holdfast.judges.settings import BY_RULES, JudgeSettings
 from holdfast.rollout.settings import ModelSettings
 
 VERBS = tomllib.loads(
     resources.files("holdfast.cli").joinpath("verbs.toml").read_text("utf-8")
 )
 DEFAULT_MODEL = "organism:cliff"
-MODEL, JUDGE = ModelSettings(), JudgeFlags()
+MODEL, JUDGE = ModelSettings(), BY_RULES
 Switch = Parameter(negative=(), show_default=False)
 
 
@@ -39,7 +39,7 @@ def written(words: str) -> Parameter:
 ModelName = Annotated[str, about("organism:NAME, a model directory, or a Hub id.")]
 StudyPath = Annotated[Path, about("The study.")]
 Loading = Annotated[ModelSettings, flat("Model")]
-Judging = Annotated[JudgeFlags, flat("Judge")]
+Judging = Annotated[JudgeSettings, flat("Judge")]
 Output = Annotated[Path | None, written("The study. Default: studies/MODEL-DATE.")]
 Json = Annotated[
     bool,

@@ -11,9 +11,11 @@ from holdfast.cli.evaluate_verbs import evaluate, export, judge
 from holdfast.cli.gate import Conditions, IfNull, check_asked, exit_status
 from holdfast.cli.options import (
     DEFAULT_MODEL,
+    JUDGE,
     MODEL,
     VERBS,
     Json,
+    Judging,
     Loading,
     ModelName,
     Output,
@@ -89,6 +91,7 @@ def audit(
     ranking: Ranking = HEADS,
     ablating: Ablating = ABLATE,
     heads: WithHeads = True,
+    judging: Judging = JUDGE,
     loading: Loading = MODEL,
     output: Output = None,
     json: Json = False,
@@ -101,7 +104,8 @@ def audit(
     or to refresh. For example, `holdfast audit organism:cliff --limit 60`.
     """
     check_asked(fail_if, with_heads=heads)
-    settings = AuditSettings(asking, fitting, tracing, ranking, ablating, heads)
+    stages = (asking, fitting, tracing, ranking, ablating)
+    settings = AuditSettings(*stages, with_heads=heads, judge=judging)
     place = output or default_study(model)
     report = in_study(place, model, loading, "audit.stage:run", settings=settings)
     show(json, report, "audit.panel:print_report", report=place / "report.html")

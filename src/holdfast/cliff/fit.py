@@ -24,6 +24,7 @@ from holdfast.rollout.rows import (
     Rollout,
     from_table,
     is_refused,
+    judging_record,
     plain,
     requests_of,
     require_plain,
@@ -286,7 +287,7 @@ def run(study: Study, settings: ProbeSettings, session: Session) -> dict[str, An
             reason = study.record(STAGE).get("reason")
             return _without_probe(stage, reason) if reason else stage.read_json(SUMMARY)
         rows = from_table(study.read_table(ROLLOUTS))
-        train, validation, test = study.record("rollout")["fractions"]
+        train, validation, test = judging_record(study)["fractions"]
         fractions = (train, validation, test)
         try:
             require_plain(rows, fractions)

@@ -14,7 +14,8 @@ from holdfast.data.tables import Row, Table
 from holdfast.errors import EvidenceError, PromptFileError, SettingsError
 from holdfast.judges.base import Exchange, Judge
 from holdfast.judges.calibration import SCHEMA, file_name, identity_record
-from holdfast.judges.choose import JudgeSettings, open_judge
+from holdfast.judges.choose import open_judge
+from holdfast.judges.settings import JudgeSettings
 from holdfast.judges.verdict import Verdict
 from holdfast.report.progress import Progress, Silent
 from holdfast.stats.agreement import confusion, kappa
@@ -240,32 +241,6 @@ def _require_kappa(pooled: dict[str, Any], judged: Sequence[_Judged]) -> None:
     )
 
 
-def rows(record: dict[str, Any]) -> list[list[str]]:
-    """Return the record as rows of a table, a header first."""
-    table = [["labels", "rows", "read", "kappa", "three-way", "people", "three-way"]]
-    blocks = {**record["files"], "pooled": record["pooled"]}
-    if len(record["files"]) == 1:
-        del blocks["pooled"]
-    for name, block in blocks.items():
-        figures = [
-            block[key]
-            for key in ("two_way", "three_way", "people_two_way", "people_three_way")
-        ]
-        share = f"{block['read']['value']:.1%}"
-        table.append([name, str(block["rows"]), share, *map(_cell, figures)])
-    return table
-
-
-def confusion_rows(record: dict[str, Any]) -> list[list[str]]:
-    """Return the pooled table of confusion, people down and the judge across."""
-    counts = record["pooled"]["confusion"]
-    body = [
-        [label, *(str(counts[label][verdict]) for verdict in VERDICTS)]
-        for label in OUTCOMES
-    ]
-    return [["people \\ judge", *VERDICTS], *body]
-
-
 def _named_apart(sources: Sequence[str]) -> list[LabelFile]:
     """Read label files; those that share a name go by their whole path."""
     found = [read_labels(source) for source in sources]
@@ -372,9 +347,3 @@ def _worst(judged: Sequence[_Judged], count: int) -> list[dict[str, Any]]:
         }
         for each in wrong[:count]
     ]
-
-
-def _cell(figure: dict[str, Any]) -> str:
-    if figure["value"] is None:
-        return "–"
-    return f"{figure['value']:.2f} [{figure['low']:.2f}, {figure['high']:.2f}]"

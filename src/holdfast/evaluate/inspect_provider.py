@@ -11,6 +11,7 @@ import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 from functools import partial
+from importlib.util import find_spec
 from typing import Any, NamedTuple
 
 from holdfast.data.chat.template import prompt_token_ids
@@ -216,3 +217,8 @@ def _output(model: Any, name: str, made: Completion) -> Any:
             total_tokens=n_all,
         ),
     )
+
+
+if find_spec("inspect_ai") is not None:
+    # Importing this module makes `--model holdfast/…` known.
+    HoldfastAPI = provider()

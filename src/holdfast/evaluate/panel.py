@@ -3,10 +3,10 @@
 from collections.abc import Mapping, Sequence
 from typing import Any, TypedDict
 
+import rich.table
 from rich import box
 from rich.console import Console
 from rich.markup import escape
-from rich.table import Table
 
 from holdfast.report import text
 from holdfast.report.schema import Figure
@@ -17,9 +17,9 @@ from holdfast.report.section import (
     Part,
     Section,
     Sentences,
+    Table,
     table_of,
 )
-from holdfast.report.section import Table as TablePart
 from holdfast.report.terminal import print_lines, print_table
 from holdfast.report.text import (
     RARE,
@@ -32,6 +32,7 @@ from holdfast.report.text import (
 )
 from holdfast.stats.percent import percent
 from holdfast.study import Study
+from holdfast.study.directory import is_current
 
 SHORT = ("refused", "complied", "partial", "degenerate")
 
@@ -139,7 +140,7 @@ def _told(figure: Figure) -> str:
 
 def calibrated(block: Mapping[str, Any]) -> str:
     """Say what the judge's verdicts are worth, against people."""
-    known = block["calibration"]
+    known = block.get("calibration")
     if known is None:
         return "This judge was never compared with people here."
     people = known["people_two_way"]["value"]
@@ -149,6 +150,15 @@ def calibrated(block: Mapping[str, Any]) -> str:
         f"Agreement with people on refusal (kappa): {score(known['two_way'])} on "
         f"{known['two_way']['n']} answers of {names}{against}."
     )
+
+
+def judge_sentences(judge: Mapping[str, Any], block: Mapping[str, Any]) -> list[str]:
+    """Say who judged, and what that is worth by the calibration in a block."""
+    model = f", with {clean(judge['model'])}" if judge["model"] else ""
+    return [
+        f"Judge: {clean(judge['label'])}, which measures {judge['measures']}{model}.",
+        calibrated(block),
+    ]
 
 
 def _drawn(sampling: Mapping[str, Any]) -> str:
@@ -177,16 +187,13 @@ def _room(sampling: Mapping[str, Any]) -> str:
 
 def told(block: Mapping[str, Any]) -> list[str]:
     """Return the sentences that stand under the table."""
-    judge, generation = block["judge"], block["generation"]
+    generation = block["generation"]
     sampling = generation["sampling"]
     cut = sum(row["cut"] for row in block["rows"])
     forced = sum(row.get("forced", 0) for row in block["rows"])
     edits = [key for key, found in generation["edits"].items() if found]
     said = [
-        f"Judge: {clean(judge['label'])}, which measures {judge['measures']}"
-        + (f", with {clean(judge['model'])}" if judge["model"] else "")
-        + ".",
-        calibrated(block),
+        *judge_sentences(block["judge"], block),
         *block["notes"],
         f"Answers were drawn {_drawn(sampling)}, {generation['samples']} for each "
         f"prompt, {_room(sampling)}; {cut} were cut at the limit, and the thinking of "
@@ -224,13 +231,13 @@ def section(block: Mapping[str, Any]) -> Section:
             "One row per condition. A request with any success counts once, however "
             "many attacks were tried on it, so that share grows with their number."
         ),
-        TablePart(
+        Table(
             "Answers by suite and attack",
             ("Requests", *columns.values(), "Counts for"),
             rows,
         ),
         Sentences(told(block)),
-        TablePart("lm-eval", (), tasks, "pairs") if tasks else None,
+        Table("lm-eval", (), tasks, "pairs") if tasks else None,
     ]
     return Section("Evaluation on suites", parts, "evaluation", "Suites")
 
@@ -257,7 +264,7 @@ def print_evaluation(block: Mapping[str, Any]) -> None:
 
 def _print_rates(rows: list[list[str]]) -> None:
     """Print the table of an evaluation, narrow enough for a terminal."""
-    table = Table(
+    table = rich.table.Table(
         title="Shares of the answers in %, with 95% intervals",
         title_justify="left",
         box=box.SIMPLE,
@@ -273,29 +280,48 @@ def _print_rates(rows: list[list[str]]) -> None:
     Console(highlight=False).print(table)
 
 
-def print_calibration(record: Mapping[str, Any]) -> None:
-    """Print how far a judge agrees with people, and where it errs most."""
-    from holdfast.evaluate.calibrate import confusion_rows, rows
+def calibration(record: Mapping[str, Any]) -> Section:
+    """Return how far a judge agrees with people, and where it errs most.
 
-    given = dict(record)
-    for heading, found in (
-        (f"{given['judge']['label']} against people", rows(given)),
-        ("Answers by label and verdict", confusion_rows(given)),
-    ):
-        print_table(heading, tuple(found[0]), found[1:])
-    mistakes = [
-        [
-            f"{each['source']}, {each['place']}",
-            each["people"],
-            each["verdict"]["outcome"],
-            each["verdict"]["reason"],
-            each["response"][:160],
-        ]
-        for each in given["worst"]
+    `record`: What `holdfast judge calibrate` has found.
+    """
+    blocks = {**record["files"], "pooled": record["pooled"]}
+    if len(record["files"]) == 1:
+        del blocks["pooled"]
+    kappas = ("two_way", "three_way", "people_two_way", "people_three_way")
+    agreement = [
+        [label, str(block["rows"]), f"{block['read']['value']:.1%}"]
+        + [_kappa(block[key]) for key in kappas]
+        for label, block in blocks.items()
     ]
-    if mistakes:
-        columns = ("where", "people", "judge", "its reason", "answer")
-        print_table("Worst mistakes", columns, mistakes)
+    columns = ("labels", "rows", "read", "kappa", "three-way", "people", "three-way")
+    confusion = record["pooled"]["confusion"]
+    verdicts = list(next(iter(confusion.values())))
+    counted = [
+        [label, *(str(counts[verdict]) for verdict in verdicts)]
+        for label, counts in confusion.items()
+    ]
+    mistakes = table_of(
+        "Worst mistakes",
+        record["worst"],
+        {
+            "where": lambda each: f"{each['source']}, {each['place']}",
+            "people": lambda each: each["people"],
+            "judge": lambda each: each["verdict"]["outcome"],
+            "its reason": lambda each: each["verdict"]["reason"],
+            "answer": lambda each: each["response"][:160],
+        },
+    )
+    title = f"{record['judge']['label']} against people"
+    counts = ("people \\ judge", *verdicts)
+    confused = Table("Answers by label and verdict", counts, counted)
+    return Section("", [Table(title, columns, agreement), confused, mistakes])
+
+
+def _kappa(figure: Mapping[str, Any]) -> str:
+    if figure["value"] is None:
+        return "–"
+    return f"{figure['value']:.2f} [{figure['low']:.2f}, {figure['high']:.2f}]"
 
 
 def known() -> dict[str, Any]:
@@ -318,22 +344,28 @@ def known() -> dict[str, Any]:
     }
 
 
-def print_known(known: Mapping[str, Any]) -> None:
-    """Print the suites and the attacks."""
-    suites = [
-        [
-            each["name"],
-            each["about"],
-            " or ".join(each["files"]),
-            f"{each['hub']}@{each['revision'][:12] if each['revision'] else '?'}",
-            "pinned" if each["sha256"] else "not known",
-        ]
-        for each in known["suites"]
-    ]
-    columns = ("suite", "what it is", "file", "on the Hub", "checksum")
-    print_table("Suites", columns, suites)
-    found = [[each["name"], each["family"], each["about"]] for each in known["attacks"]]
-    print_table("Attacks", ("attack", "family", "what it does"), found)
+def suites_and_attacks(known: Mapping[str, Any]) -> Section:
+    """Return the suites and the attacks that are known."""
+    suites = table_of(
+        "Suites",
+        known["suites"],
+        {
+            "suite": lambda each: each["name"],
+            "what it is": lambda each: each["about"],
+            "file": lambda each: " or ".join(each["files"]),
+            "on the Hub": lambda each: (
+                f"{each['hub']}@{(each['revision'] or '?')[:12]}"
+            ),
+            "checksum": lambda each: "pinned" if each["sha256"] else "not known",
+        },
+    )
+    named = ("name", "family", "about")
+    attacks = Table(
+        "Attacks",
+        ("attack", "family", "what it does"),
+        [[each[key] for key in named] for each in known["attacks"]],
+    )
+    return Section("", [suites, attacks])
 
 
 class PairedRow(TypedDict):
@@ -403,11 +435,7 @@ KEYS = ("source", "column", "rows", "asked", "duplicates", "sha256", "notes")
 
 def is_evaluated(study: Study) -> bool:
     """Return whether a study holds an evaluation that is done, on what it holds now."""
-    record = study.record("judge")
-    return record.get("state") == "done" and all(
-        study.path(name).exists() and study.input_hash(name) == known
-        for name, known in record["inputs"].items()
-    )
+    return is_current(study, "judge")
 
 
 def suite_sources(study: Study) -> list[dict[str, Any]]:

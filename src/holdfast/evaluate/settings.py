@@ -1,6 +1,6 @@
 """What `holdfast evaluate` can be told; this module loads no tensors."""
 
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from typing import Annotated, Literal
 
 from cyclopts import Parameter
@@ -11,6 +11,10 @@ from holdfast.ranges import require_numbers
 from holdfast.rollout.settings import DrawingSettings, RolloutSettings
 
 AUTHORED = "authored"
+DRAWN = (
+    *("samples", "temperature", "top_p", "max_thinking", "max_answer"),
+    *("system_prompt", "seed", "diffusion"),
+)
 
 
 @dataclass(frozen=True)
@@ -81,9 +85,7 @@ class EvaluateSettings(DrawingSettings):
 
     def drawing(self) -> RolloutSettings:
         """Return the part that says how answers are drawn, as an audit says it."""
-        drawn = [each.name for each in fields(DrawingSettings)]
-        names = (*drawn, "max_answer", "system_prompt", "seed")
-        return RolloutSettings(**{name: getattr(self, name) for name in names})
+        return RolloutSettings(**{name: getattr(self, name) for name in DRAWN})
 
     def of_suite(self, entries: tuple[str, ...], suite: str) -> str | None:
         """Return what was said for a suite among entries SUITE=VALUE."""

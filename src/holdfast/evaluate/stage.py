@@ -21,22 +21,18 @@ from holdfast.errors import EnvironmentProblem, HoldfastError, SettingsError
 from holdfast.evaluate.items import AskedItems, gather_items
 from holdfast.evaluate.rows import (
     GENERATED,
-    JUDGED,
     NOTES,
     evaluation_figures,
-    exchange,
     generated,
     joined,
-    judged,
-    marked,
     table,
-    thought,
 )
 from holdfast.evaluate.settings import EvaluateSettings
 from holdfast.judges.base import Judge
 from holdfast.judges.calibration import brief, find_calibration, identity_record
-from holdfast.judges.choose import open_early, open_judge
-from holdfast.judges.settings import JudgeFlags
+from holdfast.judges.choose import open_judge
+from holdfast.judges.rows import judge_rows
+from holdfast.judges.settings import JudgeSettings
 from holdfast.models.interventions import HeadEdit, scale_heads
 from holdfast.models.model import Adapter
 from holdfast.report.progress import Progress
@@ -53,9 +49,9 @@ from holdfast.rollout.questions import (
 from holdfast.rollout.sampling import Drawing, draw_answers, sampling_for
 from holdfast.rollout.session import Session
 from holdfast.study import Study, file_sha256, fingerprint
-from holdfast.study.batches import ROW_ID, in_batches
+from holdfast.study.batches import ROW_ID
 
-GENERATE, HARNESS = "generate", "lm_eval"
+GENERATE, JUDGE, HARNESS = "generate", "judge", "lm_eval"
 GENERATIONS = "generations.parquet"
 EVALUATION = "evaluation.parquet"
 SUMMARY = "evaluation.json"
@@ -64,7 +60,7 @@ Row = Mapping[str, Any]
 
 
 def run(
-    study: Study, settings: EvaluateSettings, flags: JudgeFlags, session: Session
+    study: Study, settings: EvaluateSettings, flags: JudgeSettings, session: Session
 ) -> dict[str, Any]:
     """Draw an answer to every prompt, and judge it; writes `evaluation.parquet`.
 
@@ -83,13 +79,12 @@ def run(
     """
     if settings.lm_eval:
         require_harness()
-    early = open_early(flags.opened())
+    session.check_judge(flags)
     asked = gather_items(settings)
     draw(study, settings, session, asked)
     if settings.lm_eval:
         _harness(study, settings, session)
-    session.release()
-    return judge(study, flags, session.progress, early)
+    return judge(study, flags, session.progress, session.open_judge(flags))
 
 
 def draw(
@@ -170,7 +165,7 @@ def draw(
 
 
 def judge(
-    study: Study, flags: JudgeFlags, progress: Progress, opened: Judge | None = None
+    study: Study, flags: JudgeSettings, progress: Progress, opened: Judge | None = None
 ) -> dict[str, Any]:
     """Run the second phase on what is there; no model is needed.
 
@@ -179,7 +174,7 @@ def judge(
     inputs = {GENERATIONS: study.input_hash(GENERATIONS)}
     tasks = study.record(HARNESS).get("outputs", [])
     inputs |= {name: study.input_hash(name) for name in tasks}
-    opened = opened or open_judge(flags.opened())
+    opened = opened or open_judge(flags)
     identity = opened.identity
     known = find_calibration(identity, [flags.calibrations])
     calibration = None if known is None else brief(known)
@@ -194,7 +189,12 @@ def judge(
         return dict(study.read_json(SUMMARY))
     rows = study.read_table(GENERATIONS)
     verdicts = judge_rows(
-        study, rows.to_pylist(), opened, flags.judge_thinking, progress
+        study,
+        JUDGE,
+        rows.to_pylist(),
+        opened,
+        progress,
+        with_thinking=flags.judge_thinking,
     )
     whole = joined(rows, verdicts)
     study.write_table(EVALUATION, whole)
@@ -316,53 +316,6 @@ def run_harness(
             for task, numbers in found["results"].items()
         },
     }
-
-
-JUDGE = "judge"
-JUDGE_BATCH = 64
-
-
-def judge_rows(
-    study: Study,
-    rows: Sequence[dict[str, Any]],
-    opened: Judge,
-    with_thinking: bool,
-    progress: Progress,
-) -> pa.Table:
-    """Judge rows batch by batch; what a broken run has judged is not asked again.
-
-    `with_thinking`: Whether the thinking is judged as well.
-    Returns: A table of `JUDGED`, in the order of the rows.
-    """
-    identity = opened.identity
-
-    def work(batch: list[dict[str, Any]]) -> pa.Table:
-        exact = [marked(row, identity) for row in batch if row["target"] is not None]
-        asked = [row for row in batch if row["target"] is None]
-        verdicts = opened.judge([exchange(row, identity) for row in asked])
-        said = [judged(*each) for each in zip(asked, verdicts, strict=True)]
-        if with_thinking:
-            found = [thought(row, identity) for row in asked]
-            places = [place for place, each in enumerate(found) if each is not None]
-            thoughts = opened.judge([each for each in found if each is not None])
-            for place, verdict in zip(places, thoughts, strict=True):
-                said[place] |= {
-                    "thinking_verdict": verdict.outcome,
-                    "thinking_score": verdict.score,
-                }
-        return table([*said, *exact], JUDGED)
-
-    return in_batches(
-        study,
-        JUDGE,
-        rows,
-        name=lambda row: str(row["row_id"]),
-        length=lambda row: len(row["answer"]),
-        batch_size=JUDGE_BATCH,
-        work=work,
-        progress=progress,
-        label=f"{identity.label} judges",
-    )
 
 
 def judge_notes(measures: str, calibration: dict[str, Any] | None) -> list[str]:

@@ -12,12 +12,14 @@ from holdfast.data.requests import read_questions
 from holdfast.data.suites import SuiteFile
 from holdfast.errors import InputError
 from holdfast.heads.ablation_effects import (
+    JUDGE_STAGE,
+    OUTPUT,
+    STAGE,
     comes_back,
-    conditions_of,
     in_words,
+    judge_ablation,
     score_along_answers,
     second_round,
-    sparse_of,
 )
 from holdfast.heads.conditions import (
     ROLE,
@@ -36,6 +38,7 @@ from holdfast.heads.ranking import Head, parse_heads
 from holdfast.heads.readings import Prompts, choose_prompts, select
 from holdfast.heads.settings import AblateSettings
 from holdfast.judges.exact import exact_number
+from holdfast.judges.settings import BY_RULES, JudgeSettings
 from holdfast.models.decoding.generate import DRAFTED, generate
 from holdfast.models.decoding.row_state import Sampling
 from holdfast.models.interventions import check_heads
@@ -52,11 +55,8 @@ from holdfast.study.batches import ROW_ID, Batches, Meter
 from holdfast.study.directory import Stage
 from holdfast.study.figures import study_seed
 
-STAGE = "ablate"
 ROLLOUTS = "rollouts.parquet"
 HEADS = "heads.parquet"
-OUTPUT = "ablation.parquet"
-SUMMARY = "ablation.json"
 
 
 class _Work(NamedTuple):
@@ -68,13 +68,21 @@ class _Work(NamedTuple):
     utility: list[Rollout]
 
 
-def run(study: Study, settings: AblateSettings, session: Session) -> dict[str, Any]:
+def run(
+    study: Study,
+    settings: AblateSettings,
+    session: Session,
+    judge: JudgeSettings = BY_RULES,
+) -> dict[str, Any]:
     """Answer held-out prompts under every condition; writes `ablation.parquet`.
+
+    Another judge judges the same answers anew; none is drawn again.
 
     Args:
         study: A study with ranked heads.
         settings: Which heads, where, how many prompts.
         session: The model, and where progress is told.
+        judge: The judge; the rules by default.
 
     Returns:
         The block `ablation` of the report.
@@ -84,6 +92,13 @@ def run(study: Study, settings: AblateSettings, session: Session) -> dict[str, A
         SettingsError: If a fraction selects no head, or a head does not exist.
         TooFewExamplesError: If no attack succeeds, so that nothing can be restored.
     """
+    session.check_judge(judge)
+    _answer(study, settings, session)
+    return judge_ablation(study, session, judge)
+
+
+def _answer(study: Study, settings: AblateSettings, session: Session) -> None:
+    """Draw the answers under every condition, unless they are there."""
     asked = settings.utility and read_utility(
         settings.utility, settings.ablation_prompts
     )
@@ -94,11 +109,11 @@ def run(study: Study, settings: AblateSettings, session: Session) -> dict[str, A
         asdict(settings) | file,
         [ROLLOUTS, HEADS, *names("published")],
         progress=session.progress,
-        done="The ablation is there and up to date.",
+        done="The answers of the ablation are there and up to date.",
         parts=[PARTS],
     ) as stage:
         if stage.is_done:
-            return stage.read_json(SUMMARY)
+            return
         rows = from_table(study.read_table(ROLLOUTS))
         prompts = choose_prompts(rows, settings.ablation_prompts)
         train = _followed(rows, settings)
@@ -111,12 +126,14 @@ def run(study: Study, settings: AblateSettings, session: Session) -> dict[str, A
             work = work._replace(utility=answered, notes=(*work.notes, *notes))
             targets = {item.prompt.prompt_id: item.target or "" for item in asked.items}
         table = _draw(stage, settings, session, work, targets)
+        study.manifest["stages"].pop(JUDGE_STAGE, None)
         stage.write_table(OUTPUT, table)
-        summary = _summary(study, settings, session, work, table.to_pylist())
+        block = _described(study, settings, session, work, table.to_pylist())
         if asked:
             known = {key: asked.record[key] for key in ("source", "sha256")}
-            summary["prompts"]["utility"] = known | {"rows": len(work.utility)}
-        return stage.write_json(SUMMARY, summary)
+            block["prompts"]["utility"] = known | {"rows": len(work.utility)}
+        total = work.adapter.n_layers * work.adapter.n_heads
+        stage.facts |= {"block": block, "n_total": total}
 
 
 def _followed(rows: Sequence[Rollout], settings: AblateSettings) -> tuple[Rollout, ...]:
@@ -243,15 +260,14 @@ def _written(table: pa.Table, items: Sequence[Item]) -> list[int]:
     ]
 
 
-def _summary(
+def _described(
     study: Study,
     settings: AblateSettings,
     session: Session,
     work: _Work,
     rows: list[dict[str, Any]],
 ) -> dict[str, Any]:
-    seed, adapter = study_seed(study), work.adapter
-    total = adapter.n_layers * adapter.n_heads
+    """Return what the report says of the answers that no judge has to say."""
     block: dict[str, Any] = {
         "prompts": {
             "harmful": len(work.prompts.harmful),
@@ -261,17 +277,13 @@ def _summary(
         },
         "factor": settings.factor,
         "renormalise": settings.renormalise,
-        "conditions": conditions_of(rows, seed),
-        "sparse": sparse_of(rows, total, seed),
         "notes": list(work.notes),
     }
     forced = sum(row["forced_close"] for row in rows)
     if forced:
         block["notes"].append(closed_by_force(forced, len(rows)))
-    if settings.ablated_heads or settings.factor != 0:
-        # The verdict is on heads that the ranking has found, and switched off.
-        block["sparse"]["sizes"] = []
     if work.repair is not None and "everywhere" in settings.scopes:
+        seed = study_seed(study)
         block["self_repair"] = _self_repair(study, session, work, rows, seed)
     return block
 

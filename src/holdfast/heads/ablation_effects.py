@@ -3,25 +3,36 @@
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
+import pyarrow as pa
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
 from holdfast.cliff.probe import Probe
-from holdfast.heads.conditions import ROLE, by_condition
+from holdfast.errors import HoldfastError
+from holdfast.heads.conditions import ROLE, AnswerRow, by_condition, with_outcomes
 from holdfast.heads.ranking import Head, drops, rank_heads, top_heads
 from holdfast.heads.readings import BENIGN, HARMFUL, LOOKALIKE, read, unpack
+from holdfast.judges.calibration import identity_record
+from holdfast.judges.rows import judge_rows
+from holdfast.judges.settings import JudgeSettings
 from holdfast.models.hidden_states import project_states
 from holdfast.models.interventions import HeadEdit, head_factors, scale_heads
 from holdfast.models.model import Adapter
-from holdfast.rollout.rows import Judged, Rollout, counted, unread
+from holdfast.rollout.rows import Judged, Rollout, counted, judging_record, unread
 from holdfast.rollout.rows import rate as rate_of
+from holdfast.rollout.session import Session
 from holdfast.stats.bootstrap import Estimate, bootstrap_means, undefined
 from holdfast.stats.paired import paired_difference
 from holdfast.stats.unjudged import judged_difference
-from holdfast.study.figures import figure_of, generator
+from holdfast.study import Study
+from holdfast.study.figures import figure_of, generator, study_seed
+from holdfast.study.rows import table_schema
 
 Row = Mapping[str, Any]
+
+
+OTHER_JUDGE = "Another judge judged the rollouts, on which the heads were chosen."
 
 
 class Measure(NamedTuple):
@@ -161,7 +172,57 @@ def _kept(rows: Sequence[Row], measure: str) -> list[Row]:
 
 
 def _judged(rows: Sequence[Row]) -> list[Judged]:
-    return [Judged(row["request_id"], row["outcome"]) for row in rows]
+    return [
+        Judged(row["request_id"], row["outcome"], score=row.get("score"))
+        for row in rows
+    ]
+
+
+STAGE, JUDGE_STAGE = "ablate", "judge_ablation"
+OUTPUT, SUMMARY = "ablation.parquet", "ablation.json"
+
+
+def judge_ablation(
+    study: Study, session: Session, chosen: JudgeSettings
+) -> dict[str, Any]:
+    """Judge the answers of an ablation, and count; no model is needed.
+
+    Returns: The block `ablation` of the report.
+    """
+    judge, answered = session.open_judge(chosen), study.record(STAGE)
+    identity = identity_record(judge.identity)
+    key = {"judge": identity, "answers": answered["fingerprint"]}
+    state, _ = study.begin(JUDGE_STAGE, key, {})
+    record = study.manifest["stages"][JUDGE_STAGE]
+    if state == "done":
+        session.progress.say("The ablation is there and up to date.")
+        return dict(study.read_json(SUMMARY))
+    rows = study.read_table(OUTPUT).to_pylist()
+    try:
+        verdicts = judge_rows(study, JUDGE_STAGE, rows, judge, session.progress)
+    except HoldfastError as error:
+        record["reason"] = str(error)
+        study.save()
+        raise
+    rows = with_outcomes(rows, verdicts.to_pylist())
+    study.write_table(
+        OUTPUT, pa.Table.from_pylist(rows, schema=table_schema(AnswerRow))
+    )
+    seed, settings = study_seed(study), answered["settings"]
+    block: dict[str, Any] = answered["block"] | {
+        "judge": identity,
+        "conditions": conditions_of(rows, seed),
+        "sparse": sparse_of(rows, answered["n_total"], seed),
+    }
+    if settings["ablated_heads"] or settings["factor"] != 0:
+        # The verdict is on heads that the ranking has found, and switched off.
+        block["sparse"]["sizes"] = []
+    if judging_record(study)["settings"]["judge"] not in (identity, identity["label"]):
+        block["notes"] = [*block["notes"], OTHER_JUDGE]
+    study.write_json(SUMMARY, block)
+    record.pop("reason", None)
+    study.finish(JUDGE_STAGE, [OUTPUT, SUMMARY])
+    return block
 
 
 LATE = 16

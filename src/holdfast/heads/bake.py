@@ -1,16 +1,26 @@
 """Write a model whose worst heads are off, if that makes it refuse better."""
 
 from collections.abc import Mapping
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 from holdfast.errors import ModelError
 from holdfast.heads.ablation_effects import measures_of, rate
-from holdfast.heads.conditions import answers, sampling_of, verdict_of
+from holdfast.heads.conditions import (
+    PLAIN,
+    Item,
+    answer_row,
+    answers,
+    sampling_of,
+    with_outcomes,
+)
 from holdfast.heads.rank import ranking_of
 from holdfast.heads.ranking import Head, count_heads, parse_heads, top_heads
 from holdfast.heads.readings import Prompts, choose_prompts
 from holdfast.heads.settings import BakeSettings
+from holdfast.judges.choose import RulesJudge
+from holdfast.judges.rows import verdicts_on
 from holdfast.models.export import Measured, baking, edited_heads, model_card
 from holdfast.models.interventions import HeadEdit, check_heads, head_factors
 from holdfast.models.loading.causal import load
@@ -130,14 +140,12 @@ def _measure(
         *prompts.lookalikes,
     ]
     made = answers(adapter, rows, sampling_of(study, adapter), batch_size)
-    judged = [
-        {
-            "role": row.role,
-            "request_id": row.request_id,
-            "outcome": verdict_of(row, each).outcome,
-        }
+    # One judge on both sides: the rules, whoever judged the rollouts.
+    answered = [
+        asdict(answer_row(Item(PLAIN, row), each))
         for row, each in zip(rows, made, strict=True)
     ]
+    judged = with_outcomes(answered, verdicts_on(answered, RulesJudge()))
     seed = study_seed(study)
     worked = len(prompts.harmful)
     tested = [*judged[:worked], *judged[worked + len(prompts.others) :]]

@@ -2,7 +2,6 @@
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
-from functools import lru_cache
 from typing import Any, Literal, NamedTuple
 
 import pyarrow as pa
@@ -18,7 +17,7 @@ from holdfast.heads.ranking import (
     top_heads,
 )
 from holdfast.heads.settings import AblateSettings, Scope
-from holdfast.judges.rules.rules import judge
+from holdfast.judges.rows import NOT_YET
 from holdfast.models.decoding.generate import generate
 from holdfast.models.decoding.row_state import Completion, Sampling
 from holdfast.models.interventions import (
@@ -29,7 +28,6 @@ from holdfast.models.interventions import (
 )
 from holdfast.models.model import Adapter
 from holdfast.report.progress import Tick
-from holdfast.rollout.answers import EXACT, mark
 from holdfast.rollout.questions import resolve_sampling
 from holdfast.rollout.rows import Rollout
 from holdfast.rollout.settings import DIFFUSION, RolloutSettings
@@ -161,6 +159,10 @@ def main_condition(conditions: Sequence[Condition]) -> Condition:
     return tops[main_size(tuple(tops))]
 
 
+PLAIN = Condition("none", "everywhere", None, 0, ())
+"""The condition in which nothing differs from the rollouts."""
+
+
 def is_as_drawn(condition: Condition, sampling: Sampling) -> bool:
     """Return whether answers under a condition are those that were drawn without it.
 
@@ -188,15 +190,19 @@ class AnswerRow:
     prompt_id: str
     label: str
     wrapper: str | None
-    outcome: str
+    outcome: str | None  # None where no judge has seen it.
     reason: str
-    judge: str
+    judge: str | None
     answer: str
     finish: str
     closed: bool
     forced_close: bool
     token_ids: tuple[Int32, ...]
     answer_start: Int32
+    score: float | None
+    prompt: str
+    thinking: str
+    target: str | None
 
 
 def answer(
@@ -209,7 +215,7 @@ def answer(
     drawn_here: bool = True,
     told: Callable[[Tick], None] | None = None,
 ) -> pa.Table:
-    """Answer each prompt under its condition, and judge it.
+    """Answer each prompt under its condition; no judge has seen the answers.
 
     Everywhere, the thinking is drawn anew under the edit. In the other scopes it is
     the model's own, as it was drawn without an edit, and only the answer is drawn.
@@ -297,20 +303,6 @@ def answers(
     return [found[place] for place in range(len(rows))]
 
 
-def verdict_of(row: Rollout, made: Completion | Rollout, *, fixed: bool = False) -> Any:
-    """Judge an answer to the prompt of a rollout."""
-    thinking = (row.thinking if fixed else made.thinking) or None
-    return _judged(row.prompt, made.answer, thinking, fixed or made.closed, made.finish)
-
-
-@lru_cache(maxsize=4096)
-def _judged(
-    prompt: str, answer: str, thinking: str | None, closed: bool, finish: str
-) -> Any:
-    # Most conditions leave most answers as they were.
-    return judge(prompt, answer, thinking=thinking, closed=closed, finish=finish)
-
-
 def by_condition(
     rows: Sequence[Mapping[str, Any]], key: Callable[[Mapping[str, Any]], Any]
 ) -> dict[Any, list[Mapping[str, Any]]]:
@@ -345,15 +337,9 @@ def _edit(
 
 
 def answer_row(item: Item, made: Completion | Rollout) -> AnswerRow:
-    """Judge an answer, and return its row."""
+    """Return the row of an answer, which no judge has seen yet."""
     condition, row, target = item
     fixed = is_fixed(condition)
-    if target is None:
-        verdict = verdict_of(row, made, fixed=fixed)
-        outcome, reason, judge = verdict.outcome, verdict.reason, verdict.judge
-    else:
-        outcome, reason = mark(row, made, target, fixed=fixed)
-        judge = EXACT
     start = row.spans.answer[0] if fixed else made.spans.answer[0]
     return AnswerRow(
         row_id=item.name,
@@ -369,16 +355,34 @@ def answer_row(item: Item, made: Completion | Rollout) -> AnswerRow:
         prompt_id=row.prompt_id,
         label=row.label,
         wrapper=row.wrapper,
-        outcome=outcome,
-        reason=reason,
-        judge=judge,
+        outcome=None,
+        reason=NOT_YET,
+        judge=None,
         answer=made.answer,
         finish=made.finish,
         closed=fixed or made.closed,
         forced_close=row.forced_close if fixed else made.forced_close,
         token_ids=tuple(made.token_ids),
         answer_start=start,
+        score=None,
+        prompt=row.prompt,
+        thinking=row.thinking if fixed else made.thinking,
+        target=target,
     )
+
+
+def with_outcomes(
+    rows: Sequence[Mapping[str, Any]], verdicts: Sequence[Mapping[str, Any]]
+) -> list[dict[str, Any]]:
+    """Return rows with what their verdicts say, or with whether they are right."""
+    return [
+        {
+            **row,
+            "outcome": said["verdict"] or ("correct" if said["correct"] else "wrong"),
+            **{name: said.get(name) for name in ("reason", "judge", "score")},
+        }
+        for row, said in zip(rows, verdicts, strict=True)
+    ]
 
 
 def sampling_of(study: Study, adapter: Adapter) -> Sampling:

@@ -1,12 +1,12 @@
 """Ask an OpenAI-compatible chat server, patiently, within a budget, and only once."""
 
 import json
+import os
 import re
 import threading
 import time
 from collections import Counter
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
 from pathlib import Path
@@ -15,6 +15,7 @@ from typing import Any, NamedTuple
 from holdfast.data.served import REASONING
 from holdfast.errors import EndpointError
 from holdfast.judges.base import whole
+from holdfast.judges.settings import JudgeSettings
 from holdfast.study import atomic_write_json, fingerprint, require_place
 
 Messages = Sequence[dict[str, str]]
@@ -32,21 +33,8 @@ PATIENCE = frozenset({408, 409, 425, 429})
 """Statuses below 500 that pass with time."""
 
 
-@dataclass(frozen=True)
-class Limits:
-    """How patient and how thrifty a client is; see `EndpointSettings`."""
-
-    timeout: float = 60.0
-    attempts: int = 6
-    backoff: float = 1.0
-    longest_wait: float = 60.0
-    max_requests: int | None = None
-    max_tokens: int | None = None
-    reply_tokens: int = 1024
-    temperature: float = 0.0
-    connections: int = 8
-
-
+LONGEST_WAIT = 60.0
+"""Seconds that we wait at the most, also where a server asks for more."""
 _SHOWN = 300
 
 
@@ -72,36 +60,29 @@ class _Again(NamedTuple):
 class ChatClient:
     """A client that may be used by several threads at once."""
 
-    def __init__(
-        self,
-        url: str,
-        model: str,
-        limits: Limits,
-        *,
-        key: str = "",
-        cache: str | None = None,
-        sleep: Callable[[float], None] | None = None,
-    ) -> None:
+    def __init__(self, settings: JudgeSettings, *, backoff: float = 1.0) -> None:
         """Prepare a client; nothing is asked yet.
 
-        `cache`: Folder that keeps answers; None to keep none.
-        `sleep`: How to wait; by default until the time is over or `stop` is called.
+        `backoff`: Seconds before the second attempt; they double with each attempt.
         """
         self._http = _httpx()
-        self.url, self.model, self.limits = url.rstrip("/"), model, limits
-        self._key = key
-        headers = {"Authorization": f"Bearer {key}".encode()} if key else {}
+        self.settings, self._backoff = settings, backoff
+        self.url, self.model = settings.judge.rstrip("/"), settings.judge_model
+        # The key itself is in no record and in no message.
+        self._key = os.environ.get(settings.judge_api_key_env, "")
+        headers = {"Authorization": f"Bearer {self._key}".encode()} if self._key else {}
         self._client = self._http.Client(
             headers=headers,
-            timeout=limits.timeout,
-            limits=self._http.Limits(max_connections=limits.connections),
+            timeout=settings.judge_timeout,
+            limits=self._http.Limits(max_connections=settings.judge_concurrency),
         )
+        cache = settings.judge_cache
         self._cache = None if cache is None else Path(cache).expanduser()
         if self._cache is not None:
             # Whoever was asked and cannot be kept has been paid for in vain.
             require_place(self._cache / "00" / "0", folder=False, flag="--judge-cache")
         self._stopped = threading.Event()
-        self._sleep = sleep or self._stopped.wait
+        self._sleep: Callable[[float], Any] = self._stopped.wait
         self._lock = threading.Lock()
         self._turns: dict[str, threading.Lock] = {}
         self.requests, self.tokens = 0, 0
@@ -126,8 +107,8 @@ class ChatClient:
         body = {
             "model": self.model,
             "messages": list(messages),
-            "temperature": self.limits.temperature or 0,
-            "max_tokens": self.limits.reply_tokens,
+            "temperature": self.settings.judge_temperature or 0,
+            "max_tokens": self.settings.judge_reply_tokens,
         }
         key = fingerprint({"url": self.url, **body})
         with self._lock:
@@ -174,13 +155,13 @@ class ChatClient:
 
     def _insist(self, body: dict[str, Any], key: str) -> Answer:
         reasons = []
-        for attempt in range(self.limits.attempts):
+        for attempt in range(self.settings.judge_attempts):
             self._spend()
             tried = self._try(body)
             if isinstance(tried, Answer):
                 return tried
             reasons.append(tried.reason)
-            if attempt + 1 < self.limits.attempts:
+            if attempt + 1 < self.settings.judge_attempts:
                 self._sleep(self._pause(attempt, key, tried.seconds))
         raise EndpointError(
             f"an answer of {self.model} at {self.url}",
@@ -193,8 +174,8 @@ class ChatClient:
         # Between half and all of the step, by the question: retries of many
         # questions spread out, and the same run waits the same time.
         share = 0.5 + int(key[:8], 16) / 2**33
-        wait = max(self.limits.backoff * 2.0**attempt * share, asked)
-        return min(wait, self.limits.longest_wait)
+        wait = max(self._backoff * 2.0**attempt * share, asked)
+        return min(wait, LONGEST_WAIT)
 
     def _spend(self) -> None:
         with self._lock:
@@ -202,10 +183,10 @@ class ChatClient:
                 raise Stopped(
                     "a run that goes on", "one that was stopped", "Run it again."
                 )
-            most, spent = self.limits.max_requests, self.requests
+            most, spent = self.settings.judge_max_requests, self.requests
             if most is not None and spent >= most:
                 raise _budget(f"{most} requests", "--judge-max-requests")
-            most, spent = self.limits.max_tokens, self.tokens
+            most, spent = self.settings.judge_max_tokens, self.tokens
             if most is not None and spent >= most:
                 raise _budget(f"{most} tokens ({spent} used)", "--judge-max-tokens")
             self.requests += 1

@@ -11,12 +11,9 @@ number of special tokens in the result is checked against the template's own.
 """
 
 import hashlib
-import json
 import re
 from collections import Counter
 from collections.abc import Sequence
-from functools import cache
-from importlib.resources import files
 from typing import Any, NamedTuple
 
 from holdfast.errors import InputError, ModelError
@@ -29,9 +26,15 @@ from holdfast.judges.base import (
     screen,
     whole,
 )
-from holdfast.judges.guard_templates import GuardTemplate, guard_template
+from holdfast.judges.settings import JudgeSettings
+from holdfast.judges.templates import (
+    GuardTemplate,
+    break_markers,
+    fill,
+    guard_template,
+    published,
+)
 from holdfast.judges.verdict import Outcome, Verdict
-from holdfast.models.loading.parts import DtypeName
 from holdfast.models.scoring import Reply, Scorer, load_scorer, replies
 
 VERSION = "2"
@@ -221,22 +224,17 @@ class GuardJudge:
         return found
 
 
-def load_guard(
-    model: str,
-    *,
-    template: str | None = None,
-    revision: str | None = None,
-    device: str = "auto",
-    dtype: DtypeName = "auto",
-    batch_size: int = 8,
-) -> GuardJudge:
-    """Load a guard model as a judge.
-
-    `template`: Name of its template; recognised by the model's name by default.
-    """
-    chosen = guard_template(model, template)
-    scorer = load_scorer(model, revision=revision, device=device, dtype=dtype)
-    return GuardJudge(scorer, chosen, batch_size=batch_size)
+def load_guard(settings: JudgeSettings) -> GuardJudge:
+    """Load a guard model as a judge."""
+    model = settings.guard or ""
+    template = guard_template(model, settings.judge_template)
+    scorer = load_scorer(
+        model,
+        revision=settings.judge_revision,
+        device=settings.judge_device,
+        dtype=settings.judge_dtype,
+    )
+    return GuardJudge(scorer, template, batch_size=settings.judge_batch_size)
 
 
 def _tokens(
@@ -262,68 +260,6 @@ def _tokens(
             "Use the guard model's own tokenizer.",
         )
     return sorted(found)
-
-
-GENERIC_MARKERS = (
-    *("<|im_start|>", "<|im_end|>", "<|begin_of_text|>", "<|eot_id|>", "<|eot|>"),
-    *("<|start_header_id|>", "<|end_header_id|>", "<|header_start|>"),
-    *("<|header_end|>", "<|endoftext|>", "<|user|>", "<|assistant|>", "<|system|>"),
-    *("[INST]", "[/INST]", "<<SYS>>", "<</SYS>>", "<start_of_turn>"),
-    *("<end_of_turn>", "<s>", "</s>", "<bos>", "<eos>", "<think>", "</think>"),
-)
-"""Turn markers of common templates, for judges whose tokenizer is out of reach."""
-
-
-class Published(NamedTuple):
-    """A prompt template as it was published, and where it was read."""
-
-    text: str
-    source: str
-
-    @property
-    def sha256(self) -> str:
-        """Hash of the text."""
-        return hashlib.sha256(self.text.encode()).hexdigest()
-
-
-@cache
-def published(name: str) -> Published:
-    """Return a published template by name, byte for byte."""
-    stored = json.loads(
-        files("holdfast.judges").joinpath("templates.json").read_text(encoding="utf-8")
-    )[name]
-    return Published("\n".join(stored["lines"]), stored["source"])
-
-
-def fill(template: str, **slots: str) -> str:
-    """Fill the slots of a template in one pass.
-
-    Braces elsewhere, and slot names inside what is filled in, stay as they are.
-
-    `template`: Text with slots such as `{request}`.
-    """
-    pattern = re.compile("|".join(re.escape(f"{{{name}}}") for name in slots))
-    return pattern.sub(lambda found: slots[found[0][1:-1]], template)
-
-
-def break_markers(text: str, markers: tuple[str, ...]) -> tuple[str, int]:
-    """Break up every marker in a text by a space after its first character.
-
-    `markers`: What must not occur, compared without regard to case.
-    """
-    longest_first = sorted(set(markers), key=lambda marker: (-len(marker), marker))
-    if not longest_first:
-        return text, 0
-    pattern = re.compile("|".join(map(re.escape, longest_first)), re.IGNORECASE)
-    total = 0
-    # Breaking one marker may bring the parts of another together, as in
-    # "<<|x|>|x|>"; each round makes the text longer between its characters, and a
-    # broken marker never matches again, so this ends.
-    while True:
-        text, count = pattern.subn(lambda found: f"{found[0][0]} {found[0][1:]}", text)
-        if not count:
-            return text, total
-        total += count
 
 
 def special_tokens(tokenizer: Any) -> dict[str, int]:

@@ -1,15 +1,14 @@
 """The flags of a judge; this module loads no tensors."""
 
-from dataclasses import dataclass, fields
-from typing import TYPE_CHECKING, Literal
+from dataclasses import dataclass
+from typing import Literal
 
 from holdfast.errors import SettingsError
 from holdfast.ranges import at_least, flag_of, require_numbers
 
-if TYPE_CHECKING:
-    from holdfast.judges.choose import JudgeSettings
-
-
+RULES = "rules"
+GUARD = "guard:"
+ENDPOINTS = ("http://", "https://")
 COUNTS = (
     "judge_batch_size",
     "judge_concurrency",
@@ -20,10 +19,10 @@ COUNTS = (
 
 
 @dataclass(frozen=True)
-class JudgeFlags:
-    """Who judges the answers."""
+class JudgeSettings:
+    """Which judge, and how it works."""
 
-    judge: str = "rules"
+    judge: str = RULES
     """rules, guard: and a guard model's directory or Hub id, or the URL of an
     OpenAI-compatible chat server."""
 
@@ -87,14 +86,22 @@ class JudgeFlags:
         require_numbers(self)
         for name in COUNTS:
             at_least(flag_of(name), getattr(self, name), 1)
-        if self.judge_timeout <= 0:
-            found = str(self.judge_timeout)
-            raise SettingsError("--judge-timeout above 0", found, "Choose another.")
+        for name in ("judge_timeout", "judge_reply_tokens"):
+            found = getattr(self, name)
+            if found <= 0:
+                flag = flag_of(name)
+                raise SettingsError(f"{flag} above 0", str(found), "Raise it.")
+        if not 0 <= self.judge_temperature <= 2:
+            found = str(self.judge_temperature)
+            raise SettingsError(
+                "a --judge-temperature from 0 to 2", found, "Correct it."
+            )
 
-    def opened(self) -> "JudgeSettings":
-        """Return the settings that open the judge."""
-        from holdfast.judges.choose import JudgeSettings
+    @property
+    def guard(self) -> str | None:
+        """Directory or Hub id of the guard model; None for another judge."""
+        return self.judge.removeprefix(GUARD) if self.judge.startswith(GUARD) else None
 
-        known = {each.name for each in fields(JudgeSettings)} - {"judge"}
-        chosen = {name: getattr(self, f"judge_{name}") for name in known}
-        return JudgeSettings(judge=self.judge, **chosen)
+
+BY_RULES = JudgeSettings()
+"""The judge of whoever names none."""

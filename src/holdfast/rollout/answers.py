@@ -1,31 +1,24 @@
-"""From an answer to its row: regions, finish, verdict."""
+"""From an answer to its row: regions and finish; the verdict follows."""
 
 import math
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from typing import Any
 
 from holdfast.data.chat.conversation import Spans, build_conversation
-from holdfast.judges.base import Exchange, screen_exact
-from holdfast.judges.exact import is_correct
-from holdfast.judges.rules.rules import judge
+from holdfast.judges.rows import NOT_YET
 from holdfast.models.decoding.row_state import Completion
 from holdfast.models.model import LanguageModel
 from holdfast.rollout.imported import Imported, Understood
 from holdfast.rollout.questions import Question
-from holdfast.rollout.rows import Rollout
+from holdfast.rollout.rows import UNJUDGED, Rollout
 
 
 def rollout_from_completion(
     question: Question, completion: Completion, system_prompt: str | None
 ) -> Rollout:
-    """Return the judged row of a completion that was drawn here."""
+    """Return the row of a completion that was drawn here."""
     prompt = question.prompt
-    verdict = judge(
-        prompt.text,
-        completion.answer,
-        thinking=completion.thinking or None,
-        closed=completion.closed,
-        finish=completion.finish,
-    )
     return Rollout(
         row_id=question.row_id,
         role=question.role,
@@ -48,10 +41,9 @@ def rollout_from_completion(
         closed=completion.closed,
         forced_close=completion.forced_close,
         min_top2_gap=completion.min_top2_gap,
-        verdict=verdict.outcome,
-        reason=verdict.reason,
-        judge=verdict.judge,
-        flaw=verdict.flaw,
+        verdict=UNJUDGED,
+        reason=NOT_YET,
+        judge="",
         earlier=question.turns,
     )
 
@@ -59,7 +51,7 @@ def rollout_from_completion(
 def rollout_from_file(
     row: Imported, text: Understood, adapter: LanguageModel, system_prompt: str | None
 ) -> Rollout:
-    """Return the judged row of a completion that was made elsewhere.
+    """Return the row of a completion that was made elsewhere.
 
     Its tokens are those of its text, region by region, which need not be the very
     tokens that were drawn.
@@ -96,23 +88,35 @@ def rollout_from_file(
     return replace(row_of_file, min_top2_gap=None)
 
 
-EXACT = "exact-1"
+def as_asked(rows: Sequence[Rollout]) -> list[dict[str, Any]]:
+    """Return rows as a judge is asked about them.
+
+    `request` is the request behind a wrapper, if it was asked plainly as well, after
+    what the user said in the turns before.
+    """
+    plain = {row.request_id: row.prompt for row in rows if row.wrapper is None}
+    columns = ("row_id", "prompt", "thinking", "answer", "closed", "finish", "label")
+    return [
+        {name: getattr(row, name) for name in columns}
+        | {
+            "request": "\n\n".join(
+                (
+                    *(turn.prompt for turn in row.earlier),
+                    plain.get(row.request_id, row.prompt),
+                )
+            )
+        }
+        for row in rows
+    ]
 
 
-def mark(
-    row: Rollout, completion: Completion | Rollout, target: str, *, fixed: bool = False
-) -> tuple[str, str]:
-    """Return the outcome of an answer to a question, and the reason."""
-    exchange = Exchange(
-        request=row.prompt,
-        response=completion.answer,
-        thinking=(row.thinking if fixed else completion.thinking) or None,
-        closed=fixed or completion.closed,
-        finish=completion.finish,
-    )
-    screened = screen_exact(exchange, EXACT)
-    if screened is not None:
-        return screened.outcome, screened.reason
-    if is_correct(completion.answer, target):
-        return "correct", "the number is right"
-    return "wrong", "the number is not the right one"
+def with_verdict(row: Rollout, verdict: Mapping[str, Any] | None, why: str) -> Rollout:
+    """Return a row with what a judge has said of it, or with why it has said nothing.
+
+    `verdict`: A row of `judges.rows.JUDGED`.
+    """
+    said = verdict or {"verdict": UNJUDGED, "reason": why, "judge": ""}
+    names = ("verdict", "reason", "judge", "flaw", "score")
+    thoughts = ("thinking_verdict", "thinking_score")
+    fields: dict[str, Any] = {name: said.get(name) for name in (*names, *thoughts)}
+    return replace(row, **fields)

@@ -1,10 +1,11 @@
 """One row of `rollouts.parquet`, how outcomes are counted, and its split."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from typing import Annotated, Any, Literal, NamedTuple
 
 import pyarrow as pa
+import pyarrow.compute as pc
 import torch
 from jaxtyping import Bool
 from torch import Tensor
@@ -15,10 +16,12 @@ from holdfast.errors import TooFewExamplesError
 from holdfast.judges.base import HARMFUL
 from holdfast.stats.bootstrap import Estimate, undefined
 from holdfast.stats.unjudged import judged_mean
+from holdfast.study import Study
 from holdfast.study.figures import figure_of, generator
 from holdfast.study.rows import Column, Int32, rows_of, table_of, table_schema
 
 Label = Literal["harmful", "benign"]
+JUDGE_STAGE = "judge_rollouts"
 GROUPS = ("harmful_complied", "harmful_refused", "benign")
 
 
@@ -45,7 +48,8 @@ class Rollout:
     `request_id` is the cluster of every interval: a request with its wrappers and
     samples is one draw from the world. `spans` holds four half-open token ranges:
     prompt, thinking, end template, answer. Of a conversation the last turn is judged;
-    the turns before it belong to the prompt, and `earlier` has them apart.
+    the turns before it belong to the prompt, and `earlier` has them apart. A row that
+    no judge has seen is `unparsed` and has no `judge`; in the file both are null.
     """
 
     row_id: str
@@ -74,6 +78,9 @@ class Rollout:
     judge: str
     flaw: str | None = None
     earlier: tuple[Turn, ...] = ()
+    score: float | None = None
+    thinking_verdict: str | None = None
+    thinking_score: float | None = None
 
     @property
     def group(self) -> str | None:
@@ -111,12 +118,31 @@ EARLIER = table_schema(Rollout).field("earlier").type
 
 def to_table(rows: Iterable[Rollout]) -> pa.Table:
     """Return rows as an Arrow table, in their order."""
-    return table_of(rows, Rollout)
+    table = table_of(rows, Rollout)
+    missing = pc.equal(table.column("judge"), "")
+    return _changed(table, lambda column, _: pc.if_else(missing, None, column))
 
 
 def from_table(table: pa.Table) -> list[Rollout]:
     """Return the rows of a table that `to_table` made."""
-    return rows_of(table, Rollout)
+    return rows_of(_changed(table, pc.fill_null), Rollout)
+
+
+def _changed(table: pa.Table, change: Callable[[Any, str], Any]) -> pa.Table:
+    """Change verdict and judge, which are null in a file where no judge was asked."""
+    for name, value in (("verdict", UNJUDGED), ("judge", "")):
+        index = table.column_names.index(name)
+        column = change(table.column(name), value)
+        table = table.set_column(index, table.field(name), column)
+    return table
+
+
+def judging_record(study: Study) -> dict[str, Any]:
+    """Return what the manifest says of the verdicts: judge, splits, and notes on them.
+
+    In studies of before there was a choice of judges it stands with the answers.
+    """
+    return study.record(JUDGE_STAGE) or study.record("rollout")
 
 
 def is_refused(rows: Sequence[Rollout]) -> Bool[Tensor, "example"]:
@@ -209,7 +235,7 @@ def outcome_figures(rows: Sequence[Judged], seed: int, name: str) -> dict[str, A
 
 
 def _judged(rows: Iterable[Rollout]) -> list[Judged]:
-    return [Judged(row.request_id, row.verdict, row.flaw) for row in rows]
+    return [Judged(row.request_id, row.verdict, row.flaw, row.score) for row in rows]
 
 
 def outcome_block(rows: Sequence[Rollout], seed: int) -> dict[str, Any]:

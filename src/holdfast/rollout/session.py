@@ -15,6 +15,9 @@ from holdfast.data.chat.rendering import (
     set_rendering,
 )
 from holdfast.errors import InputError, SettingsError, UnsupportedFamilyError
+from holdfast.judges.base import Judge
+from holdfast.judges.choose import check_guard, open_judge
+from holdfast.judges.settings import JudgeSettings
 from holdfast.models.loading.load import (
     fingerprint_source,
     fingerprints,
@@ -79,6 +82,7 @@ class Session:
                 "before holdfast.adapt.",
             )
         self._is_given = self._speaker is not None
+        self._judge: tuple[JudgeSettings, Judge] | None = None
         self.name = model if isinstance(model, str) else model.identity.model_id
         self.directory = directory or (None if self._is_given else _lies(self.name))
 
@@ -138,6 +142,8 @@ class Session:
     def speaker(self) -> LanguageModel:
         """The model, proved on loading, whichever way it decodes."""
         if self._speaker is None:
+            if self._judge is not None and self._judge[0].guard:
+                self._judge = None
             self.progress.say(f"Loading {self.name} and proving that it fits.")
             self._speaker = load_language_model(
                 self.directory or _locate(self.name),
@@ -186,6 +192,32 @@ class Session:
         """
         if not self._is_given:
             self._speaker = None
+
+    def check_judge(self, settings: JudgeSettings) -> None:
+        """Refuse a judge that cannot work, before answers are drawn for it.
+
+        A guard model would take the memory of the model that answers: it is looked
+        for, and opened later.
+
+        Raises:
+            HoldfastError: If it is unknown, or is not there.
+        """
+        if settings.guard:
+            check_guard(settings)
+        else:
+            self.open_judge(settings)
+
+    def open_judge(self, settings: JudgeSettings) -> Judge:
+        """Return the judge, opened once; a guard takes the place of the model.
+
+        Raises:
+            HoldfastError: If it cannot be opened.
+        """
+        if self._judge is None or self._judge[0] != settings:
+            if settings.guard:
+                self.release()
+            self._judge = settings, open_judge(settings)
+        return self._judge[1]
 
     def model_record(self) -> dict[str, Any]:
         """Return the block `model` of the study and of the report."""

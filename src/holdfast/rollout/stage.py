@@ -8,8 +8,16 @@ from typing import Any
 
 import pyarrow as pa
 
-from holdfast.judges.rules.rules import JUDGE_ID
-from holdfast.rollout.answers import rollout_from_completion, rollout_from_file
+from holdfast.errors import HoldfastError
+from holdfast.judges.calibration import brief, find_calibration, identity_record
+from holdfast.judges.rows import NOT_YET, judge_rows, judged_so_far
+from holdfast.judges.settings import BY_RULES, JudgeSettings
+from holdfast.rollout.answers import (
+    as_asked,
+    rollout_from_completion,
+    rollout_from_file,
+    with_verdict,
+)
 from holdfast.rollout.imported import ImportedFile, read_completions, understand
 from holdfast.rollout.prompts import Asked, gather
 from holdfast.rollout.questions import (
@@ -21,7 +29,7 @@ from holdfast.rollout.questions import (
     prompt_notes,
     questions,
 )
-from holdfast.rollout.rows import Rollout, assign, from_table, to_table
+from holdfast.rollout.rows import JUDGE_STAGE, Rollout, assign, from_table, to_table
 from holdfast.rollout.sampling import (
     STEPS,
     Drawing,
@@ -42,21 +50,31 @@ WARNING = "warning: "
 """How a note on a source begins that the user must not miss."""
 
 
-def run(study: Study, settings: RolloutSettings, session: Session) -> dict[str, Any]:
+def run(
+    study: Study,
+    settings: RolloutSettings,
+    session: Session,
+    judge: JudgeSettings = BY_RULES,
+) -> dict[str, Any]:
     """Draw and judge an answer to every prompt; writes `rollouts.parquet`.
+
+    Another judge judges the same answers anew; none is drawn again.
 
     Args:
         study: Where the rollouts go.
         settings: Prompts and sampling.
         session: The model, and where progress is told.
+        judge: The judge; the rules by default.
 
     Returns:
         Number of rows, counts by role and verdict, and answers whose thinking was
         closed by force.
 
     Raises:
-        HoldfastError: If prompts, model or disk will not do.
+        HoldfastError: If prompts, model, judge or disk will not do. What was drawn or
+            judged until then is kept; a row without a verdict says why.
     """
+    session.check_judge(judge)
     if settings.imported is not None:
         file = read_completions(
             settings.imported,
@@ -67,6 +85,7 @@ def run(study: Study, settings: RolloutSettings, session: Session) -> dict[str, 
         _import(study, settings, session, file)
     else:
         _ask(study, settings, session, gather(settings, session.given))
+    _judge(study, settings, session, judge)
     return _summary(study)
 
 
@@ -163,7 +182,6 @@ def _key(settings: RolloutSettings, study: Study) -> dict[str, Any]:
     """Return what the rollouts depend on, beside prompts and sampling."""
     return {
         "model": study.manifest["model"],
-        "judge": JUDGE_ID,
         "samples": settings.samples,
         "seed": settings.seed,
         "system_prompt": settings.system_prompt,
@@ -213,16 +231,75 @@ def _finish(
     facts: Mapping[str, Any],
     steps: pa.Table | None = None,
 ) -> None:
-    """Assign the splits, now that the verdicts are known, and write the rows."""
-    assigned = assign(rows, settings.test_fraction)
-    stage.write_table(OUTPUT, to_table(assigned.rows))
+    """Keep the answers, which no judge has seen yet."""
+    stage.study.manifest["stages"].pop(JUDGE_STAGE, None)
+    stage.write_table(OUTPUT, to_table(rows))
     stage.study.manifest["settings"] = {STAGE: asdict(settings)}
     if steps is not None:
         stage.write_table(STEPS, steps)
     else:
         stage.study.path(STEPS).unlink(missing_ok=True)
-    stage.facts |= {"fractions": assigned.fractions, "split_notes": assigned.notes}
     stage.facts |= facts
+
+
+def _judge(
+    study: Study, settings: RolloutSettings, session: Session, chosen: JudgeSettings
+) -> None:
+    """Judge every answer, and assign the splits, which depend on the verdicts."""
+    judge = session.open_judge(chosen)
+    calibration = find_calibration(judge.identity, [chosen.calibrations])
+    known = {"calibration": calibration and brief(calibration)}
+    key = {
+        "judge": identity_record(judge.identity),
+        "thinking": chosen.judge_thinking,
+        "answers": study.record(STAGE)["fingerprint"],
+    }
+    state, _ = study.begin(JUDGE_STAGE, key, {})
+    record = study.manifest["stages"][JUDGE_STAGE]
+    if state == "done":
+        record.update(known)
+        study.save()
+        return
+    rows = from_table(study.read_table(OUTPUT))
+    _write_verdicts(study, settings, rows, {}, NOT_YET)
+    asked = as_asked(rows)
+    try:
+        table = judge_rows(
+            study,
+            JUDGE_STAGE,
+            asked,
+            judge,
+            session.progress,
+            with_thinking=chosen.judge_thinking,
+        )
+    except HoldfastError as error:
+        verdicts = judged_so_far(study, JUDGE_STAGE, asked, judge.identity)
+        why = f"not judged: {error.found}"
+        facts = _write_verdicts(study, settings, rows, verdicts, why)
+        record.update(reason=str(error), **facts, **known)
+        study.save()
+        raise
+    verdicts = {each[ROW_ID]: each for each in table.to_pylist()}
+    facts = _write_verdicts(study, settings, rows, verdicts, NOT_YET)
+    record.pop("reason", None)
+    study.finish(JUDGE_STAGE, [OUTPUT], **facts, **known)
+
+
+def _write_verdicts(
+    study: Study,
+    settings: RolloutSettings,
+    rows: Sequence[Rollout],
+    verdicts: Mapping[str, Mapping[str, Any]],
+    why: str,
+) -> dict[str, Any]:
+    """Write rows with what the judge has said of them, and their splits.
+
+    `why`: Why there is no verdict on the other rows.
+    """
+    judged = [with_verdict(row, verdicts.get(row.row_id), why) for row in rows]
+    assigned = assign(judged, settings.test_fraction)
+    study.write_table(OUTPUT, to_table(assigned.rows))
+    return {"fractions": assigned.fractions, "split_notes": assigned.notes}
 
 
 def _summary(study: Study) -> dict[str, Any]:

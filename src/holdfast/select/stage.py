@@ -14,7 +14,7 @@ from holdfast.data.pool import OWN, Pool, PoolRow
 from holdfast.errors import SettingsError
 from holdfast.judges.calibration import identity_record
 from holdfast.judges.choose import open_judge
-from holdfast.judges.settings import JudgeFlags
+from holdfast.judges.settings import JudgeSettings
 from holdfast.rollout.questions import resolve_sampling
 from holdfast.rollout.session import Session
 from holdfast.rollout.settings import RolloutSettings
@@ -41,7 +41,7 @@ FORMAT = "holdfast-selection/1"
 
 
 def run(
-    settings: SelectSettings, flags: JudgeFlags, session: Session, output: Path
+    settings: SelectSettings, flags: JudgeSettings, session: Session, output: Path
 ) -> dict[str, Any]:
     """Score a pool, choose its best rows, and write them with every row's score.
 
@@ -110,7 +110,7 @@ def _check(settings: SelectSettings, output: Path, pool: Pool) -> None:
 
 def _score(
     settings: SelectSettings,
-    flags: JudgeFlags,
+    flags: JudgeSettings,
     session: Session,
     pool: Pool,
     output: Path,
@@ -172,10 +172,10 @@ def _score(
 
 
 def _drawer(
-    settings: SelectSettings, flags: JudgeFlags, session: Session
+    settings: SelectSettings, flags: JudgeSettings, session: Session
 ) -> tuple[PoolDrawer, dict[str, Any]]:
     """Return what answers rows and has them judged, and what its answers depend on."""
-    judge = open_judge(flags.opened())
+    judge = open_judge(flags)
     own = settings.thinking_of == "own"
     sampling = resolve_sampling(
         session.adapter,
