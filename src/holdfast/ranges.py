@@ -16,7 +16,7 @@ def flag_of(name: str) -> str:
     return "--" + name.replace("_", "-")
 
 
-def require_numbers(settings: Any, **least: float) -> None:
+def require_numbers(settings: Any, **least: float | int) -> None:
     """Refuse infinity, what is not a number, and seeds that no library takes.
 
     `least`: The least that some settings can mean, by name.

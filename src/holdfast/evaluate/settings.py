@@ -71,8 +71,8 @@ class EvaluateSettings(DrawingSettings):
 
     def __post_init__(self) -> None:
         """Refuse what cannot be meant."""
-        require_numbers(self, limit=1)
-        self.drawing()
+        super().__post_init__()
+        require_numbers(self, max_answer=1, limit=1)
         for flag, entries in (
             ("--column", self.column),
             ("--data-revision", self.data_revision),

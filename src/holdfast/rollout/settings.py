@@ -166,6 +166,12 @@ class DrawingSettings:
     diffusion: Annotated[DiffusionSettings, flat("Diffusion")] = DIFFUSION
     """How a masked-diffusion model decodes."""
 
+    def __post_init__(self) -> None:
+        """Refuse what cannot be meant."""
+        require_numbers(self, samples=1, max_thinking=0, temperature=0)
+        if self.top_p is not None and not 0 < self.top_p <= 1:
+            raise SettingsError("--top-p in (0, 1]", str(self.top_p), "Choose another.")
+
 
 @dataclass(frozen=True)
 class RolloutSettings(DrawingSettings):
@@ -233,16 +239,14 @@ class RolloutSettings(DrawingSettings):
 
     def __post_init__(self) -> None:
         """Refuse what cannot be meant."""
-        counts = dict.fromkeys(("samples", "max_answer", "wrappers_per_request"), 1)
-        require_numbers(self, **counts, max_thinking=0, limit=1, temperature=0)
+        super().__post_init__()
+        require_numbers(self, max_answer=1, wrappers_per_request=1, limit=1)
         if not 0.1 <= self.test_fraction <= 0.5:
             raise SettingsError(
                 "--test-fraction from 0.1 to 0.5",
                 str(self.test_fraction),
                 "Choose another.",
             )
-        if self.top_p is not None and not 0 < self.top_p <= 1:
-            raise SettingsError("--top-p in (0, 1]", str(self.top_p), "Choose another.")
         if self.import_requests is not None and self.imported is None:
             raise SettingsError(
                 "--import beside --import-requests",
