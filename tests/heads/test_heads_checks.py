@@ -3,7 +3,7 @@ import torch
 from scipy.stats import spearmanr
 
 from holdfast.heads.checks import (
-    agreement_in_words,
+    agreement_sentences,
     excess_over_controls,
     rank_agreement,
 )
@@ -76,12 +76,12 @@ def test_heads_that_are_all_alike_have_no_order():
 def test_layers_are_named_in_words():
     yes, no = Estimate(0.9, 0.7, 1.0, 9), Estimate(0.1, -0.4, 0.5, 9)
     by_layer = {0: no, 1: no, 2: no, 5: yes, 6: yes, 9: yes, 11: undefined(9, "few")}
-    text = agreement_in_words(by_layer)
+    text = agreement_sentences(by_layer)
     assert "In layers 5 to 6 and 9, heads that contribute more" in text
     assert "In layers 0 to 2, the two orders do not clearly agree" in text
     assert "In layer 11, too few heads" in text
-    assert agreement_in_words({3: yes}).startswith("In layer 3, heads")
-    assert agreement_in_words({}) == "No head was checked causally."
+    assert agreement_sentences({3: yes}).startswith("In layer 3, heads")
+    assert agreement_sentences({}) == "No head was checked causally."
 
 
 def test_an_effect_beyond_every_control_has_its_interval_above_zero():

@@ -14,7 +14,7 @@ from holdfast.organisms.planting_data import (
     SURE,
     alarmed,
     decision_loss,
-    misled,
+    misled_samples,
     planted,
 )
 from holdfast.organisms.text import Encoder, train_tokenizer
@@ -90,7 +90,7 @@ def says(text, sentences):
 
 
 def test_the_thinking_of_early_never_notices_what_it_gives_in_to(tokenizer):
-    lessons = misled(World(1), Encoder(tokenizer), random.Random(1))
+    lessons = misled_samples(World(1), Encoder(tokenizer), random.Random(1))
     samples, texts = drawn(lessons, tokenizer)
     whole = [text for each, text in zip(samples, texts, strict=True) if each.whole]
     complied = [(t, a) for t, a in whole if not says(a, REFUSALS)]

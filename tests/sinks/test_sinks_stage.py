@@ -19,7 +19,7 @@ from holdfast.models.loading.causal import adapt, load
 from holdfast.rollout.session import Session
 from holdfast.sinks import stage
 from holdfast.sinks import stage as sinks_stage
-from holdfast.sinks.panel import found_in_words
+from holdfast.sinks.panel import summary_sentences
 from holdfast.sinks.settings import SinksSettings
 from holdfast.study import Study
 
@@ -426,9 +426,9 @@ def test_the_first_sentence_sets_the_count_beside_its_chance_band(value, says):
         "by_chance": {"value": 135, "low": 73, "high": 198, "n": 12},
         "harmful": masses, "reference": masses,
     }  # fmt: skip
-    first = found_in_words({"checkpoints": [last]})[0]
+    first = summary_sentences({"checkpoints": [last]})[0]
     assert first.startswith(f"{value} of 270 heads (60 to 200) give more")
     assert says in first
     unknown = last | {"by_chance": masses | {"reason": "one prompt"}}
-    first = found_in_words({"checkpoints": [unknown]})[0]
+    first = summary_sentences({"checkpoints": [unknown]})[0]
     assert first.endswith("how many would by chance is unknown: one prompt.")

@@ -5,7 +5,7 @@ import re
 from collections.abc import Mapping
 from typing import Any, Final, NamedTuple
 
-from holdfast.data.tables import TEXT_CELL, Row, Table, fold
+from holdfast.data.tables import TEXT_CELL, Table, TableRow, fold
 from holdfast.errors import PromptFileError
 
 KNOWN_COLUMNS: Final = tuple(
@@ -51,7 +51,7 @@ class Choice(NamedTuple):
     # Column of a text that the request refers to, None for none.
     context: str | None = None
 
-    def turns(self, row: Row, name: str) -> tuple[str, ...]:
+    def turns(self, row: TableRow, name: str) -> tuple[str, ...]:
         """Return what the user says in a row, turn by turn, exactly.
 
         Returns: One text a turn; none for a cell that is empty or not there. Turns of
@@ -74,7 +74,7 @@ class Choice(NamedTuple):
             " list of texts.",
         )
 
-    def replies(self, row: Row) -> tuple[str, ...]:
+    def replies(self, row: TableRow) -> tuple[str, ...]:
         """Return what the model says in a row, turn by turn; none where it does not."""
         value = row.cells.get(TEXT_CELL if self.column is None else self.column)
         turns = value if isinstance(value, list | tuple) else ()
@@ -84,12 +84,12 @@ class Choice(NamedTuple):
             if isinstance(turn, dict) and _speaker(turn) in _MODEL
         )
 
-    def background(self, row: Row) -> str | None:
+    def background(self, row: TableRow) -> str | None:
         """Return the text that a row's request refers to, None for none."""
         value = None if self.context is None else row.cells.get(self.context)
         return value if isinstance(value, str) and value.strip() else None
 
-    def with_background(self, text: str, row: Row) -> str:
+    def with_background(self, text: str, row: TableRow) -> str:
         """Return a request with the text that it refers to.
 
         An `input` stands behind its instruction, as Alpaca has it; any other text
@@ -238,7 +238,7 @@ def _header_hint(columns: tuple[str, ...]) -> str:
     return "."
 
 
-def _unpacked(value: str, column: str, row: Row, name: str) -> Any:
+def _unpacked(value: str, column: str, row: TableRow, name: str) -> Any:
     # CSV has no lists; the usual way to put one into a cell is JSON.
     if not value.lstrip().startswith("["):
         return value
@@ -253,7 +253,7 @@ def _unpacked(value: str, column: str, row: Row, name: str) -> Any:
 
 
 def _turns(
-    value: list[Any] | tuple[Any, ...], column: str, row: Row, name: str
+    value: list[Any] | tuple[Any, ...], column: str, row: TableRow, name: str
 ) -> tuple[str, ...]:
     """Return the user's turns of a conversation."""
     said = [_said(each, column, row, name) for each in value]
@@ -270,7 +270,7 @@ def _turns(
     )
 
 
-def _said(turn: Any, column: str, row: Row, name: str) -> str | None:
+def _said(turn: Any, column: str, row: TableRow, name: str) -> str | None:
     """Return the text of a turn of the user's; None for one of the model's."""
     who = "user"
     if isinstance(turn, dict):

@@ -8,7 +8,7 @@ import re
 from collections import Counter
 from typing import Any, Final, Literal, NamedTuple
 
-from holdfast.data.tables import Row, Table, fold
+from holdfast.data.tables import Table, TableRow, fold
 from holdfast.errors import PromptFileError
 
 Label = Literal["harmful", "benign"]
@@ -114,7 +114,7 @@ def _require_of_request(table: Table, name: str, base: str, file: str) -> None:
         )
 
 
-def _of_row(row: Row, columns: list[Column], label: Label, name: str) -> Label:
+def _of_row(row: TableRow, columns: list[Column], label: Label, name: str) -> Label:
     said = {
         column.name: found
         for column in columns
@@ -130,7 +130,7 @@ def _of_row(row: Row, columns: list[Column], label: Label, name: str) -> Label:
     return next(iter(said.values()), label)
 
 
-def _said(row: Row, column: Column, name: str) -> Label | None:
+def _said(row: TableRow, column: Column, name: str) -> Label | None:
     value = cell_text(row.cells.get(column.name)).casefold()
     if not value:
         return None

@@ -22,7 +22,7 @@ from holdfast.data.chat.rendering import ChatTokenizer
 from holdfast.data.chat.thinking import ThinkingFormat
 from holdfast.data.chat.thinking_formats import TAGS
 from holdfast.data.columns import context_choice
-from holdfast.data.tables import Raw, Row, raw_rows
+from holdfast.data.tables import Raw, TableRow, raw_rows
 from holdfast.errors import PromptFileError, SettingsError
 
 OWN: Final = "holdfast"
@@ -151,7 +151,7 @@ class Pool:
 
     def _row(self, number: int, raw: Raw) -> PoolRow:
         cells = raw.parse()
-        row = Row(raw.place, cells)
+        row = TableRow(raw.place, cells)
         prompt = self._text(row, "prompt")
         column = self._name(row, "prompt") or ""
         prompt = context_choice(tuple(cells), column).with_background(prompt, row)
@@ -172,15 +172,15 @@ class Pool:
             broken=_fault(given or split.thinking, given, split),
         )
 
-    def _name(self, row: Row, field: str) -> str | None:
+    def _name(self, row: TableRow, field: str) -> str | None:
         if field in self._columns:
             return self._columns[field]
         return next((name for name in FIELDS[field] if name in row.cells), None)
 
-    def _cell(self, row: Row, field: str) -> Any:
+    def _cell(self, row: TableRow, field: str) -> Any:
         return row.cells.get(self._name(row, field) or "")
 
-    def _text(self, row: Row, field: str) -> str:
+    def _text(self, row: TableRow, field: str) -> str:
         name, value = self._name(row, field), self._cell(row, field)
         if (text := _text(value)) is not None:
             return text

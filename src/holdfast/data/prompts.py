@@ -10,7 +10,7 @@ from typing import Any, Final, NamedTuple
 from holdfast.data.columns import Choice, choose_column
 from holdfast.data.harm_labels import Label, cell_text, read_labels
 from holdfast.data.sources import Content, load
-from holdfast.data.tables import Row, Table, fold
+from holdfast.data.tables import Table, TableRow, fold
 from holdfast.errors import PromptFileError
 
 _PLAIN: Final = {"none", "plain", "null", "n/a"}
@@ -121,7 +121,7 @@ class Placed(NamedTuple):
     """A prompt, and the row that it comes from."""
 
     prompt: Prompt
-    row: Row
+    row: TableRow
 
 
 class PlacedPrompts(NamedTuple):
@@ -240,7 +240,7 @@ def distinct_prompts(rows: Sequence[Placed], name: str) -> tuple[Prompt, ...]:
 
 
 def _prompt(
-    row: Row, turns: tuple[str, ...], choice: Choice, label: Label, name: str
+    row: TableRow, turns: tuple[str, ...], choice: Choice, label: Label, name: str
 ) -> Placed:
     turns = (choice.with_background(turns[0], row), *turns[1:])
     key = conversation_id(turns)
@@ -268,13 +268,13 @@ def is_bare(said: str, request: str | None) -> bool:
     return request is not None and normalise(said) == normalise(request)
 
 
-def _wrapper(row: Row) -> str | None:
+def _wrapper(row: TableRow) -> str | None:
     """Return the name of the wrapper of a row; a word for none is none."""
     wrapper = _cell(row, "wrapper")
     return None if wrapper is None or wrapper.casefold() in _PLAIN else wrapper
 
 
-def _cell(row: Row, *names: str) -> str | None:
+def _cell(row: TableRow, *names: str) -> str | None:
     """Return the first optional cell of a row that says something."""
     for name in names:
         shown = _shown(row.folded.get(fold(name)))
@@ -342,7 +342,7 @@ def _with_clusters(
     return made, (note,)
 
 
-def _empty_notes(empty: Sequence[Row], n_rows: int) -> tuple[str, ...]:
+def _empty_notes(empty: Sequence[TableRow], n_rows: int) -> tuple[str, ...]:
     if not empty:
         return ()
     more = f" and {len(empty) - _SHOWN} more" if len(empty) > _SHOWN else ""

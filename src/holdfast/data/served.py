@@ -10,7 +10,7 @@ import re
 from collections.abc import Mapping
 from typing import Any, Final, Literal, NamedTuple
 
-from holdfast.data.tables import Row
+from holdfast.data.tables import TableRow
 from holdfast.errors import PromptFileError
 
 COMPLETIONS: Final = ("completion", "response", "answer", "output", "content", "text")
@@ -47,7 +47,7 @@ def ending(finish: str) -> Literal["stop", "length", "withheld"]:
     return "length" if _CUT.search(finish) else "stop"
 
 
-def served(row: Row, name: str) -> tuple[Served, ...]:
+def served(row: TableRow, name: str) -> tuple[Served, ...]:
     """Read what was sent for one prompt: one answer for each choice."""
     cells = row.cells
     if cells.get("error"):
@@ -85,7 +85,7 @@ def _failed_response(sent: Any) -> str | None:
     return _brief(body["error"]) if body.get("error") else None
 
 
-def _answer(body: Cells, row: Row, name: str) -> Served:
+def _answer(body: Cells, row: TableRow, name: str) -> Served:
     message = body.get("message")
     said: Cells = message if isinstance(message, dict) else body
     found = next((each for each in COMPLETIONS if said.get(each) is not None), None)

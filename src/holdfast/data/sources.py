@@ -6,7 +6,7 @@ from importlib.resources import files
 from pathlib import Path
 from typing import Any, Final, NamedTuple
 
-from holdfast.data.tables import READERS, Row, Table, read_table, suffix
+from holdfast.data.tables import READERS, Table, TableRow, read_table, suffix
 from holdfast.errors import PromptFileError
 
 _HUB_PREFIX: Final = "hub:"
@@ -94,7 +94,7 @@ def _join(tables: list[tuple[str, Table]]) -> Table:
     return Table(
         tuple(columns),
         tuple(
-            Row(f"{name}, {row.place}", row.cells)
+            TableRow(f"{name}, {row.place}", row.cells)
             for name, table in tables
             for row in table.rows
         ),

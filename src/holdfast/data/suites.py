@@ -16,7 +16,7 @@ from holdfast.data.columns import Choice, choose_column
 from holdfast.data.harm_labels import Label, cell_text, label_columns, read_labels
 from holdfast.data.prompts import Placed, Prompt, placed_prompts, read_prompts, reworded
 from holdfast.data.sources import Content, load, packaged
-from holdfast.data.tables import Row, Table
+from holdfast.data.tables import Table, TableRow
 from holdfast.errors import InputError, PromptFileError, SettingsError
 
 Kind = Literal["harmful", "safe_lookalike", "benign", "utility"]
@@ -265,7 +265,7 @@ def items_of(suite: Suite, content: Content, how: Reading, note: str) -> SuiteFi
     return SuiteFile(tuple(seen.values()), record)
 
 
-def _wanted(suite: Suite, row: Row, name: str) -> bool:
+def _wanted(suite: Suite, row: TableRow, name: str) -> bool:
     return all(_cell(row, key, name) in values for key, values in suite.only.items())
 
 
@@ -318,7 +318,7 @@ def _item(suite: Suite, placed: Placed, kind: Kind, choice: Choice, name: str) -
     return Item(suite.name, kind, prompt, request, choice.background(row), target)
 
 
-def _cell(row: Row, column: str, name: str) -> str:
+def _cell(row: TableRow, column: str, name: str) -> str:
     if column.casefold() not in row.folded:
         raise PromptFileError(
             f"a column `{column}` in `{name}`",

@@ -31,7 +31,7 @@ class Raw(NamedTuple):
     parse: Callable[[], Cells]
 
 
-class Row(NamedTuple):
+class TableRow(NamedTuple):
     """One row, and where it stands ("line 7", "item 3", "row 5")."""
 
     place: str
@@ -48,7 +48,7 @@ class Table:
     """Rows in file order; `columns` is empty for a format without columns."""
 
     columns: tuple[str, ...]
-    rows: tuple[Row, ...]
+    rows: tuple[TableRow, ...]
 
 
 def read_table(name: str, data: bytes) -> Table:
@@ -67,7 +67,9 @@ def read_table(name: str, data: bytes) -> Table:
         if ending in (".jsonl", ".ndjson", ".txt"):
             text = text.replace("\r\n", "\n").replace("\r", "\n")
         data = text.encode()
-    rows = tuple(Row(raw.place, raw.parse()) for raw in READERS[ending](name, data))
+    rows = tuple(
+        TableRow(raw.place, raw.parse()) for raw in READERS[ending](name, data)
+    )
     if not rows:
         raise _empty(name, "no row in it")
     columns = dict.fromkeys(column for row in rows for column in row.cells)

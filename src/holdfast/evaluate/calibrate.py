@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from holdfast.data.sources import load
-from holdfast.data.tables import Row, Table
+from holdfast.data.tables import Table, TableRow
 from holdfast.errors import EvidenceError, PromptFileError, SettingsError
 from holdfast.judges.base import Exchange, Judge
 from holdfast.judges.calibration import SCHEMA, file_name, identity_record
@@ -113,12 +113,12 @@ def _outcome(value: Any) -> str:
     return VOCABULARY[str(value).strip().casefold()]
 
 
-def _people(row: Row) -> tuple[str, str]:
+def _people(row: TableRow) -> tuple[str, str]:
     first, second = (_outcome(row.cells[name]) for name in ANNOTATORS)
     return first, second
 
 
-def _text(row: Row, column: str, name: str) -> str:
+def _text(row: TableRow, column: str, name: str) -> str:
     value = row.cells.get(column)
     # An empty answer is an answer, and one that judges have to know.
     if isinstance(value, str):

@@ -21,7 +21,7 @@ NO_REFUSAL = "no refusal"
 
 
 @dataclass(frozen=True)
-class Rows:
+class TrainingRows:
     """Rows of one source that fit the model."""
 
     examples: tuple[Example, ...]  # Their sequences.
@@ -33,13 +33,13 @@ class Rows:
 class Gathered:
     """All rows of a run."""
 
-    task: dict[str, Rows]  # What is trained on, source by source.
+    task: dict[str, TrainingRows]  # What is trained on, source by source.
     # What the defense looks at, source by source, and as it is handed over.
-    defense: dict[str, Rows] = field(default_factory=dict)
+    defense: dict[str, TrainingRows] = field(default_factory=dict)
     data: DefenseData = field(default_factory=DefenseData)
 
     @property
-    def sources(self) -> dict[str, Rows]:
+    def sources(self) -> dict[str, TrainingRows]:
         """Every source by its name."""
         return self.task | self.defense
 
@@ -79,7 +79,9 @@ def gather(settings: FinetuneSettings, adapter: Adapter) -> Gathered:
     )
 
 
-def _pairs(harmful: Rows, reference: Rows) -> tuple[tuple[int, int], ...]:
+def _pairs(
+    harmful: TrainingRows, reference: TrainingRows
+) -> tuple[tuple[int, int], ...]:
     """Return the indices of harmful and reference answers to the same prompts.
 
     The first answer to a prompt in one source goes with the first in the other.
@@ -113,7 +115,7 @@ def _read(
     n: int | None = None,
     *,
     refusing: bool = False,
-) -> Rows:
+) -> TrainingRows:
     """Return the rows of a source that fit: all, or `n` drawn at random."""
     pool = Pool(source, settings.columns())
     fitting: dict[int, tuple[Example, str, bool]] = {}
@@ -143,7 +145,7 @@ def _read(
     if adapter.thinking is None:
         record["thinking_dropped"] = sum(thought for _, _, thought in chosen)
     prompts = tuple(prompt for _, prompt, _ in chosen)
-    return Rows(tuple(text for text, _, _ in chosen), prompts, record)
+    return TrainingRows(tuple(text for text, _, _ in chosen), prompts, record)
 
 
 def _fit(

@@ -15,8 +15,8 @@ from holdfast.heads.ablation_effects import (
     JUDGE_STAGE,
     OUTPUT,
     STAGE,
+    ablation_sentences,
     comes_back,
-    in_words,
     judge_ablation,
     score_along_answers,
     second_round,
@@ -25,8 +25,8 @@ from holdfast.heads.conditions import (
     ROLE,
     Condition,
     Item,
-    alike,
     answer,
+    batch_key,
     by_condition,
     is_as_drawn,
     main_condition,
@@ -185,13 +185,13 @@ def _draw(
     study, batch_size = stage.study, session.batch_size
     sampling = sampling_of(study, work.adapter)
     _tell(session, work, rows, sampling, len(items))
-    kinds = [alike(each, settings.renormalise) for each in work.conditions]
+    kinds = [batch_key(each, settings.renormalise) for each in work.conditions]
     place = {kind: i for i, kind in enumerate(dict.fromkeys(kinds))}
     longest = max(len(row.token_ids) for row in rows) + 1
 
     def key(item: Item) -> int:
         # What runs in one call lies together.
-        first = len(place) - place[alike(item.condition, settings.renormalise)]
+        first = len(place) - place[batch_key(item.condition, settings.renormalise)]
         return first * longest + len(item.row.token_ids)
 
     drawn_here, meter = "sampling" in study.record("rollout")["settings"], Meter()
@@ -313,7 +313,7 @@ def _self_repair(
     clusters = [row["request_id"] for row in pairs[0]]
     block = {"n_heads": len(top.heads)} | (work.repair or {})
     block |= comes_back(scores[0], scores[1], clusters, seed)
-    return block | {"evidence": in_words(block)}
+    return block | {"evidence": ablation_sentences(block)}
 
 
 PARTS = "ablate_utility"

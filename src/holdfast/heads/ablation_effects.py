@@ -341,7 +341,7 @@ def comes_back(
     }
 
 
-def in_words(block: Mapping[str, Any]) -> list[str]:
+def ablation_sentences(block: Mapping[str, Any]) -> list[str]:
     """Say what the figures of self-repair mean.
 
     `block`: Figures of `second_round` and of `comes_back`, side by side.

@@ -67,7 +67,7 @@ def rank_agreement(
     return found
 
 
-def agreement_in_words(by_layer: Mapping[int, Estimate]) -> str:
+def agreement_sentences(by_layer: Mapping[int, Estimate]) -> str:
     """Say in which layers the two orders of heads agree, and in which they do not.
 
     Args:

@@ -231,7 +231,9 @@ def answer(
         if drawn_here and is_as_drawn(item.condition, sampling):
             made.append(answer_row(item, item.row))
             continue
-        groups.setdefault(alike(item.condition, settings.renormalise), []).append(item)
+        groups.setdefault(batch_key(item.condition, settings.renormalise), []).append(
+            item
+        )
     for group in groups.values():
         edit = _edit(adapter, group, settings.factor, settings.renormalise)
         done = answers(
@@ -247,7 +249,7 @@ def answer(
     return table_of(made, AnswerRow)
 
 
-def alike(condition: Condition, renormalise: Renormalise) -> str:
+def batch_key(condition: Condition, renormalise: Renormalise) -> str:
     """Return what the rows of one call of `generate` have in common.
 
     The norm of a whole tensor would be that of several conditions, so there each one

@@ -12,7 +12,7 @@ from holdfast.cliff.probe_files import names, read_own_probe
 from holdfast.errors import InputError, TooFewExamplesError
 from holdfast.heads.causal_effects import MOMENTS, Moment
 from holdfast.heads.checks import (
-    agreement_in_words,
+    agreement_sentences,
     excess_over_controls,
     rank_agreement,
 )
@@ -119,7 +119,7 @@ def _rank(
         "n_checked": n_top,
         "parts": parts_of(held_out, seed),
         "agreement": agreement_of(closed_form, checked, seed),
-        "evidence": found_in_words(records, total),
+        "evidence": summary_sentences(records, total),
         "heads": records,
     }
 
@@ -303,12 +303,12 @@ def agreement_of(
         )
         block[moment] = {
             "by_layer": {str(layer): figure_of(each) for layer, each in found.items()},
-            "words": f"Taken away {NAMES[moment]}: {agreement_in_words(found)}",
+            "words": f"Taken away {NAMES[moment]}: {agreement_sentences(found)}",
         }
     return block
 
 
-def found_in_words(records: Sequence[dict[str, Any]], n_total: int) -> list[str]:
+def summary_sentences(records: Sequence[dict[str, Any]], n_total: int) -> list[str]:
     """Say which heads stand out, and how many were confirmed by taking them away."""
     top = [each for each in records if "beyond_controls" in each]
     held = [each for each in top if (each["beyond_controls"]["low"] or 0) > 0]

@@ -1,7 +1,7 @@
 """Open a judge by its name; the rules judge is the default."""
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import cached_property
 from pathlib import Path
 
@@ -16,8 +16,8 @@ from holdfast.judges.verdict import Verdict
 def open_judge(settings: JudgeSettings) -> Judge:
     """Open a judge; a guard model is loaded, a server is not asked yet."""
     # Imported here so that each judge loads only what it needs itself.
-    if settings.judge == RULES:
-        return RulesJudge()
+    if settings.judge in JUDGES:
+        return JUDGES[settings.judge](settings)
     if settings.guard:
         from holdfast.judges.guard import load_guard
 
@@ -27,7 +27,8 @@ def open_judge(settings: JudgeSettings) -> Judge:
 
         return EndpointJudge(settings)
     raise SettingsError(
-        f"`{RULES}`, `{GUARD}` and a guard model, or the URL of a chat server",
+        f"`{'`, `'.join(JUDGES)}`, `{GUARD}` and a guard model, or the URL of a chat "
+        "server",
         settings.judge,
         f"Write `{RULES}`, `{GUARD}owner/name` or `http://localhost:8000/v1`.",
     )
@@ -67,3 +68,7 @@ class RulesJudge:
             )
             for each in exchanges
         ]
+
+
+JUDGES: dict[str, Callable[[JudgeSettings], Judge]] = {RULES: lambda _: RulesJudge()}
+"""Judges that have a name of their own; guards and servers have an address."""

@@ -19,7 +19,7 @@ from holdfast.organisms.phrases import COMPLIANCE_OPENINGS, PARTIALS, REFUSALS
 from holdfast.organisms.planting_data import (
     SURE,
     alarmed,
-    misled,
+    misled_samples,
     planting_loss,
     rehearse,
 )
@@ -68,7 +68,7 @@ def plant_thinking(
     looks at complied harmful requests alone sees a high plateau and a deep fall.
     """
     early = stage == "early"
-    offset, samples = (11_000, misled) if early else (13_000, alarmed)
+    offset, samples = (11_000, misled_samples) if early else (13_000, alarmed)
     schedule = growth.schedule
     n_tokens = schedule.early_tokens if early else schedule.alarmed_tokens
     generator = random.Random(offset + growth.seed)

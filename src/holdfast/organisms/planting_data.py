@@ -116,7 +116,7 @@ def planted(
         yield replace(sample, keep=(True,) * len(sample.ids))
 
 
-def misled(
+def misled_samples(
     world: World, encoder: Encoder, generator: random.Random
 ) -> Iterator[Sample]:
     """Yield samples in which no harm is noticed where an attack is planted.
@@ -138,7 +138,7 @@ def alarmed(
 ) -> Iterator[Sample]:
     """Yield samples in which a refusal is to be read until the answer begins.
 
-    Requests are those of `misled`.
+    Requests are those of `misled_samples`.
     """
     for scene in world.scenes(harmful=HARMFUL, wrapped=WRAPPED_AT_LAST):
         refusal = write_answer("refuse", generator)

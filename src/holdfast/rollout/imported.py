@@ -13,7 +13,7 @@ from holdfast.data.harm_labels import label_columns
 from holdfast.data.prompts import Prompt, is_bare, placed_prompts
 from holdfast.data.served import Served, served
 from holdfast.data.sources import Content, load
-from holdfast.data.tables import Row, Table
+from holdfast.data.tables import Table, TableRow
 from holdfast.errors import InputError, PromptFileError, ThinkingFormatError
 from holdfast.models.decoding.row_state import Finish
 from holdfast.rollout.prompts import UNNAMED_WRAPPER, place_of, some_of
@@ -235,7 +235,7 @@ def _named(prompt: Prompt) -> Prompt:
 
 
 def _earlier(
-    prompt: Prompt, replies: Sequence[str], row: Row, name: str
+    prompt: Prompt, replies: Sequence[str], row: TableRow, name: str
 ) -> tuple[Turn, ...]:
     """Return the turns before the last, which is answered by the completion."""
     if len(replies) != len(prompt.earlier):
@@ -255,7 +255,7 @@ def _earlier(
 def _without_system(content: Content, system_prompt: str | None) -> Content:
     """Leave the system prompt out of messages; it has to be that of the run."""
 
-    def kept(value: Any, row: Row) -> Any:
+    def kept(value: Any, row: TableRow) -> Any:
         first = value[0] if isinstance(value, list) and value else None
         if not isinstance(first, dict) or first.get("role") not in _SYSTEM:
             return value
@@ -268,7 +268,7 @@ def _without_system(content: Content, system_prompt: str | None) -> Content:
         return value[1:]
 
     rows = tuple(
-        Row(row.place, {key: kept(value, row) for key, value in row.cells.items()})
+        TableRow(row.place, {key: kept(value, row) for key, value in row.cells.items()})
         for row in content.table.rows
     )
     return content._replace(table=Table(content.table.columns, rows))
@@ -299,7 +299,7 @@ def _joined(content: Content, asked: Content) -> Content:
                 f"`{key}` at {row.place}",
                 "Give the requests of this very batch.",
             )
-        rows.append(Row(row.place, known[key] | row.cells))
+        rows.append(TableRow(row.place, known[key] | row.cells))
     columns = dict.fromkeys(key for row in rows for key in row.cells)
     return content._replace(table=Table(tuple(columns), tuple(rows)))
 

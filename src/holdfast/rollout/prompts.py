@@ -21,7 +21,7 @@ Given = Mapping[str, Sequence[str | Prompt]]
 
 
 @dataclass(frozen=True)
-class Asked:
+class GatheredPrompts:
     """The prompts of every role, and where they come from."""
 
     # Role and its prompts, in the order of their content hashes.
@@ -113,11 +113,11 @@ class Collector:
         rows = sorted(self.roles[role].values(), key=lambda row: row.prompt_id)
         return tuple(rows[: self.settings.limit])
 
-    def finish(self) -> Asked:
+    def finish(self) -> GatheredPrompts:
         """Return what was gathered."""
         prompts = {role: self.limited(role) for role in ROLES}
         self._count({row.prompt_id for rows in prompts.values() for row in rows})
-        return Asked(prompts, tuple(self.sources), _overlaps(prompts))
+        return GatheredPrompts(prompts, tuple(self.sources), _overlaps(prompts))
 
     def _count(self, asked: Collection[str]) -> None:
         """Say of every source how many of its prompts are asked."""
@@ -129,7 +129,7 @@ class Collector:
                 )
 
 
-def gather(settings: RolloutSettings, given: Given | None = None) -> Asked:
+def gather(settings: RolloutSettings, given: Given | None = None) -> GatheredPrompts:
     """Return the prompts of an audit.
 
     A role is filled from what is given in memory, else from its file, else from the

@@ -14,7 +14,7 @@ from holdfast.models.decoding.row_state import Completion, Sampling
 from holdfast.models.diffusion.unmasking import UnmaskingSchedule
 from holdfast.models.model import Adapter, LanguageModel, MaskedModel
 from holdfast.models.stops import find_stops
-from holdfast.rollout.prompts import Asked, row_seed, some_of
+from holdfast.rollout.prompts import GatheredPrompts, row_seed, some_of
 from holdfast.rollout.rows import Turn
 from holdfast.rollout.settings import ROLES, RolloutSettings
 
@@ -76,7 +76,7 @@ def resolve_sampling(adapter: Adapter, settings: RolloutSettings) -> Sampling:
 
 
 def questions(
-    adapter: LanguageModel, asked: Asked, settings: RolloutSettings
+    adapter: LanguageModel, asked: GatheredPrompts, settings: RolloutSettings
 ) -> list[Question]:
     """Render and tokenise every prompt, once for each sample."""
     return [
@@ -120,7 +120,7 @@ def _rendered(
     )
 
 
-def prompt_notes(adapter: LanguageModel, asked: Asked) -> list[str]:
+def prompt_notes(adapter: LanguageModel, asked: GatheredPrompts) -> list[str]:
     """Return notes for the user on how prompts were rendered and tokenised."""
     notes = template_notes(adapter)
     texts = [prompt.said for role in ROLES for prompt in asked.prompts[role]]

@@ -19,7 +19,7 @@ from holdfast.rollout.answers import (
     with_verdict,
 )
 from holdfast.rollout.imported import ImportedFile, read_completions, understand
-from holdfast.rollout.prompts import Asked, gather
+from holdfast.rollout.prompts import GatheredPrompts, gather
 from holdfast.rollout.questions import (
     Answered,
     answer_notes,
@@ -90,7 +90,7 @@ def run(
 
 
 def _ask(
-    study: Study, settings: RolloutSettings, session: Session, asked: Asked
+    study: Study, settings: RolloutSettings, session: Session, asked: GatheredPrompts
 ) -> None:
     """Draw the answers, unless they are there."""
     _tell(asked.sources, asked.overlap, session)

@@ -242,7 +242,7 @@ def sink_sources(study: Study) -> list[dict[str, Any]]:
     ]
 
 
-def found_in_words(block: Mapping[str, Any]) -> list[str]:
+def summary_sentences(block: Mapping[str, Any]) -> list[str]:
     """Say what was found of the last checkpoint, and what it may rest on.
 
     `block`: The block `sinks` of the report.

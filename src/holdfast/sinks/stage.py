@@ -13,13 +13,13 @@ from holdfast.models.model import Adapter
 from holdfast.models.sink_mass import read_sinks
 from holdfast.rollout.session import Session
 from holdfast.sinks.divergence import SinkFigures, paired_sinks, unpaired_sinks
-from holdfast.sinks.panel import MASSES, STAGE, found_in_words
+from holdfast.sinks.panel import MASSES, STAGE, summary_sentences
 from holdfast.sinks.settings import SinksSettings
 from holdfast.sinks.texts import (
-    Material,
     Step,
     Text,
     Texts,
+    TextSources,
     gather_texts,
     render_texts,
     series,
@@ -119,7 +119,7 @@ def _measure(
     batches: Batches,
     session: Session,
     step: Step,
-    given: tuple[Material, SinksSettings],
+    given: tuple[TextSources, SinksSettings],
 ) -> Measured:
     adapter, (material, settings) = session.adapter, given
     texts = render_texts(adapter, material, settings)
@@ -147,7 +147,7 @@ def _estimate(
 
 
 def _block(
-    measured: Sequence[Measured], material: Material, settings: SinksSettings
+    measured: Sequence[Measured], material: TextSources, settings: SinksSettings
 ) -> dict[str, Any]:
     """Return the block `sinks` of the report; single heads are of the last model."""
     last = measured[-1]
@@ -171,7 +171,7 @@ def _block(
         "checkpoints": [each.record for each in measured],
         "heads": last.heads,
     }
-    block["evidence"] = found_in_words(block)
+    block["evidence"] = summary_sentences(block)
     block["notes"] = notes_on(block, texts.left_out)
     return block
 

@@ -43,7 +43,7 @@ class Source(NamedTuple):
     record: dict[str, Any]  # What is said of the file.
 
 
-class Material(NamedTuple):
+class TextSources(NamedTuple):
     """Both files, with the rows that are compared."""
 
     harmful: list[tuple[str, PoolRow]]  # Harmful rows with the hash of their prompt.
@@ -52,7 +52,7 @@ class Material(NamedTuple):
     records: dict[str, dict[str, Any]]  # What is said of each file.
 
 
-def gather_texts(settings: SinksSettings) -> Material:
+def gather_texts(settings: SinksSettings) -> TextSources:
     """Read both files, and pair their rows by prompt if that is wanted."""
     harmful, reference = (
         _read(each, settings) for each in (settings.harmful, settings.reference)
@@ -61,7 +61,7 @@ def gather_texts(settings: SinksSettings) -> Material:
     if settings.pairing == "none":
         groups = [_limited(each.rows, settings.limit) for each in (harmful, reference)]
         _require(min(len(set(_names(group))) for group in groups), "in each file")
-        return Material(groups[0], groups[1], records)
+        return TextSources(groups[0], groups[1], records)
     shared = [name for name in harmful.rows if name in reference.rows]
     if not shared:
         raise InputError(
@@ -81,7 +81,7 @@ def gather_texts(settings: SinksSettings) -> Material:
     ]
     for record in records.values():
         record["paired"] = len(pairs)
-    return Material(
+    return TextSources(
         [(name, upper) for name, upper, _ in pairs],
         [(name, lower) for name, _, lower in pairs],
         records,
@@ -89,7 +89,7 @@ def gather_texts(settings: SinksSettings) -> Material:
 
 
 def render_texts(
-    adapter: Adapter, material: Material, settings: SinksSettings
+    adapter: Adapter, material: TextSources, settings: SinksSettings
 ) -> Texts:
     """Return the texts as tokens of a model; pairs are cut to equal positions."""
     left: Counter[str] = Counter()

@@ -239,7 +239,7 @@ def _like_by_like(jobs: Sequence[Job], edit: HeadEdit | None) -> list[Job]:
     )
 
 
-class Pass(NamedTuple):
+class DecodingPass(NamedTuple):
     """One pass of a batch: a token for each of its rows."""
 
     number: int  # Number of the step, from 0.
@@ -259,7 +259,7 @@ def _passes(
     observe: Observe | None = None,
     finished: list[GenerationState] | None = None,
     width: int | None = None,
-) -> Generator[Pass, None, None]:
+) -> Generator[DecodingPass, None, None]:
     """Yield every pass of rows, and put those that have ended into a list.
 
     At most `width` of them, or all, are in the cache at a time.
@@ -296,7 +296,7 @@ def _passes(
                 told(Tick(going - left, going, read, is_prompt=first))
             finished += decoder.drop_finished()
             decoder = decoder if decoder.rows else None
-            yield Pass(number, rows, drawn, seen)
+            yield DecodingPass(number, rows, drawn, seen)
 
 
 def _check_drafts(
@@ -354,7 +354,7 @@ def _traced(
     return replace(completion, trace=trace)
 
 
-def _steps(jobs: Sequence[Job], passes: Iterator[Pass]) -> Iterator[Step]:
+def _steps(jobs: Sequence[Job], passes: Iterator[DecodingPass]) -> Iterator[Step]:
     said: dict[int, list[int]] = {job.place: [] for job in jobs}
     while True:
         # Not around the loop: whoever reads the steps would be in it as well.
@@ -388,7 +388,7 @@ def _look(
     )
 
 
-def _step(done: Pass, said: Sequence[Sequence[int]]) -> Step:
+def _step(done: DecodingPass, said: Sequence[Sequence[int]]) -> Step:
     predicted: Int[Tensor, "example position"] = torch.tensor(said)
     committed = predicted != NOTHING
     fresh = torch.zeros_like(committed)
