@@ -16,8 +16,11 @@ def flag_of(name: str) -> str:
     return "--" + name.replace("_", "-")
 
 
-def require_numbers(settings: Any) -> None:
-    """Refuse infinity, what is not a number, and seeds that no library takes."""
+def require_numbers(settings: Any, **least: float | int) -> None:
+    """Refuse infinity, what is not a number, and seeds that no library takes.
+
+    `least`: The least that some settings can mean, by name.
+    """
     for each in fields(settings):
         found = getattr(settings, each.name)
         several = found if isinstance(found, tuple) else (found,)
@@ -25,6 +28,8 @@ def require_numbers(settings: Any) -> None:
         if each.name == "seed" and not 0 <= found < SEEDS:
             what = f"--seed from 0 to {SEEDS - 1}"
             raise SettingsError(what, str(found), "Choose another.")
+    for name, lowest in least.items():
+        at_least(flag_of(name), getattr(settings, name), lowest)
 
 
 def require_finite(flag: str, values: Iterable[Any]) -> None:

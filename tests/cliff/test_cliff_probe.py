@@ -7,7 +7,7 @@ from sklearn.linear_model import LogisticRegression
 
 from holdfast.cliff.probe import fit_probe, fit_stratified_probe
 from holdfast.errors import TooFewExamplesError
-from holdfast.stats.auroc import auroc, auroc_interval, stratified_auroc
+from holdfast.stats.auroc import auroc, auroc_interval
 
 torch.set_num_threads(1)
 
@@ -136,7 +136,7 @@ def test_the_control_probe_reads_the_outcome_where_the_plain_one_reads_the_wrapp
     assert abs(control.weight[0]) < 0.25 * control.weight[1]
     new, outcome, their_strata, names = wrapped(1)
     draws = torch.Generator().manual_seed(0)
-    found = stratified_auroc(control.logit(new), outcome, their_strata, names, draws)
+    found = auroc_interval(control.logit(new), outcome, names, draws, their_strata)
     assert found.low > 0.75
     assert auroc(plain.logit(new), outcome) > 0.85
 
@@ -148,7 +148,7 @@ def test_the_control_probe_finds_nothing_when_only_the_wrapper_tells():
     new[:, 1] -= 1.5 * outcome
     control = fit_stratified_probe(states, labels, strata, clusters=clusters, seed=0)
     draws = torch.Generator().manual_seed(0)
-    found = stratified_auroc(control.logit(new), outcome, their_strata, names, draws)
+    found = auroc_interval(control.logit(new), outcome, names, draws, their_strata)
     assert found.low < 0.5 < found.high
 
 

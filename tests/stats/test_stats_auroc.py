@@ -5,7 +5,7 @@ import pytest
 import torch
 from sklearn.metrics import roc_auc_score
 
-from holdfast.stats.auroc import auroc, auroc_interval, stratified_auroc
+from holdfast.stats.auroc import auroc, auroc_interval
 
 torch.set_num_threads(1)
 
@@ -85,11 +85,11 @@ def test_a_score_that_only_knows_the_wrapper_is_found_out_by_strata():
     scores = torch.from_numpy(wrapper.astype(float))
     outcome = torch.from_numpy(labels)
     plain = auroc_interval(scores, outcome, clusters, generator())
-    within = stratified_auroc(scores, outcome, strata, clusters, generator())
+    within = auroc_interval(scores, outcome, clusters, generator(), strata)
     assert plain.low > 0.8
     assert within.value == 0.5
     noisy = scores + 0.1 * torch.from_numpy(rng.normal(size=400))
-    within = stratified_auroc(noisy, outcome, strata, clusters, generator())
+    within = auroc_interval(noisy, outcome, clusters, generator(), strata)
     assert within.low < 0.5 < within.high
 
 
@@ -98,7 +98,7 @@ def test_a_score_that_knows_the_outcome_survives_strata():
     _, labels, strata, clusters = wrappers(rng)
     scores = torch.from_numpy(2.0 * labels + rng.normal(size=400))
     outcome = torch.from_numpy(labels)
-    found = stratified_auroc(scores, outcome, strata, clusters, generator())
+    found = auroc_interval(scores, outcome, clusters, generator(), strata)
     # Pairs pooled over strata, by the definition.
     wins = pairs = 0.0
     for name in ("0", "1"):
@@ -114,7 +114,7 @@ def test_strata_of_one_class_each_say_nothing():
     labels = torch.arange(40) < 20
     strata = ["works" if label else "fails" for label in labels]
     clusters = [str(i) for i in range(40)]
-    found = stratified_auroc(labels.double(), labels, strata, clusters, generator())
+    found = auroc_interval(labels.double(), labels, clusters, generator(), strata)
     assert found.value is None
     assert "no stratum" in found.reason
 

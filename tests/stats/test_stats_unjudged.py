@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from holdfast.stats.rates import clustered_rate
-from holdfast.stats.unjudged import judged_difference, judged_mean, judged_rate
+from holdfast.stats.unjudged import judged_difference, judged_mean
 
 
 def flags(*rows):
@@ -26,14 +26,14 @@ def names(n):
 def test_where_every_row_has_a_verdict_nothing_is_different():
     successes = flags(1, 0, 1, 0, 1, 1)
     clusters = ["a", "a", "b", "b", "c", "c"]
-    found = judged_rate(successes, torch.zeros_like(successes), clusters, draws())
+    found = judged_mean(successes, torch.zeros_like(successes), clusters, draws())
     assert found == clustered_rate(successes, clusters, draws())
     assert (found.bounds, found.n_unjudged) == (None, 0)
 
 
 def test_a_rate_of_nothing_judged_is_no_number():
     unjudged = flags(1, 1, 1)
-    found = judged_rate(flags(0, 0, 0), unjudged, names(3), draws())
+    found = judged_mean(flags(0, 0, 0), unjudged, names(3), draws())
     assert (found.value, found.low, found.high) == (None, None, None)
     assert found.reason == "none of 3 answers could be judged"
     assert found.bounds is None
@@ -42,7 +42,7 @@ def test_a_rate_of_nothing_judged_is_no_number():
 def test_few_rows_without_a_verdict_widen_a_rate():
     successes = flags(*[1] * 10, *[0] * 30)
     unjudged = flags(*[0] * 38, 1, 1)
-    found = judged_rate(successes, unjudged, names(40), draws())
+    found = judged_mean(successes, unjudged, names(40), draws())
     least = clustered_rate(successes, names(40), draws())
     most = clustered_rate(successes | unjudged, names(40), draws())
     assert found.bounds == (10 / 40, 12 / 40)
@@ -52,7 +52,7 @@ def test_few_rows_without_a_verdict_widen_a_rate():
 
 def test_more_of_them_than_chance_leaves_open_turn_it():
     unjudged = flags(*[1] * 20, *[0] * 20)
-    found = judged_rate(torch.zeros(40).bool(), unjudged, names(40), draws())
+    found = judged_mean(torch.zeros(40).bool(), unjudged, names(40), draws())
     assert found.value is None
     assert found.bounds == (0.0, 0.5)
     assert found.reason == "20 of 40 answers could not be judged"

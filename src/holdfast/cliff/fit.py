@@ -32,7 +32,7 @@ from holdfast.rollout.rows import (
 )
 from holdfast.rollout.session import Session
 from holdfast.rollout.settings import ProbeSettings
-from holdfast.stats.auroc import auroc_interval, stratified_auroc
+from holdfast.stats.auroc import auroc_interval
 from holdfast.stats.bootstrap import Estimate, undefined
 from holdfast.stats.rates import calibration_error, clustered_rate, pearson
 from holdfast.study import Study
@@ -227,12 +227,12 @@ def evaluate_control(
 ) -> Estimate:
     """Return the AUROC of the control probe over pairs within a wrapper."""
     rows = [row for row in test if row.wrapper in wrappers.names and _is_wrapped(row)]
-    return stratified_auroc(
+    return auroc_interval(
         probe.logit(states.of(rows)),
         is_refused(rows),
-        [str(row.wrapper) for row in rows],
         requests_of(rows),
         generator(seed, "probe/control"),
+        [str(row.wrapper) for row in rows],
     )
 
 

@@ -193,6 +193,11 @@ class Group:
         """The base request of each row."""
         return [row.request_id for row in self.rows]
 
+    @property
+    def columns(self) -> tuple[tuple[RowCliff, ...], list[str]]:
+        """What is averaged, and over what."""
+        return self.cliffs, self.clusters
+
 
 def read_group(
     rows: Sequence[Rollout],
@@ -309,31 +314,20 @@ def _controls(
 
 def _gap(read: Mapping[str, Group], seed: int, name: str) -> Estimate:
     """Return the unit of the scaled cliff."""
-    refused, benign = read[REFUSED], read[BENIGN]
-    return final_gap(
-        refused.cliffs,
-        refused.clusters,
-        benign.cliffs,
-        benign.clusters,
-        generator(seed, f"trace/{name}"),
-    )
+    draws = generator(seed, f"trace/{name}")
+    return final_gap(*read[REFUSED].columns, *read[BENIGN].columns, draws)
 
 
 def _summary(group: Group, gap: Estimate, seed: int, name: str) -> CliffSummary:
-    return summarise(
-        group.cliffs, group.clusters, gap, generator(seed, f"trace/{name}")
-    )
+    return summarise(*group.columns, gap, generator(seed, f"trace/{name}"))
 
 
 def _excess(
     read: Mapping[str, Group], control: str, quantity: Any, gap: Estimate, seed: int
 ) -> Estimate:
-    group, other = read[COMPLIED], read[control]
     return excess(
-        group.cliffs,
-        group.clusters,
-        other.cliffs,
-        other.clusters,
+        *read[COMPLIED].columns,
+        *read[control].columns,
         generator(seed, f"trace/excess/{control}/{quantity}"),
         quantity=quantity,
         gap=gap,

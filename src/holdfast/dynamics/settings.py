@@ -6,7 +6,7 @@ from typing import Annotated, Literal
 from cyclopts import Parameter
 
 from holdfast.errors import SettingsError
-from holdfast.ranges import at_least, require_numbers
+from holdfast.ranges import require_numbers
 
 
 @dataclass(frozen=True)
@@ -47,10 +47,7 @@ class SignalSettings:
 
     def __post_init__(self) -> None:
         """Refuse what cannot be meant."""
-        require_numbers(self)
-        at_least("--steps", self.steps, 2)
-        at_least("--anchor-requests", self.anchor_requests, 1)
-        at_least("--min-anchors", self.min_anchors, 1)
+        require_numbers(self, steps=2, anchor_requests=1, min_anchors=1)
         if self.anchors is None and self.anchor_requests < self.min_anchors:
             raise SettingsError(
                 f"--anchor-requests of {self.min_anchors} or more, as --min-anchors "

@@ -6,9 +6,9 @@ from typing import Annotated, Literal
 from cyclopts import Parameter
 
 from holdfast.errors import SettingsError
-from holdfast.flags import GROUPS, Sampling, Texts, flat
-from holdfast.ranges import at_least, require_numbers
-from holdfast.rollout.settings import DIFFUSION, DiffusionSettings, RolloutSettings
+from holdfast.flags import GROUPS, Sampling, Texts
+from holdfast.ranges import require_numbers
+from holdfast.rollout.settings import DrawingSettings, RolloutSettings
 
 AUTHORED = "authored"
 DRAWN = (
@@ -18,7 +18,7 @@ DRAWN = (
 
 
 @dataclass(frozen=True)
-class EvaluateSettings:
+class EvaluateSettings(DrawingSettings):
     """Which suites are asked, under which attacks, and how answers are drawn."""
 
     suite: Texts = ()
@@ -52,18 +52,6 @@ class EvaluateSettings:
     """At most so many requests of a suite and kind, chosen by content hash. Default:
     100 of the authored ones, all of the others."""
 
-    samples: Annotated[int, Sampling] = 1
-    """Answers drawn for each prompt."""
-
-    temperature: Annotated[float | None, Sampling] = None
-    """Sampling temperature, 0 for greedy. Default: the model's own, else greedy."""
-
-    top_p: Annotated[float | None, Sampling] = None
-    """Share of the probability to draw from. Default: the model's own, else 1."""
-
-    max_thinking: Annotated[int, Sampling] = 2048
-    """Tokens of thinking after which it is closed by force, and flagged."""
-
     max_answer: Annotated[int, Sampling] = 512
     """Tokens of answer after which it is cut."""
 
@@ -81,14 +69,10 @@ class EvaluateSettings:
     seed: Annotated[int, Sampling] = 0
     """Seed of every draw: prompts, wordings, sampling, resampling."""
 
-    diffusion: Annotated[DiffusionSettings, flat("Diffusion")] = DIFFUSION
-    """How a masked-diffusion model decodes."""
-
     def __post_init__(self) -> None:
         """Refuse what cannot be meant."""
-        require_numbers(self)
-        self.drawing()
-        at_least("--limit", self.limit, 1)
+        super().__post_init__()
+        require_numbers(self, max_answer=1, limit=1)
         for flag, entries in (
             ("--column", self.column),
             ("--data-revision", self.data_revision),

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from holdfast.errors import SettingsError
 from holdfast.flags import Texts, flat
-from holdfast.ranges import at_least, flag_of, require_numbers
+from holdfast.ranges import flag_of, require_numbers
 from holdfast.rollout.settings import parse_columns
 
 if TYPE_CHECKING:
@@ -78,15 +78,14 @@ class Recipe:
 
     def __post_init__(self) -> None:
         """Refuse what cannot be meant."""
-        require_numbers(self)
-        for name in ("train_batch", "accumulate", "lora_rank", "lora_alpha"):
-            at_least(flag_of(name), getattr(self, name), 1)
-        at_least("--save-every", self.save_every, 1)
-        for name in ("warmup", "weight_decay", "clip"):
-            at_least(flag_of(name), getattr(self, name), 0)
+        at_least_1 = ("train_batch", "accumulate", "lora_rank", "lora_alpha")
+        require_numbers(
+            self,
+            **dict.fromkeys((*at_least_1, "save_every", "steps"), 1),
+            **dict.fromkeys(("warmup", "weight_decay", "clip"), 0),
+        )
         _check(self.epochs > 0, "epochs", "above 0", self)
         _check(self.warmup < 1, "warmup", "below 1", self)
-        at_least("--steps", self.steps, 1)
         rate = self.learning_rate
         _check(rate is None or rate > 0, "learning_rate", "above 0", self)
         self.options()
@@ -176,8 +175,7 @@ class FinetuneSettings:
 
     def __post_init__(self) -> None:
         """Refuse what cannot be meant."""
-        require_numbers(self)
-        at_least("--benign-ratio", self.benign_ratio, 0)
+        require_numbers(self, benign_ratio=0)
         self.columns()
         from holdfast.finetune.defenses.options import needs_of
 

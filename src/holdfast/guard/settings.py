@@ -7,7 +7,7 @@ from cyclopts import Parameter
 
 from holdfast.errors import SettingsError
 from holdfast.flags import Shares, Texts
-from holdfast.ranges import at_least, require_numbers
+from holdfast.ranges import require_numbers
 
 
 @dataclass(frozen=True)
@@ -29,9 +29,7 @@ class GuardFitSettings:
 
     def __post_init__(self) -> None:
         """Refuse what cannot be meant."""
-        require_numbers(self)
-        at_least("--min-calibration", self.min_calibration, 1)
-        at_least("--min-train", self.min_train, 2)
+        require_numbers(self, min_calibration=1, min_train=2)
         if not self.rates or not all(0 < rate < 1 for rate in self.rates):
             raise SettingsError(
                 "--rates between 0 and 1",
@@ -53,5 +51,4 @@ class GuardEvaluateSettings:
 
     def __post_init__(self) -> None:
         """Refuse what cannot be meant."""
-        require_numbers(self)
-        at_least("--min-test", self.min_test, 1)
+        require_numbers(self, min_test=1)

@@ -28,7 +28,7 @@ from holdfast.guard.rows import (
 from holdfast.guard.settings import GuardEvaluateSettings, GuardFitSettings
 from holdfast.rollout.rows import Rollout
 from holdfast.rollout.session import Session
-from holdfast.stats.auroc import auroc_difference, stratified_auroc
+from holdfast.stats.auroc import auroc_difference, auroc_interval
 from holdfast.stats.bootstrap import undefined
 from holdfast.stats.groups import ATTACK_COMPLIED, ATTACK_REFUSED
 from holdfast.stats.rates import clustered_rate
@@ -353,12 +353,12 @@ def within_wrappers(
     signal = benign.concat(attack.filter(lambda row: not row.is_refused))
     wrappers = [str(row.wrapper) for row in signal.rows]
     figures = {
-        name: stratified_auroc(
+        name: auroc_interval(
             each.detector.score(channel),
             is_harmful(signal.rows),
-            wrappers,
             signal.requests,
             generator(seed, f"guard/within/{name}"),
+            wrappers,
         )
         if signal.rows
         else undefined(0, "there are no rows in wrappers")

@@ -109,7 +109,7 @@ def _answer(study: Study, settings: AblateSettings, session: Session) -> None:
         asdict(settings) | file,
         [ROLLOUTS, HEADS, *names("published")],
         progress=session.progress,
-        done="The answers of the ablation are there and up to date.",
+        done="The ablation is there and up to date.",
         parts=[PARTS],
     ) as stage:
         if stage.is_done:

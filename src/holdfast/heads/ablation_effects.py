@@ -195,7 +195,6 @@ def judge_ablation(
     state, _ = study.begin(JUDGE_STAGE, key, {})
     record = study.manifest["stages"][JUDGE_STAGE]
     if state == "done":
-        session.progress.say("The ablation is there and up to date.")
         return dict(study.read_json(SUMMARY))
     rows = study.read_table(OUTPUT).to_pylist()
     try:
@@ -347,22 +346,19 @@ def ablation_sentences(block: Mapping[str, Any]) -> list[str]:
     `block`: Figures of `second_round` and of `comes_back`, side by side.
     """
     change, lost = block["others_change"], block["lost_again"]
-    said = []
-    if change["low"] is not None and change["low"] > 0:
-        said.append(
+    repair = "With the top heads off, no other heads visibly take over."
+    if (change["low"] or 0) > 0:
+        repair = (
             f"With the top heads off, other heads take more from the logit than before "
             f"({change['value']:.2f} more): they take over in part."
         )
-    else:
-        said.append("With the top heads off, no other heads visibly take over.")
-    if lost["low"] is not None and lost["low"] > 0:
-        said.append(
+    fade = "The gain in the refusal logit does not visibly shrink again."
+    if (lost["low"] or 0) > 0:
+        fade = (
             f"The gain in the refusal logit shrinks along the answer, by "
             f"{lost['value']:.2f} of {_gain(block):.2f}."
         )
-    else:
-        said.append("The gain in the refusal logit does not visibly shrink again.")
-    return said
+    return [repair, fade]
 
 
 def _gain(block: Mapping[str, Any]) -> float:

@@ -10,7 +10,7 @@ from cyclopts import Parameter
 
 from holdfast.errors import SettingsError
 from holdfast.flags import Shares
-from holdfast.ranges import a_share, at_least, require_numbers
+from holdfast.ranges import a_share, require_numbers
 
 Scope = Literal["everywhere", "end_template", "answer"]
 Scopes = Annotated[
@@ -37,9 +37,7 @@ class HeadsSettings:
 
     def __post_init__(self) -> None:
         """Refuse what cannot be meant."""
-        require_numbers(self)
-        at_least("--checked-heads", self.checked_heads, 1)
-        at_least("--selection-prompts", self.selection_prompts, MIN_REQUESTS)
+        require_numbers(self, checked_heads=1, selection_prompts=MIN_REQUESTS)
 
 
 @dataclass(frozen=True)
@@ -77,12 +75,10 @@ class AblateSettings:
 
     def __post_init__(self) -> None:
         """Refuse what cannot be meant."""
-        require_numbers(self)
-        at_least("--random-draws", self.random_draws, 1)
         # Heads that are switched off are followed into their repair, on answers to so
         # many requests.
         least = MIN_REQUESTS if self.factor == 0 else 1
-        at_least("--ablation-prompts", self.ablation_prompts, least)
+        require_numbers(self, random_draws=1, ablation_prompts=least)
         a_share("--fractions", *self.fractions)
         if not self.fractions or not self.scopes:
             raise SettingsError(
@@ -114,8 +110,5 @@ class BakeSettings:
 
     def __post_init__(self) -> None:
         """Refuse what cannot be meant."""
-        require_numbers(self)
+        require_numbers(self, test_prompts=1, max_over_refusal=0, max_degenerate=0)
         a_share("--fraction", self.fraction)
-        at_least("--test-prompts", self.test_prompts, 1)
-        at_least("--max-over-refusal", self.max_over_refusal, 0)
-        at_least("--max-degenerate", self.max_degenerate, 0)

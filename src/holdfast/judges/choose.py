@@ -2,7 +2,7 @@
 
 import hashlib
 from collections.abc import Callable, Sequence
-from functools import cached_property
+from functools import cached_property, lru_cache
 from pathlib import Path
 
 from holdfast.errors import SettingsError
@@ -58,16 +58,19 @@ class RulesJudge:
 
     def judge(self, exchanges: Sequence[Exchange]) -> list[Verdict]:
         """Return one verdict for each exchange, in order."""
-        return [
-            rules.judge(
-                each.request,
-                each.response,
-                thinking=each.thinking,
-                closed=each.closed,
-                finish=each.finish,
-            )
-            for each in exchanges
-        ]
+        return [_by_rules(exchange) for exchange in exchanges]
+
+
+# Most ablations leave most answers as they were.
+@lru_cache(maxsize=4096)
+def _by_rules(exchange: Exchange) -> Verdict:
+    return rules.judge(
+        exchange.request,
+        exchange.response,
+        thinking=exchange.thinking,
+        closed=exchange.closed,
+        finish=exchange.finish,
+    )
 
 
 JUDGES: dict[str, Callable[[JudgeSettings], Judge]] = {RULES: lambda _: RulesJudge()}

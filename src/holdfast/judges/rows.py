@@ -85,11 +85,8 @@ def verdicts_on(
     records = {row[ROW_ID]: _without_judge(row, identity) for row in rows}
     asked = [row for row in rows if records[row[ROW_ID]] is None]
     shown = [exchange_of(row, identity) for row in asked]
-    # Most ablations leave most answers as they were: what is alike is asked once.
-    alike = list(dict.fromkeys(shown))
-    verdicts = dict(zip(alike, judge.judge(alike), strict=True))
-    for row, exchange in zip(asked, shown, strict=True):
-        records[row[ROW_ID]] = _judged(row, verdicts[exchange])
+    for row, verdict in zip(asked, judge.judge(shown), strict=True):
+        records[row[ROW_ID]] = _judged(row, verdict)
     if with_thinking:
         thoughts = {
             row[ROW_ID]: thinking_as_response(each)

@@ -15,7 +15,7 @@ from holdfast.data.splits import Splits, require_test_rows, split_by_hash
 from holdfast.errors import TooFewExamplesError
 from holdfast.judges.base import HARMFUL
 from holdfast.stats.bootstrap import Estimate, undefined
-from holdfast.stats.unjudged import judged_rate
+from holdfast.stats.unjudged import judged_mean
 from holdfast.study import Study
 from holdfast.study.figures import figure_of, generator
 from holdfast.study.rows import Column, Int32, rows_of, table_of, table_schema
@@ -218,7 +218,7 @@ def rate(rows: Sequence[Judged], measure: str, seed: int, name: str) -> Estimate
     """Return the share of rows that count, clustered by request."""
     if not rows:
         return undefined(0, "no prompt of this kind was asked")
-    return judged_rate(
+    return judged_mean(
         counted(rows, measure),
         unread(rows, measure),
         [row.request_id for row in rows],

@@ -18,7 +18,7 @@ from holdfast.data.chat.rendering import (
 )
 from holdfast.errors import SettingsError
 from holdfast.flags import Sampling, Texts, flat
-from holdfast.ranges import at_least, flag_of, require_numbers
+from holdfast.ranges import flag_of, require_numbers
 
 
 @dataclass(frozen=True)
@@ -51,9 +51,7 @@ class DiffusionSettings:
 
     def __post_init__(self) -> None:
         """Refuse what cannot be meant."""
-        require_numbers(self)
-        for name in ("gen_length", "block_length", "denoising_steps"):
-            at_least(flag_of(name), getattr(self, name), 1)
+        require_numbers(self, gen_length=1, block_length=1, denoising_steps=1)
 
     def given(self) -> list[str]:
         """Return the flags that were given another value than their default."""
@@ -117,8 +115,7 @@ class ModelSettings:
 
     def __post_init__(self) -> None:
         """Refuse what cannot be meant."""
-        require_numbers(self)
-        at_least("--batch-size", self.batch_size, 1)
+        require_numbers(self, batch_size=1)
         self.rendering()
 
     def rendering(self) -> Rendering:
@@ -151,7 +148,33 @@ class ModelSettings:
 
 
 @dataclass(frozen=True)
-class RolloutSettings:
+class DrawingSettings:
+    """How answers are drawn, for an audit and for suites alike."""
+
+    samples: Annotated[int, Sampling] = 1
+    """Answers drawn for each prompt."""
+
+    temperature: Annotated[float | None, Sampling] = None
+    """Sampling temperature, 0 for greedy. Default: the model's own, else greedy."""
+
+    top_p: Annotated[float | None, Sampling] = None
+    """Share of the probability to draw from. Default: the model's own, else 1."""
+
+    max_thinking: Annotated[int, Sampling] = 2048
+    """Tokens of thinking after which it is closed by force, and flagged."""
+
+    diffusion: Annotated[DiffusionSettings, flat("Diffusion")] = DIFFUSION
+    """How a masked-diffusion model decodes."""
+
+    def __post_init__(self) -> None:
+        """Refuse what cannot be meant."""
+        require_numbers(self, samples=1, max_thinking=0, temperature=0)
+        if self.top_p is not None and not 0 < self.top_p <= 1:
+            raise SettingsError("--top-p in (0, 1]", str(self.top_p), "Choose another.")
+
+
+@dataclass(frozen=True)
+class RolloutSettings(DrawingSettings):
     """Which prompts are asked, and how the answers are drawn."""
 
     harmful: str | None = None
@@ -191,18 +214,6 @@ class RolloutSettings:
     wrappers_per_request: int = 2
     """How many authored wrappers are put around each request."""
 
-    samples: Annotated[int, Sampling] = 1
-    """Answers drawn for each prompt."""
-
-    temperature: Annotated[float | None, Sampling] = None
-    """Sampling temperature, 0 for greedy. Default: the model's own, else greedy."""
-
-    top_p: Annotated[float | None, Sampling] = None
-    """Share of the probability to draw from. Default: the model's own, else 1."""
-
-    max_thinking: Annotated[int, Sampling] = 2048
-    """Tokens of thinking after which it is closed by force, and flagged."""
-
     max_answer: Annotated[int, Sampling] = 256
     """Tokens of answer after which it is cut."""
 
@@ -226,25 +237,16 @@ class RolloutSettings:
     """What imported rows are that have neither thinking nor its tags: answers whose
     thinking was not kept, or thinking that was cut off. Default: refuse to guess."""
 
-    diffusion: Annotated[DiffusionSettings, flat("Diffusion")] = DIFFUSION
-    """How a masked-diffusion model decodes."""
-
     def __post_init__(self) -> None:
         """Refuse what cannot be meant."""
-        require_numbers(self)
-        for name in ("samples", "max_answer", "wrappers_per_request"):
-            at_least(flag_of(name), getattr(self, name), 1)
-        at_least("--max-thinking", self.max_thinking, 0)
-        at_least("--limit", self.limit, 1)
-        at_least("--temperature", self.temperature, 0)
+        super().__post_init__()
+        require_numbers(self, max_answer=1, wrappers_per_request=1, limit=1)
         if not 0.1 <= self.test_fraction <= 0.5:
             raise SettingsError(
                 "--test-fraction from 0.1 to 0.5",
                 str(self.test_fraction),
                 "Choose another.",
             )
-        if self.top_p is not None and not 0 < self.top_p <= 1:
-            raise SettingsError("--top-p in (0, 1]", str(self.top_p), "Choose another.")
         if self.import_requests is not None and self.imported is None:
             raise SettingsError(
                 "--import beside --import-requests",
@@ -284,8 +286,7 @@ class ProbeSettings:
 
     def __post_init__(self) -> None:
         """Refuse what cannot be meant."""
-        require_numbers(self)
-        at_least("--folds", self.folds, 2)
+        require_numbers(self, folds=2)
 
 
 @dataclass(frozen=True)
@@ -303,9 +304,7 @@ class TraceSettings:
 
     def __post_init__(self) -> None:
         """Refuse what cannot be meant."""
-        require_numbers(self)
-        at_least("--min-thinking", self.min_thinking, 1)
-        at_least("--window", self.window, 1)
+        require_numbers(self, min_thinking=1, window=1)
 
 
 def parse_columns(entries: tuple[str, ...]) -> dict[str, str]:

@@ -5,7 +5,7 @@ from typing import Annotated, Literal
 
 from holdfast.errors import SettingsError
 from holdfast.flags import Prompting, Sampling, Texts
-from holdfast.ranges import at_least, flag_of, require_numbers
+from holdfast.ranges import require_numbers
 from holdfast.rollout.settings import parse_columns
 
 By = Literal[
@@ -95,11 +95,8 @@ class SelectSettings:
 
     def __post_init__(self) -> None:
         """Refuse what cannot be meant."""
-        require_numbers(self)
-        for name in ("shard_rows", "min_thinking", "max_answer"):
-            at_least(flag_of(name), getattr(self, name), 1)
-        at_least("--max-thinking", self.max_thinking, 0)
-        at_least("--temperature", self.temperature, 0)
+        counts = dict.fromkeys(("shard_rows", "min_thinking", "max_answer"), 1)
+        require_numbers(self, **counts, max_thinking=0, temperature=0)
         if not 0 <= self.similar <= 1:
             found = str(self.similar)
             raise SettingsError("--similar from 0 to 1", found, "Choose another.")

@@ -109,16 +109,8 @@ def paired_sinks(
         return (weights @ difference) / weights.sum(1, keepdim=True)
 
     found = bootstrap_means(difference, clusters, generator)
-    return SinkFigures(
-        _spread(bootstrap_means(upper, clusters, generator), measured),
-        _spread(bootstrap_means(lower, clusters, generator), measured),
-        _spread(found, measured),
-        *_over_heads(divergence, found, clusters, generator),
-        _over_rows(upper, clusters, generator),
-        _over_rows(lower, clusters, generator),
-        *_signs(found),
-        int(measured.sum()),
-    )
+    sides = (upper, clusters), (lower, clusters)
+    return _figures(divergence, found, clusters, sides, measured, generator)
 
 
 def unpaired_sinks(
@@ -158,14 +150,28 @@ def unpaired_sinks(
         upper, harmful_clusters, lower, reference_clusters, generator
     )
     clusters = [*harmful_clusters, *reference_clusters]
+    sides = (upper, harmful_clusters), (lower, reference_clusters)
+    return _figures(divergence, found, clusters, sides, measured, generator)
+
+
+def _figures(
+    divergence: Callable[[Tensor], Tensor],
+    heads: Sequence[Estimate],
+    clusters: Sequence[str],
+    sides: tuple[tuple[Tensor, Sequence[str]], tuple[Tensor, Sequence[str]]],
+    measured: Tensor,
+    generator: torch.Generator,
+) -> SinkFigures:
+    """Return all figures, from the divergence of a resample and both groups."""
+    upper, lower = sides
     return SinkFigures(
-        _spread(bootstrap_means(upper, harmful_clusters, generator), measured),
-        _spread(bootstrap_means(lower, reference_clusters, generator), measured),
-        _spread(found, measured),
-        *_over_heads(divergence, found, clusters, generator),
-        _over_rows(upper, harmful_clusters, generator),
-        _over_rows(lower, reference_clusters, generator),
-        *_signs(found),
+        _spread(bootstrap_means(*upper, generator), measured),
+        _spread(bootstrap_means(*lower, generator), measured),
+        _spread(heads, measured),
+        *_over_heads(divergence, heads, clusters, generator),
+        _over_rows(*upper, generator),
+        _over_rows(*lower, generator),
+        *_signs(heads),
         int(measured.sum()),
     )
 

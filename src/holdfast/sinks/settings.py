@@ -4,7 +4,7 @@ from dataclasses import asdict, dataclass
 from typing import Annotated, Any, Literal
 
 from holdfast.flags import Sampling, Texts
-from holdfast.ranges import at_least, flag_of, require_numbers
+from holdfast.ranges import require_numbers
 from holdfast.rollout.settings import parse_columns
 
 
@@ -47,9 +47,7 @@ class SinksSettings:
 
     def __post_init__(self) -> None:
         """Refuse what cannot be meant."""
-        require_numbers(self)
-        for name, least in (("max_tokens", 2), ("limit", 2)):
-            at_least(flag_of(name), getattr(self, name), least)
+        require_numbers(self, max_tokens=2, limit=2)
         self.columns()
 
     def columns(self) -> dict[str, str]:

@@ -36,36 +36,22 @@ def auroc_interval(
     labels: Bool[Tensor, "example"],
     clusters: Sequence[str],
     generator: torch.Generator,
+    strata: Sequence[str] | None = None,
 ) -> Estimate:
-    """Return the AUROC with an interval over base requests.
-
-    `scores`: One score a row, higher for the positive class.
-    `labels`: True for the positive class.
-    Returns: The estimate. Where the bootstrap touches 0 or 1 it is widened by the score
-    interval for AUROC, so that perfect separation is no certainty.
-    Source: Method 5 of Newcombe, Statistics in Medicine 25 (2006), 559-573, for the
-    widening, with the number of requests in each class.
-    """
-    strata = [""] * len(clusters)
-    return stratified_auroc(scores, labels, strata, clusters, generator)
-
-
-def stratified_auroc(
-    scores: Float[Tensor, "example"],
-    labels: Bool[Tensor, "example"],
-    strata: Sequence[str],
-    clusters: Sequence[str],
-    generator: torch.Generator,
-) -> Estimate:
-    """Return the AUROC over pairs within strata, with an interval.
+    """Return the AUROC, over pairs within strata if given, with an interval.
 
     A score that only tells the strata apart (the wrapper, the topic) gets 0.5, since
     no pair ever spans two of them. Each stratum weighs as its pairs do.
 
     `scores`: One score a row, higher for the positive class.
     `labels`: True for the positive class.
-    `strata`: What to hold fixed, one name a row.
+    `strata`: What to hold fixed, one name a row; None for nothing.
+    Returns: The estimate. Where the bootstrap touches 0 or 1 it is widened by the score
+    interval for AUROC, so that perfect separation is no certainty.
+    Source: Method 5 of Newcombe, Statistics in Medicine 25 (2006), 559-573, for the
+    widening, with the number of requests in each class.
     """
+    strata = [""] * len(clusters) if strata is None else strata
     check_lengths(len(scores), labels, strata, clusters)
     column, positive = scores.detach().double().cpu(), labels.cpu()
     stratum, n_strata = cluster_indices(strata)

@@ -18,49 +18,27 @@ from holdfast.stats.rates import clustered_mean, clustered_rate
 Statistic = Callable[[Tensor], Estimate]
 
 
-def judged_rate(
-    successes: Bool[Tensor, "example"],
-    unjudged: Bool[Tensor, "example"],
-    clusters: Sequence[str],
-    generator: torch.Generator,
-) -> Estimate:
-    """Return a rate with its bounds over rows of which some have no verdict.
-
-    `successes`: True where a row counts; not read where it has no verdict.
-    `unjudged`: True where a row has no verdict and could count.
-    Returns: `clustered_rate` where every row has a verdict; else what `between` makes
-    of its two extremes.
-    """
-
-    def rate(extreme: Tensor) -> Estimate:
-        return clustered_rate(extreme, clusters, _copy(generator))
-
-    return between(
-        rate,
-        (successes & ~unjudged, successes | unjudged),
-        int(unjudged.sum()),
-        is_read=not bool(unjudged.all()),
-    )
-
-
 def judged_mean(
-    scores: Float[Tensor, "example"],
+    values: Bool[Tensor, "example"] | Float[Tensor, "example"],
     unjudged: Bool[Tensor, "example"],
     clusters: Sequence[str],
     generator: torch.Generator,
 ) -> Estimate:
-    """Return a mean of scores in [0, 1] over rows of which some have none.
+    """Return a rate, or a mean of scores in [0, 1], where some rows have no verdict.
 
-    `scores`: One score a row; not read where it has none.
-    `unjudged`: True where a row has no verdict, so that its score could be any.
+    `values`: Whether each row counts, or its score; not read where it has no verdict.
+    `unjudged`: True where a row has no verdict, and so could have any value.
+    Returns: `clustered_rate`, or `clustered_mean` of scores, where every row has a
+    verdict; else what `between` makes of its two extremes.
     """
+    average = clustered_rate if values.dtype == torch.bool else clustered_mean
 
     def mean(extreme: Tensor) -> Estimate:
-        return clustered_mean(extreme, clusters, _copy(generator))
+        return average(extreme, clusters, _copy(generator))
 
     return between(
         mean,
-        (scores.masked_fill(unjudged, 0.0), scores.masked_fill(unjudged, 1.0)),
+        (values.masked_fill(unjudged, 0), values.masked_fill(unjudged, 1)),
         int(unjudged.sum()),
         is_read=not bool(unjudged.all()),
     )
