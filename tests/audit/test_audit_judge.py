@@ -10,6 +10,7 @@ import threading
 import time
 from importlib import import_module
 
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
@@ -22,10 +23,11 @@ from holdfast.judges.rows import HARM_ALONE, NOT_YET, verdicts_on
 from holdfast.judges.verdict import Verdict
 from holdfast.report.schema import validate
 from holdfast.rollout import sampling
+from holdfast.rollout import stage as rollout_stage
 from holdfast.rollout.answers import as_asked, with_verdict
 from holdfast.rollout.rows import attack_block, from_table
 from holdfast.rollout.session import Session
-from holdfast.study import Study
+from holdfast.study import Study, file_sha256
 
 pytest.importorskip("httpx")
 
@@ -33,6 +35,7 @@ FORM = "#scores\n1.b {}\n2.b {}\n3.b {}"
 REFUSED, HARMFUL, HARMLESS = (
     FORM.format(*g) for g in ((1, 1, 1), (0, 5, 5), (0, 1, 2))
 )
+TABLE = "rollouts.parquet"
 SMALL = ("--limit", "25", "--max-answer", "40", "--seed", "0")
 
 
@@ -293,6 +296,77 @@ def test_an_ablation_is_judged_anew_and_nothing_is_drawn(
     assert set(table.column("judge").to_pylist()) == {"endpoint:strongreject-2"}
     assert run(["ablate", str(copy), "--json"]) == 0
     assert json.loads(capsys.readouterr().out) == before
+
+
+def test_a_kill_as_another_judge_begins_leaves_no_verdict_under_its_name(
+    study, by_rules, monkeypatch
+):
+    def killed(*_, **__):
+        raise KeyboardInterrupt
+
+    with serving(lambda body, number: Reply(REFUSED)) as server:
+        with monkeypatch.context() as patch:
+            patch.setattr(rollout_stage, "_write_verdicts", killed)
+            rollout(study, *flags_of(server))
+        report = report_of(study)
+        assert report["judge"]["name"] == "rules"
+        assert {row["judge"] for row in table_of(study)} == {"rules-3"}
+        # And after the verdicts are gone, nobody is said to be done.
+        with monkeypatch.context() as patch:
+            begin = Study.begin
+            patch.setattr(
+                Study,
+                "begin",
+                lambda own, name, *more: (
+                    killed()
+                    if name == rollout_stage.JUDGE_STAGE
+                    else begin(own, name, *more)
+                ),
+            )
+            rollout(study, *flags_of(server))
+        assert {row["verdict"] for row in table_of(study)} == {None}
+    assert rollout(study) == 0
+    assert table_of(study) == table_of(by_rules)
+
+
+def test_what_rests_on_the_probe_of_another_judge_is_refused_and_not_shown(
+    audited, tmp_path, capsys
+):
+    copy = shutil.copytree(audited, tmp_path / "copy")
+    before = report_of(copy)
+    assert before["heads"]
+    assert before["trace"]
+    table = pq.read_table(copy / "rollouts.parquet")
+    rows = table.to_pylist()
+    rows[0]["reason"] = "as another judge saw it"
+    pq.write_table(pa.Table.from_pylist(rows, schema=table.schema), copy / TABLE)
+    manifest = json.loads((copy / "study.json").read_text())
+    for stage in ("trace", "heads", "ablate"):
+        # As if these had been run again, and the probe had not.
+        inputs = manifest["stages"][stage]["inputs"]
+        inputs[TABLE] = file_sha256(copy / TABLE)
+    (copy / "study.json").write_text(json.dumps(manifest))
+    for verb in ("trace", "heads", "ablate"):
+        assert run([verb, str(copy)]) == 2
+        assert "Run `holdfast probe` on the study again." in capsys.readouterr().err
+    report = report_of(copy)
+    assert "heads" not in report
+    assert "ablation" not in report
+    assert report["verdict"]["cliff"] is None
+    assert report["trace"]["harmful_complied"]["plateau"]["value"] is None
+
+
+def test_an_ablation_of_an_older_version_is_drawn_anew(audited, tmp_path, monkeypatch):
+    copy = shutil.copytree(audited, tmp_path / "copy")
+    study = Study.open(copy)
+    del study.manifest["stages"]["ablate"]["block"]
+    study.save()
+
+    def drawn(*_, **__):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(ablate, "choose_prompts", drawn)
+    assert run(["ablate", str(copy)]) == 130
 
 
 class HarmAlone:

@@ -99,11 +99,11 @@ def missing(study: Study, stage: str) -> str:
     """Return why a stage, `probe` or `trace`, has found nothing; empty if it has."""
     if stage == "trace" and study.manifest["model"]["thinking"] is None:
         return NO_PLATEAU
+    if stage == "trace" and (unfit := missing(study, "probe")):
+        return unfit
     record = study.record(stage)
     if record.get("outputs") and is_current(study, stage):
         return ""
-    if stage == "trace" and (unfit := missing(study, "probe")):
-        return unfit
     if record.get("outputs"):
         return f"the stage `{stage}` belongs to earlier answers; run it again"
     reason = record.get("reason") or f"the stage `{stage}` has not been run"
@@ -114,7 +114,7 @@ def _read(study: Study, stage: str, name: str) -> dict[str, Any] | None:
     """Read what a stage has written, if it has."""
     if name not in study.record(stage).get("outputs", []):
         return None
-    if not is_current(study, stage):
+    if not (is_current(study, "probe") and is_current(study, stage)):
         return None
     return dict(study.read_json(name))
 
@@ -263,7 +263,10 @@ def head_blocks(study: Study, attack_succeeds: bool | None) -> HeadBlocks:
         for stage, file in FILES.items()
         if is_current(study, stage) and _is_written(study, file)
     }
-    if "heads" not in blocks:
+    judging = study.record("judge_ablation")
+    if not is_current(study, "probe"):
+        blocks = {}
+    if "heads" not in blocks or (judging and not is_current(study, "judge_ablation")):
         blocks.pop("ablation", None)
     if "ablation" not in blocks:
         reason = _missing(study)

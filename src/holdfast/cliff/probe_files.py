@@ -13,6 +13,7 @@ from holdfast.cliff.probe import Probe
 from holdfast.errors import InputError
 from holdfast.models.model import ModelIdentity
 from holdfast.study import Study, atomic_write_bytes, file_sha256
+from holdfast.study.directory import is_current
 
 FOLDER = "probes"
 _OWN = ("weights_sha256", "template_sha256")
@@ -118,6 +119,20 @@ def model_fingerprint(study: Study) -> dict[str, str]:
     """Return what a probe belongs to: weights and chat template of a model."""
     model = study.manifest["model"]
     return {key: model[key] for key in _OWN}
+
+
+def check_current(study: Study) -> None:
+    """Refuse a probe that was fitted on other answers, or on other verdicts.
+
+    A study without a probe passes: whoever reads it says what is missing.
+    """
+    fitted = study.path(names("published")[1]).exists()
+    if fitted and study.record("probe") and not is_current(study, "probe"):
+        raise InputError(
+            f"a probe fitted on the answers and verdicts in {study.directory}",
+            "one of earlier answers, or of another judge's verdicts",
+            "Run `holdfast probe` on the study again.",
+        )
 
 
 def read_own_probe(study: Study, name: str) -> tuple[Probe, dict[str, Tensor]]:

@@ -30,7 +30,7 @@ from holdfast.cliff.groups import (
     scores_from_table,
     scores_to_table,
 )
-from holdfast.cliff.probe_files import names, read_probe
+from holdfast.cliff.probe_files import check_current, names, read_probe
 from holdfast.cliff.verdict import Thresholds
 from holdfast.models.hidden_states import project_states
 from holdfast.report.progress import Progress
@@ -68,6 +68,7 @@ def run(study: Study, settings: TraceSettings, session: Session) -> dict[str, An
     """
     if study.manifest.get("model", {}).get("thinking") is None:
         return _without_thinking(study, settings, session.progress)
+    check_current(study)
     with study.stage(
         STAGE,
         settings,

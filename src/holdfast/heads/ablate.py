@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 
 import pyarrow as pa
 
-from holdfast.cliff.probe_files import names, read_own_probe
+from holdfast.cliff.probe_files import check_current, names, read_own_probe
 from holdfast.data.chat.template import prompt_token_ids
 from holdfast.data.requests import read_questions
 from holdfast.data.suites import SuiteFile
@@ -93,6 +93,7 @@ def run(
         TooFewExamplesError: If no attack succeeds, so that nothing can be restored.
     """
     session.check_judge(judge)
+    check_current(study)
     _answer(study, settings, session)
     return judge_ablation(study, session, judge)
 
@@ -104,6 +105,11 @@ def _answer(study: Study, settings: AblateSettings, session: Session) -> None:
     )
     # The file is none of the study's, so its hash is a setting and no input.
     file = {"utility_sha256": asked.record["sha256"]} if asked else {}
+    if study.record(STAGE).get("state") == "done" and "block" not in study.record(
+        STAGE
+    ):
+        session.progress.say("The ablation is of an older version, and is drawn anew.")
+        del study.manifest["stages"][STAGE]
     with study.stage(
         STAGE,
         asdict(settings) | file,

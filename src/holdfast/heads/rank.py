@@ -8,7 +8,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from holdfast.cliff.probe_files import names, read_own_probe
+from holdfast.cliff.probe_files import check_current, names, read_own_probe
 from holdfast.errors import InputError, TooFewExamplesError
 from holdfast.heads.causal_effects import MOMENTS, Moment
 from holdfast.heads.checks import (
@@ -62,6 +62,7 @@ def run(study: Study, settings: HeadsSettings, session: Session) -> dict[str, An
             model does not think; the reason stays in the study.
     """
     _require_thinking(study)
+    check_current(study)
     with study.stage(
         STAGE,
         settings,

@@ -243,25 +243,41 @@ class Study:
             for folder in self.path(PARTS).glob(pattern):
                 self.clear_parts(folder.name)
 
-    def begin(
+    def state(
         self, name: str, settings: Any, inputs: Mapping[str, str]
     ) -> tuple[StageState, str]:
-        """Return whether a stage is done, and mark it as begun if it is not.
+        """Return whether a stage is done, and its key.
 
-        A stage is keyed by the fingerprint of its settings and inputs. Where that
-        has changed, its parts are thrown away; where it was interrupted, they stay.
+        A stage is keyed by the fingerprint of its settings and inputs.
 
         Returns: `done`, `continue` (interrupted before) or `redo`, and the fingerprint.
         """
         key = fingerprint({"stage": name, "settings": settings, "inputs": dict(inputs)})
-        record = self.manifest["stages"].get(name, {})
-        same = record.get("fingerprint") == key
-        outputs = record.get("outputs", [])
-        if same and record.get("state") == "done":
-            if all(self.path(output).exists() for output in outputs):
-                return "done", key
-        elif same:
+        record = self.record(name)
+        if record.get("fingerprint") != key:
+            return "redo", key
+        if record.get("state") != "done":
             return "continue", key
+        written = all(self.path(name).exists() for name in record.get("outputs", []))
+        return ("done" if written else "redo"), key
+
+    def reopen(self, name: str) -> None:
+        """Take back that a stage is done, before its outputs are written over."""
+        if name in self.manifest["stages"]:
+            self.manifest["stages"][name]["state"] = "running"
+            self.save()
+
+    def begin(
+        self, name: str, settings: Any, inputs: Mapping[str, str]
+    ) -> tuple[StageState, str]:
+        """Return what `state` does, and mark the stage as begun if it is not done.
+
+        Where its key has changed its parts are thrown away; where it was interrupted
+        they stay.
+        """
+        state, key = self.state(name, settings, inputs)
+        if state != "redo":
+            return state, key
         self.clear_parts(name)
         self.manifest["stages"][name] = {
             "state": "running",
