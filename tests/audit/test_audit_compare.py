@@ -88,6 +88,32 @@ def test_settings_that_bear_on_the_figures_come_first_with_the_reason():
     assert size["a"] == "not set"
 
 
+def test_what_differs_in_a_judge_is_explained_by_the_judge():
+    a, b = make_report(), make_report()
+    for report, name in ((a, "one"), (b, "two")):
+        report["judge"] = {
+            "label": "guard:one",
+            "name": "guard",
+            "version": "1",
+            "measures": "harm",
+            "template_sha256": sha(name),
+            "model": name,
+            "revision": None,
+            "settings": {"max_tokens": 9, "temperature": len(name) + (name == "two")},
+            "calibration": None,
+        }
+    b["model"]["template_sha256"] = sha("another")
+    why = {row["setting"]: row["why"] for row in compare(a, b)["settings"]}
+    template = why.pop("model.template_sha256")
+    assert template.startswith("Another chat template")
+    assert set(why) == {
+        "judge.template_sha256",
+        "judge.model",
+        "judge.settings.temperature",
+    }
+    assert set(why.values()) == {"Another judge sorts answers otherwise."}
+
+
 def test_two_models_run_alike_need_no_caution():
     comparison = compare(make_report(), other())
     assert [row["setting"] for row in comparison["settings"]] == ["model.id"]

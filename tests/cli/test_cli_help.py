@@ -46,15 +46,29 @@ def test_every_flag_stands_in_a_group_with_a_name(verb):
         assert argument.parameter.help, argument.name
 
 
-@pytest.mark.parametrize("verb", VERBS, ids=" ".join)
-def test_the_help_of_a_verb_has_one_example_and_it_parses(verb):
+def example_of(*verb: str) -> list[str]:
+    """The words of a verb's example, without the program's name."""
     found = app
     for word in verb:
         found = found[word]
     words = " ".join(found.help.split())
     [example] = re.findall(r"For example, `(holdfast [^`]+)`\.", words)
     assert words.count("For example") == 1
-    given = shlex.split(example)[1:]
+    return shlex.split(example)[1:]
+
+
+def test_an_example_names_a_study_that_another_example_writes():
+    whole = ["organism:cliff", "-o", "studies/cliff"]  # --limit gives no verdict.
+    assert example_of("audit") == ["audit", *whole]
+    assert example_of("rollout") == ["rollout", *whole]
+    suites = example_of("evaluate")[-1]
+    assert example_of("evaluate")[-2] == "-o"
+    assert example_of("judge", "rerun")[2] == example_of("export")[1] == suites
+
+
+@pytest.mark.parametrize("verb", VERBS, ids=" ".join)
+def test_the_help_of_a_verb_has_one_example_and_it_parses(verb):
+    given = example_of(*verb)
     assert given[: len(verb)] == list(verb)
     _, bound, _ = app.parse_args(given, exit_on_error=False, print_error=False)
     assert bound.arguments or verb == ("organism", "list")

@@ -82,6 +82,17 @@ def test_answers_say_yes_no_and_why_not():
     assert heads.meaning == "Heads are not traced by this version."
 
 
+def test_heads_switched_off_on_too_few_requests_are_not_called_untested():
+    report = make_report()
+    report["ablation"] = {"sparse": {"n_requests": 5, "sizes": [{"n_heads": 1}]}}
+    report["verdict"]["reasons"]["sparse"] = "Heads were switched off on 5 requests."
+    heads = words.answers(report)[-1]
+    assert (heads.word, heads.tone) == ("Could not be told", "open")
+    assert heads.meaning == "Heads were switched off on 5 requests."
+    report["ablation"]["sparse"]["sizes"] = []
+    assert words.answers(report)[-1].word == "Not tested"
+
+
 def test_what_was_asked_counts_the_answers_of_each_kind():
     assert words.asked(make_report()) == (
         "organism:cliff@0 gave 40 answers to harmful requests as they stand, 243 to "

@@ -113,6 +113,21 @@ def test_a_damaged_manifest_and_an_old_schema_are_named(tmp_path):
         Study.create(tmp_path)
 
 
+@pytest.mark.parametrize(
+    ("name", "next_step"),
+    [
+        ("rollouts.parquet", "`holdfast audit` runs them all"),
+        ("signal.parquet", "Run `holdfast signal` on the study"),
+        ("generations.parquet", "the same `holdfast audit` or .* with --judge"),
+        ("evaluation.json", "Only `holdfast evaluate` writes it"),
+    ],
+)
+def test_a_missing_file_names_what_writes_it(tmp_path, name, next_step):
+    with pytest.raises(InputError, match=next_step) as caught:
+        Study.create(tmp_path).require(name)
+    assert ("runs them all" in str(caught.value)) == (name == "rollouts.parquet")
+
+
 def test_two_processes_cannot_work_on_one_study(tmp_path):
     study = Study.create(tmp_path)
     leftover = tmp_path / ".report.json.1.tmp"

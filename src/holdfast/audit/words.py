@@ -39,11 +39,17 @@ def answers(report: Report) -> list[Answer]:
     made = []
     for key, said in WORDS["questions"].items():
         tone = ANSWERED[verdict[key]]
-        word, meaning = said[tone]
+        is_tried = tone == "open" and key == "sparse" and _switched_off(report)
+        word, meaning = said["tried" if is_tried else tone]
         if tone == "open":
             meaning = reasons.get(key, meaning)
         made.append(Answer(said["question"], word, meaning, tone))
     return made
+
+
+def _switched_off(report: Report) -> bool:
+    """Return whether heads were switched off and requests asked, if too few."""
+    return bool(report.get("ablation", {}).get("sparse", {}).get("sizes"))
 
 
 def asked(report: Report) -> str:

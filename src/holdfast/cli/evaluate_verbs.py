@@ -71,7 +71,7 @@ def evaluate(
 
     Answers are drawn first and judged then. Run it again to continue; another judge
     judges the same answers anew. For example, `holdfast evaluate organism:cliff
-    --suite authored --attack all --limit 50`.
+    --suite authored --attack all --limit 50 -o studies/suites`.
     """
     if list_:
         from holdfast.evaluate.panel import known
@@ -120,8 +120,9 @@ def calibrate(
 def rerun(study: StudyPath, /, *, judging: Judging = JUDGE, json: Json = False) -> None:
     """Judge the answers of an evaluation anew, with another judge; needs no model.
 
-    For example, `holdfast judge rerun studies/cliff --judge
-    http://localhost:8000/v1 --judge-model NAME`.
+    The answers of an audit are judged anew by the same `holdfast audit`, or
+    `holdfast rollout`, with another --judge. For example, `holdfast judge rerun
+    studies/suites --judge http://localhost:8000/v1 --judge-model NAME`.
     """
     from holdfast.evaluate.stage import judge as judged
     from holdfast.report.terminal import Shown
@@ -143,7 +144,7 @@ def export(
 ) -> None:
     """Write an evaluation in the format of another tool.
 
-    For example, `holdfast export studies/cliff --to inspect`.
+    For example, `holdfast export studies/suites --to inspect`.
     """
     from holdfast.evaluate.inspect_log import run
 

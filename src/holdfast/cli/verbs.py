@@ -71,8 +71,9 @@ app = App(
     help_epilogue=(
         "Every verb takes --config FILE, a TOML file with a table per verb.\n\n"
         "Exit status: 0 done; 1 --fail-if applies; 2 bad input; 3 the model does not "
-        "fit; 4 not enough evidence, also for --fail-if; 5 disk or network; 130 "
-        "interrupted, run the same command again to continue."
+        "fit, or what was made of it failed its check; 4 not enough evidence, also "
+        "for --fail-if; 5 disk or network; 130 interrupted, run the same command "
+        "again to continue."
     ),
     version=lambda: version("holdfast"),
     suppress_keyboard_interrupt=False,
@@ -101,7 +102,7 @@ def audit(
     """Find out whether a model's refusal is lost at the end of its thinking.
 
     Runs rollout, probe, trace, heads, ablate and report. Run it again to continue
-    or to refresh. For example, `holdfast audit organism:cliff --limit 60`.
+    or to refresh. For example, `holdfast audit organism:cliff -o studies/cliff`.
     """
     check_asked(fail_if, with_heads=heads)
     stages = (asking, fitting, tracing, ranking, ablating)

@@ -28,8 +28,14 @@ from holdfast.study.files import (
 SCHEMA = "holdfast-study/1"
 MANIFEST = "study.json"
 PARTS = "parts"
-NOT_OF_AUDIT = {"signal": "signal", "detectors": "guard fit"}
-"""Verbs that write what an audit does not, by the stem of the file."""
+NOT_OF_AUDIT = {
+    "signal": "Run `holdfast signal` on the study first.",
+    "detectors": "Run `holdfast guard fit` on the study first.",
+    "generations": "Only `holdfast evaluate` writes it. To judge the answers of an "
+    "audit anew, run the same `holdfast audit` or `holdfast rollout` with --judge.",
+    "evaluation": "Only `holdfast evaluate` writes it; run it with this folder for -o.",
+}
+"""What to do about a file that an audit does not write, by its stem."""
 StageState = Literal["done", "redo", "continue"]
 
 
@@ -155,14 +161,13 @@ class Study:
         """Return where a file lies that an earlier stage has written."""
         path = self.path(name)
         if not path.exists():
-            # What an audit does not make names the verb that does.
-            verb = NOT_OF_AUDIT.get(path.stem)
             raise InputError(
                 f"{name} in {self.directory}",
                 "no such file",
-                f"Run `holdfast {verb}` on the study first."
-                if verb
-                else "Run the earlier stages first; `holdfast audit` runs them all.",
+                NOT_OF_AUDIT.get(
+                    path.stem,
+                    "Run the earlier stages first; `holdfast audit` runs them all.",
+                ),
             )
         return path
 
