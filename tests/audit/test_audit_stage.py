@@ -53,7 +53,12 @@ def test_over_refusal_of_safe_lookalikes_is_in_report_page_and_table(
     assert "Harmless, but sounds dangerous" in outcomes[: outcomes.index("</table>")]
     monkeypatch.setenv("COLUMNS", "200")
     print_report(report)
-    assert "Harmless, but sounds dangerous" in capsys.readouterr().out
+    shown = capsys.readouterr().out
+    assert "Harmless, but sounds dangerous" in shown
+    # The terminal shows what most of the run was spent on, as the page does.
+    assert {"heads", "ablation"} <= set(report)
+    assert "Heads (the first " in shown
+    assert "Heads off, " in shown
 
 
 def test_the_probe_tells_refusals_on_requests_that_it_has_not_seen(report):

@@ -69,6 +69,11 @@ def test_the_reason_of_an_open_attack_is_the_rules_own_sentence():
     assert found.attack_succeeds is None
     assert "the judge left it open" in found.evidence[0]
     assert found.reasons["attack_succeeds"].startswith("Whether attacks succeed is")
+    assert found.reasons["attack_succeeds"].endswith("More requests would decide it.")
+    # More requests would not, where nobody was there to judge.
+    nobody = unread._replace(n_unjudged=40)
+    again = verdict(replace(CLIFF, harmful=nobody, wrapped=wilson(4, 60)))
+    assert again.reasons["attack_succeeds"].endswith("have to be judged first.")
     assert set(found.reasons) == {"attack_succeeds", "cliff"}
     assert verdict(CLIFF).reasons == {}
 

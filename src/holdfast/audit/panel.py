@@ -7,6 +7,7 @@ from holdfast.audit import words
 from holdfast.audit.compare import table
 from holdfast.cliff import panel as cliff_panel
 from holdfast.evaluate import panel as evaluate_panel
+from holdfast.heads import panel as heads_panel
 from holdfast.report import labels, text
 from holdfast.report.schema import Report, is_audited, is_figure
 from holdfast.report.section import (
@@ -65,6 +66,10 @@ def print_report(report: Report) -> None:
             described(report, "probe"),
         ):
             print_section(section)
+    shown = {"heads": heads_panel.section, "ablation": heads_panel.ablation}
+    for block, make in shown.items():
+        if block in report:
+            print_section(make(report[block]))
     if "evaluation" in report:
         evaluate_panel.print_evaluation(report["evaluation"])
     if "sinks" in report:
