@@ -65,9 +65,9 @@ def assemble(study: Study, rows: Sequence[Rollout]) -> dict[str, Any]:
         "probe": study.record("probe").get("settings", {}),
         "trace": study.record("trace").get("settings", {}),
     }
-    for stage in heads.blocks:
-        name = {"ablation": "ablate"}.get(stage, stage)
-        settings[name] = study.record(name)["settings"]
+    for stage, block in BLOCKS.items():
+        if block in heads.blocks:
+            settings[stage] = study.record(stage)["settings"]
     report = {
         "schema": SCHEMA,
         "model": study.manifest["model"],
@@ -243,7 +243,6 @@ def _occasion(study: Study, paths: dict[str, Any]) -> dict[str, Any]:
 FILES = {"heads": "heads.json", "ablate": "ablation.json"}
 BLOCKS = {"heads": "heads", "ablate": "ablation"}
 STAGES = (*FILES, "judge_ablation")
-"""Why neither a trace nor a ranking of heads can be had, whatever else is asked."""
 
 
 class HeadBlocks(NamedTuple):
@@ -258,14 +257,14 @@ def head_blocks(study: Study, attack_succeeds: bool | None) -> HeadBlocks:
 
     `study`: A study whose stages have run, as far as they could.
     """
-    blocks = {
-        BLOCKS[stage]: study.read_json(file)
-        for stage, file in FILES.items()
-        if is_current(study, stage) and _is_written(study, file)
-    }
+    blocks = {}
+    if is_current(study, "probe"):
+        blocks = {
+            BLOCKS[stage]: study.read_json(file)
+            for stage, file in FILES.items()
+            if is_current(study, stage) and _is_written(study, file)
+        }
     judging = study.record("judge_ablation")
-    if not is_current(study, "probe"):
-        blocks = {}
     if "heads" not in blocks or (judging and not is_current(study, "judge_ablation")):
         blocks.pop("ablation", None)
     if "ablation" not in blocks:

@@ -348,3 +348,4 @@ def _rounded(value: float | int | None) -> float | int | None:
 
 
 NO_PLATEAU = "the model has no thinking format, so there is no plateau"
+"""Why neither a trace nor a ranking of heads can be had, whatever else is asked."""

@@ -105,9 +105,8 @@ def _answer(study: Study, settings: AblateSettings, session: Session) -> None:
     )
     # The file is none of the study's, so its hash is a setting and no input.
     file = {"utility_sha256": asked.record["sha256"]} if asked else {}
-    if study.record(STAGE).get("state") == "done" and "block" not in study.record(
-        STAGE
-    ):
+    earlier = study.record(STAGE)
+    if earlier.get("state") == "done" and "block" not in earlier:
         session.progress.say("The ablation is of an older version, and is drawn anew.")
         del study.manifest["stages"][STAGE]
     with study.stage(

@@ -254,18 +254,19 @@ def _judge(
         "thinking": chosen.judge_thinking,
         "answers": study.record(STAGE)["fingerprint"],
     }
+    state, _ = study.state(JUDGE_STAGE, key, {})
+    if state == "done":
+        study.manifest["stages"][JUDGE_STAGE].update(known)
+        study.save()
+        return
     rows = from_table(study.read_table(OUTPUT))
-    if study.state(JUDGE_STAGE, key, {})[0] == "redo":
+    if state == "redo":
         # Before the manifest names this judge: a run that is killed here leaves no
         # verdict of another judge under its name, and none as if it were done.
         study.reopen(JUDGE_STAGE)
         _write_verdicts(study, settings, rows, {}, NOT_YET)
-    state, _ = study.begin(JUDGE_STAGE, key, {})
+    study.begin(JUDGE_STAGE, key, {})
     record = study.manifest["stages"][JUDGE_STAGE]
-    if state == "done":
-        record.update(known)
-        study.save()
-        return
     asked = as_asked(rows)
     try:
         table = judge_rows(

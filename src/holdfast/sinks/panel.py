@@ -24,6 +24,7 @@ from holdfast.study import Study
 
 SHOWN = 16
 CHANCE = 0.05
+"""Share of heads that do not diverge whose 95 % interval still misses 0."""
 STAGE, MASSES = "sinks", "sinks.json"
 PAIRING = {
     "prompt": "two texts on one prompt, over equal positions",

@@ -258,7 +258,8 @@ class Study:
             return "redo", key
         if record.get("state") != "done":
             return "continue", key
-        written = all(self.path(name).exists() for name in record.get("outputs", []))
+        outputs = record.get("outputs", [])
+        written = all(self.path(output).exists() for output in outputs)
         return ("done" if written else "redo"), key
 
     def reopen(self, name: str) -> None:
