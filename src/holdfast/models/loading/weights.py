@@ -17,6 +17,7 @@ from torch import Tensor
 
 from holdfast.data.chat.rendering import template_sha256
 from holdfast.errors import InputError, ModelError
+from holdfast.models.containers.kept import kept
 from holdfast.models.library import library_errors
 from holdfast.models.loading.checkpoint import Checkpoint
 from holdfast.models.loading.files import (
@@ -293,18 +294,23 @@ def fingerprint_files(checkpoint: Checkpoint) -> str:
 
     Every byte of the weights counts: one changed row in the middle of an embedding is
     another model. Tensors over 1 MiB enter by their own SHA-256, which are taken side
-    by side, at about the speed at which the file is read.
+    by side, at about the speed at which the file is read. Files that have not changed
+    since are not read again (see `kept`).
     """
-    digest = hashlib.sha256()
-    configs = [checkpoint.directory / CONFIG]
+    configs = [(checkpoint.directory / CONFIG).read_bytes()]
     if checkpoint.adapter is not None:
-        configs.append(checkpoint.adapter / ADAPTER_CONFIG)
-    for config in configs:
-        digest.update(config.read_bytes())
-    for file in checkpoint.weight_files:
-        for part in _file_parts(file):
-            digest.update(part)
-    return digest.hexdigest()
+        configs.append((checkpoint.adapter / ADAPTER_CONFIG).read_bytes())
+    files = checkpoint.weight_files
+
+    def compute() -> str:
+        digest = hashlib.sha256(b"".join(configs))
+        for file in files:
+            for part in _file_parts(file):
+                digest.update(part)
+        return digest.hexdigest()
+
+    key = {"configs": [hashlib.sha256(each).hexdigest() for each in configs]}
+    return kept("weights", key, compute, read=str, files=files)
 
 
 def fingerprint_model(model: torch.nn.Module, config: dict[str, Any]) -> str:
