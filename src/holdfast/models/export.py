@@ -17,7 +17,7 @@ from torch import Tensor
 
 from holdfast.errors import SettingsError
 from holdfast.models.interventions import HeadEdit, check_table
-from holdfast.models.loading.weights import quietly
+from holdfast.models.library import quietly
 from holdfast.models.model import Adapter, ModelIdentity
 from holdfast.study import atomic_write_json
 from holdfast.study.files import staging, writing
