@@ -37,9 +37,9 @@ from holdfast.finetune.defenses.options import needs_of
 from holdfast.finetune.defenses.registry import DEFENSES
 from holdfast.finetune.settings import Recipe
 from holdfast.finetune.targets import IGNORED, Example, lead
+from holdfast.models.library import quietly
 from holdfast.models.loading.checkpoint import name_base
 from holdfast.models.loading.files import ADAPTER_CONFIG
-from holdfast.models.loading.weights import quietly
 from holdfast.models.model import Adapter
 
 Told = Callable[[int, int, float], None]

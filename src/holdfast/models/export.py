@@ -21,10 +21,10 @@ from torch import Tensor, nn
 
 from holdfast.errors import ModelError, SettingsError
 from holdfast.models.interventions import HeadEdit, check_table
+from holdfast.models.library import quietly
 from holdfast.models.loading.checkpoint import name_base
 from holdfast.models.loading.files import ADAPTER_CONFIG, ADAPTER_STEM, BAKE_RECORD
 from holdfast.models.loading.proofs import LIMITS
-from holdfast.models.loading.weights import quietly
 from holdfast.models.model import Adapter, ModelIdentity
 from holdfast.study import atomic_write_json
 from holdfast.study.files import staging, writing

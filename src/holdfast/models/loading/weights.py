@@ -7,7 +7,7 @@ import os
 import re
 from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
@@ -17,8 +17,9 @@ from torch import Tensor
 
 from holdfast.data.chat.rendering import template_sha256
 from holdfast.errors import InputError, ModelError
+from holdfast.models.containers import gguf
 from holdfast.models.containers.kept import kept
-from holdfast.models.library import library_errors
+from holdfast.models.library import library_errors, quietly
 from holdfast.models.loading.checkpoint import Checkpoint
 from holdfast.models.loading.files import (
     ADAPTER_CONFIG,
@@ -270,21 +271,6 @@ def _with_shapes(key: Any) -> str:
     return str(key)
 
 
-@contextmanager
-def quietly() -> Iterator[None]:
-    """Keep the progress bars and the reports of transformers off the terminal."""
-    logging = transformers.utils.logging
-    shown, verbosity = logging.is_progress_bar_enabled(), logging.get_verbosity()
-    logging.disable_progress_bar()
-    logging.set_verbosity_error()
-    try:
-        yield
-    finally:
-        logging.set_verbosity(verbosity)
-        if shown:
-            logging.enable_progress_bar()
-
-
 SMALL_TENSOR = 1 << 20
 """Bytes up to which a tensor is hashed with its neighbours, not by itself."""
 
@@ -341,6 +327,7 @@ def identify(
         tokenizer_class=type(tokenizer).__name__,
         tokenizer_source=vocabulary.name,
         tokenizer_sha256=file_sha256(vocabulary),
+        gguf_sha256=gguf.origin(checkpoint.directory),
     )
 
 
