@@ -25,6 +25,10 @@ ENDINGS = {
 }
 """Exit statuses that are outcomes; after any other the command is to be run again."""
 FIGURE = ("value", "low", "high", "n", "reason")
+LABELS = ("scope", "condition", "suite", "attack", "kind", "name", "by")
+"""Keys of words that are ours and say of what a figure is."""
+MOST = 32
+"""Parts of a list that are kept."""
 
 
 def call(words: Sequence[str], log: Path) -> tuple[int, str]:
@@ -65,9 +69,9 @@ def outcome(
     log, started = place.with_suffix(".log"), time.monotonic()
     status, output = call([*words, "--json"], log)
     seconds = time.monotonic() - started
-    said = _complaint(log)
+    said = _complaint(log) if status else ""
     if status not in ENDINGS:
-        sys.exit(f"Status {status}: {said or log}. Run the same again to go on.")
+        sys.exit(f"Status {status}: {said or log} Run the same again to go on.")
     found: dict[str, Any] = json.loads(output) if status == 0 else {}
     made = {
         "command": _renamed(" ".join(words), names),
@@ -81,14 +85,21 @@ def outcome(
     return made
 
 
-def figures(value: Any) -> Any:
-    """Return the figures, counts and yes or no of a result, without lists and text."""
+def figures(value: Any, key: str = "") -> Any:
+    """Return the figures, counts, yes or no and labels of a result, and no other text.
+
+    Of a list, the first `MOST` parts that have figures.
+    """
+    if isinstance(value, list):
+        parts = [figures(each) for each in value[:MOST] if isinstance(each, dict)]
+        return [each for each in parts if each] or None
     if not isinstance(value, dict):
-        return value if isinstance(value, bool) or is_finite(value) else None
+        kept = isinstance(value, bool) or is_finite(value) or key in LABELS
+        return value if kept else None
     if {"value", "low", "high"} <= value.keys():
         return {key: value[key] for key in FIGURE if value.get(key) is not None}
-    parts = {str(key): figures(each) for key, each in value.items()}
-    return {key: each for key, each in parts.items() if each not in (None, {})}
+    named = {str(name): figures(each, str(name)) for name, each in value.items()}
+    return {name: each for name, each in named.items() if each not in (None, {})}
 
 
 def _complaint(log: Path) -> str:

