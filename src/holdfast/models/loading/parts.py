@@ -107,6 +107,8 @@ def open_model(
     arithmetic = choose_dtype(dtype, device, checkpoint.config)
     tokenizer = tokenize(checkpoint)
     model = read_model(checkpoint, arithmetic, device, **settings).eval()
+    # A method may have an arithmetic of its own.
+    arithmetic = model.get_input_embeddings().weight.dtype
     return model, tokenizer, identify(checkpoint, tokenizer, arithmetic)
 
 
