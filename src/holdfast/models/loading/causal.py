@@ -76,7 +76,9 @@ def load_found(
 
         model, proof = merge(checkpoint, model)
         shown = (proof,)
-    adapter = _proved(model, tokenizer, checkpoint.family, identity, shown)
+    adapter = _proved(
+        model, tokenizer, checkpoint.family, identity, shown, from_files=True
+    )
     return replace(adapter, source=checkpoint)
 
 
@@ -113,6 +115,8 @@ def _proved(
     family: Family,
     identity: ModelIdentity,
     shown: tuple[Proof, ...] = (),
+    *,
+    from_files: bool = False,
 ) -> Adapter:
     def named() -> Adapter:
         layers = tuple(parts.part(model.base_model, family.layers))
@@ -136,7 +140,7 @@ def _proved(
             head_width=width,
         )
 
-    return parts.proved(model, identity, named, shown)
+    return parts.proved(model, identity, named, shown, from_files=from_files)
 
 
 def _check_projection(projection: Any, shape: tuple[int, int], layer: int) -> None:
