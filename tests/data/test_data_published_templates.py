@@ -214,7 +214,7 @@ def test_a_tag_that_was_begun_is_finished_by_force(template, case):
         ("\n</think>\n\n<answer>\n", "\n</think>\n\n<answer>\n", "Hi."),
         ("\n</think>\n", "\n</think>\n", "Hi."),
         ("\n</think>\n<b>", "\n</think>\n", "<b>Hi."),
-        ("\n</think>\n<answe", "\n</think>\n", "<answeHi."),
+        ("\n</think>\n<answer id", "\n</think>\n", "<answer idHi."),
     ],
 )
 def test_a_part_of_an_opening_of_the_answer_is_answer(written, end, answer):
