@@ -19,6 +19,7 @@ from holdfast.data.chat.rendering import template_sha256
 from holdfast.errors import InputError, ModelError
 from holdfast.models.containers import gguf
 from holdfast.models.containers.kept import kept
+from holdfast.models.containers.placement import device_map, tell_places
 from holdfast.models.containers.quantised import all_tensors, is_packed, settle
 from holdfast.models.library import library_errors, quietly
 from holdfast.models.loading.checkpoint import Checkpoint
@@ -151,8 +152,7 @@ def read_model(
     ):
         _check_sizes(checkpoint, kind, settings or {})
         packed = checkpoint.quantised is not None
-        # Packed weights do not all go from one device to another.
-        place = {"device_map": {"": device}} if packed else {}
+        places = device_map(device, packed=packed)
         model, info = kind.from_pretrained(
             checkpoint.directory,
             dtype=dtype,
@@ -161,11 +161,14 @@ def read_model(
             output_loading_info=True,
             local_files_only=True,
             ignore_mismatched_sizes=True,
-            **place,
+            **places,
             **(settings or {}),
         )
         _check_complete(checkpoint, info)
-        return settle(model, dtype) if packed else model.to(device)
+        tell_places(model)
+        if packed:
+            return settle(model, dtype)
+        return model if places else model.to(device)
 
 
 def _check_settings(checkpoint: Checkpoint) -> None:
