@@ -25,6 +25,7 @@ from huggingface_hub.errors import (
 
 from holdfast.errors import InputError, ModelError, OfflineError, StorageError
 from holdfast.models.containers import gguf
+from holdfast.models.containers.quantised import method_of
 from holdfast.models.loading.families import Family, family_of
 from holdfast.models.loading.files import (
     ADAPTER_CONFIG,
@@ -59,6 +60,7 @@ class Checkpoint(NamedTuple):
     adapter: Path | None  # Files of a PEFT adapter; None for a whole model.
     config: dict[str, Any]  # The `config.json` of the model.
     family: Family  # Where the parts of its architecture are.
+    quantised: str | None = None  # Method that packed its weights; None if none did.
 
     @property
     def weight_files(self) -> tuple[Path, ...]:
@@ -165,8 +167,9 @@ def _checkpoint(
 ) -> Checkpoint:
     config = read_config(base.directory / CONFIG)
     family = check(config, base.name)
+    method = method_of(config, base.name)
     return Checkpoint(
-        model.name, model.revision, base.directory, adapter, config, family
+        model.name, model.revision, base.directory, adapter, config, family, method
     )
 
 

@@ -19,6 +19,8 @@ from holdfast.data.chat.rendering import template_sha256
 from holdfast.errors import InputError, ModelError
 from holdfast.models.containers import gguf
 from holdfast.models.containers.kept import kept
+from holdfast.models.containers.placement import device_map, tell_places
+from holdfast.models.containers.quantised import all_tensors, is_packed, settle
 from holdfast.models.library import library_errors, quietly
 from holdfast.models.loading.checkpoint import Checkpoint
 from holdfast.models.loading.files import (
@@ -39,6 +41,8 @@ TEKKEN = "tekken.json"
 HARMLESS = "rotary_emb.inv_freq"
 OTHER_SIZE = 16
 """How many times the weights of the files are those of another model."""
+PACKED = 16
+"""How many weights one number of a packed file may hold."""
 _LAYER = re.compile(r"\.(\d+)\.")
 
 
@@ -147,6 +151,8 @@ def read_model(
         quietly(),
     ):
         _check_sizes(checkpoint, kind, settings or {})
+        packed = checkpoint.quantised is not None
+        places = device_map(device, packed=packed)
         model, info = kind.from_pretrained(
             checkpoint.directory,
             dtype=dtype,
@@ -155,10 +161,14 @@ def read_model(
             output_loading_info=True,
             local_files_only=True,
             ignore_mismatched_sizes=True,
+            **places,
             **(settings or {}),
         )
         _check_complete(checkpoint, info)
-        return model.to(device)
+        tell_places(model)
+        if packed:
+            return settle(model, dtype)
+        return model if places else model.to(device)
 
 
 def _check_settings(checkpoint: Checkpoint) -> None:
@@ -233,7 +243,7 @@ def _check_sizes(
         n_wanted = sum(weight.numel() for weight in kind(config).parameters())
     n_held = sum(map(math.prod, shapes.values()))
     # Ties, buffers and names that are translated do not make up an order of size.
-    if n_wanted > OTHER_SIZE * n_held:
+    if n_wanted > (PACKED if checkpoint.quantised else 1) * OTHER_SIZE * n_held:
         raise _other_size(checkpoint, f"{n_wanted:,} weights", f"{n_held:,}")
 
 
@@ -305,7 +315,8 @@ def fingerprint_model(model: torch.nn.Module, config: dict[str, Any]) -> str:
     It differs from that of the same model's files.
     """
     digest = hashlib.sha256(json.dumps(config, sort_keys=True, default=str).encode())
-    for name, tensor in model.state_dict().items():
+    packed = is_packed(model)
+    for name, tensor in all_tensors(model) if packed else model.state_dict().items():
         digest.update(f"{name} {tuple(tensor.shape)} {tensor.dtype}".encode())
         digest.update(_tensor_part(tensor))
     return digest.hexdigest()
