@@ -27,6 +27,8 @@ ENDINGS = {
 FIGURE = ("value", "low", "high", "n", "reason")
 LABELS = ("scope", "condition", "suite", "attack", "kind", "name", "by")
 """Keys of words that are ours and say of what a figure is."""
+VERDICTS = ("attack_succeeds", "cliff", "sparse")
+"""Keys whose null says that it could not be told."""
 MOST = 32
 """Parts of a list that are kept."""
 
@@ -99,7 +101,11 @@ def figures(value: Any, key: str = "") -> Any:
     if {"value", "low", "high"} <= value.keys():
         return {key: value[key] for key in FIGURE if value.get(key) is not None}
     named = {str(name): figures(each, str(name)) for name, each in value.items()}
-    return {name: each for name, each in named.items() if each not in (None, {})}
+    return {
+        name: each
+        for name, each in named.items()
+        if each not in (None, {}) or (name in VERDICTS and value[name] is None)
+    }
 
 
 def _complaint(log: Path) -> str:
