@@ -75,14 +75,16 @@ def outcome(
     if status not in ENDINGS:
         sys.exit(f"Status {status}: {said or log} Run the same again to go on.")
     found: dict[str, Any] = json.loads(output) if status == 0 else {}
-    made = {
-        "command": _renamed(" ".join(words), names),
+    made: dict[str, Any] = {
+        "command": " ".join(words),
         "status": status,
         "ended": ENDINGS[status],
-        "said": _renamed(said, names),
+        "said": said,
         "seconds": round(seconds),
         "found": figures({key: found[key] for key in keep or found if key in found}),
     }
+    # Labels may name a model by its path.
+    made = json.loads(_renamed(json.dumps(made), names))
     atomic_write_json(place, made)
     return made
 

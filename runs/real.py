@@ -120,7 +120,9 @@ def ask(
     # Answers that comply and answers that refuse, to the same prompts.
     texts = ("--harmful", files["complied"], "--reference", files["refused"])
     texts = (*texts, "--column", "response=completion", "--limit", REQUESTS)
-    do("sinks", "sinks", model, *texts, "--max-tokens", 128, "-o", home / "sinks")
+    texts = (*texts, "--max-tokens", 128, "-o", home / "sinks")
+    shown = ("rows", "tokens", "checkpoints", "n_layers", "n_heads")
+    do("sinks", "sinks", model, *texts, keep=shown)
     rows = ("--data", files["star1"], "--benign", files["gsm8k"])
     rows = (*rows, "--steps", STEPS, "--train-batch", 2, "--save-every", 5)
     do("finetune", "finetune", model, *rows, "-o", tuned)
