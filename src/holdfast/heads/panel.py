@@ -74,7 +74,7 @@ def _heads(block: Mapping[str, Any]) -> Iterator[Part]:
         note=True,
     )
     checked = [each for each in block["heads"] if "beyond_controls" in each][:SHOWN]
-    total = block["n_layers"] * block["n_heads"]
+    total = len(block["heads"])
     title = f"Heads (the first {len(checked)} of {total})"
     yield table_of(title, checked, HEAD, brief=(0, 1, 3, 4), most=BRIEF)
     yield Heading("Do both ways of looking agree?")
@@ -390,6 +390,7 @@ REPAIR = {
 PARTS = {
     "heads": "All attention heads",
     "mlps": "All MLPs",
+    "mixers": "Linear attention, convolutions and state-space layers",
     "biases": "Attention biases",
     "embedding": "Token embedding",
     "plateau_logit": "Logit on the plateau",

@@ -122,7 +122,7 @@ def _record(adapter: Adapter, edit: HeadEdit) -> dict[str, Any]:
         "base": asdict(adapter.identity),
         "heads": heads,
         "n_heads": len(heads),
-        "n_heads_in_model": adapter.n_layers * adapter.n_heads,
+        "n_heads_in_model": adapter.total_heads,
         "positions": "every position",
         "renormalise": edit.renormalise,
         "versions": {
