@@ -136,10 +136,13 @@ def read_report(place: Path) -> dict[str, Any]:
 def check_model(session: Session) -> dict[str, Any]:
     """Load a model and return what was proved."""
     speaker = session.speaker
-    parts = {"d_model": speaker.d_model, "max_positions": speaker.max_positions}
+    parts: dict[str, Any] = {
+        "d_model": speaker.d_model,
+        "max_positions": speaker.max_positions,
+    }
     if isinstance(speaker, Adapter):
         widths = sorted(set(speaker.head_widths) - {0})
-        heads = {"heads": speaker.n_heads, "head_width": widths}
+        heads: dict[str, Any] = {"heads": speaker.n_heads, "head_width": widths}
         if len(speaker.layers_with_heads) < speaker.n_layers:
             heads["layers_with_heads"] = list(speaker.layers_with_heads)
         parts = {"layers": speaker.n_layers, **heads, **parts}

@@ -12,7 +12,7 @@ from holdfast.models.model import Adapter
 
 def is_packed(projection: Any) -> bool:
     """Return whether a projection's columns are no plain numbers in its weight."""
-    weight = getattr(projection, "weight", None)
+    weight: Any = getattr(projection, "weight", None)
     plain = isinstance(weight, nn.Parameter) and weight.data.__class__ is Tensor
     wanted = (torch.float32, torch.bfloat16, torch.float16)
     return not (plain and weight.dim() == 2 and weight.dtype in wanted)

@@ -208,8 +208,8 @@ class Study:
 
         After an error the batches on disk stay, so that the next run goes on with
         them; a lack of evidence, or a model that is not good for the stage, is recorded
-        as the reason why there is no result. A stage that can give none, by a reason, says it in `stage.facts["reason"]` and
-        ends without outputs.
+        as the reason why there is no result. A stage that can give none, by a reason,
+        says it in `stage.facts["reason"]` and ends without outputs.
 
         `inputs`: Names of files of the study, which are hashed; or hashes by name.
         `done`: Told where an earlier run has written all outputs.

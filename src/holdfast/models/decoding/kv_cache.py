@@ -165,7 +165,7 @@ class RepeatedPrefix:
         factors = tables.repeat(len(token_ids), 1, 1)
         with scale_heads(self.adapter, factors):
             states = self._read(token_ids, cache, n)
-        return states[:, -1].unflatten(0, (len(token_ids), n))
+        return states[:, -1].reshape(len(token_ids), n, -1)
 
     def _read(
         self, token_ids: Int[Tensor, "example position"], cache: Any, n_copies: int

@@ -74,7 +74,7 @@ def load_found(
 
         model, proof = merge(checkpoint, model)
         shown = (proof,)
-    adapter = _proved(model, tokenizer, identity, shown)
+    adapter = _proved(model, tokenizer, identity, shown, from_files=True)
     return replace(adapter, source=checkpoint)
 
 
@@ -110,6 +110,8 @@ def _proved(
     tokenizer: Any,
     identity: ModelIdentity,
     shown: tuple[Proof, ...] = (),
+    *,
+    from_files: bool = False,
 ) -> Adapter:
     def named() -> Adapter:
         embedding = model.get_input_embeddings()
@@ -124,4 +126,4 @@ def _proved(
             proofs=tuple(missing + unsolved),
         )
 
-    return parts.proved(model, identity, named, shown)
+    return parts.proved(model, identity, named, shown, from_files=from_files)

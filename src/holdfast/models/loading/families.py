@@ -17,7 +17,7 @@ from holdfast.errors import InputError, UnsupportedFamilyError
 
 @dataclass(frozen=True, slots=True)
 class Family:
-    """The class that reads a type of model, and where masked models have their parts."""
+    """The class that reads a type of model, and where a masked one has its parts."""
 
     # Name of its language-model class in transformers. It is called by name, so code
     # that travels with a checkpoint is never run.
@@ -51,7 +51,6 @@ def family_of(config: Mapping[str, Any], source: str) -> Family:
         reason = _DIFFUSION
     if reason is not None:
         raise _refusal(source, f"`{model_type}`", reason)
-    check_precision(config, source)
     return Family(generating_class(config, model_type, source))
 
 
@@ -122,7 +121,7 @@ def names_in(config: Mapping[str, Any], key: str, source: str) -> list[str]:
 
 
 def check_precision(config: Mapping[str, Any], source: str) -> None:
-    """Refuse quantised weights."""
+    """Refuse quantised weights, where nothing reads packed ones."""
     quantisation = config.get("quantization_config")
     if quantisation:
         method = "unnamed method"

@@ -79,7 +79,9 @@ def load_found_masked(
     model, tokenizer, identity = parts.open_model(
         checkpoint, device, dtype, tokenize, settings=settings
     )
-    return _proved(model, tokenizer, family, identity, checkpoint.config)
+    return _proved(
+        model, tokenizer, family, identity, checkpoint.config, from_files=True
+    )
 
 
 def adapt_masked(
@@ -121,6 +123,8 @@ def _proved(
     family: MaskedFamily,
     identity: ModelIdentity,
     config: Mapping[str, Any],
+    *,
+    from_files: bool = False,
 ) -> MaskedModel:
     def named() -> MaskedModel:
         base, config_of = model.base_model, model.config
@@ -146,7 +150,7 @@ def _proved(
             stop_ids=stops.ids | _ids_of(tokenizer, family.stops),
         )
 
-    return parts.proved(model, identity, named)
+    return parts.proved(model, identity, named, from_files=from_files)
 
 
 def _mask_id(

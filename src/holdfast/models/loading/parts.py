@@ -11,6 +11,7 @@ from holdfast.data.chat.rendering import Rendering
 from holdfast.data.chat.thinking import configure, thinking_format
 from holdfast.data.chat.thinking_formats import named_thinker
 from holdfast.errors import AdapterError, ModelError, SettingsError
+from holdfast.models.containers.kept import kept, machine
 from holdfast.models.finite import check_numbers
 from holdfast.models.library import library_errors
 from holdfast.models.loading.checkpoint import Checkpoint
@@ -106,6 +107,8 @@ def open_model(
     arithmetic = choose_dtype(dtype, device, checkpoint.config)
     tokenizer = tokenize(checkpoint)
     model = read_model(checkpoint, arithmetic, device, **settings).eval()
+    # A method may have an arithmetic of its own.
+    arithmetic = model.get_input_embeddings().weight.dtype
     return model, tokenizer, identify(checkpoint, tokenizer, arithmetic)
 
 
@@ -200,17 +203,21 @@ def proved(
     identity: ModelIdentity,
     name_parts: Callable[[], M],
     shown: tuple[Proof, ...] = (),
+    *,
+    from_files: bool = False,
 ) -> M:
     """Name the parts of a model and prove that they are what their names say.
 
     `shown`: Proofs that it has passed already.
+    `from_files`: Whether all of it was read from files that `identity` is the hash of.
+        Looking through its weights and proving are done once then (see `kept`); a
+        model in memory may differ from its weights in more than those.
 
     Raises:
         ModelError: If a weight is not finite.
         AdapterError: If a part is missing, or a proof fails that text rests on, or any
             of a model that fills in masks.
     """
-    check_numbers(model, identity.model_id)
     model.eval()
     with library_errors(
         AdapterError,
@@ -218,6 +225,29 @@ def proved(
         "Its config.json does not fit its architecture: restore that file.",
     ):
         named = name_parts()
-        proofs = (*shown, *prove(named), *named.proofs)
+
+        def compute() -> tuple[Proof, ...]:
+            check_numbers(model, identity.model_id)
+            return prove(named)
+
+        key = {
+            "weights": identity.weights_sha256,
+            "dtype": identity.dtype,
+            "class": type(model).__name__,
+            "attention": model.config._attn_implementation,
+            **machine(named.device),
+        }
+        found = (
+            kept("proofs", key, compute, read=_read_proofs) if from_files else compute()
+        )
+    proofs = (*shown, *found, *named.proofs)
     require(proofs, identity.model_id, None if named.two_way else "text")
     return replace(named, proofs=proofs)
+
+
+def _read_proofs(value: Any) -> tuple[Proof, ...]:
+    """Return proofs that were kept; ValueError or TypeError if they are none."""
+    proofs = tuple(Proof(*each) for each in value)
+    if not proofs or any(type(proof.passed) is not bool for proof in proofs):
+        raise ValueError("no proofs")
+    return proofs

@@ -203,7 +203,7 @@ def _sums(adapter: Adapter, rows: Sequence[Sequence[int]]) -> tuple[Proof, Proof
     for block in (adapter.blocks[layer] for layer in own):
         end = (block.joint, "input") if block.joint else (block.module, "output")
         parts = [(block.projection, "input"), (block.attention, "output")]
-        points += [*parts, (block.module, "input"), end]  # type: ignore[list-item]
+        points += [*parts, (block.module, "input"), end]
     with _recorded(*points) as found:
         _states(adapter, rows)
     heads_off = stream_off = 0.0

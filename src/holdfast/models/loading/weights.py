@@ -7,7 +7,7 @@ import os
 import re
 from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +17,10 @@ from torch import Tensor
 
 from holdfast.data.chat.rendering import template_sha256
 from holdfast.errors import InputError, ModelError
-from holdfast.models.library import library_errors
+from holdfast.models.containers import gguf
+from holdfast.models.containers.kept import kept
+from holdfast.models.containers.quantised import all_tensors, is_packed, settle
+from holdfast.models.library import library_errors, quietly
 from holdfast.models.loading.checkpoint import Checkpoint
 from holdfast.models.loading.files import (
     ADAPTER_CONFIG,
@@ -37,6 +40,8 @@ TEKKEN = "tekken.json"
 HARMLESS = "rotary_emb.inv_freq"
 OTHER_SIZE = 16
 """How many times the weights of the files are those of another model."""
+PACKED = 16
+"""How many weights one number of a packed file may hold."""
 _LAYER = re.compile(r"\.(\d+)\.")
 
 
@@ -144,6 +149,9 @@ def read_model(
         quietly(),
     ):
         _check_sizes(checkpoint, kind, settings or {})
+        packed = checkpoint.quantised is not None
+        # Packed weights do not all go from one device to another.
+        place = {"device_map": {"": device}} if packed else {}
         model, info = kind.from_pretrained(
             checkpoint.directory,
             dtype=dtype,
@@ -151,10 +159,11 @@ def read_model(
             output_loading_info=True,
             local_files_only=True,
             ignore_mismatched_sizes=True,
+            **place,
             **(settings or {}),
         )
         _check_complete(checkpoint, info)
-        return model.to(device)
+        return settle(model, dtype) if packed else model.to(device)
 
 
 def _check_settings(checkpoint: Checkpoint) -> None:
@@ -229,7 +238,7 @@ def _check_sizes(
         n_wanted = sum(weight.numel() for weight in kind(config).parameters())
     n_held = sum(map(math.prod, shapes.values()))
     # Ties, buffers and names that are translated do not make up an order of size.
-    if n_wanted > OTHER_SIZE * n_held:
+    if n_wanted > (PACKED if checkpoint.quantised else 1) * OTHER_SIZE * n_held:
         raise _other_size(checkpoint, f"{n_wanted:,} weights", f"{n_held:,}")
 
 
@@ -267,21 +276,6 @@ def _with_shapes(key: Any) -> str:
     return str(key)
 
 
-@contextmanager
-def quietly() -> Iterator[None]:
-    """Keep the progress bars and the reports of transformers off the terminal."""
-    logging = transformers.utils.logging
-    shown, verbosity = logging.is_progress_bar_enabled(), logging.get_verbosity()
-    logging.disable_progress_bar()
-    logging.set_verbosity_error()
-    try:
-        yield
-    finally:
-        logging.set_verbosity(verbosity)
-        if shown:
-            logging.enable_progress_bar()
-
-
 SMALL_TENSOR = 1 << 20
 """Bytes up to which a tensor is hashed with its neighbours, not by itself."""
 
@@ -291,18 +285,23 @@ def fingerprint_files(checkpoint: Checkpoint) -> str:
 
     Every byte of the weights counts: one changed row in the middle of an embedding is
     another model. Tensors over 1 MiB enter by their own SHA-256, which are taken side
-    by side, at about the speed at which the file is read.
+    by side, at about the speed at which the file is read. Files that have not changed
+    since are not read again (see `kept`).
     """
-    digest = hashlib.sha256()
-    configs = [checkpoint.directory / CONFIG]
+    configs = [(checkpoint.directory / CONFIG).read_bytes()]
     if checkpoint.adapter is not None:
-        configs.append(checkpoint.adapter / ADAPTER_CONFIG)
-    for config in configs:
-        digest.update(config.read_bytes())
-    for file in checkpoint.weight_files:
-        for part in _file_parts(file):
-            digest.update(part)
-    return digest.hexdigest()
+        configs.append((checkpoint.adapter / ADAPTER_CONFIG).read_bytes())
+    files = checkpoint.weight_files
+
+    def compute() -> str:
+        digest = hashlib.sha256(b"".join(configs))
+        for file in files:
+            for part in _file_parts(file):
+                digest.update(part)
+        return digest.hexdigest()
+
+    key = {"configs": [hashlib.sha256(each).hexdigest() for each in configs]}
+    return kept("weights", key, compute, read=str, files=files)
 
 
 def fingerprint_model(model: torch.nn.Module, config: dict[str, Any]) -> str:
@@ -311,7 +310,8 @@ def fingerprint_model(model: torch.nn.Module, config: dict[str, Any]) -> str:
     It differs from that of the same model's files.
     """
     digest = hashlib.sha256(json.dumps(config, sort_keys=True, default=str).encode())
-    for name, tensor in model.state_dict().items():
+    packed = is_packed(model)
+    for name, tensor in all_tensors(model) if packed else model.state_dict().items():
         digest.update(f"{name} {tuple(tensor.shape)} {tensor.dtype}".encode())
         digest.update(_tensor_part(tensor))
     return digest.hexdigest()
@@ -333,6 +333,7 @@ def identify(
         tokenizer_class=type(tokenizer).__name__,
         tokenizer_source=vocabulary.name,
         tokenizer_sha256=file_sha256(vocabulary),
+        gguf_sha256=gguf.origin(checkpoint.directory),
     )
 
 

@@ -1,0 +1,1 @@
+"""What models come in: GGUF, packed weights, several devices, and proofs that stay."""
