@@ -83,7 +83,12 @@ def _heads(block: Mapping[str, Any]) -> Iterator[Part]:
         "Part": lambda key: PARTS[key],
         "Takes from the logit": lambda key: Number(block["parts"][key], count=True),
     }
-    by_part = table_of("The fall by kind of part", PARTS, parts, style="narrow")
+    by_part = table_of(
+        "The fall by kind of part",
+        [key for key in PARTS if key in block["parts"]],
+        parts,
+        style="narrow",
+    )
     yield Fold("The fall, by kind of part", [by_part])
 
 

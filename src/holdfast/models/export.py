@@ -20,11 +20,11 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from holdfast.errors import ModelError, SettingsError
+from holdfast.models.folds import is_packed
 from holdfast.models.interventions import HeadEdit, check_table
 from holdfast.models.library import quietly
 from holdfast.models.loading.checkpoint import name_base
 from holdfast.models.loading.files import ADAPTER_CONFIG, ADAPTER_STEM, BAKE_RECORD
-from holdfast.models.loading.proofs import LIMITS
 from holdfast.models.model import Adapter, ModelIdentity
 from holdfast.study import atomic_write_json
 from holdfast.study.files import staging, writing
@@ -110,7 +110,7 @@ def _check_form(adapter: Adapter, edit: HeadEdit, form: Form) -> None:
     """Refuse packed weights, and an adapter over a base that no name leads to."""
     source = adapter.source
     changed = [projection for _, projection, _ in _edited(adapter, edit)]
-    unread = [each for each in changed if not _is_plain(each)]
+    unread = [each for each in changed if is_packed(each)]
     method = getattr(source, "quantised", None)
     if unread or (form == "checkpoint" and method is not None):
         first, how = (unread or changed)[0], f"ones quantised by {method}"
@@ -128,21 +128,6 @@ def _check_form(adapter: Adapter, edit: HeadEdit, form: Form) -> None:
             f"another adapter, {source.adapter}",
             "Bake a whole checkpoint (`--as checkpoint`): it holds both.",
         )
-
-
-def _is_plain(projection: nn.Module) -> bool:
-    """Return whether columns of a projection's weight are what it multiplies with."""
-    weight: Any = getattr(projection, "weight", None)
-    shape = tuple(getattr(projection, name, 0) for name in _FEATURES)
-    return (
-        isinstance(weight, nn.Parameter)
-        and type(weight.data) is Tensor
-        and weight.dtype in LIMITS
-        and tuple(weight.shape) == shape
-    )
-
-
-_FEATURES = ("out_features", "in_features")
 
 
 def _kind(projection: nn.Module) -> str:

@@ -7,15 +7,20 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from holdfast.errors import AdapterError
+from holdfast.models.containers.quantised import PLAIN
 from holdfast.models.model import Adapter
 
 
 def is_packed(projection: Any) -> bool:
-    """Return whether a projection's columns are no plain numbers in its weight."""
+    """Return whether a projection multiplies with other numbers than its weight."""
     weight: Any = getattr(projection, "weight", None)
-    plain = isinstance(weight, nn.Parameter) and weight.data.__class__ is Tensor
-    wanted = (torch.float32, torch.bfloat16, torch.float16)
-    return not (plain and weight.dim() == 2 and weight.dtype in wanted)
+    shape = tuple(getattr(projection, f"{end}_features", 0) for end in ("out", "in"))
+    return not (
+        isinstance(weight, nn.Parameter)
+        and type(weight.data) is Tensor
+        and weight.dtype in PLAIN
+        and tuple(weight.shape) == shape
+    )
 
 
 @torch.no_grad()

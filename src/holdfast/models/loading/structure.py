@@ -388,6 +388,9 @@ def _solved(
     ]
     table = torch.stack([columns[place].flatten().double().cpu() for place in own], 1)
     wanted = target.flatten().double().cpu()
+    # Solvers are undefined on what is no number.
+    if not bool(torch.isfinite(table).all() and torch.isfinite(wanted).all()):
+        return [0.0] * len(columns), math.inf
     found = torch.linalg.lstsq(table, wanted[:, None]).solution[:, 0]
     off = (table @ found - wanted).abs().max() / wanted.abs().max().clamp(min=1e-30)
     factors = dict(zip(own, found.tolist(), strict=True))
