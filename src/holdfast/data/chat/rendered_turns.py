@@ -69,6 +69,20 @@ def thoughts_written(tokenizer: ChatTokenizer) -> tuple[Thought, ...]:
     return tuple(found)
 
 
+def before_reply(tokenizer: ChatTokenizer) -> str:
+    """Return what stands before a reply whose thought is dropped; "" where it is not.
+
+    Some templates put an empty thinking there.
+    """
+    messages = [
+        _said("user", _USER),
+        {"role": "assistant", "reasoning_content": _THOUGHT, "content": _REPLY},
+    ]
+    rendered = _tried(tokenizer, messages, add_generation_prompt=False) or ""
+    between = rendered.rpartition(_REPLY)[0].rpartition(_USER)[2]
+    return "" if _THOUGHT in between else between
+
+
 def behind_reply(tokenizer: ChatTokenizer) -> str:
     """Return what the template writes behind a reply; "" for nothing."""
     said = [_said("user", _USER), _said("assistant", _REPLY)]

@@ -13,6 +13,7 @@ from typing import Any, Final
 from holdfast.data.chat.rendered_turns import (
     Fresh,
     Thought,
+    before_reply,
     behind_reply,
     end_token,
     fresh_prompt,
@@ -144,7 +145,7 @@ def thinking_format(tokenizer: ChatTokenizer) -> ThinkingFormat | None:
     pairs = (*pairs, *_written(thoughts, fresh))
     closed = next((each for each in pairs if _closes(fresh.tail, each)), None)
     if closed is not None:
-        _require_begun(tokenizer, closed, fresh)
+        _require_begun(_shown(tokenizer, closed, fresh, thoughts), fresh)
         if named is not None and rendering.thinking == "auto":
             raise ThinkingFormatError(
                 f"prompts that leave `{named.open}` open",
@@ -244,11 +245,15 @@ def _bare(
         on = on or (with_on == fresh and with_off not in (None, fresh))
     written = [tags for tags in TAGS if _around(thoughts, tags) is not None]
     told = [tags for tags in TAGS if _tells(fresh.whole, tags)]
-    by_switch = [tags for tags in TAGS if on and _closed(tokenizer, tags) is not None]
+    tails = _tails(tokenizer)
+    by_switch = [tags for tags in TAGS if on and _closed(tails, tags) is not None]
     spoken = [
         tags for tags in TAGS if on and tags.open in source and tags.close in source
     ]
-    for found in (by_switch, written, _written(thoughts, fresh), told, spoken):
+    turn = tails[-1]
+    emptied = [tags for tags in TAGS if tags.open in turn and _empty(turn, tags)]
+    own = _written(thoughts, fresh)
+    for found in (by_switch, written, own, emptied, told, spoken):
         if found:
             return found[0]
     return named_thinker(rendering_of(tokenizer).name)
@@ -273,13 +278,12 @@ def _closes(tail: str, tags: Tags) -> bool:
     )
 
 
-def _require_begun(tokenizer: ChatTokenizer, tags: Tags, fresh: Fresh) -> None:
+def _require_begun(shown: Tags, fresh: Fresh) -> None:
     """Refuse a closed thinking behind which the answer has yet to be begun by marks.
 
     They would be read as a part of the answer, and no position would be the last one
     before it.
     """
-    shown = _answered(tokenizer, tags)
     begin = shown.end_template.partition(shown.close)[2].strip()
     if fresh.tail.rstrip().endswith(begin or shown.close):
         return
@@ -287,8 +291,8 @@ def _require_begun(tokenizer: ChatTokenizer, tags: Tags, fresh: Fresh) -> None:
         "a prompt that closes the thinking and begins the answer "
         f"(`{begin or shown.close}`)",
         "one that leaves the marks of the answer to the model",
-        "Leave the thinking on and use --max-thinking 0, which closes every thinking "
-        "at once and begins the answer.",
+        "Switch the thinking on (--thinking required) and use --max-thinking 0, which "
+        "closes every thinking at once and begins the answer.",
     )
 
 
@@ -311,23 +315,22 @@ def _shown(
     """Return tags with what the template itself writes around a thought, or the usual.
 
     A thought of the last turn shows it; where that is dropped, the empty thinking
-    that a switch writes does.
+    that a switch writes does, but for marks that begin the answer.
     """
-    written = _around(thoughts, tags)
-    around = (
-        (_opening(written.before, tags.open, fresh.tail), written.end)
-        if written is not None
-        else _closed(tokenizer, tags)
-    )
-    if around is not None:
-        tags = tags._replace(open_template=around[0], end_template=around[1])
-    return _answered(tokenizer, tags)
-
-
-def _answered(tokenizer: ChatTokenizer, tags: Tags) -> Tags:
-    """Return tags with what begins and ends the answer, as the template names it."""
     # A comment is no part of what a model was taught.
     source = _COMMENT.sub("", template_text(tokenizer))
+    written, begin = _around(thoughts, tags), tags.end_template.partition(tags.close)[2]
+    if written is not None:
+        before = _opening(written.before, tags.open, fresh.tail)
+        tags = tags._replace(open_template=before, end_template=written.end)
+    elif (around := _closed(_tails(tokenizer), tags)) is not None:
+        end = around[1] + (begin if begin.strip() and begin in source else "")
+        tags = tags._replace(open_template=around[0], end_template=end)
+    return _answered(tokenizer, tags, source)
+
+
+def _answered(tokenizer: ChatTokenizer, tags: Tags, source: str) -> Tags:
+    """Return tags with what begins and ends the answer, as the template names it."""
     for answer in ANSWERS:
         begin, end = answer.begin.strip(), answer.end.strip()
         if begin in source and end in source and begin not in tags.end_template:
@@ -340,8 +343,10 @@ def _answered(tokenizer: ChatTokenizer, tags: Tags) -> Tags:
     behind = behind_reply(tokenizer)
     rest = behind.removeprefix(tags.answer_end)
     before, stop, _ = behind.partition(str(getattr(tokenizer, "eos_token", "")))
+    begins = bool(tags.end_template.partition(tags.close)[2].strip())
     ended = end_token(tokenizer, rest, tags.end_template) is not None
-    if not ended and stop and before.strip():
+    # What begins by a mark is ended by one, though that may be a token of its own.
+    if stop and before.strip() and (not ended or (begins and not tags.answer_end)):
         return tags._replace(answer_end=before)
     return tags
 
@@ -380,24 +385,36 @@ def _opening(before: str, tag: str, prompt_end: str) -> str:
     return before[len(prompt_end) if whole and len(prompt_end) < start else start :]
 
 
-def _closed(tokenizer: ChatTokenizer, tags: Tags) -> tuple[str, str] | None:
-    """Return what stands around an empty thinking that a template or a switch writes.
+def _tails(tokenizer: ChatTokenizer) -> tuple[str, ...]:
+    """Return the texts that may end with an empty thinking.
 
-    Some close a thinking that they never open, which shows how a thinking ends too.
+    They are the ends of a fresh prompt, as it comes and with each switch off, and last
+    what stands before a reply whose thought was dropped.
     """
-    for switch in (None, *_switches(tokenizer)):
-        fresh = (
-            fresh_prompt(tokenizer)
-            if switch is None
-            else switched(tokenizer, switch, switch.off)
-        )
-        before, closed, behind = (fresh.tail if fresh else "").rpartition(tags.close)
-        if not closed or behind.strip():
-            continue
-        _, opened, inside = before.rpartition(tags.open)
-        if not opened:
-            return tags.open_template, tags.close + behind
-        if not inside.strip():
-            half = (len(inside) + 1) // 2
-            return tags.open + inside[:half], inside[half:] + tags.close + behind
-    return None
+    fresh = (
+        fresh_prompt(tokenizer),
+        *(switched(tokenizer, each, each.off) for each in _switches(tokenizer)),
+    )
+    return (*(each.tail for each in fresh if each), before_reply(tokenizer))
+
+
+def _closed(tails: Sequence[str], tags: Tags) -> tuple[str, str] | None:
+    """Return what stands around the empty thinking of the first text that has one."""
+    return next(filter(None, (_empty(tail, tags) for tail in tails)), None)
+
+
+def _empty(tail: str, tags: Tags) -> tuple[str, str] | None:
+    """Return what opens and what ends an empty thinking at the end of a text.
+
+    Some templates close a thinking that they never open.
+    """
+    before, closed, behind = tail.rpartition(tags.close)
+    if not closed or behind.strip():
+        return None
+    _, opened, inside = before.rpartition(tags.open)
+    if not opened:
+        return tags.open_template, tags.close + behind
+    half = (len(inside) + 1) // 2
+    if inside.strip():
+        return None
+    return tags.open + inside[:half], inside[half:] + tags.close + behind
