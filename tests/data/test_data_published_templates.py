@@ -291,7 +291,7 @@ def test_rows_of_a_pool_are_read_in_every_format(template, case):
     fmt = thinking_format(tokenizer_of(template, case))
     text = f"{fmt.open_template}Hm.{fmt.end_template}Hi.{fmt.answer_end}"
     found = split_thought(text)
-    if template["id"] == "tags-that-no-table-has":
+    if "that-no-table-has" in template["id"]:
         assert found == (None, text, None)
     else:
         assert found == ("Hm.", "Hi.", None)

@@ -1,8 +1,8 @@
 """Whole training runs on a two-layer model; TRL is needed, and nothing else is."""
 
 import json
-import re
 import math
+import re
 import shutil
 from importlib import import_module
 from pathlib import Path

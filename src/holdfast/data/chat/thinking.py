@@ -6,18 +6,20 @@ sign that the model thinks: its siblings that do not think share the very words.
 """
 
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any, Final
 
 from holdfast.data.chat.rendered_turns import (
+    MARK,
     Fresh,
     Thought,
-    before_reply,
     behind_reply,
     end_token,
+    found_switches,
     fresh_prompt,
-    switched,
+    prompt_ends,
+    settings_of,
     thoughts_written,
 )
 from holdfast.data.chat.rendering import (
@@ -32,11 +34,9 @@ from holdfast.data.chat.rendering import (
 from holdfast.data.chat.thinking_formats import (
     ANSWERS,
     TAGS,
-    Switch,
     Tags,
     is_html,
     named_thinker,
-    switches,
     tags_of,
 )
 from holdfast.errors import SettingsError, ThinkingFormatError
@@ -49,7 +49,6 @@ _OPENING: Final = re.compile(
 )
 _LEAST: Final = 2
 _SHARE: Final = 0.1
-_MARK: Final = re.compile(r"\s*(<[^<>\s][^<>]*>|\[[^\[\]\s]+\])+\s*")
 _COMMENT: Final = re.compile(r"\{#.*?#\}", re.DOTALL)
 
 
@@ -94,10 +93,13 @@ def configure(tokenizer: ChatTokenizer, rendering: Rendering) -> None:
     wanted = rendering.thinking == "required"
     if _thinks(tokenizer) == wanted:
         return
-    for switch in _switches(tokenizer):
+    for switch in found_switches(tokenizer):
         if switch.name in rendering.options:
             continue
-        options = {**rendering.options, switch.name: switch[1 if wanted else 2]}
+        options = {
+            **rendering.options,
+            switch.name: switch.on if wanted else switch.off,
+        }
         set_rendering(tokenizer, replace(rendering, options=options))
         if _thinks(tokenizer) == wanted:
             return
@@ -237,15 +239,15 @@ def _bare(
     """Return the tags of a model whose prompts end before its thinking, or None."""
     on, source = False, template_text(tokenizer)
     always = any(tags.always and _around(thoughts, tags) for tags in TAGS)
-    for switch in _switches(tokenizer):
-        with_on, with_off = (switched(tokenizer, switch, each) for each in switch[1:])
+    for switch in found_switches(tokenizer):
+        with_on, with_off = settings_of(tokenizer, switch)
         if with_off == fresh and with_on != fresh and not always:
             return None
         # A setting that the template refuses says nothing of the default.
         on = on or (with_on == fresh and with_off not in (None, fresh))
     written = [tags for tags in TAGS if _around(thoughts, tags) is not None]
     told = [tags for tags in TAGS if _tells(fresh.whole, tags)]
-    tails = _tails(tokenizer)
+    tails = prompt_ends(tokenizer)
     by_switch = [tags for tags in TAGS if on and _closed(tails, tags) is not None]
     spoken = [
         tags for tags in TAGS if on and tags.open in source and tags.close in source
@@ -257,14 +259,6 @@ def _bare(
         if found:
             return found[0]
     return named_thinker(rendering_of(tokenizer).name)
-
-
-def _switches(tokenizer: ChatTokenizer) -> Iterable[Switch]:
-    """Yield the switches that the template has."""
-    for switch in switches(template_text(tokenizer)):
-        settings = (switched(tokenizer, switch, each) for each in switch[1:])
-        if len(set(settings)) > 1:
-            yield switch
 
 
 def _closes(tail: str, tags: Tags) -> bool:
@@ -323,7 +317,7 @@ def _shown(
     if written is not None:
         before = _opening(written.before, tags.open, fresh.tail)
         tags = tags._replace(open_template=before, end_template=written.end)
-    elif (around := _closed(_tails(tokenizer), tags)) is not None:
+    elif (around := _closed(prompt_ends(tokenizer), tags)) is not None:
         end = around[1] + (begin if begin.strip() and begin in source else "")
         tags = tags._replace(open_template=around[0], end_template=end)
     return _answered(tokenizer, tags, source)
@@ -372,7 +366,7 @@ def _written(thoughts: Sequence[Thought], fresh: Fresh) -> tuple[Tags, ...]:
             start or (re.search(r"(<[^<>]+>|\[[^\[\]]+\])\s*$", before) or [""])[0]
         )
         new = before.startswith(fresh.tail) and not known
-        if new and _MARK.fullmatch(opening) and _MARK.fullmatch(end):
+        if new and MARK.fullmatch(opening) and MARK.fullmatch(end):
             found.append(Tags(opening.strip(), end.strip(), opening, end))
     return tuple(found)
 
@@ -383,19 +377,6 @@ def _opening(before: str, tag: str, prompt_end: str) -> str:
     behind = before[len(prompt_end) : start]
     whole = before.startswith(prompt_end) and not behind.strip()
     return before[len(prompt_end) if whole and len(prompt_end) < start else start :]
-
-
-def _tails(tokenizer: ChatTokenizer) -> tuple[str, ...]:
-    """Return the texts that may end with an empty thinking.
-
-    They are the ends of a fresh prompt, as it comes and with each switch off, and last
-    what stands before a reply whose thought was dropped.
-    """
-    fresh = (
-        fresh_prompt(tokenizer),
-        *(switched(tokenizer, each, each.off) for each in _switches(tokenizer)),
-    )
-    return (*(each.tail for each in fresh if each), before_reply(tokenizer))
 
 
 def _closed(tails: Sequence[str], tags: Tags) -> tuple[str, str] | None:
