@@ -313,14 +313,17 @@ def test_a_thought_is_never_rendered_by_a_template_but_to_look_at_it():
 
 
 def test_most_first_answers_tell_a_thinker_that_no_table_has():
-    thought, plain = "<think>\nHm.", "Sure."
+    thought, plain = ("Hi?", "<think>\nHm."), ("Hi?", "Sure.")
     require_known_format(None, [thought, plain, plain])
-    require_known_format(None, ["<plan>Hm.", "<plan>Hm."])
+    require_known_format(None, [("Hi?", "<plan>Hm.")] * 2)
     require_known_format(None, [])
     for tag, close in (("<think>", "</think>"), ("[THINK]", "[/THINK]")):
+        begun = [("Hi?", f"{tag}Hm."), ("Hi?", f" {tag}Hm."), plain]
         with pytest.raises(ThinkingFormatError) as caught:
-            require_known_format(None, [f"{tag}Hm.", f" {tag}Hm.", plain])
+            require_known_format(None, begun)
         assert f"--thinking-tags '{tag}' '{close}'" in str(caught.value)
+        # Whoever asks for the tag is given it.
+        require_known_format(None, [(f"Use {tag} first.", f"{tag}Hm.")] * 3)
     template = next(each for each in PUBLISHED if each["id"] == "qwen3")
     known = thinking_format(tokenizer_of(template, template["case"][0]))
     require_known_format(known, [thought, thought])

@@ -213,21 +213,27 @@ def strange_openings(openings: Sequence[str]) -> dict[str, int]:
     }
 
 
-def require_known_format(fmt: ThinkingFormat | None, openings: Sequence[str]) -> None:
+def require_known_format(
+    fmt: ThinkingFormat | None, said: Sequence[tuple[str, str]]
+) -> None:
     """Refuse answers that are thinking, of a model that is not known to think.
 
     Its template has no word of it, and so says nothing of where the answer begins.
 
-    `openings`: The first words of answers, special tokens included.
+    `said`: What the user said, and the first words of the answer, special tokens
+    included. A prompt may ask for the tag, which is then no thinking.
     Raises: ThinkingFormatError if most of them begin with a known opening tag.
     """
     known = {each.open: each for each in TAGS}
+    openings = [
+        opening for asked, opening in said if not any(tag in asked for tag in known)
+    ]
     found = strange_openings(openings) if fmt is None else {}
     for tag, n in found.items():
-        if tag in known and 2 * n > len(openings):
+        if tag in known and 2 * n > len(said):
             raise ThinkingFormatError(
                 "answers of a model that does not think, as its chat template has it",
-                f"{n} of {len(openings)} that begin with `{tag}`",
+                f"{n} of {len(said)} that begin with `{tag}`",
                 "Their thinking would be judged as the answer. Name its tags: "
                 f"--thinking-tags '{tag}' '{known[tag].close}'.",
             )
