@@ -139,8 +139,9 @@ def _check_template(tokenizer: Any, model_id: str) -> None:
         raise ModelError(
             f"a chat template with {model_id}",
             "none",
-            "Use the chat or instruct version of the model, or add its "
-            "chat_template.jinja to the directory.",
+            "A base model has none: use its chat or instruct version. Else put the "
+            "chat_template.jinja that it was trained with into the directory, or "
+            "beside its GGUF file.",
         )
 
 

@@ -78,7 +78,28 @@ def read_tokenizer(checkpoint: Checkpoint, *, native_class: str | None = None) -
         tokenizer = kind.from_pretrained(directory, local_files_only=True, **answers)
         # Settings of a wrong kind are kept as they are, and fail on the first text.
         tokenizer.decode(tokenizer("A word.", verbose=False)["input_ids"])
+    _check_second(directory, tokenizer)
     return tokenizer
+
+
+def _check_second(directory: Path, tokenizer: Any) -> None:
+    """Refuse a second vocabulary that gives tokens other numbers than the one read."""
+    path = directory / "vocab.json"
+    if not (directory / "tokenizer.json").is_file() or not path.is_file():
+        return
+    known = tokenizer.get_vocab()
+    other = [
+        token
+        for token, number in read_config(path).items()
+        if known.get(token) != number
+    ]
+    if other:
+        raise InputError(
+            f"one tokenizer in {directory}",
+            f"tokenizer.json and, beside it, a {path.name} of another: {len(other)} "
+            f"tokens have other numbers, such as {other[0]!r}",
+            "Remove the files of the one that is not the model's.",
+        )
 
 
 def tokenizer_file(checkpoint: Checkpoint) -> Path:
