@@ -1,6 +1,7 @@
 """Every flag that a message or a help text names is one that the program has."""
 
 import ast
+import functools
 import re
 from pathlib import Path
 
@@ -20,6 +21,14 @@ OWN = {"judges": ("audit", "rollout", "ablate", "evaluate", "judge", "select")}
 GENERAL = {"--help", "--version", "--config"}
 
 
+@functools.cache
+def known_to(verbs: tuple[str, ...] | None) -> set[str]:
+    """Return the flags of some verbs, or of all; many modules ask for the same."""
+    if verbs is None:
+        return flags_of(app)
+    return {flag for verb in verbs for flag in flags_of(app[verb])}
+
+
 def flags_of(verb: App) -> set[str]:
     """Return every flag of a verb and of what lies below it."""
     has_own = verb.default_command is not None
@@ -33,6 +42,7 @@ def flags_of(verb: App) -> set[str]:
     return named
 
 
+@functools.cache
 def named_in(path: Path) -> set[str]:
     """Return every flag that a text of a module names."""
     return {
@@ -56,10 +66,5 @@ def test_the_flags_of_the_program_are_found():
 
 @pytest.mark.parametrize("path", MODULES, ids=lambda p: str(p.relative_to(SRC)))
 def test_every_flag_that_a_text_names_exists(path):
-    verbs = OWN.get(path.relative_to(SRC).parts[0])
-    known = (
-        flags_of(app)
-        if verbs is None
-        else {flag for verb in verbs for flag in flags_of(app[verb])}
-    )
+    known = known_to(OWN.get(path.relative_to(SRC).parts[0]))
     assert named_in(path) <= known | GENERAL
