@@ -3,12 +3,28 @@
 import jaxtyping
 import pytest
 import torch
+from beartype.roar import (
+    BeartypeCallHintParamViolation,
+    BeartypeCallHintReturnViolation,
+)
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from typecheck import once
+from holdfast.report.text import clean
+from holdfast.stats.auroc import auroc
+from typecheck import jaxtyped, once
 
-checked = jaxtyping.jaxtyped(typechecker=once)
+checked = jaxtyped(typechecker=once)
+
+
+@checked
+def named(rows: list[str], number: int = 0) -> str:
+    return rows[number] if number < 9 else number
+
+
+@checked
+def summed(pairs: list[tuple[str, Float[Tensor, "n"]]], n: Int[Tensor, "n"]) -> None:
+    assert len(pairs)
 
 
 def paired(hint):
@@ -50,3 +66,29 @@ def test_a_function_made_anew_is_held_to_its_own_hints():
         paired(Int[Tensor, "row"])(row, row)
     with pytest.raises(jaxtyping.TypeCheckError, match="return value"):
         paired(Float[Tensor, ""])(torch.tensor(0.0), row)
+
+
+def test_a_function_without_axes_is_checked_by_beartype_alone():
+    assert named(["a"]) == "a"
+    with pytest.raises(BeartypeCallHintParamViolation):
+        named("a")
+    with pytest.raises(BeartypeCallHintParamViolation):
+        named(["a"], number=1.0)
+    with pytest.raises(BeartypeCallHintReturnViolation):
+        named(["a"], 9)
+
+
+def test_axes_inside_of_other_hints_are_seen():
+    row = torch.zeros(3)
+    assert summed([("a", row)], torch.arange(3)) is None
+    with pytest.raises(jaxtyping.TypeCheckError):
+        summed([("a", row)], torch.arange(2))
+    with pytest.raises(jaxtyping.TypeCheckError):
+        summed([("a", 1)], torch.arange(3))
+
+
+def test_the_package_is_checked():
+    with pytest.raises(BeartypeCallHintParamViolation):
+        clean(3)
+    with pytest.raises(jaxtyping.TypeCheckError):
+        auroc(torch.zeros(3), torch.zeros(2, dtype=torch.bool))
