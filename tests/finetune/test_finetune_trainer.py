@@ -184,7 +184,7 @@ def test_a_checkpoint_of_a_run_is_over_its_base_and_no_other(thinker, data, tmp_
     weights["lm_head.weight"][0, 0] += 1
     save_file(weights, base / "model.safetensors", metadata={"format": "pt"})
     for each in (step, output):
-        with pytest.raises(ModelError, match="was trained over, of fingerprint"):
+        with pytest.raises(ModelError, match="was made for, of fingerprint"):
             load(str(each))
 
 

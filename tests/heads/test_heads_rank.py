@@ -420,9 +420,24 @@ def test_a_baked_model_answers_as_the_edited_one_and_carries_its_table(
         assert tokens[: len(expected)] == expected
 
 
-def test_a_model_made_worse_is_not_baked(copy, capsys):
+def test_an_adapter_is_tried_as_a_model_is_and_says_its_rank(copy, capsys):
+    target = copy.parent / "off"
+    command = ["bake", str(copy), "-o", str(target), "--baked-heads", "1:2"]
+    assert run([*command, "--as", "adapter", "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    for key in ("attack_success", "other_attack_success"):
+        assert found["after"][key]["value"] <= found["before"][key]["value"]
+    assert "--max-lora-rank" in found["serving"]
+    card = (target / "README.md").read_text()
+    assert f"rank of {found['rank']}" in card
+    assert "| base | this adapter |" in card
+    assert not list(target.glob("model*"))
+
+
+def test_an_adapter_that_makes_a_model_worse_is_not_kept(copy, capsys):
     target = copy.parent / "worse"
     command = ("bake", copy, "-o", target, "--baked-heads", "0:0,0:1")
+    command = (*command, "--as", "adapter")
     fails(capsys, 3, *command, says=["rise from", "Nothing was written"])
     assert not target.exists()
     assert not list(copy.parent.glob(".worse*"))

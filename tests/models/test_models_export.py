@@ -11,10 +11,11 @@ from safetensors.torch import load_file
 from holdfast.errors import InputError, ModelError, SettingsError, StorageError
 from holdfast.models.decoding.generate import generate
 from holdfast.models.decoding.row_state import Sampling
-from holdfast.models.export import PROVENANCE, Measured, baking, model_card
+from holdfast.models.export import Measured, baking, model_card
 from holdfast.models.hidden_states import read_states
 from holdfast.models.interventions import HeadEdit, head_factors, scale_heads
 from holdfast.models.loading.causal import adapt, load
+from holdfast.models.loading.files import BAKE_RECORD
 from tiny_models import (
     HEAD_WIDTH,
     PLAIN_TEMPLATE,
@@ -156,13 +157,13 @@ def test_the_directory_holds_all_a_stock_checkpoint_needs(tmp_path):
     )
     names = {path.name for path in directory.iterdir()}
     assert {"config.json", "generation_config.json", "tokenizer.json"} <= names
-    assert {"chat_template.jinja", PROVENANCE} <= names
+    assert {"chat_template.jinja", BAKE_RECORD} <= names
     assert "model.safetensors.index.json" in names
     assert len([n for n in names if n.endswith(".safetensors")]) > 1
     assert load(directory).tokenizer.chat_template == PLAIN_TEMPLATE
     generation = json.loads((directory / "generation_config.json").read_text())
     assert generation["temperature"] == 0.6
-    record = json.loads((directory / PROVENANCE).read_text())
+    record = json.loads((directory / BAKE_RECORD).read_text())
     assert record["n_heads"] == 3
     assert record["n_heads_in_model"] == 12
     assert record["heads"][1] == {"layer": 1, "head": 3, "factor": 0.0}

@@ -64,13 +64,6 @@ def test_a_native_class_is_taken_in_place_of_travelling_code():
     assert family_of(config, "a model").causal_class == "Qwen2ForCausalLM"
 
 
-def test_quantised_weights_are_refused_with_their_method():
-    config = tiny_config().to_dict()
-    config["quantization_config"] = {"quant_method": "awq"}
-    with pytest.raises(UnsupportedFamilyError, match=r"quantised weights .awq."):
-        family_of(config, "a model")
-
-
 def test_a_fitting_type_with_other_layers_is_refused():
     config = tiny_config().to_dict()
     config["layer_types"] = ["full_attention", "linear_attention", "full_attention"]

@@ -37,9 +37,10 @@ from holdfast.finetune.defenses.options import needs_of
 from holdfast.finetune.defenses.registry import DEFENSES
 from holdfast.finetune.settings import Recipe
 from holdfast.finetune.targets import IGNORED, Example, lead
+from holdfast.models.containers.quantised import require_savable
+from holdfast.models.library import quietly
 from holdfast.models.loading.checkpoint import name_base
 from holdfast.models.loading.files import ADAPTER_CONFIG
-from holdfast.models.loading.weights import quietly
 from holdfast.models.model import Adapter
 
 Told = Callable[[int, int, float], None]
@@ -84,6 +85,9 @@ def train(
     else will find it.
     """
     _require_one_process(recipe)
+    source = adapter.source
+    if recipe.method == "full" or whole or source is None or source.adapter is not None:
+        require_savable(adapter.model, source and source.quantised)
     trl = require_trl()
     main = int(os.environ.get("RANK", "0")) == 0
     last = last_checkpoint(folder, fingerprint, clear=main)

@@ -21,7 +21,14 @@ from holdfast.heads.readings import Prompts, choose_prompts
 from holdfast.heads.settings import BakeSettings
 from holdfast.judges.choose import RulesJudge
 from holdfast.judges.rows import verdicts_on
-from holdfast.models.export import Measured, baking, edited_heads, model_card
+from holdfast.models.export import (
+    Measured,
+    adapter_rank,
+    baking,
+    edited_heads,
+    model_card,
+    serving,
+)
 from holdfast.models.interventions import HeadEdit, check_heads, head_factors
 from holdfast.models.loading.causal import load
 from holdfast.models.model import Adapter
@@ -54,16 +61,19 @@ def run(
         study: A study with ranked heads.
         settings: Which heads, and what is tolerated.
         session: The model, and where progress is told.
-        directory: Where the checkpoint shall lie; it appears whole or not at all.
+        directory: Where checkpoint or adapter shall lie; it appears whole or not at
+            all.
 
     Returns:
-        The heads, and every rate before and after, measured on the baked directory.
+        The heads, the rank of an adapter, and every rate before and after, measured on
+        the baked directory.
 
     Raises:
         InputError: If the earlier stages are missing, or the folder is not empty.
         SettingsError: If the heads do not exist, or the edit changes nothing.
-        ModelError: If attack success rises, or harmless requests are refused or
-            answers broken more often than tolerated; nothing is written then.
+        ModelError: If weights are packed, attack success rises, or harmless requests
+            are refused or answers broken more often than tolerated; nothing is
+            written then.
     """
     require_empty(directory)
     prompts = choose_prompts(
@@ -81,7 +91,10 @@ def run(
         "chosen": "by name" if settings.baked_heads else "top of heads.parquet",
         "prompts": [row.prompt_id for part in prompts[:4] for row in part],
     }
-    with baking(adapter, edit, directory, provenance=provenance) as staged:
+    rank = adapter_rank(adapter, edit) if settings.form == "adapter" else None
+    with baking(
+        adapter, edit, directory, provenance=provenance, form=settings.form
+    ) as staged:
         harmful = len(prompts.harmful) + len(prompts.others)
         harmless = len(prompts.benign) + len(prompts.lookalikes)
         session.progress.say(
@@ -110,10 +123,13 @@ def run(
             for key in NAMES
             if key in before
         ]
-        card = model_card(adapter.identity, edit, rows)
+        card = model_card(adapter.identity, edit, rows, rank)
         atomic_write_text(staged / "README.md", card)
     return {
         "directory": str(directory),
+        "form": settings.form,
+        "rank": rank,
+        "serving": None if rank is None else serving(rank),
         "heads": edited_heads(edit),
         "before": before,
         "after": after,

@@ -212,7 +212,10 @@ def baked(found: Mapping[str, Any]) -> Section:
     }
     measured = [key for key in words if key in found["before"]]
     rates = table_of("Before and after", measured, columns)
-    return Section("", [rates, Sentences([f"Written to {found['directory']}"])])
+    said = [f"Written to {found['directory']}"]
+    if found["serving"] is not None:
+        said.append(found["serving"])
+    return Section("", [rates, Sentences(said)])
 
 
 def transfer(found: Mapping[str, Any]) -> Section:

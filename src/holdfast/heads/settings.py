@@ -16,6 +16,7 @@ Scope = Literal["everywhere", "end_template", "answer"]
 Scopes = Annotated[
     tuple[Scope, ...], Parameter(negative=(), consume_multiple=True, show_default=False)
 ]
+Form = Literal["checkpoint", "adapter"]
 MIN_REQUESTS = 10
 """Complied harmful base requests of each split that heads are ranked and checked on."""
 
@@ -98,6 +99,10 @@ class BakeSettings:
 
     factor: float = 0.0
     """What the heads are multiplied by."""
+
+    form: Annotated[Form, Parameter(name="--as")] = "checkpoint"
+    """A whole checkpoint, or a LoRA adapter of PEFT over the model, which a server can
+    switch on for each request."""
 
     test_prompts: int = 96
     """At most so many harmful and so many harmless held-out prompts to test on."""

@@ -1,7 +1,10 @@
-"""Write an edit of heads into the weights, with a model card beside them.
+"""Write an edit of heads as weights or as an adapter, with a model card beside.
 
 A head that is scaled at every position is a head whose columns of the output
 projection are scaled. For a factor of 0 both give the same numbers, bit for bit.
+The same change of weights is a LoRA adapter: A selects those columns, and B is what
+is added to them. Merged, a factor of 0 leaves exact zeros; beside the base, sums are
+taken in another order and agree to rounding.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
@@ -9,22 +12,28 @@ from contextlib import contextmanager
 from dataclasses import asdict
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import torch
 from jaxtyping import Float
-from torch import Tensor
+from safetensors.torch import save_file
+from torch import Tensor, nn
 
-from holdfast.errors import SettingsError
+from holdfast.errors import ModelError, SettingsError
 from holdfast.models.interventions import HeadEdit, check_table
-from holdfast.models.loading.weights import quietly
+from holdfast.models.library import quietly
+from holdfast.models.loading.checkpoint import name_base
+from holdfast.models.loading.files import ADAPTER_CONFIG, ADAPTER_STEM, BAKE_RECORD
+from holdfast.models.loading.proofs import LIMITS
 from holdfast.models.model import Adapter, ModelIdentity
 from holdfast.study import atomic_write_json
 from holdfast.study.files import staging, writing
 
-PROVENANCE = "holdfast_bake.json"
 FORMAT = "holdfast-bake/1"
 MAX_SHARD_SIZE = "5GB"
+Form = Literal["checkpoint", "adapter"]
+VLLM_RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)
+"""What `--max-lora-rank` of vLLM may be, up to version 0.33."""
 
 
 @contextmanager
@@ -34,6 +43,7 @@ def baking(
     directory: Path,
     *,
     provenance: Mapping[str, Any],
+    form: Form = "checkpoint",
     max_shard_size: str | int = MAX_SHARD_SIZE,
 ) -> Iterator[Path]:
     """Bake a model into a directory beside its final place, to be tried out first.
@@ -43,23 +53,30 @@ def baking(
 
     `directory`: Where the checkpoint shall lie; it must not exist, or be empty.
     `provenance`: What else to record: the study, seeds, figures.
+    `form`: A whole checkpoint, or a LoRA adapter of PEFT over the model as it was read.
 
     Yields:
-        The directory in its temporary place, complete: weights, tokenizer,
-        generation config and `holdfast_bake.json`. A model card may be added.
+        The directory in its temporary place, complete: `holdfast_bake.json` beside
+        weights, tokenizer and generation config, or beside the two files of an
+        adapter. A model card may be added.
 
     Raises:
         SettingsError: If weights cannot hold the edit, or it changes nothing.
         InputError: If the directory has something in it.
-        ModelError: If transformers will not write the model's own settings.
+        ModelError: If weights are packed, an adapter would lie over another, or
+            transformers will not write the model's own settings.
         StorageError: If the disk is full or not ours to write.
     """
     _check_edit(adapter, edit)
+    _check_form(adapter, edit, form)
     with staging(directory) as staged:
         with writing(directory):
-            _write(adapter, edit, staged, max_shard_size)
-            record = _record(adapter, edit) | {"provenance": dict(provenance)}
-            atomic_write_json(staged / PROVENANCE, record)
+            if form == "adapter":
+                _write_adapter(adapter, edit, staged)
+            else:
+                _write(adapter, edit, staged, max_shard_size)
+            record = _record(adapter, edit, form) | {"provenance": dict(provenance)}
+            atomic_write_json(staged / BAKE_RECORD, record)
         yield staged
 
 
@@ -89,15 +106,122 @@ def _check_edit(adapter: Adapter, edit: HeadEdit) -> None:
         )
 
 
+def _check_form(adapter: Adapter, edit: HeadEdit, form: Form) -> None:
+    """Refuse packed weights, and an adapter over a base that no name leads to."""
+    source = adapter.source
+    changed = [projection for _, projection, _ in _edited(adapter, edit)]
+    unread = [each for each in changed if not _is_plain(each)]
+    method = getattr(source, "quantised", None)
+    if unread or (form == "checkpoint" and method is not None):
+        first, how = (unread or changed)[0], f"ones quantised by {method}"
+        if unread:
+            how = f"a {type(first).__name__} with weights of {_kind(first)}"
+        also = "" if unread else ", or write an adapter over this one (`--as adapter`)"
+        raise ModelError(
+            "output projections whose weights are plain numbers",
+            how,
+            f"Bake the unquantised model{also}. `holdfast ablate` takes this one.",
+        )
+    if form == "adapter" and source is not None and source.adapter is not None:
+        raise ModelError(
+            "a whole model under the adapter that is written",
+            f"another adapter, {source.adapter}",
+            "Bake a whole checkpoint (`--as checkpoint`): it holds both.",
+        )
+
+
+def _is_plain(projection: nn.Module) -> bool:
+    """Return whether columns of a projection's weight are what it multiplies with."""
+    weight: Any = getattr(projection, "weight", None)
+    shape = tuple(getattr(projection, name, 0) for name in _FEATURES)
+    return (
+        isinstance(weight, nn.Parameter)
+        and type(weight.data) is Tensor
+        and weight.dtype in LIMITS
+        and tuple(weight.shape) == shape
+    )
+
+
+_FEATURES = ("out_features", "in_features")
+
+
+def _kind(projection: nn.Module) -> str:
+    weight: Any = getattr(projection, "weight", None)
+    kind = str(getattr(weight, "dtype", "no type")).removeprefix("torch.")
+    return f"{kind}, shape {tuple(getattr(weight, 'shape', ()))}"
+
+
+class _Layer(NamedTuple):
+    """A layer in which heads are scaled."""
+
+    name: str  # Path of its output projection in the model.
+    projection: nn.Linear
+    # By what each column of its weight is multiplied.
+    columns: Float[Tensor, "heads"]
+
+
+def _edited(adapter: Adapter, edit: HeadEdit) -> Iterator[_Layer]:
+    names = {id(module): name for name, module in adapter.model.named_modules()}
+    for layer in torch.argwhere((edit.factors != 1).any(-1))[:, 0].tolist():
+        projection, factors = adapter.output_projection(layer), edit.factors[layer]
+        columns = factors.repeat_interleave(projection.in_features // len(factors))
+        yield _Layer(names[id(projection)], projection, columns)
+
+
+def _write_adapter(adapter: Adapter, edit: HeadEdit, directory: Path) -> None:
+    # PEFT takes a second to import, and most runs do without it.
+    from peft import LoraConfig
+
+    layers, rank = list(_edited(adapter, edit)), adapter_rank(adapter, edit)
+    # One rank for all layers, and patterns for none: of servers, some read the scaling
+    # of the whole adapter from the file, some divide by the rank of each tensor.
+    config = LoraConfig(
+        r=rank, lora_alpha=rank, task_type="CAUSAL_LM", inference_mode=True
+    ).to_dict()
+    # A set would be written in another order by every process.
+    config["target_modules"] = [layer.name for layer in layers]
+    atomic_write_json(directory / ADAPTER_CONFIG, config)
+    name_base(directory, adapter.source)
+    weights: dict[str, Tensor] = {}
+    for layer in layers:
+        weight = layer.projection.weight.detach().cpu()
+        found = torch.argwhere(layer.columns != 1)[:, 0]
+        selection = weight.new_zeros((rank, weight.shape[1]))
+        selection[torch.arange(len(found)), found] = 1
+        change = weight.new_zeros((weight.shape[0], rank))
+        added = weight[:, found].float() * (layer.columns[found] - 1)
+        change[:, : len(found)] = added.to(weight.dtype)
+        for letter, tensor in (("A", selection), ("B", change)):
+            weights[f"base_model.model.{layer.name}.lora_{letter}.weight"] = tensor
+    file = directory / f"{ADAPTER_STEM}.safetensors"
+    save_file(weights, file, metadata={"format": "pt"})
+
+
+def adapter_rank(adapter: Adapter, edit: HeadEdit) -> int:
+    """Return the rank of an edit: the most columns that it changes in a layer."""
+    return max(int((layer.columns != 1).sum()) for layer in _edited(adapter, edit))
+
+
+def serving(rank: int) -> str:
+    """Return what a server must allow for an adapter of a rank, as a sentence."""
+    allowed = next((each for each in VLLM_RANKS if each >= rank), None)
+    if allowed is None:
+        return (
+            f"Its rank of {rank} is more than the {VLLM_RANKS[-1]} that vLLM takes: "
+            "for such a server, take a whole checkpoint, or fewer heads of one layer."
+        )
+    return (
+        f"A server has to allow its rank of {rank}: for vLLM, `--enable-lora "
+        f"--max-lora-rank {allowed}`."
+    )
+
+
 def _write(
     adapter: Adapter, edit: HeadEdit, directory: Path, max_shard_size: str | int
 ) -> None:
     state = adapter.model.state_dict()
-    names = {id(module): name for name, module in adapter.model.named_modules()}
-    for layer in torch.argwhere((edit.factors != 1).any(-1))[:, 0].tolist():
-        projection = adapter.output_projection(layer)
-        key = f"{names[id(projection)]}.weight"
-        state[key] = _scaled(projection.weight, edit.factors[layer])
+    for name, projection, columns in _edited(adapter, edit):
+        state[f"{name}.weight"] = _scaled(projection.weight, columns)
     with quietly():
         adapter.model.save_pretrained(
             directory, state_dict=state, max_shard_size=max_shard_size
@@ -107,18 +231,19 @@ def _write(
 
 
 def _scaled(
-    weight: Float[Tensor, "d_model heads"], factors: Float[Tensor, "head"]
+    weight: Float[Tensor, "d_model heads"], columns: Float[Tensor, "heads"]
 ) -> Float[Tensor, "d_model heads"]:
-    columns = factors.repeat_interleave(weight.shape[1] // len(factors))
     scaled = weight.detach() * columns.to(weight)
     # A product with 0 has a sign, and a sum of negative zeros is negative.
     return torch.where(columns.to(weight.device) == 0, torch.zeros_like(scaled), scaled)
 
 
-def _record(adapter: Adapter, edit: HeadEdit) -> dict[str, Any]:
+def _record(adapter: Adapter, edit: HeadEdit, form: Form) -> dict[str, Any]:
     heads = edited_heads(edit)
     return {
         "format": FORMAT,
+        "form": form,
+        "rank": adapter_rank(adapter, edit) if form == "adapter" else None,
         "base": asdict(adapter.identity),
         "heads": heads,
         "n_heads": len(heads),
@@ -141,22 +266,41 @@ class Measured(NamedTuple):
 
 
 def model_card(
-    identity: ModelIdentity, edit: HeadEdit, measured: Sequence[Measured]
+    identity: ModelIdentity,
+    edit: HeadEdit,
+    measured: Sequence[Measured],
+    rank: int | None = None,
 ) -> str:
-    """Return the README of a baked checkpoint.
+    """Return the README of a baked checkpoint or adapter.
 
     `measured`: Figures of base and baked model on the same held-out prompts.
+    `rank`: Rank of the adapter; None for a whole checkpoint.
     """
     heads = edited_heads(edit)
+    whole = rank is None
     return _card(
         "bake",
-        head=_head(identity, "finetune", "transformers", "head-ablation"),
+        head=_head(
+            identity,
+            "finetune" if whole else "adapter",
+            "transformers" if whole else "peft",
+            "head-ablation",
+        ),
         base=_base(identity),
+        use=[] if rank is None else ["", f"{_ADAPTER} {serving(rank)}", ""],
+        what="checkpoint" if whole else "adapter",
         count="1 head was" if len(heads) == 1 else f"{len(heads)} heads were",
-        record=PROVENANCE,
+        record=BAKE_RECORD,
         heads=[f"| {h['layer']} | {h['head']} | {h['factor']:g} |" for h in heads],
         figures=[f"| {m.name} | {m.before} | {m.after} | {m.n} |" for m in measured],
     )
+
+
+_ADAPTER = (
+    "A LoRA adapter over that base, which a server can switch on for each request. It "
+    "changes those columns alone, at a scaling of 1: scaled otherwise, it is another "
+    "edit."
+)
 
 
 def _card(kind: str, **parts: str | Sequence[str]) -> str:

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from holdfast.errors import ModelError
+from holdfast.models.containers.quantised import all_tensors
 
 
 def check_numbers(model: Any, model_id: str) -> None:
@@ -17,9 +18,12 @@ def check_numbers(model: Any, model_id: str) -> None:
     Raises:
         ModelError: Names the first such weight, and the row.
     """
-    for name, weight in model.state_dict().items():
-        if not weight.is_floating_point():
+    for name, weight in all_tensors(model):
+        # What lies on no device is fetched while the model runs; logits show the rest.
+        if not weight.is_floating_point() or weight.is_meta:
             continue
+        # One byte holds no number that is added up.
+        weight = weight.float() if weight.element_size() == 1 else weight
         # A sum of numbers is one, and in this arithmetic none is too large.
         wide = torch.float32 if weight.device.type == "mps" else torch.float64
         if bool(torch.isfinite(weight.sum(dtype=wide))):

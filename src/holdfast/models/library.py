@@ -1,4 +1,4 @@
-"""Errors of other libraries, turned into our own where they enter.
+"""Errors of other libraries, turned into our own where they enter, and their chatter.
 
 What a library raises over a damaged file is whatever its reader stumbled on, so that
 no list of kinds would be complete.
@@ -6,6 +6,8 @@ no list of kinds would be complete.
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+
+import transformers
 
 from holdfast.errors import EnvironmentProblem, HoldfastError
 from holdfast.models.batching import is_out_of_memory
@@ -36,3 +38,18 @@ def library_errors(
             ) from error
         said = f"{type(error).__name__}: {' '.join(str(error).split())[:LONGEST]}"
         raise kind(expected, said, next_step) from error
+
+
+@contextmanager
+def quietly() -> Iterator[None]:
+    """Keep the progress bars and the reports of transformers off the terminal."""
+    logging = transformers.utils.logging
+    shown, verbosity = logging.is_progress_bar_enabled(), logging.get_verbosity()
+    logging.disable_progress_bar()
+    logging.set_verbosity_error()
+    try:
+        yield
+    finally:
+        logging.set_verbosity(verbosity)
+        if shown:
+            logging.enable_progress_bar()

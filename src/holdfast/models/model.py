@@ -38,6 +38,7 @@ class ModelIdentity:
     # Its file in the model's directory; "in-memory" without one.
     tokenizer_source: str = "in-memory"
     tokenizer_sha256: str = ""  # Hash of that file; empty without one.
+    gguf_sha256: str = ""  # Hash of the GGUF file it was expanded from; empty if none.
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)

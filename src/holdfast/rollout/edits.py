@@ -5,8 +5,8 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from holdfast.errors import InputError
-from holdfast.models.export import PROVENANCE
 from holdfast.models.interventions import HeadEdit, check_heads, head_factors
+from holdfast.models.loading.files import BAKE_RECORD
 from holdfast.models.model import Adapter
 from holdfast.study import fingerprint
 
@@ -45,7 +45,7 @@ def read_edit(source: str, adapter: Adapter) -> Edited:
 
 def baked(name: str) -> dict[str, Any] | None:
     """Return what a checkpoint says of the edit that was baked into it, if any."""
-    path = Path(name).expanduser() / PROVENANCE
+    path = Path(name).expanduser() / BAKE_RECORD
     try:
         provenance: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError):

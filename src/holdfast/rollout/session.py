@@ -2,7 +2,7 @@
 
 import os
 from collections.abc import Mapping
-from dataclasses import asdict, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -236,7 +236,7 @@ class Session:
                 "sha256": identity.tokenizer_sha256,
             },
             "rendering": rendering_record(speaker.tokenizer),
-            "thinking": thinking and asdict(thinking),
+            "thinking": thinking and thinking.record(),
         }
 
     def claim(self, study: Study) -> None:
@@ -324,10 +324,10 @@ def _choose_threads(speaker: LanguageModel) -> None:
 def _lay(study: Study) -> str | None:
     """Return where the model of a study lay; None for one that no path names."""
     directory = study.manifest.get("loading", {}).get("directory")
-    if directory is not None and not Path(directory).is_dir():
+    if directory is not None and not Path(directory).exists():
         raise InputError(
             f"the model of {study.directory} in {directory}, where it lay",
-            "no such directory",
+            "no such directory or file",
             "Put it back; or name its new place in the command that made the "
             "study, which goes on with it.",
         )
@@ -338,7 +338,7 @@ def _lies(name: str) -> str | None:
     """Return the absolute path of a model that is named by a path."""
     path = Path(name).expanduser()
     # As it is written, links and all: where they lead may change with the model.
-    is_path = not name.startswith(ORGANISM) and path.is_dir()
+    is_path = not name.startswith(ORGANISM) and path.exists()
     return os.path.abspath(path) if is_path else None
 
 

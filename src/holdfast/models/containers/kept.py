@@ -114,7 +114,7 @@ def machine(device: torch.device) -> dict[str, Any]:
     capability = torch.backends.cpu.get_cpu_capability()
     return {
         "code": _code(),
-        "versions": {name: _version(name) for name in _LIBRARIES},
+        "versions": versions(),
         "device": torch.cuda.get_device_name(device) if on_cuda else device.type,
         "processor": [platform.machine(), capability],
         "float32": torch.get_float32_matmul_precision(),
@@ -130,6 +130,12 @@ def _code() -> str:
         if path.suffix in {".py", ".json", ".toml"}:
             digest.update(str(path.relative_to(root)).encode() + path.read_bytes())
     return digest.hexdigest()
+
+
+@cache
+def versions() -> Mapping[str, str | None]:
+    """Return the versions of the libraries that read and run models; None if absent."""
+    return {name: _version(name) for name in _LIBRARIES}
 
 
 def _version(name: str) -> str | None:

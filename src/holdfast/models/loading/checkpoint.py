@@ -24,6 +24,8 @@ from huggingface_hub.errors import (
 )
 
 from holdfast.errors import InputError, ModelError, OfflineError, StorageError
+from holdfast.models.containers import gguf
+from holdfast.models.containers.quantised import method_of
 from holdfast.models.loading.families import Family, family_of
 from holdfast.models.loading.files import (
     ADAPTER_CONFIG,
@@ -58,6 +60,7 @@ class Checkpoint(NamedTuple):
     adapter: Path | None  # Files of a PEFT adapter; None for a whole model.
     config: dict[str, Any]  # The `config.json` of the model.
     family: Family  # Where the parts of its architecture are.
+    quantised: str | None = None  # Method that packed its weights; None if none did.
 
     @property
     def weight_files(self) -> tuple[Path, ...]:
@@ -112,7 +115,7 @@ def require_whole(checkpoint: Checkpoint) -> None:
 
 
 def locate(name: str, revision: str | None, check: Check) -> Place:
-    """Return where a model lies; one on the Hub is fetched.
+    """Return where a model lies; one on the Hub is fetched, and a GGUF file expanded.
 
     A directory in the Hub's cache is the model of the Hub that it is a copy of.
 
@@ -121,6 +124,8 @@ def locate(name: str, revision: str | None, check: Check) -> Place:
         HoldfastError: As `fetch` does.
     """
     path = Path(name).expanduser()
+    if (file := gguf.find_file(path)) is not None:
+        return Place(name, None, gguf.expanded(file, check))
     if path.is_dir():
         cached = _CACHED.search(path.absolute().as_posix())
         if cached is None:
@@ -128,7 +133,7 @@ def locate(name: str, revision: str | None, check: Check) -> Place:
         return Place(cached["name"].replace("--", "/"), cached["commit"], path)
     if path.exists() or not HUB_ID.fullmatch(name):
         raise InputError(
-            "the directory of a model, or a Hub id such as `owner/name`",
+            "the directory of a model, a GGUF file, or a Hub id such as `owner/name`",
             f"{name}, which is {'a file' if path.exists() else 'neither'}",
             "Check the spelling of the path.",
         )
@@ -162,8 +167,9 @@ def _checkpoint(
 ) -> Checkpoint:
     config = read_config(base.directory / CONFIG)
     family = check(config, base.name)
+    method = method_of(config, base.name)
     return Checkpoint(
-        model.name, model.revision, base.directory, adapter, config, family
+        model.name, model.revision, base.directory, adapter, config, family, method
     )
 
 
@@ -181,7 +187,7 @@ def _find_base(adapter: Path, check: Check) -> Place:
     beside = adapter / named
     try:
         base = locate(
-            str(beside.resolve()) if beside.is_dir() else named,
+            str(beside.resolve()) if beside.exists() else named,
             revision if isinstance(revision, str) else None,
             check,
         )
@@ -241,6 +247,14 @@ def fetch(
         except (HTTPError, OSError) as error:
             return _cached(name, revision, error)
         files = {sibling.rfilename for sibling in info.siblings or ()}
+        packed = sorted(each for each in files if each.endswith(gguf.SUFFIX))
+        if packed and CONFIG not in files:
+            raise InputError(
+                f"a model of transformers in {name} on the Hub",
+                f"GGUF files alone, such as {packed[0]}",
+                f"Fetch the one that is meant with `hf download {name} {packed[0]}`, "
+                "and give its path.",
+            )
         if ADAPTER_CONFIG not in files:
             config = hf_hub_download(
                 name, CONFIG, revision=info.sha, etag_timeout=HUB_TIMEOUT

@@ -71,7 +71,6 @@ def family_of(config: Mapping[str, Any], source: str) -> Family:
         raise _refusal(source, f"`{model_type}`", reason)
     _check_layer_types(config, source)
     _check_head(config, source)
-    check_precision(config, source)
     return FAMILIES[model_type]
 
 
@@ -138,7 +137,7 @@ def names_in(config: Mapping[str, Any], key: str, source: str) -> list[str]:
 
 
 def check_precision(config: Mapping[str, Any], source: str) -> None:
-    """Refuse quantised weights."""
+    """Refuse quantised weights, where nothing reads packed ones."""
     quantisation = config.get("quantization_config")
     if quantisation:
         method = "unnamed method"

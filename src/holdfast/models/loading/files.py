@@ -14,6 +14,8 @@ ADAPTER_STEM = "adapter_model"
 """What the file with the weights of a PEFT adapter is called, without its ending."""
 FINETUNE_RECORD = "holdfast_finetune.json"
 """What `holdfast finetune` writes beside a model or adapter."""
+BAKE_RECORD = "holdfast_bake.json"
+"""What `holdfast bake` writes beside a checkpoint or adapter."""
 STEP_RECORD = "holdfast.json"
 """Written into a checkpoint of training when all of it is on disk and finite."""
 

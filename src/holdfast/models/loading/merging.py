@@ -15,6 +15,7 @@ from holdfast.models.loading.checkpoint import Checkpoint
 from holdfast.models.loading.files import (
     ADAPTER_CONFIG,
     ADAPTER_STEM,
+    BAKE_RECORD,
     FINETUNE_RECORD,
     STEP_RECORD,
     read_config,
@@ -38,7 +39,7 @@ def merge(checkpoint: Checkpoint, model: Any) -> tuple[Any, Proof]:
 
     Raises:
         InputError: If the settings of the adapter cannot be read.
-        ModelError: If its weights do not fit, or it was trained over another base.
+        ModelError: If its weights do not fit, or it was made for another base.
         EnvironmentProblem: If memory runs out.
     """
     _check_base(checkpoint)
@@ -70,8 +71,8 @@ def merge(checkpoint: Checkpoint, model: Any) -> tuple[Any, Proof]:
 
 
 def _check_base(checkpoint: Checkpoint) -> None:
-    """Refuse a base that is not the one that an adapter of ours was trained over."""
-    for name in (FINETUNE_RECORD, STEP_RECORD):
+    """Refuse a base that is not the one that an adapter of ours was made for."""
+    for name in (FINETUNE_RECORD, STEP_RECORD, BAKE_RECORD):
         path = checkpoint.adapter / name if checkpoint.adapter else None
         if path is None or not path.is_file():
             continue
@@ -80,10 +81,10 @@ def _check_base(checkpoint: Checkpoint) -> None:
         found = fingerprint_files(checkpoint._replace(adapter=None))
         if known is not None and known != found:
             raise ModelError(
-                f"the base that {checkpoint.adapter} was trained over, of "
+                f"the base that {checkpoint.adapter} was made for, of "
                 f"fingerprint {str(known)[:12]}… ({name})",
                 f"another one in {checkpoint.directory}, of fingerprint {found[:12]}…",
-                "Restore that base, or train the adapter again over this one.",
+                "Restore that base, or make the adapter again over this one.",
             )
 
 

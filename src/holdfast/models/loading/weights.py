@@ -7,7 +7,7 @@ import os
 import re
 from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
@@ -17,8 +17,11 @@ from torch import Tensor
 
 from holdfast.data.chat.rendering import template_sha256
 from holdfast.errors import InputError, ModelError
+from holdfast.models.containers import gguf
 from holdfast.models.containers.kept import kept
-from holdfast.models.library import library_errors
+from holdfast.models.containers.placement import device_map, tell_places
+from holdfast.models.containers.quantised import all_tensors, is_packed, settle
+from holdfast.models.library import library_errors, quietly
 from holdfast.models.loading.checkpoint import Checkpoint
 from holdfast.models.loading.files import (
     ADAPTER_CONFIG,
@@ -38,6 +41,8 @@ TEKKEN = "tekken.json"
 HARMLESS = "rotary_emb.inv_freq"
 OTHER_SIZE = 16
 """How many times the weights of the files are those of another model."""
+PACKED = 16
+"""How many weights one number of a packed file may hold."""
 _LAYER = re.compile(r"\.(\d+)\.")
 
 
@@ -73,7 +78,28 @@ def read_tokenizer(checkpoint: Checkpoint, *, native_class: str | None = None) -
         tokenizer = kind.from_pretrained(directory, local_files_only=True, **answers)
         # Settings of a wrong kind are kept as they are, and fail on the first text.
         tokenizer.decode(tokenizer("A word.", verbose=False)["input_ids"])
+    _check_second(directory, tokenizer)
     return tokenizer
+
+
+def _check_second(directory: Path, tokenizer: Any) -> None:
+    """Refuse a second vocabulary that gives tokens other numbers than the one read."""
+    path = directory / "vocab.json"
+    if not (directory / "tokenizer.json").is_file() or not path.is_file():
+        return
+    known = tokenizer.get_vocab()
+    other = [
+        token
+        for token, number in read_config(path).items()
+        if known.get(token) != number
+    ]
+    if other:
+        raise InputError(
+            f"one tokenizer in {directory}",
+            f"tokenizer.json and, beside it, a {path.name} of another: {len(other)} "
+            f"tokens have other numbers, such as {other[0]!r}",
+            "Remove the files of the one that is not the model's.",
+        )
 
 
 def tokenizer_file(checkpoint: Checkpoint) -> Path:
@@ -146,6 +172,8 @@ def read_model(
         quietly(),
     ):
         _check_sizes(checkpoint, kind, settings or {})
+        packed = checkpoint.quantised is not None
+        places = device_map(device, packed=packed)
         model, info = kind.from_pretrained(
             checkpoint.directory,
             dtype=dtype,
@@ -154,10 +182,14 @@ def read_model(
             output_loading_info=True,
             local_files_only=True,
             ignore_mismatched_sizes=True,
+            **places,
             **(settings or {}),
         )
         _check_complete(checkpoint, info)
-        return model.to(device)
+        tell_places(model)
+        if packed:
+            return settle(model, dtype)
+        return model if places else model.to(device)
 
 
 def _check_settings(checkpoint: Checkpoint) -> None:
@@ -232,7 +264,7 @@ def _check_sizes(
         n_wanted = sum(weight.numel() for weight in kind(config).parameters())
     n_held = sum(map(math.prod, shapes.values()))
     # Ties, buffers and names that are translated do not make up an order of size.
-    if n_wanted > OTHER_SIZE * n_held:
+    if n_wanted > (PACKED if checkpoint.quantised else 1) * OTHER_SIZE * n_held:
         raise _other_size(checkpoint, f"{n_wanted:,} weights", f"{n_held:,}")
 
 
@@ -270,21 +302,6 @@ def _with_shapes(key: Any) -> str:
     return str(key)
 
 
-@contextmanager
-def quietly() -> Iterator[None]:
-    """Keep the progress bars and the reports of transformers off the terminal."""
-    logging = transformers.utils.logging
-    shown, verbosity = logging.is_progress_bar_enabled(), logging.get_verbosity()
-    logging.disable_progress_bar()
-    logging.set_verbosity_error()
-    try:
-        yield
-    finally:
-        logging.set_verbosity(verbosity)
-        if shown:
-            logging.enable_progress_bar()
-
-
 SMALL_TENSOR = 1 << 20
 """Bytes up to which a tensor is hashed with its neighbours, not by itself."""
 
@@ -319,7 +336,8 @@ def fingerprint_model(model: torch.nn.Module, config: dict[str, Any]) -> str:
     It differs from that of the same model's files.
     """
     digest = hashlib.sha256(json.dumps(config, sort_keys=True, default=str).encode())
-    for name, tensor in model.state_dict().items():
+    packed = is_packed(model)
+    for name, tensor in all_tensors(model) if packed else model.state_dict().items():
         digest.update(f"{name} {tuple(tensor.shape)} {tensor.dtype}".encode())
         digest.update(_tensor_part(tensor))
     return digest.hexdigest()
@@ -341,6 +359,7 @@ def identify(
         tokenizer_class=type(tokenizer).__name__,
         tokenizer_source=vocabulary.name,
         tokenizer_sha256=file_sha256(vocabulary),
+        gguf_sha256=gguf.origin(checkpoint.directory),
     )
 
 
