@@ -33,7 +33,7 @@ def once(empty):
 
 
 def has_axes(hint):
-    """Tell whether a hint, or a part of it, has axes that other hints may share."""
+    """Return whether a hint, or a part of it, has axes that other hints may share."""
     if isinstance(hint, type) and issubclass(hint, jaxtyping.AbstractArray):
         return True
     parts = hint if isinstance(hint, list | tuple) else typing.get_args(hint)
