@@ -3,7 +3,8 @@ import torch
 
 from holdfast.errors import AdapterError, InputError, SettingsError
 from holdfast.heads.attribution import Parts, attribute
-from holdfast.models.hidden_states import head_contributions, project_states
+from holdfast.models.folds import head_contributions
+from holdfast.models.hidden_states import project_states
 from holdfast.models.interventions import head_factors, scale_heads
 from holdfast.models.loading.causal import adapt
 from tiny_models import HEADS, LAYERS, random_sequences, tiny_model
@@ -184,7 +185,9 @@ def test_hooks_are_gone_afterwards_and_after_an_error(qwen3):
     _attribute(qwen3)
     with pytest.raises(InputError):
         _attribute(qwen3, [[]], [(0, 1)])
-    modules = [*qwen3.layers, *qwen3.mlp_norms, *qwen3.output_projections]
+    joints = [block.joint for block in qwen3.blocks]
+    projections = [block.projection for block in qwen3.blocks]
+    modules = [*qwen3.layers, *joints, *projections]
     for module in [*modules, qwen3.final_norm]:
         assert not module._forward_hooks
         assert not module._forward_pre_hooks
@@ -195,8 +198,9 @@ def test_a_total_is_the_sum_of_all_numbers():
     parts = Parts(
         *(
             torch.randn(s, generator=generator)
-            for s in [(5, 3, 4), (5, 3), (5, 3), (5,)]
+            for s in [(5, 3, 4), (5, 3), (5, 3), (5,), (5, 3)]
         )
     )
     expected = parts.heads.sum((1, 2)) + parts.mlps.sum(1) + parts.biases.sum(1)
+    expected = expected + parts.mixers.sum(1)
     torch.testing.assert_close(parts.total(), expected + parts.embedding)

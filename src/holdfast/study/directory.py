@@ -10,7 +10,7 @@ from typing import Any, Literal
 
 import pyarrow as pa
 
-from holdfast.errors import EvidenceError, InputError
+from holdfast.errors import AdapterError, EvidenceError, InputError
 from holdfast.report.progress import Progress
 from holdfast.report.text import flatten
 from holdfast.study.files import (
@@ -208,9 +208,9 @@ class Study:
         ```
 
         After an error the batches on disk stay, so that the next run goes on with
-        them; a lack of evidence is recorded as the reason why there is no result. A
-        stage that can give none, by a reason, says it in `stage.facts["reason"]` and
-        ends without outputs.
+        them; a lack of evidence, or a model that is not good for the stage, is recorded
+        as the reason why there is no result. A stage that can give none, by a reason,
+        says it in `stage.facts["reason"]` and ends without outputs.
 
         `inputs`: Names of files of the study, which are hashed; or hashes by name.
         `done`: Told where an earlier run has written all outputs.
@@ -233,7 +233,7 @@ class Study:
         stage = Stage(self, name, state, progress)
         try:
             yield stage
-        except EvidenceError as error:
+        except (EvidenceError, AdapterError) as error:
             record["reason"] = str(error)
             self.save()
             raise
