@@ -94,9 +94,9 @@ def test_a_hub_model_is_pinned_to_its_commit(monkeypatch, saved):
 def test_a_hub_model_that_does_not_fit_is_refused_before_its_weights_come(
     monkeypatch, copy
 ):
-    edit_json(copy / "config.json", model_type="gpt_oss")
+    edit_json(copy / "config.json", model_type="bert")
     fetched = _hub_with(monkeypatch, copy)
-    with pytest.raises(UnsupportedFamilyError, match="learned sink"):
+    with pytest.raises(UnsupportedFamilyError, match="both ways"):
         load("owner/name")
     assert fetched == []
 
