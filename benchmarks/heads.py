@@ -138,7 +138,7 @@ def _transformer_lens(adapter: Adapter, ids: torch.Tensor) -> Callable[[], Any]:
     names = [f"blocks.{layer}.attn.hook_z" for layer in range(adapter.n_layers)]
     weights = [
         adapter.output_projection(layer).weight.T.reshape(
-            adapter.n_heads, adapter.head_width, -1
+            adapter.n_heads, adapter.head_widths[0], -1
         )
         for layer in range(adapter.n_layers)
     ]

@@ -6,6 +6,8 @@ import torch
 import transformers
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
 
+from tiny_kinds import EVERY, SEEING
+
 WIDTH, LAYERS, HEADS, KV_HEADS, HEAD_WIDTH = 32, 3, 4, 2, 8
 VOCAB = 300
 
@@ -57,8 +59,8 @@ def tiny_tokenizer(template=TEMPLATE, tags=True):
 THINK_TOKENS = ["<think>", "</think>"]
 
 
-def tiny_config(kind="qwen3", **changes):
-    name, extra = KINDS[kind]
+def tiny_config(kind="qwen3", table=KINDS, **changes):
+    name, extra = table[kind]
     settings = {
         "vocab_size": VOCAB,
         "hidden_size": WIDTH,
@@ -74,18 +76,38 @@ def tiny_config(kind="qwen3", **changes):
         # Far from the usual 0.02, where a random model hardly attends to anything.
         "initializer_range": 0.3,
     }
-    return getattr(transformers, name)(**{**settings, **extra, **changes})
+    chosen = {**settings, **extra, **changes}
+    given = {k: v for k, v in chosen.items() if v is not None or k == "bos_token_id"}
+    return getattr(transformers, name)(**given)
+
+
+def tiny_of_every_kind(kind, *, sees=False, seed=0):
+    """A model of a type of `tiny_kinds`, inside one that also sees if so asked."""
+    config = tiny_config(kind, EVERY, num_hidden_layers=4, pad_token_id=0)
+    auto = transformers.AutoModelForCausalLM
+    if sees:
+        name, extra = SEEING[kind]
+        config = getattr(transformers, name)(text_config=config.to_dict(), **extra)
+        auto = transformers.AutoModelForImageTextToText
+    return _made(auto, config, seed)
 
 
 def tiny_model(kind="qwen3", seed=0, **changes):
     config = tiny_config(kind, **changes)
+    return _made(transformers.AutoModelForCausalLM, config, seed)
+
+
+def _made(auto, config, seed):
     torch.manual_seed(seed)
-    model = transformers.AutoModelForCausalLM.from_config(config)
+    model = auto.from_config(config)
     # Fresh norms and biases are all ones and zeros, and would hide what they do.
     with torch.no_grad():
         for name, parameter in model.named_parameters():
-            if "norm" in name or name.endswith("bias"):
+            if "norm" in name or "sinks" in name or name.endswith("bias"):
                 parameter.add_(0.2 * torch.randn_like(parameter))
+        for name, buffer in model.named_buffers():
+            if name.endswith("layer_scalar"):
+                buffer.mul_(0.8)
     return model.eval()
 
 

@@ -36,7 +36,7 @@ def test_doctor_finds_the_one_row_that_is_no_number(thinker, tmp_path, capsys, n
 def test_doctor_shows_every_proof(thinker, capsys):
     assert run(["doctor", str(thinker), "--json"]) == 0
     found = json.loads(capsys.readouterr().out)
-    assert len(found["proofs"]) == 8
+    assert len(found["proofs"]) == 11
     assert all(proof["passed"] for proof in found["proofs"])
     assert found["model"]["thinking"]["end_template"] == "\n</think>\n\n"
 
@@ -55,7 +55,7 @@ def test_doctor_tells_a_program_what_failed(broken, capsys):
     assert run(["doctor", str(broken), "--json"]) == 3
     found = json.loads(capsys.readouterr().out)
     assert found["model"] == {"id": str(broken)}
-    assert len(found["proofs"]) == 8
+    assert {proof["tier"] for proof in found["proofs"]} == {"text", "states", "heads"}
     failed = [proof for proof in found["proofs"] if not proof["passed"]]
     assert failed
     assert all(proof["name"] in found["error"] for proof in failed)
@@ -64,12 +64,35 @@ def test_doctor_tells_a_program_what_failed(broken, capsys):
 
 
 def test_doctor_on_a_refused_family_has_no_table(thinker, tmp_path, capsys):
-    model = tmp_path / "gemma"
+    model = tmp_path / "bert"
     shutil.copytree(thinker, model)
     config = json.loads((model / "config.json").read_text())
-    config |= {"model_type": "gemma2", "architectures": ["Gemma2ForCausalLM"]}
+    config |= {"model_type": "bert", "architectures": ["BertForMaskedLM"]}
     (model / "config.json").write_text(json.dumps(config))
     assert run(["doctor", str(model), "--json"]) == 3
     captured = capsys.readouterr()
     assert captured.out == ""
-    assert "gemma2" in captured.err
+    assert "`bert`" in captured.err
+
+
+def test_doctor_measures_a_model_without_a_chat_template(thinker, tmp_path, capsys):
+    model = tmp_path / "base"
+    shutil.copytree(thinker, model, ignore=shutil.ignore_patterns("*.jinja"))
+    settings = json.loads((model / "tokenizer_config.json").read_text())
+    settings.pop("chat_template", None)
+    (model / "tokenizer_config.json").write_text(json.dumps(settings))
+    assert run(["doctor", str(model), "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    holds = {tier: each["holds"] for tier, each in found["tiers"].items()}
+    assert holds == {"text": False, "states": True, "heads": True}
+    assert "chat_template.jinja" in found["tiers"]["text"]["reason"]
+    assert found["model"]["thinking"] is None
+    assert run(["doctor", str(model)]) == 0
+    shown = " ".join(capsys.readouterr().out.split())
+    assert "Not good for rollout, evaluate" in shown
+    assert "Good for: heads, ablate" in shown
+    prompts = tmp_path / "prompts.txt"
+    prompts.write_text("Say a word.\n")
+    words = ["rollout", str(model), "--benign", str(prompts)]
+    assert run([*words, "-o", str(tmp_path / "s")]) == 3
+    assert "a chat template with" in capsys.readouterr().err

@@ -6,6 +6,8 @@ import pytest
 from holdfast.audit.panel import print_report
 from holdfast.cli.app import run
 from holdfast.cliff.groups import CONTROL_FIGURES
+from holdfast.models.loading import proofs
+from holdfast.models.model import Proof
 from holdfast.report.schema import validate
 from holdfast.rollout.rows import from_table
 from holdfast.study import Study
@@ -183,3 +185,26 @@ def test_changed_settings_redo_the_stage_and_what_lies_below(
 
 def test_the_report_has_every_control_and_no_other(report):
     assert set(report["controls"]) == set(CONTROL_FIGURES)
+
+
+def test_a_model_whose_heads_cannot_be_read_keeps_the_rest_of_its_audit(
+    audited, thinker, world, tmp_path, capsys, monkeypatch
+):
+    def doubted(adapter, rows):
+        name = "the contributions of the heads sum to the attention output"
+        return (Proof(name, False, 0.5, 1e-4, "worst layer", "heads"),)
+
+    monkeypatch.setattr(proofs, "_sums", doubted)
+    study = shutil.copytree(audited, tmp_path / "copy")
+    words = ["audit", str(thinker), *world, "-o", str(study), "--checked-heads", "3"]
+    assert run(words) == 0
+    said = " ".join(capsys.readouterr().err.split())
+    assert "Single heads are left out" in said
+    assert "measured 0.5, limit 0.0001" in said
+    report = json.loads((study / "report.json").read_text())
+    validate(report)
+    verdict = report["verdict"]
+    assert verdict["cliff"] is not None
+    assert verdict["sparse"] is None
+    assert "heads sum to the attention output" in verdict["reasons"]["sparse"]
+    assert not {"heads", "ablation"} & set(report)

@@ -53,13 +53,14 @@ def test_a_directory_that_is_no_model_is_named(world, tmp_path, capsys):
 
 
 def test_a_refused_family_is_named_with_its_reason(thinker, world, tmp_path, capsys):
-    model = tmp_path / "gemma"
+    model = tmp_path / "bert"
     shutil.copytree(thinker, model)
     config = json.loads((model / "config.json").read_text())
-    config |= {"model_type": "gemma2", "architectures": ["Gemma2ForCausalLM"]}
+    config |= {"model_type": "bert", "architectures": ["BertForMaskedLM"]}
     (model / "config.json").write_text(json.dumps(config))
-    fails(capsys, 3, "doctor", model, says=["gemma2"])
-    fails(capsys, 3, "audit", model, *world, "-o", tmp_path / "s", says=["gemma2"])
+    says = ["bert", "both ways"]
+    fails(capsys, 3, "doctor", model, says=says)
+    fails(capsys, 3, "audit", model, *world, "-o", tmp_path / "s", says=says)
 
 
 def test_truncated_weights_are_named(thinker, world, tmp_path, capsys):

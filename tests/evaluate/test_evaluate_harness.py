@@ -101,7 +101,7 @@ def test_a_local_task_gives_the_perplexity_of_the_model_and_of_its_edit(
     edit = HeadEdit(head_factors(qwen3, [(0, 1), (2, 3)], 0))
     edited = run_harness(qwen3, [path], edit=edit, batch_size=2)["tasks"]
     kept = [qwen3.output_projection(layer).weight.clone() for layer in (0, 2)]
-    width = qwen3.head_width
+    width = qwen3.head_widths[0]
     with torch.no_grad():
         for layer, head in ((0, 1), (2, 3)):
             columns = slice(head * width, (head + 1) * width)

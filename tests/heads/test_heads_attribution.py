@@ -3,7 +3,8 @@ import torch
 
 from holdfast.errors import AdapterError, InputError, SettingsError
 from holdfast.heads.attribution import Parts, attribute
-from holdfast.models.hidden_states import head_contributions, project_states
+from holdfast.models.folds import head_contributions
+from holdfast.models.hidden_states import project_states
 from holdfast.models.interventions import head_factors, scale_heads
 from holdfast.models.loading.causal import adapt
 from tiny_models import HEADS, LAYERS, random_sequences, tiny_model
@@ -86,10 +87,16 @@ def test_a_heads_part_is_what_it_writes_folded_through_the_norm(adapter):
     torch.testing.assert_close(found.published, unit, atol=1e-4, rtol=1e-4)
 
 
+@pytest.fixture(scope="module")
+def alone(adapter):
+    return _attribute(adapter, batch_size=1)
+
+
 @pytest.mark.parametrize("side", ["left", "right"])
 @pytest.mark.parametrize("batch_size", [1, 3, 4])
-def test_neither_batch_nor_padding_changes_a_contribution(adapter, side, batch_size):
-    alone = _attribute(adapter, batch_size=1)
+def test_neither_batch_nor_padding_changes_a_contribution(
+    adapter, alone, side, batch_size
+):
     batched = _attribute(adapter, batch_size=batch_size, padding_side=side)
     for one, other in zip(alone, batched, strict=True):
         pairs = [*zip(one.tail, other.tail, strict=True)]
@@ -178,7 +185,9 @@ def test_hooks_are_gone_afterwards_and_after_an_error(qwen3):
     _attribute(qwen3)
     with pytest.raises(InputError):
         _attribute(qwen3, [[]], [(0, 1)])
-    modules = [*qwen3.layers, *qwen3.mlp_norms, *qwen3.output_projections]
+    joints = [block.joint for block in qwen3.blocks]
+    projections = [block.projection for block in qwen3.blocks]
+    modules = [*qwen3.layers, *joints, *projections]
     for module in [*modules, qwen3.final_norm]:
         assert not module._forward_hooks
         assert not module._forward_pre_hooks
@@ -189,8 +198,9 @@ def test_a_total_is_the_sum_of_all_numbers():
     parts = Parts(
         *(
             torch.randn(s, generator=generator)
-            for s in [(5, 3, 4), (5, 3), (5, 3), (5,)]
+            for s in [(5, 3, 4), (5, 3), (5, 3), (5,), (5, 3)]
         )
     )
     expected = parts.heads.sum((1, 2)) + parts.mlps.sum(1) + parts.biases.sum(1)
+    expected = expected + parts.mixers.sum(1)
     torch.testing.assert_close(parts.total(), expected + parts.embedding)

@@ -1,11 +1,14 @@
 import pytest
 import torch
+import transformers
+from transformers.integrations.sdpa_attention import sdpa_attention_forward
+from transformers.masking_utils import sdpa_mask
 
-from holdfast.errors import InputError, ModelError, SettingsError
-from holdfast.heads import causal_effects as heads_causal_effects
+from holdfast.errors import InputError, SettingsError
 from holdfast.heads.attribution import attribute
 from holdfast.heads.causal_effects import causal_effects
 from holdfast.models import interventions
+from holdfast.models.decoding import kv_cache
 from holdfast.models.loading.causal import adapt
 from tiny_models import HEAD_WIDTH, HEADS, LAYERS, random_sequences, tiny_model
 
@@ -175,7 +178,7 @@ def test_chunks_are_halved_when_memory_ends(qwen3, monkeypatch):
             raise torch.OutOfMemoryError("out of memory")
         return scaled(adapter, factors, **named)
 
-    monkeypatch.setattr(heads_causal_effects, "scale_heads", narrow)
+    monkeypatch.setattr(kv_cache, "scale_heads", narrow)
     found = _effects(qwen3, EVERY)
     for moment, effects in expected.items():
         torch.testing.assert_close(
@@ -193,11 +196,15 @@ def test_eager_attention_gives_the_same_effects(qwen3):
         )
 
 
-def test_attention_that_takes_no_mask_is_refused(qwen3, monkeypatch):
-    config = qwen3.model.config
-    monkeypatch.setattr(config, "_attn_implementation_internal", "flash_attention_2")
-    with pytest.raises(ModelError, match="flash_attention_2"):
-        _effects(qwen3, EVERY)
+def test_attention_of_another_kind_gives_the_same_effects_row_by_row(qwen3):
+    transformers.AttentionInterface.register("plain", sdpa_attention_forward)
+    transformers.AttentionMaskInterface.register("plain", sdpa_mask)
+    adapter = adapt(tiny_model("qwen3", attn_implementation="plain"), None)
+    expected = _effects(qwen3, EVERY)
+    for moment, effects in _effects(adapter, EVERY).items():
+        torch.testing.assert_close(
+            effects.change, expected[moment].change, atol=1e-4, rtol=0
+        )
 
 
 def test_layers_may_differ_in_their_window():

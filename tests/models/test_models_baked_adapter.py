@@ -234,10 +234,10 @@ class Packed(torch.nn.Linear):
 @pytest.mark.parametrize("form", ["checkpoint", "adapter"])
 def test_packed_weights_are_refused_in_the_layers_that_change(saved, form, tmp_path):
     adapter = load(saved)
-    projections = list(adapter.output_projections)
-    projections[2] = Packed(projections[2])
-    adapter.model.model.layers[2].self_attn.o_proj = projections[2]
-    packed = replace(adapter, output_projections=tuple(projections))
+    blocks = list(adapter.blocks)
+    blocks[2] = replace(blocks[2], projection=Packed(blocks[2].projection))
+    adapter.model.model.layers[2].self_attn.o_proj = blocks[2].projection
+    packed = replace(adapter, blocks=tuple(blocks))
     with (
         pytest.raises(ModelError, match="packed weights: a Packed of uint8") as refusal,
         baking(packed, _edit(packed), tmp_path / "b", provenance={}, form=form),

@@ -3,7 +3,8 @@ import torch
 from torch import nn
 
 from holdfast.errors import AdapterError, ModelError, SettingsError
-from holdfast.models.hidden_states import head_contributions, project_states
+from holdfast.models.folds import head_contributions
+from holdfast.models.hidden_states import project_states
 from holdfast.models.interventions import scale_heads
 from holdfast.models.loading.causal import adapt
 from tiny_models import (
@@ -22,12 +23,12 @@ from tiny_models import (
 @pytest.mark.parametrize("kind", KINDS)
 def test_every_family_keeps_the_contract(kind, tokenizer):
     adapter = adapt(tiny_model(kind), tokenizer)
-    assert len(adapter.proofs) == 8
+    assert len(adapter.proofs) == 11
     assert all(proof.passed for proof in adapter.proofs)
-    assert (adapter.n_layers, adapter.n_heads, adapter.head_width) == (
+    assert (adapter.n_layers, adapter.n_heads, adapter.head_widths) == (
         LAYERS,
         HEADS,
-        HEAD_WIDTH,
+        (HEAD_WIDTH,) * LAYERS,
     )
     assert adapter.identity.model_type == kind
 
@@ -36,7 +37,8 @@ def test_every_family_keeps_the_contract(kind, tokenizer):
 def test_sixteen_bit_models_keep_it_within_their_rounding(dtype, tokenizer):
     adapter = adapt(tiny_model().to(dtype), tokenizer)
     assert adapter.dtype == dtype
-    assert adapter.proofs[0].value > 1e-4
+    [sums] = [p for p in adapter.proofs if "contributions of the heads" in p.name]
+    assert sums.value > 1e-4
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -46,7 +48,7 @@ def test_a_slice_of_the_projections_input_is_one_head(kind, tokenizer):
     adapter = adapt(model, tokenizer)
     group = HEADS // KV_HEADS
     with torch.no_grad():
-        attention = adapter.attentions[0]
+        attention = adapter.blocks[0].attention
         if kind == "phi3":
             values = attention.qkv_proj.weight[(HEADS + KV_HEADS) * HEAD_WIDTH :]
         else:
@@ -131,11 +133,11 @@ def _remember_calls(model):
     ("fault", "proof"),
     [
         (_scale_attention, "contributions of the heads sum"),
-        (_scale_residual, "added to the residual stream as it is"),
+        (_scale_residual, "a factor of 1.01"),
         (_ignore_mask, "left-padded and unpadded rows"),
         (_scale_logits, "logits are the head"),
         (_second_norm, "read after the final norm"),
-        (_break_weights, "contributions of the heads sum"),
+        (_break_weights, "give the logits of one row in one pass"),
         (_remember_calls, "edit of no head changes nothing"),
     ],
 )
@@ -145,7 +147,7 @@ def test_a_model_that_breaks_the_contract_is_refused_by_the_proof(
     model = tiny_model()
     fault(model)
     with pytest.raises(AdapterError, match=proof) as caught:
-        adapt(model, tokenizer)
+        adapt(model, tokenizer).require("heads")
     assert "float32" in caught.value.next_step
 
 
@@ -154,27 +156,42 @@ def test_heads_that_write_nothing_cannot_be_proved(tokenizer):
     with torch.no_grad():
         for layer in model.model.layers:
             layer.self_attn.o_proj.weight.zero_()
-    with pytest.raises(AdapterError, match="scaling a head by 0"):
-        adapt(model, tokenizer)
+    adapter = adapt(model, tokenizer)
+    assert adapter.lacks("states") is None
+    with pytest.raises(AdapterError, match="what the attention adds"):
+        adapter.require("heads")
 
 
-def test_an_output_projection_of_another_class_is_refused(tokenizer):
-    class Quantised(nn.Linear):
-        pass
+def test_an_output_projection_that_is_not_linear_has_no_heads(tokenizer):
+    class Doubled(nn.Linear):
+        def forward(self, heads):
+            return 2 * super().forward(heads)
 
     model = tiny_model()
-    model.model.layers[2].self_attn.o_proj = Quantised(
+    model.model.layers[2].self_attn.o_proj = Doubled(
         HEADS * HEAD_WIDTH, model.config.hidden_size
     )
-    with pytest.raises(AdapterError, match=r"in layer 2.*Quantised"):
-        adapt(model, tokenizer)
+    adapter = adapt(model, tokenizer)
+    assert adapter.lacks("states") is None
+    with pytest.raises(AdapterError, match="contributions of the heads sum"):
+        adapter.require("heads")
 
 
 def test_a_model_without_its_parts_is_refused(tokenizer):
     model = tiny_model()
     del model.model.layers[0].self_attn.o_proj
-    with pytest.raises(AdapterError, match="`o_proj` in a Qwen3Attention"):
+    with pytest.raises(AdapterError, match="'o_proj'"):
         adapt(model, tokenizer)
+
+
+def test_a_model_that_lacks_a_tier_says_what_it_is_good_for(tokenizer):
+    model = tiny_model()
+    _scale_residual(model)
+    with pytest.raises(AdapterError, match="rollout") as caught:
+        adapt(model, tokenizer).require("heads")
+    assert "probe" in caught.value.next_step
+    assert "ablate" not in caught.value.next_step
+    assert "a factor of 1.01" in caught.value.found
 
 
 def test_the_thinking_format_comes_from_the_template(qwen3):

@@ -48,10 +48,12 @@ def test_an_adapter_is_loaded_over_its_base_and_merged(lora, saved):
     assert adapter.identity.model_id == str(directory)
 
 
-def test_an_adapter_that_is_not_merged_is_refused_in_memory(lora, tokenizer):
+def test_an_adapter_that_is_not_merged_has_no_heads_in_memory(lora, tokenizer):
     _, _, adapted = lora
+    adapter = adapt(adapted.get_base_model(), tokenizer)
+    assert adapter.lacks("states") is None
     with pytest.raises(AdapterError, match="merge_and_unload"):
-        adapt(adapted.get_base_model(), tokenizer)
+        adapter.require("heads")
 
 
 def test_an_adapter_without_some_of_its_weights_is_refused(lora):

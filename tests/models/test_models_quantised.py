@@ -165,6 +165,17 @@ def test_a_copy_of_expanded_blocks_is_another_model_and_is_refused(fp8, tmp_path
         require_savable(model, checkpoint.quantised)
 
 
+def test_training_whole_weights_is_refused_before_it_begins(fp8, tmp_path):
+    from holdfast.finetune.settings import Recipe
+    from holdfast.finetune.trainer import train
+
+    adapter = load(fp8[0])
+    told = {"fingerprint": "", "told": lambda *_: None}
+    for recipe, whole in ((Recipe(method="full"), False), (Recipe(), True)):
+        with pytest.raises(ModelError, match=r"quantised by fp8.*Write an adapter"):
+            train(adapter, [], recipe, tmp_path, whole=whole, **told)
+
+
 def test_a_plain_model_may_be_saved(plain):
     model, _, checkpoint = opened(plain)
     require_savable(model, checkpoint.quantised)
@@ -213,6 +224,7 @@ def test_compressed_tensors_are_read_as_they_are(plain, tmp_path):
     check_numbers(model, "compressed")
     expected = logits(twin_of(plain, values))
     assert torch.allclose(logits(model), expected, atol=1e-2 * float(expected.max()))
+    load(folder).require("heads")
     with pytest.raises(ModelError, match="quantised by compressed-tensors"):
         require_savable(model, checkpoint.quantised)
 
@@ -268,5 +280,6 @@ def test_weights_packed_by_a_library_are_read_as_they_are(
         require_savable(model, checkpoint.quantised)
     with pytest.raises(ModelError, match="quantised by another library"):
         require_savable(model, None)
+    load(tmp_path).require("states")
     assert logging.getLogger("bitsandbytes").level == logging.ERROR
     assert json.loads((tmp_path / "config.json").read_text())["quantization_config"]

@@ -334,29 +334,41 @@ def comparison(found: Any) -> list[Section]:
     return made
 
 
+_TIERS = {
+    "text": "Text: prompts in, answers out",
+    "states": "States: what is read after the final norm",
+    "heads": "Heads: what each adds, and what taking it away does",
+}
+
+
 def proofs(found: Mapping[str, Any]) -> Section:
-    """Return what was proved about a model, and what did not hold."""
-    model = found["model"]
-    rows = table_of(
-        model["id"] + (f" ({model['type']})" if "type" in model else ""),
-        found["proofs"],
-        {
-            "proved": lambda each: each["name"],
-            "holds": lambda each: "yes" if each["passed"] else "NO",
-            "found": lambda each: (
-                "not finite" if each["value"] is None else f"{each['value']:.1e}"
-            ),
-            "limit": lambda each: (
-                "" if each["limit"] is None else f"{each['limit']:.0e}"
-            ),
-        },
-    )
-    if "thinking" not in model:
-        return Section("", [rows])
-    thinking = model["thinking"]
-    style = repr(thinking["end_template"]) if thinking else "none"
-    told = Sentences([f"End-of-thinking template: {style}"])
-    return Section("", [rows, told, Sentences(found["notes"], "warning")])
+    """Return what was proved about a model, tier by tier, and what did not hold."""
+    model, tiers = found["model"], found.get("tiers", {})
+    blocks: list[Table | Sentences] = []
+    columns = {
+        "proved": lambda each: each["name"],
+        "holds": lambda each: "yes" if each["passed"] else "NO",
+        "found": lambda each: (
+            "not finite" if each["value"] is None else f"{each['value']:.1e}"
+        ),
+        "limit": lambda each: "" if each["limit"] is None else f"{each['limit']:.0e}",
+    }
+    name = model["id"] + (f" ({model['type']})" if "type" in model else "")
+    for tier, title in _TIERS.items():
+        rows = [each for each in found["proofs"] if each["tier"] == tier]
+        if rows:
+            blocks.append(table_of(f"{name}. {title}", rows, columns))
+        if tier in tiers and tiers[tier]["holds"]:
+            blocks.append(Sentences([f"Good for: {tiers[tier]['for']}."]))
+        elif tier in tiers:
+            reason = f"Not good for {tiers[tier]['for']}: {tiers[tier]['reason']}"
+            blocks.append(Sentences([reason], "warning"))
+    if "thinking" in model:
+        thinking = model["thinking"]
+        style = repr(thinking["end_template"]) if thinking else "none"
+        blocks.append(Sentences([f"End-of-thinking template: {style}"]))
+        blocks.append(Sentences(found["notes"], "warning"))
+    return Section("", blocks)
 
 
 def organisms(cards: Sequence[Mapping[str, Any]]) -> Section:
@@ -372,8 +384,18 @@ def organisms(cards: Sequence[Mapping[str, Any]]) -> Section:
 def planted(found: Mapping[str, Any]) -> Section:
     """Return the card of an organism, and what is planted in it."""
     facts = {key: value for key, value in found.items() if key != "truth"}
-    rows = [[key, str(value)] for key, value in (facts | found["truth"]).items()]
+    rows = [
+        [key, ", ".join(map(_fact, value)) if isinstance(value, list) else _fact(value)]
+        for key, value in text.flatten(facts | found["truth"])
+    ]
     return Section("", [Table(f"organism:{found['name']}", ("", ""), rows)])
+
+
+def _fact(value: object) -> str:
+    """Return a fact in words; of a head its layer and place, as flags name it."""
+    if isinstance(value, list):
+        return ":".join(map(str, value))
+    return text.scalar(value)
 
 
 def written(found: Mapping[str, Any]) -> Section:

@@ -25,7 +25,7 @@ from holdfast.errors import (
 from holdfast.evaluate.compare import pair
 from holdfast.evaluate.panel import EVALUATED, TABLE, is_evaluated
 from holdfast.heads import ablate, rank
-from holdfast.models.model import Adapter, MaskedModel, Proof
+from holdfast.models.model import USES, Adapter, LanguageModel, MaskedModel, Proof
 from holdfast.report.schema import Curve, Example, validate
 from holdfast.rollout import stage as rollout_stage
 from holdfast.rollout.questions import template_notes
@@ -74,7 +74,7 @@ def _look_at_heads(study: Study, settings: AuditSettings, session: Session) -> N
     try:
         rank.run(study, settings.heads, session)
         ablate.run(study, settings.ablate, session, settings.judge)
-    except EvidenceError as error:
+    except (EvidenceError, AdapterError) as error:
         session.progress.say(f"Single heads are left out: {error}")
 
 
@@ -135,19 +135,38 @@ def read_report(place: Path) -> dict[str, Any]:
 
 def check_model(session: Session) -> dict[str, Any]:
     """Load a model and return what was proved."""
+    session.needs_template = False
     speaker = session.speaker
-    parts = {"d_model": speaker.d_model, "max_positions": speaker.max_positions}
+    parts: dict[str, Any] = {
+        "d_model": speaker.d_model,
+        "max_positions": speaker.max_positions,
+    }
     if isinstance(speaker, Adapter):
-        heads = {"heads": speaker.n_heads, "head_width": speaker.head_width}
+        widths = sorted(set(speaker.head_widths) - {0})
+        heads: dict[str, Any] = {"heads": speaker.n_heads, "head_width": widths}
+        if len(speaker.layers_with_heads) < speaker.n_layers:
+            heads["layers_with_heads"] = list(speaker.layers_with_heads)
         parts = {"layers": speaker.n_layers, **heads, **parts}
     if isinstance(speaker, MaskedModel):
         parts["mask_token_id"] = speaker.mask_id
     return {
         "model": session.model_record(),
         "parts": parts,
+        "tiers": tiers_of(speaker),
         "proofs": _rows(speaker.proofs),
-        "notes": template_notes(speaker),
+        "notes": template_notes(speaker) if speaker.tokenizer is not None else [],
     }
+
+
+def tiers_of(speaker: LanguageModel) -> dict[str, dict[str, Any]]:
+    """Return what a model is good for, tier by tier, and why it is not for others."""
+    tiers: dict[str, dict[str, Any]] = {}
+    for tier, verbs in USES.items():
+        reason = speaker.lacks(tier)
+        if reason is None and tier == "heads" and not isinstance(speaker, Adapter):
+            reason = "it fills in masks, and heads are looked at left to right alone"
+        tiers[tier] = {"holds": reason is None, "for": verbs, "reason": reason}
+    return tiers
 
 
 def refused(session: Session, error: AdapterError) -> dict[str, Any]:

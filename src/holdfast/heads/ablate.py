@@ -119,6 +119,7 @@ def _answer(study: Study, settings: AblateSettings, session: Session) -> None:
     ) as stage:
         if stage.is_done:
             return
+        session.adapter.require("heads")
         rows = from_table(study.read_table(ROLLOUTS))
         prompts = choose_prompts(rows, settings.ablation_prompts)
         train = _followed(rows, settings)
@@ -137,7 +138,7 @@ def _answer(study: Study, settings: AblateSettings, session: Session) -> None:
         if asked:
             known = {key: asked.record[key] for key in ("source", "sha256")}
             block["prompts"]["utility"] = known | {"rows": len(work.utility)}
-        total = work.adapter.n_layers * work.adapter.n_heads
+        total = work.adapter.total_heads
         stage.facts |= {"block": block, "n_total": total}
 
 
@@ -240,7 +241,7 @@ def _tell(
     sizes = sorted({len(each.heads) for each in work.conditions if each.heads})
     session.progress.say(
         f"{len(work.conditions)} conditions ({', '.join(map(str, sizes))} of "
-        f"{work.adapter.n_layers * work.adapter.n_heads} heads) on {len(rows)} prompts."
+        f"{work.adapter.total_heads} heads) on {len(rows)} prompts."
     )
     announce(
         session,

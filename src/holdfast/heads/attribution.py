@@ -1,15 +1,20 @@
 """Direct logit attribution: what each part adds to the probe's logit.
 
-The state after the final norm is a sum: token embedding, heads, attention biases and
-MLPs, times the norm's weight, over the token's own root mean square. So its product
-with a direction is a sum too, of one number for each part. A head's number is read
-off the *input* of its output projection, by the product of the projection's columns
-with the weighted direction, which is computed once.
+The state after the final norm is a sum: token embedding, heads, attention biases,
+mixers that are no softmax attention, and MLPs, times the norm's weight, over the
+token's own root mean square. So its product with a direction is a sum too, of one
+number for each part. A head's number is read off the *input* of its output projection,
+by the product of the projection's columns with the weighted direction, which is
+computed once. A norm between attention and residual stream is folded in the same way:
+its weight into that product, and the token's own root mean square of the attention's
+output afterwards. Factors of a family are part of the product (see `models.Block`).
 """
 
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+import math
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, NamedTuple
 
 import torch
@@ -18,8 +23,9 @@ from torch import Tensor, nn
 
 from holdfast.errors import AdapterError, InputError, SettingsError
 from holdfast.models.batching import Batch, Side, longest_first, pad, with_batch_halving
+from holdfast.models.folds import projection_weight, rms_weight
 from holdfast.models.hidden_states import check_lengths
-from holdfast.models.model import Adapter
+from holdfast.models.model import Adapter, Block
 
 # Largest gap between the sum of the parts and the logit, relative to the sum of their
 # sizes. In 16 bits the residual stream itself is rounded after every block.
@@ -34,10 +40,13 @@ class Parts(NamedTuple):
     # Contribution of the bias of each output projection.
     biases: Float[Tensor, "*position layer"]
     embedding: Float[Tensor, "*position"]  # Contribution of the token's embedding.
+    # Contribution of what else mixes tokens in each layer: linear attention, a
+    # convolution, a state-space model; 0 in layers without.
+    mixers: Float[Tensor, "*position layer"]
 
     def total(self) -> Float[Tensor, "*position"]:
         """Return the sum over all parts: the logit without the probe's offset."""
-        layers = self.heads.sum(-1) + self.mlps + self.biases
+        layers = self.heads.sum(-1) + self.mlps + self.biases + self.mixers
         return layers.sum(-1) + self.embedding
 
 
@@ -75,7 +84,7 @@ class _Pass(NamedTuple):
 class Readout:
     """Direction and weights, multiplied once, and the hooks that read with them.
 
-    A token's columns are: heads layer by layer, MLPs, biases, embedding.
+    A token's columns are: heads layer by layer, MLPs, biases, mixers, embedding.
     """
 
     @torch.no_grad()
@@ -83,22 +92,19 @@ class Readout:
         self, adapter: Adapter, direction: Float[Tensor, "d_model"], offset: float
     ) -> None:
         """Multiply the direction into the weights, once."""
-        self.adapter = adapter
-        self.offset = offset
-        norm: Any = adapter.final_norm
-        self.epsilon = _epsilon(norm)
-        self.direction = direction.to(norm.weight.device)
-        self.weighted = norm.weight.float() * self.direction
+        self.adapter, self.offset = adapter, offset
+        place = next(adapter.final_norm.parameters(), adapter.embedding.weight).device
+        weight, self.epsilon, _ = rms_weight(adapter.final_norm, adapter.d_model, place)
+        self.direction = direction.to(place)
+        self.weighted = weight * self.direction
         unit = self.direction / self.direction.norm()
-        projections = [adapter.output_projection(i) for i in range(adapter.n_layers)]
-        self.readouts = [_readout(p, self.weighted, adapter) for p in projections]
-        self.published = [_readout(p, unit, adapter) for p in projections]
-        self.biases = [
-            0.0
-            if p.bias is None
-            else float(p.bias.float() @ self.weighted.to(p.bias.device))
-            for p in projections
-        ]
+        # What a layer adds is multiplied by every factor of the stream from there on.
+        scales = [block.stream_scale for block in adapter.blocks]
+        self.scales = [math.prod(scales[layer:]) for layer in range(len(scales) + 1)]
+        self.folds = {
+            layer: _Fold.of(adapter, layer, self.scales[layer] * self.weighted, unit)
+            for layer in adapter.layers_with_heads
+        }
         self.n_heads = adapter.n_layers * adapter.n_heads
 
     def read(
@@ -106,7 +112,7 @@ class Readout:
     ) -> list[Attribution]:
         """Run one batch and reduce it."""
         shape, device = batch.mask.shape, self.direction.device
-        n_parts = self.n_heads + 2 * self.adapter.n_layers + 1
+        n_parts = self.n_heads + 3 * self.adapter.n_layers + 1
         found = _Pass(
             torch.zeros((*shape, n_parts), device=device),
             torch.zeros((shape[0], self.n_heads), device=device),
@@ -117,7 +123,8 @@ class Readout:
         if batch.side == "left":
             first = shape[1] - lengths
         last = (first + lengths - 1).to(device)
-        with torch.inference_mode(), self._hooked(found, last):
+        with torch.inference_mode(), ExitStack() as stack:
+            _Hooks(self, found, last, stack)
             self.adapter.base(**batch.inputs(), use_cache=False)
         if batch.side == "left":
             # Padding on the left may hold anything, and 0 times anything may be NaN.
@@ -129,52 +136,6 @@ class Readout:
             self._reduce(found, row, slice(start, start + length), plateau, tail)
             for row, (start, length, plateau) in enumerate(rows)
         ]
-
-    @contextmanager
-    def _hooked(self, found: _Pass, last: Int[Tensor, "example"]) -> Iterator[None]:
-        adapter, n_layers = self.adapter, self.adapter.n_layers
-        mlps = self.n_heads
-        every = torch.arange(len(last), device=last.device)
-
-        def heads(layer: int) -> Callable[[Tensor], None]:
-            width = adapter.n_heads
-            columns = slice(layer * width, (layer + 1) * width)
-            readout, published = self.readouts[layer], self.published[layer]
-
-            def read(states: Tensor) -> None:
-                seen = states.float() @ readout
-                found.columns[..., columns] = seen.to(found.columns.device)
-                place = every.to(states.device), last.to(states.device)
-                final = states[place].float() @ published
-                found.published[:, columns] = final.to(found.published.device)
-
-            return read
-
-        def along(column: int, sign: int) -> Callable[[Tensor], None]:
-            def read(states: Tensor) -> None:
-                seen = states.float() @ self.weighted.to(states.device)
-                found.columns[..., column] += sign * seen.to(found.columns.device)
-
-            return read
-
-        def entering(states: Tensor) -> None:
-            power = states.float().square().mean(-1)
-            found.norm[0] = (power + self.epsilon).rsqrt()
-
-        def leaving(states: Tensor) -> None:
-            found.norm[1] = states.float() @ self.direction + self.offset
-
-        with ExitStack() as stack:
-            before, after = _attacher(stack, True), _attacher(stack, False)
-            before(adapter.layers[0], along(mlps + 2 * n_layers, 1))
-            for layer in range(n_layers):
-                before(adapter.output_projection(layer), heads(layer))
-                before(adapter.mlp_norms[layer], along(mlps + layer, -1))
-                after(adapter.layers[layer], along(mlps + layer, 1))
-                found.columns[..., mlps + n_layers + layer] = self.biases[layer]
-            before(adapter.final_norm, entering)
-            after(adapter.final_norm, leaving)
-            yield
 
     def _reduce(
         self,
@@ -216,8 +177,8 @@ class Readout:
                 "embedding, heads, biases and MLPs that sum to the logit, within "
                 f"{limit:.0e} of their sizes",
                 f"a gap of {gap:.2g} in {self.adapter.identity.model_id}",
-                "The final norm is no plain RMS norm, or the arithmetic is not exact "
-                "enough: load the model in float32.",
+                "Its parts are not what they seemed on load, or the arithmetic is not "
+                "exact enough: load the model in float32.",
             )
         return gap
 
@@ -227,40 +188,142 @@ class Readout:
 
     def _parts(self, columns: Tensor) -> Parts:
         columns = columns.to("cpu")
-        mlps = self.n_heads
-        biases = mlps + self.adapter.n_layers
-        return Parts(
-            self._heads(columns),
-            columns[..., mlps:biases],
-            columns[..., biases:-1],
-            columns[..., -1],
-        )
+        layers = columns[..., self.n_heads : -1].chunk(3, -1)
+        mlps, biases, mixers = layers
+        return Parts(self._heads(columns), mlps, biases, columns[..., -1], mixers)
 
 
-def _readout(
-    projection: nn.Linear, direction: Tensor, adapter: Adapter
-) -> Float[Tensor, "heads head"]:
-    """Return the matrix from all heads side by side to one number per head.
+@dataclass(frozen=True, eq=False)
+class _Fold:
+    """From the heads of a layer, side by side, to one number for each."""
 
-    It is block-diagonal, since one product of matrices is faster than a sum over
-    each head's width, although it multiplies by zeros.
-    """
-    weight = projection.weight.float()
-    along = direction.to(weight.device) @ weight
-    own = torch.eye(adapter.n_heads, device=weight.device)
-    return along[:, None] * own.repeat_interleave(adapter.head_width, 0)
+    # Block-diagonal, since one product of matrices is faster than a sum over each
+    # head's width, although it multiplies by zeros.
+    readout: Float[Tensor, "heads head"]
+    published: Float[Tensor, "heads head"]  # The same along the unit direction.
+    bias: float  # What a bias of the projection adds.
+    epsilon: float | None  # Of the norm after the attention; None without one.
+
+    @classmethod
+    def of(
+        cls, adapter: Adapter, layer: int, weighted: Tensor, unit: Tensor
+    ) -> "_Fold":
+        """Multiply directions into the projection of a layer, through its norm."""
+        block, projection = adapter.blocks[layer], adapter.output_projection(layer)
+        width = adapter.n_heads * block.head_width
+        columns = projection_weight(projection, width)
+        fold, epsilon = torch.tensor(block.attention_scale), None
+        if block.norm_after is not None:
+            weight, epsilon, _ = rms_weight(
+                block.norm_after, adapter.d_model, columns.device
+            )
+            fold = fold * weight
+        own = torch.eye(adapter.n_heads, device=columns.device)
+        own = own.repeat_interleave(block.head_width, 0)
+        along = (fold.to(columns.device) * weighted.to(columns.device)) @ columns
+        beside = (fold.to(columns.device) * unit.to(columns.device)) @ columns
+        bias = 0.0
+        if projection.bias is not None:
+            fold, place = fold.to(weighted.device), weighted.device
+            bias = float(projection.bias.float().to(place) @ (fold * weighted))
+        return cls(along[:, None] * own, beside[:, None] * own, bias, epsilon)
 
 
-def _epsilon(norm: Any) -> float:
-    for name in ("variance_epsilon", "eps"):
-        found = getattr(norm, name, None)
-        if isinstance(found, float) and hasattr(norm, "weight"):
-            return found
-    raise AdapterError(
-        "an RMS norm with a weight after the last block",
-        f"a {type(norm).__name__}",
-        "Contributions cannot be folded through another norm; use another model.",
-    )
+class _Hooks:
+    """The hooks of one pass, which turn what they see into numbers at once."""
+
+    def __init__(
+        self,
+        reader: Readout,
+        found: _Pass,
+        last: Int[Tensor, "example"],
+        stack: ExitStack,
+    ) -> None:
+        """Hook every part of the model, for as long as the stack lasts."""
+        self.reader, self.found, self.last = reader, found, last
+        # The stream before the layer that is running, and at its joint.
+        self.before = self.joint = torch.empty(0)
+        into, out_of = _attacher(stack, True), _attacher(stack, False)
+        for layer, block in enumerate(reader.adapter.blocks):
+            if layer == 0:
+                into(block.module, self._embedded)
+            if layer in reader.folds:
+                into(block.projection, partial(self._heads, layer))
+            if block.norm_after is not None and layer in reader.folds:
+                into(block.norm_after, partial(self._norm_after, layer))
+            if block.joint is not None:
+                into(block.joint, partial(self._joint, layer, block))
+            out_of(block.module, partial(self._layer, layer, block))
+        into(reader.adapter.final_norm, self._entering)
+        out_of(reader.adapter.final_norm, self._leaving)
+
+    def _columns(self, layer: int) -> slice:
+        width = self.reader.adapter.n_heads
+        return slice(layer * width, (layer + 1) * width)
+
+    def _place(self, kind: int, layer: int) -> int:
+        """Return the column of a layer's MLP (0), bias (1) or mixer (2)."""
+        return self.reader.n_heads + kind * self.reader.adapter.n_layers + layer
+
+    def _along(self, states: Tensor, layer: int) -> Tensor:
+        """Return the stream in front of a layer, as the last state has it."""
+        seen = states.float() @ self.reader.weighted.to(states.device)
+        return seen.to(self.last.device) * self.reader.scales[layer]
+
+    def _embedded(self, states: Tensor) -> None:
+        self.before = self._along(states, 0)
+        self.found.columns[..., -1] = self.before
+
+    def _heads(self, layer: int, states: Tensor) -> None:
+        fold, place = self.reader.folds[layer], self.last.device
+        self.found.columns[..., self._columns(layer)] = (
+            states.float() @ fold.readout
+        ).to(place)
+        final = states[self._final(states)].float() @ fold.published
+        self.found.published[:, self._columns(layer)] = final.to(place)
+        self.found.columns[..., self._place(1, layer)] = fold.bias
+
+    def _final(self, states: Tensor) -> tuple[Tensor, Tensor]:
+        last = self.last.to(states.device)
+        return torch.arange(len(last), device=states.device), last
+
+    def _norm_after(self, layer: int, states: Tensor) -> None:
+        epsilon = self.reader.folds[layer].epsilon or 0.0
+        inverse = (states.float().square().mean(-1) + epsilon).rsqrt()
+        self.found.published[:, self._columns(layer)] *= inverse[self._final(states)][
+            :, None
+        ].to(self.last.device)
+        inverse = inverse.to(self.last.device)
+        self.found.columns[..., self._columns(layer)] *= inverse[..., None]
+        self.found.columns[..., self._place(1, layer)] *= inverse
+
+    def _attended(self, layer: int) -> Tensor:
+        heads = self.found.columns[..., self._columns(layer)].sum(-1)
+        return heads + self.found.columns[..., self._place(1, layer)]
+
+    def _joint(self, layer: int, block: Block, states: Tensor) -> None:
+        self.joint = self._along(states, layer)
+        if block.has_mixer:
+            mixed = self.joint - self.before - self._attended(layer)
+            self.found.columns[..., self._place(2, layer)] = mixed
+
+    def _layer(self, layer: int, block: Block, states: Tensor) -> None:
+        after = self._along(states, layer + 1)
+        if block.joint is not None:
+            self.found.columns[..., self._place(0, layer)] = after - self.joint
+        elif block.has_mixer or block.parallel:
+            kind = 2 if block.has_mixer else 0
+            rest = after - self.before - self._attended(layer)
+            self.found.columns[..., self._place(kind, layer)] = rest
+        self.before = after
+
+    def _entering(self, states: Tensor) -> None:
+        power = states.float().square().mean(-1)
+        self.found.norm[0] = (power + self.reader.epsilon).rsqrt()
+
+    def _leaving(self, states: Tensor) -> None:
+        reader = self.reader
+        self.found.norm[1] = states.float() @ reader.direction + reader.offset
 
 
 def _attacher(
@@ -316,6 +379,7 @@ def attribute(
         The direct contribution of https://arxiv.org/abs/2510.06036, whose code leaves
         out the final norm; that reading is `published`.
     """
+    adapter.require("heads")
     check_lengths(adapter, sequences)
     _check_plateaus(sequences, plateaus)
     if tail < 1 or not bool(direction.any()):

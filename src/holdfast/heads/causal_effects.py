@@ -16,10 +16,14 @@ from torch import Tensor
 
 from holdfast.errors import InputError, SettingsError
 from holdfast.models.batching import longest_first, with_batch_halving
-from holdfast.models.decoding.kv_cache import SharedPrefix, require_any_mask
+from holdfast.models.decoding.kv_cache import (
+    RepeatedPrefix,
+    SharedPrefix,
+    read_prefix,
+)
 from holdfast.models.finite import check_finite
 from holdfast.models.hidden_states import check_lengths
-from holdfast.models.interventions import Head, head_factors, scale_heads
+from holdfast.models.interventions import Head, head_factors
 from holdfast.models.model import Adapter
 
 Moment = Literal["final_token", "end_template"]
@@ -60,7 +64,6 @@ def causal_effects(
     """
     check_lengths(adapter, sequences)
     _check_templates(sequences, n_template)
-    require_any_mask(adapter)
     if not candidates or not moments:
         raise SettingsError(
             "heads to ablate, and a moment to do it at",
@@ -104,15 +107,15 @@ class _Plan(NamedTuple):
 
 
 def _logits(
-    prefix: SharedPrefix, token_ids: Int[Tensor, "example position"], plan: _Plan
+    prefix: SharedPrefix | RepeatedPrefix,
+    token_ids: Int[Tensor, "example position"],
+    plan: _Plan,
 ) -> Float[Tensor, "example _"]:
     """Return the logit after tokens that follow, for each table of factors."""
     length = token_ids.shape[1]
 
     def run(tables: Sequence[Tensor]) -> list[Tensor]:
-        factors = torch.stack(list(tables)).repeat_interleave(length, 0)
-        with scale_heads(prefix.adapter, factors, positions=True):
-            states = prefix.states(token_ids, len(tables))[:, length - 1 :: length]
+        states = prefix.final_states(token_ids, torch.stack(list(tables)))
         found = states.float() @ plan.direction.to(states.device) + plan.offset
         return list(found.to("cpu").T)
 
@@ -124,11 +127,17 @@ def _logits(
     return torch.stack(results, -1)
 
 
-def _bytes_per_table(prefix: SharedPrefix, length: int) -> int:
+def _bytes_per_table(prefix: SharedPrefix | RepeatedPrefix, length: int) -> int:
     # Attention scores where no kernel spares them, and the width of the layers.
-    width = 4 * prefix.adapter.model.config.intermediate_size
-    scores = prefix.adapter.n_heads * (prefix.mask.shape[1] + length)
-    return int(len(prefix.mask) * length * 4 * (2 * scores + width))
+    adapter, context = prefix.adapter, prefix.mask.shape[1] + length
+    config = adapter.model.config.get_text_config()
+    width = 4 * getattr(config, "intermediate_size", 4 * adapter.d_model)
+    scores = adapter.n_heads * context
+    copied = 0
+    if isinstance(prefix, RepeatedPrefix):
+        # Keys and values of every layer are copied, as for heads of their own.
+        copied = 2 * adapter.n_heads * sum(adapter.head_widths) * context
+    return int(len(prefix.mask) * 4 * (length * (2 * scores + width) + copied))
 
 
 @torch.inference_mode()
@@ -136,7 +145,7 @@ def _run(
     adapter: Adapter, plan: _Plan, rows: Sequence[Sequence[int]], n_template: int
 ) -> list[Float[Tensor, "moment _"]]:
     """Return the logits of each sequence, by moment and table."""
-    prefix = SharedPrefix(adapter, [row[:-n_template] for row in rows])
+    prefix = read_prefix(adapter, [row[:-n_template] for row in rows])
     template = torch.tensor([list(row[-n_template:]) for row in rows])
     template = template.to(adapter.device)
     found: dict[Moment, Tensor] = {}

@@ -74,16 +74,29 @@ def _heads(block: Mapping[str, Any]) -> Iterator[Part]:
         note=True,
     )
     checked = [each for each in block["heads"] if "beyond_controls" in each][:SHOWN]
-    total = block["n_layers"] * block["n_heads"]
+    total = len(block["heads"])
     title = f"Heads (the first {len(checked)} of {total})"
     yield table_of(title, checked, HEAD, brief=(0, 1, 3, 4), most=BRIEF)
     yield Heading("Do both ways of looking agree?")
     yield Sentences([each["words"] for each in block["agreement"].values()])
+    if "removal_gap" in block:
+        gap = text.interval(block["removal_gap"], share=True)
+        yield Sentences(
+            [
+                "A norm follows the attention, and changes when a head is taken away: "
+                f"what removal does differs from the contribution by {gap} of itself."
+            ]
+        )
     parts: dict[str, Callable[[str], Cell]] = {
         "Part": lambda key: PARTS[key],
         "Takes from the logit": lambda key: Number(block["parts"][key], count=True),
     }
-    by_part = table_of("The fall by kind of part", PARTS, parts, style="narrow")
+    by_part = table_of(
+        "The fall by kind of part",
+        [key for key in PARTS if key in block["parts"]],
+        parts,
+        style="narrow",
+    )
     yield Fold("The fall, by kind of part", [by_part])
 
 
@@ -393,6 +406,7 @@ REPAIR = {
 PARTS = {
     "heads": "All attention heads",
     "mlps": "All MLPs",
+    "mixers": "Linear attention, convolutions and state-space layers",
     "biases": "Attention biases",
     "embedding": "Token embedding",
     "plateau_logit": "Logit on the plateau",

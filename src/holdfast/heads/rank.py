@@ -73,6 +73,7 @@ def run(study: Study, settings: HeadsSettings, session: Session) -> dict[str, An
     ) as stage:
         if stage.is_done:
             return stage.read_json(SUMMARY)
+        session.adapter.require("heads")
         rows = from_table(study.read_table(ROLLOUTS))
         selected = select(rows, settings.selection_prompts)
         session.check_same(study)
@@ -101,6 +102,7 @@ def _rank(
         ranking_on.clusters,
         generator(seed, "heads/ranking"),
         by=settings.ranking,
+        layers=adapter.layers_with_heads,
     )
     heads, n_top = to_check(ranking, settings.checked_heads, adapter.n_heads, seed)
     effects = ablate_one_by_one(stage, session, test, probe, heads)
@@ -115,14 +117,22 @@ def _rank(
         "by": settings.ranking,
         "n_layers": adapter.n_layers,
         "n_heads": adapter.n_heads,
+        **layers_named(adapter),
         "ranked_on": _counts(ranking_on),
         "checked_on": _counts(held_out),
         "n_checked": n_top,
         "parts": parts_of(held_out, seed),
         "agreement": agreement_of(closed_form, checked, seed),
+        **_removal_gap(adapter, held_out, checked, seed),
         "evidence": summary_sentences(records, total),
         "heads": records,
     }
+
+
+def layers_named(adapter: Adapter) -> dict[str, list[int]]:
+    """Return which layers have heads, where some have none."""
+    own = adapter.layers_with_heads
+    return {} if len(own) == adapter.n_layers else {"layers_with_heads": list(own)}
 
 
 def _split(both: Read, place: int) -> tuple[Read, Read]:
@@ -282,8 +292,31 @@ def parts_of(found: Read, seed: int) -> dict[str, Any]:
     heads = drops(found.readings).total.flatten(1).sum(1, keepdim=True)
     columns = torch.cat([heads, found.others], 1)
     estimates = bootstrap_means(columns, found.clusters, generator(seed, "heads/parts"))
-    names = ("heads", *OTHERS)
-    return {name: figure_of(each) for name, each in zip(names, estimates, strict=True)}
+    # The last is there where a model has mixers.
+    return {
+        name: figure_of(each)
+        for name, each in zip(("heads", *OTHERS), estimates, strict=False)
+    }
+
+
+def _removal_gap(
+    adapter: Adapter, found: Read, checked: Checked, seed: int
+) -> dict[str, Any]:
+    """Return how far removal and closed form differ where a norm follows attention.
+
+    Taking a head away changes that norm too, which the closed form takes as fixed: the
+    sum over checked heads of how far both differ at the final token, over that of the
+    effects of removal, row by row.
+    """
+    if not any(block.norm_after is not None for block in adapter.blocks):
+        return {}
+    places = [head.layer for head in checked.heads], [h.head for h in checked.heads]
+    change = checked.effects["final_token"]
+    off = (change + found.readings.final[:, places[0], places[1]]).abs().sum(1)
+    share = off / change.abs().sum(1).clamp(min=torch.finfo(torch.float32).tiny)
+    name = "heads/removal_gap"
+    [mean] = bootstrap_means(share[:, None], checked.clusters, generator(seed, name))
+    return {"removal_gap": figure_of(mean)}
 
 
 def agreement_of(
@@ -336,9 +369,9 @@ def summary_sentences(records: Sequence[dict[str, Any]], n_total: int) -> list[s
 def ranking_of(study: Study, adapter: Adapter) -> list[RankedHead]:
     """Return the ranking of `heads.parquet`."""
     table = study.read_table(OUTPUT)
-    if table.num_rows != adapter.n_layers * adapter.n_heads:
+    if table.num_rows != adapter.total_heads:
         raise InputError(
-            f"{adapter.n_layers * adapter.n_heads} heads in {study.path(OUTPUT)}",
+            f"{adapter.total_heads} heads in {study.path(OUTPUT)}",
             f"{table.num_rows}",
             "Run `holdfast heads` on this study.",
         )

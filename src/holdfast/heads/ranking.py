@@ -98,6 +98,7 @@ def rank_heads(
     generator: torch.Generator,
     *,
     by: By = "drop",
+    layers: Collection[int] | None = None,
 ) -> tuple[RankedHead, ...]:
     """Order heads by how far they take the logit down, the furthest first.
 
@@ -108,6 +109,7 @@ def rank_heads(
         by: "drop" for the plateau minus the final token; "published" for the paper's
             ranking, the projection of what a head writes at the final token, most
             negative first. Its sign is turned, so that large is first as well.
+        layers: Layers that have heads; all by default.
 
     Returns:
         Every head once. Equal ones stay in the order of layers and heads.
@@ -133,6 +135,8 @@ def rank_heads(
     means = ranked.double().mean(0).flatten()
     order = means.argsort(descending=True, stable=True).tolist()
     n_heads = ranked.shape[-1]
+    if layers is not None:
+        order = [place for place in order if place // n_heads in layers]
     level = readings.plateau.double().mean(0).flatten().tolist()
     final = readings.final.double().mean(0).flatten().tolist()
     return tuple(

@@ -27,7 +27,14 @@ from holdfast.rollout.session import Session
 from holdfast.study.batches import Batches
 from holdfast.study.directory import Stage
 
-OTHERS = ("mlps", "biases", "embedding", "plateau_logit", "final_logit")
+OTHERS = (
+    "mlps",
+    "biases",
+    "embedding",
+    "plateau_logit",
+    "final_logit",
+    "mixers",
+)
 CAUSAL = "heads_causal"
 """Folder of the batches of the second half of the stage `heads`."""
 
@@ -37,7 +44,7 @@ class Read(NamedTuple):
 
     readings: Readings  # Of the heads.
     # Plateau minus final token of all MLPs, all biases and the embedding, then the
-    # logit at both, in the order of `OTHERS`.
+    # logit at both, in the order of `OTHERS`, and of mixers where there are any.
     others: Float[Tensor, "example _"]
     clusters: list[str]  # The base request of each row.
 
@@ -51,7 +58,9 @@ def read(
     edit: HeadEdit | None = None,
 ) -> Float[Tensor, "example _"]:
     """Attribute plateau and final token of each row; one line of numbers per row."""
+    adapter.require("heads")
     direction, offset = probe.raw()
+    mixers = any(block.has_mixer for block in adapter.blocks)
     with scale_heads(adapter, edit):
         found = attribute(
             adapter,
@@ -62,7 +71,7 @@ def read(
             tail=1,
             batch_size=batch_size,
         )
-    return torch.stack([_line(each) for each in found])
+    return torch.stack([_line(each, mixers=mixers) for each in found])
 
 
 def unpack(
@@ -128,7 +137,7 @@ def ablate_one_by_one(
     return dict(zip(MOMENTS, both, strict=True))
 
 
-def _line(found: Attribution) -> Float[Tensor, "_"]:
+def _line(found: Attribution, *, mixers: bool) -> Float[Tensor, "_"]:
     level, end = found.plateau, found.tail
     others = [
         level.mlps.sum() - end.mlps[-1].sum(),
@@ -137,6 +146,8 @@ def _line(found: Attribution) -> Float[Tensor, "_"]:
         torch.tensor(found.plateau_logit),
         found.tail_logits[-1],
     ]
+    if mixers:
+        others.append(level.mixers.sum() - end.mixers[-1].sum())
     rms = [torch.tensor(found.plateau_inverse_rms), found.tail_inverse_rms[-1]]
     return torch.cat(
         [

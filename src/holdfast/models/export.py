@@ -21,6 +21,7 @@ from torch import Tensor, nn
 
 from holdfast.errors import ModelError, SettingsError
 from holdfast.models.containers.quantised import is_packed
+from holdfast.models.folds import is_plain
 from holdfast.models.interventions import HeadEdit, check_table
 from holdfast.models.library import quietly
 from holdfast.models.loading.checkpoint import name_base
@@ -110,7 +111,7 @@ def _check_form(adapter: Adapter, edit: HeadEdit, form: Form) -> None:
     """Refuse packed weights, and an adapter over a base that no name leads to."""
     source = adapter.source
     changed = [layer.projection for layer in _edited(adapter, edit)]
-    unread = [each for each in changed if not _is_plain(each)]
+    unread = [each for each in changed if not is_plain(each)]
     method = None if source is None else source.quantised
     whole = form == "checkpoint" and (method is not None or is_packed(adapter.model))
     if unread or whole:
@@ -131,13 +132,6 @@ def _check_form(adapter: Adapter, edit: HeadEdit, form: Form) -> None:
             f"another adapter, {source.adapter}",
             "Bake a whole checkpoint (`--as checkpoint`): it holds both.",
         )
-
-
-def _is_plain(projection: nn.Linear) -> bool:
-    """Return whether columns of a projection's weight are what it multiplies with."""
-    weight: Any = getattr(projection, "weight", None)
-    shape = (projection.out_features, projection.in_features)
-    return getattr(weight, "shape", None) == shape and not is_packed(projection)
 
 
 class _Layer(NamedTuple):
@@ -236,7 +230,7 @@ def _record(adapter: Adapter, edit: HeadEdit, form: Form) -> dict[str, Any]:
         "base": asdict(adapter.identity),
         "heads": heads,
         "n_heads": len(heads),
-        "n_heads_in_model": adapter.n_layers * adapter.n_heads,
+        "n_heads_in_model": adapter.total_heads,
         "positions": "every position",
         "renormalise": edit.renormalise,
         "versions": {

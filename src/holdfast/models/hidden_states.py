@@ -44,14 +44,16 @@ def watched(
 
     Raises:
         SettingsError: If the model has no such block.
+        AdapterError: If states of this model cannot be read.
     """
+    adapter.require("states")
     if site != "final_norm" and not 0 <= site < adapter.n_layers:
         raise SettingsError(
             f"`final_norm` or a block from 0 to {adapter.n_layers - 1}",
             str(site),
             "Name a site that the model has.",
         )
-    module = adapter.final_norm if site == "final_norm" else adapter.layers[site]
+    module = adapter.final_norm if site == "final_norm" else adapter.blocks[site].module
 
     def hook(_: nn.Module, arguments: tuple[Any, ...], output: Any) -> None:
         read((output[0] if isinstance(output, tuple) else output).float())
@@ -225,23 +227,6 @@ def final_states(
     if not states:
         return torch.zeros((0, adapter.d_model))
     return torch.stack([state for state in states if isinstance(state, Tensor)])
-
-
-def head_contributions(
-    adapter: Adapter, layer: int, heads: Float[Tensor, "example position heads"]
-) -> Float[Tensor, "example position head d_model"]:
-    """Return what each head writes to the residual stream.
-
-    `heads`: Input of the block's output projection: all heads side by side.
-
-    Returns:
-        Contributions in float32, without the bias of the projection.
-    """
-    shape = (adapter.n_heads, adapter.head_width)
-    weight = adapter.output_projection(layer).weight.float()
-    split = heads.float().reshape(*heads.shape[:-1], *shape)
-    columns = weight.reshape(adapter.d_model, *shape)
-    return torch.einsum("ephk,dhk->ephd", split, columns)
 
 
 def _prefix(index: int, sequence: Sequence[int], position: int) -> Sequence[int]:

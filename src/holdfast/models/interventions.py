@@ -84,7 +84,7 @@ def check_heads(adapter: Adapter, heads: Sequence[Head]) -> None:
     Raises:
         SettingsError: Names the heads and what would fit.
     """
-    layers, width = range(adapter.n_layers), range(adapter.n_heads)
+    layers, width = adapter.layers_with_heads, range(adapter.n_heads)
     missing = [
         f"{layer}:{head}"
         for layer, head in heads
@@ -92,11 +92,18 @@ def check_heads(adapter: Adapter, heads: Sequence[Head]) -> None:
     ]
     if missing:
         raise SettingsError(
-            f"heads in layers 0 to {adapter.n_layers - 1}, numbered from 0 to "
+            f"heads in layers {listed(layers)}, numbered from 0 to "
             f"{adapter.n_heads - 1} in each",
             f"{', '.join(missing)} (layer:head) for {adapter.identity.model_id}",
             "Name heads that the model has; layers and heads count from 0.",
         )
+
+
+def listed(layers: Sequence[int]) -> str:
+    """Return numbers of layers as a message names them: "0 to 3" or "1, 3"."""
+    if len(layers) > 1 and layers[-1] - layers[0] == len(layers) - 1:
+        return f"{layers[0]} to {layers[-1]}"
+    return ", ".join(map(str, layers)) or "(none)"
 
 
 def head_factors(
@@ -210,24 +217,28 @@ def scale_heads(
         and which rows of the edit they are, if not all in their order.
 
     Raises:
-        SettingsError: If there is not one factor for each head; and, while the model
-            runs, if a norm is to be restored of which nothing is left.
+        SettingsError: If there is not one factor for each head, or one of a layer
+            without heads is not 1; and, while the model runs, if a norm is to be
+            restored of which nothing is left.
+        AdapterError: If heads of this model cannot be read.
     """
     if isinstance(edit, Tensor):
         edit = HeadEdit(edit)
     live = LiveEdit(edit, adapter.device)
     with ExitStack() as stack:
         if edit is not None:
+            adapter.require("heads")
             tables = edit.factors if edit.by_row else edit.factors[None]
             check_table(adapter, tables[0])
             if layers is None:
                 layers = torch.argwhere((tables != 1).any(-1).any(0))[:, 0].tolist()
             for layer in layers:
                 projection = adapter.output_projection(layer)
-                columns = tables[:, layer].repeat_interleave(adapter.head_width, -1)
+                width, place = adapter.head_widths[layer], projection.weight.device
+                columns = tables[:, layer].repeat_interleave(width, -1)
                 columns = columns[None] if positions else columns[:, None]
                 # Placed once here rather than in each pass.
-                live.columns[layer] = columns.to(projection.weight)
+                live.columns[layer] = columns.to(place, adapter.dtype)
                 hook = _scaler(layer, edit.renormalise, live)
                 stack.enter_context(projection.register_forward_pre_hook(hook))
         yield live
@@ -313,7 +324,7 @@ def shared_rows(
         others = {name: copied(value) for name, value in named.items()}
         return (states[copy_of.to(states.device)], *rest), others
 
-    with adapter.layers[layer].register_forward_pre_hook(copy, with_kwargs=True):
+    with adapter.blocks[layer].module.register_forward_pre_hook(copy, with_kwargs=True):
         yield
 
 

@@ -10,13 +10,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import transformers
 from jaxtyping import Float
 from torch import Tensor
 from transformers import DynamicCache
-from transformers.models.auto import modeling_auto
 
-from holdfast.errors import UnsupportedFamilyError
 from holdfast.models.batching import (
     batched,
     pad,
@@ -24,7 +21,7 @@ from holdfast.models.batching import (
 )
 from holdfast.models.finite import check_finite, check_numbers
 from holdfast.models.loading.checkpoint import Checkpoint, find_checkpoint
-from holdfast.models.loading.families import Family, names_in
+from holdfast.models.loading.families import Family, generating_class
 from holdfast.models.loading.parts import DtypeName, choose_device, open_model
 from holdfast.models.loading.weights import read_tokenizer
 from holdfast.models.model import ModelIdentity
@@ -88,12 +85,7 @@ def load_scorer(
     """
     target = choose_device(device)
     checkpoint = _find(str(id_or_path), revision)
-    kind = getattr(transformers, checkpoint.family.causal_class)
-    # Models that cap their attention scores have no fused attention.
-    attention = "sdpa" if kind._supports_sdpa else "eager"
-    model, tokenizer, identity = open_model(
-        checkpoint, target, dtype, read_tokenizer, attention=attention
-    )
+    model, tokenizer, identity = open_model(checkpoint, target, dtype, read_tokenizer)
     check_numbers(model, checkpoint.model_id)
     config = model.config.get_text_config()
     return Scorer(model, tokenizer, identity, int(config.max_position_embeddings))
@@ -129,29 +121,7 @@ def _find(name: str, revision: str | None) -> Checkpoint:
 
 
 def _family(config: Mapping[str, Any], source: str) -> Family:
-    return Family(_class_name(config, source))
-
-
-def _class_name(config: Mapping[str, Any], source: str) -> str:
-    """Return the class of transformers for a configuration, never code beside it."""
-    kind = str(config.get("model_type"))
-    known = [
-        table.get(kind)
-        for table in (
-            modeling_auto.MODEL_FOR_CAUSAL_LM_MAPPING_NAMES,
-            modeling_auto.MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES,
-        )
-    ]
-    names = [name for name in known if name]
-    # A checkpoint with eyes has weights that its text-only class would not expect.
-    named = [n for n in names_in(config, "architectures", source) if n in names]
-    if not names:
-        raise UnsupportedFamilyError(
-            "a causal language model that transformers knows by itself",
-            f"`{kind}` in {source}",
-            "Choose another judge; code that travels with a checkpoint is never run.",
-        )
-    return str((named or names)[0])
+    return Family(generating_class(config, str(config.get("model_type")), source))
 
 
 @torch.inference_mode()

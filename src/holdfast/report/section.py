@@ -188,7 +188,8 @@ def head_grid(
 ) -> Grid:
     """Lay the heads of a block out by layer, blue where `shade` is above 0.
 
-    `block`: Has `heads` with `layer` and `head`, `n_layers` and `n_heads`.
+    `block`: Has `heads` with `layer` and `head`, `n_layers` and `n_heads`, and
+    `layers_with_heads` where some layers have none.
     """
     shades = {(each["layer"], each["head"]): shade(each) for each in block["heads"]}
     found = {(each["layer"], each["head"]): each for each in block["heads"]}
@@ -205,6 +206,6 @@ def head_grid(
         [str(head) for head in heads],
         [
             (str(layer), [square((layer, head)) for head in heads])
-            for layer in range(block["n_layers"])
+            for layer in block.get("layers_with_heads", range(block["n_layers"]))
         ],
     )

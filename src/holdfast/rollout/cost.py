@@ -84,7 +84,7 @@ def step_work(adapter: Adapter) -> Work:
     head, for its key and for its value.
     """
     weights = sum(p.numel() for p in adapter.model.parameters())
-    attended = 2 * adapter.n_layers * adapter.n_heads * adapter.head_width
+    attended = 2 * adapter.n_heads * sum(adapter.head_widths)
     return Work(float(weights), float(attended))
 
 
@@ -134,7 +134,7 @@ def batch_bytes(adapter: Adapter, sampling: Sampling, load: Load) -> int:
     length = prompt + budget + ROOM
     held = width * length * cache_bytes(adapter)
     # A layer that grows, or loses rows, is held twice while it is copied.
-    copied = held // adapter.n_layers
+    copied = held // max(1, len(adapter.layers_with_heads))
     read = prompt + budget if load.drafted else prompt
     passing = max(
         _passing(adapter, width, read, read), _passing(adapter, width, 1, length)
@@ -152,15 +152,21 @@ def batch_bytes(adapter: Adapter, sampling: Sampling, load: Load) -> int:
 def cache_bytes(adapter: Adapter) -> int:
     """Return the bytes that keys and values of one token take, over all layers."""
     config = adapter.model.config.get_text_config()
-    kv_heads = getattr(config, "num_key_value_heads", None) or adapter.n_heads
-    per_token = 2 * adapter.n_layers * kv_heads * adapter.head_width
+    try:
+        kv_heads = getattr(config, "num_key_value_heads", None) or adapter.n_heads
+    # Where layers differ in it, transformers raises no AttributeError.
+    except RuntimeError:
+        kv_heads = adapter.n_heads
+    # Keys may be wider than values, and never stand alone where values are latent.
+    keys = sum(max(w, getattr(config, "qk_head_dim", w)) for w in adapter.head_widths)
+    per_token = kv_heads * (keys + sum(adapter.head_widths))
     return int(per_token * adapter.embedding.weight.element_size())
 
 
 def _passing(adapter: Adapter, width: int, queries: int, context: int) -> int:
     """Return the bytes of what one block of one pass holds at once."""
     size = adapter.embedding.weight.element_size()
-    heads = adapter.n_heads * adapter.head_width
+    heads = adapter.n_heads * max(adapter.head_widths, default=0)
     # The widest layer of a block.
     inner = max(
         (

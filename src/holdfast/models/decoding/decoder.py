@@ -21,6 +21,7 @@ from transformers import DynamicCache
 from holdfast.models.batching import pad
 from holdfast.models.decoding.kv_cache import (
     keep_prefixes,
+    keeps_all_tokens,
     preallocated_cache,
     without_padding,
 )
@@ -94,14 +95,7 @@ class Decoder:
     def advance(self) -> Drawn:
         """Run one step: a forward pass, then one token for each row."""
         self.live.locate(self.positions)
-        states = self.adapter.base(
-            input_ids=self.token_ids,
-            attention_mask=self.mask,
-            position_ids=self.positions,
-            past_key_values=self.cache,
-            use_cache=True,
-        ).last_hidden_state[:, -1]
-        logits = self.adapter.lm_head(states)
+        states, logits = self._read()
         chosen = sample_token(
             logits.to(self.desk, torch.float32),
             self.uniforms[:, self.step],
@@ -120,6 +114,22 @@ class Decoder:
         self.mask = torch.cat([self.mask, torch.ones_like(self.mask[:, :1])], -1)
         self.step += 1
         return Drawn(states, logits, self.token_ids, going)
+
+    def _read(self) -> tuple[Tensor, Tensor]:
+        """Run one pass; return state and logits of the last token of each row."""
+        inputs = {
+            "input_ids": self.token_ids,
+            "attention_mask": self.mask,
+            "position_ids": self.positions,
+            "past_key_values": self.cache,
+            "use_cache": True,
+        }
+        if self.adapter.lacks("states") is None:
+            states = self.adapter.base(**inputs).last_hidden_state[:, -1]
+            return states, self.adapter.lm_head(states)
+        # Of some models the logits are known, and not which state they come from.
+        logits = self.adapter.model(**inputs, logits_to_keep=1).logits[:, -1]
+        return logits[:, :0], logits
 
     def check_drafts(self) -> list[GenerationState]:
         """Read all drafts in one pass, and return the rows that end within them."""
@@ -182,7 +192,8 @@ class Decoder:
             return []
         keep, finished = self._part()
         if self.rows:
-            self.cache.batch_select_indices(keep)
+            # The one way to choose rows that every kind of layer has.
+            self.cache.reorder_cache(keep)
             self.live.take([row.index for row in self.rows])
             self.token_ids = self.token_ids[keep]
             self.positions = self.positions[keep]
@@ -218,11 +229,12 @@ def fits_drafts(adapter: Adapter, edit: HeadEdit | None) -> bool:
     """Return whether a draft leaves its row as it is.
 
     All layers must keep all tokens, so that those of a wrong draft can be forgotten,
-    and no norm may be restored over a whole pass, which would be another pass.
+    no norm may be restored over a whole pass, which would be another pass, and logits
+    must be known to come from states.
     """
-    layers = DynamicCache(config=adapter.model.config).layers
     whole = edit is not None and edit.renormalise == "tensor"
-    return not whole and not any(layer.is_sliding for layer in layers)
+    kept = keeps_all_tokens(DynamicCache(config=adapter.model.config))
+    return kept and not whole and adapter.lacks("states") is None
 
 
 def take_drafts(

@@ -13,10 +13,10 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 from transformers import DynamicCache
-from transformers.cache_utils import Cache, DynamicLayer
+from transformers.cache_utils import Cache, DynamicLayer, DynamicSlidingWindowLayer
 
-from holdfast.errors import ModelError
 from holdfast.models.batching import pad
+from holdfast.models.interventions import scale_heads
 from holdfast.models.model import Adapter
 
 ROOM = 64
@@ -76,6 +76,16 @@ def preallocated_cache(config: Any) -> DynamicCache:
     return cache
 
 
+def keeps_all_tokens(cache: Any) -> bool:
+    """Return whether every layer of a cache holds keys and values of all tokens.
+
+    A sliding window has forgotten some, and a state-space layer holds none of them.
+    """
+    return all(
+        type(layer) in (DynamicLayer, PreallocatedLayer) for layer in cache.layers
+    )
+
+
 def without_padding(
     cache: DynamicCache, mask: Int[Tensor, "example position"]
 ) -> Int[Tensor, "example _"]:
@@ -83,7 +93,7 @@ def without_padding(
 
     `mask`: 1 at the tokens of each row, the one that is read next included.
     """
-    if any(layer.is_sliding for layer in cache.layers):
+    if not keeps_all_tokens(cache):
         return mask
     lead = int((mask.cumsum(-1) == 0).sum(-1).min())
     if lead:
@@ -119,6 +129,76 @@ def keep_prefixes(
     return steps >= width - lengths[:, None]
 
 
+class RepeatedPrefix:
+    """A batch that has been read up to some position, and is read on from many times.
+
+    Its cache is copied for every reading, row by row: any kind of layer can do that.
+    """
+
+    def __init__(self, adapter: Adapter, rows: Sequence[Sequence[int]]) -> None:
+        """Read the rows up to their end."""
+        batch = pad(rows, "left", adapter.device)
+        self.adapter = adapter
+        self.cache: Any = DynamicCache(config=adapter.model.config)
+        self.mask, self.last = batch.mask, batch.positions()[:, -1:]
+        inputs = {"attention_mask": batch.mask.long(), "input_ids": batch.token_ids}
+        inputs["position_ids"] = batch.positions()
+        adapter.base(**inputs, past_key_values=self.cache, use_cache=True)
+
+    def extend(self, token_ids: Int[Tensor, "example position"]) -> None:
+        """Read tokens that follow."""
+        if token_ids.shape[1]:
+            self._read(token_ids, self.cache, 1)
+            more = torch.ones_like(token_ids, dtype=torch.bool)
+            self.mask = torch.cat([self.mask, more], -1)
+            self.last = self.last + token_ids.shape[1]
+
+    def final_states(
+        self,
+        token_ids: Int[Tensor, "example position"],
+        tables: Float[Tensor, "table layer head"],
+    ) -> Float[Tensor, "example table d_model"]:
+        """Return the state after tokens that follow, under each table of factors."""
+        cache, n = copy.deepcopy(self.cache), len(tables)
+        rows = torch.arange(len(token_ids), device=token_ids.device)
+        cache.reorder_cache(rows.repeat_interleave(n))
+        factors = tables.repeat(len(token_ids), 1, 1)
+        with scale_heads(self.adapter, factors):
+            states = self._read(token_ids, cache, n)
+        return states[:, -1].reshape(len(token_ids), n, -1)
+
+    def _read(
+        self, token_ids: Int[Tensor, "example position"], cache: Any, n_copies: int
+    ) -> Float[Tensor, "_ 1 d_model"]:
+        """Read tokens one by one; return the states after the last.
+
+        Several at a time behind a cache start anew in some state-space layers.
+        """
+        mask, states = self.mask, torch.empty(0)
+        for step in range(token_ids.shape[1]):
+            mask = torch.cat([mask, torch.ones_like(mask[:, :1])], -1)
+            inputs = {
+                "input_ids": token_ids[:, step : step + 1],
+                "attention_mask": mask.long(),
+                "position_ids": self.last + step + 1,
+            }
+            rows = {k: v.repeat_interleave(n_copies, 0) for k, v in inputs.items()}
+            states = self.adapter.base(
+                **rows, past_key_values=cache, use_cache=True
+            ).last_hidden_state
+        return states
+
+
+def read_prefix(
+    adapter: Adapter, rows: Sequence[Sequence[int]]
+) -> "SharedPrefix | RepeatedPrefix":
+    """Read rows up to their end, into one cache that is shared as far as it can be."""
+    kinds = {type(layer) for layer in DynamicCache(config=adapter.model.config).layers}
+    masks = adapter.model.config._attn_implementation in ("sdpa", "eager")
+    shared = masks and kinds <= {DynamicLayer, DynamicSlidingWindowLayer}
+    return (SharedPrefix if shared else RepeatedPrefix)(adapter, rows)
+
+
 class SharedPrefix:
     """A batch that has been read up to some position, and is read on from many times.
 
@@ -145,16 +225,24 @@ class SharedPrefix:
             self.mask = torch.cat([self.mask, more], -1)
             self.positions = torch.cat([self.positions, inputs["position_ids"]], -1)
 
-    def states(
-        self, token_ids: Int[Tensor, "example position"], n_copies: int
-    ) -> Float[Tensor, "example _ d_model"]:
-        """Return the states of copies of tokens that follow, which are not kept."""
-        shared = _ReadOnlyCache(self.cache)
-        inputs = self._inputs(token_ids, n_copies)
-        states: Tensor = self.adapter.base(
-            **inputs, past_key_values=shared, use_cache=True
-        ).last_hidden_state
-        return states
+    def final_states(
+        self,
+        token_ids: Int[Tensor, "example position"],
+        tables: Float[Tensor, "table layer head"],
+    ) -> Float[Tensor, "example table d_model"]:
+        """Return the state after tokens that follow, under each table of factors.
+
+        The tokens are not kept.
+        """
+        length, shared = token_ids.shape[1], _ReadOnlyCache(self.cache)
+        factors = tables.repeat_interleave(length, 0)
+        with scale_heads(self.adapter, factors, positions=True):
+            states: Tensor = self.adapter.base(
+                **self._inputs(token_ids, len(tables)),
+                past_key_values=shared,
+                use_cache=True,
+            ).last_hidden_state
+        return states[:, length - 1 :: length]
 
     def _inputs(
         self, token_ids: Int[Tensor, "example position"], n_copies: int
@@ -217,18 +305,3 @@ class _ReadOnlyCache(Cache):  # type: ignore[misc]
         """Return the prefix and these tokens, side by side, and keep neither."""
         layer = copy.copy(self.layers[layer_idx])
         return layer.update(key_states, value_states, *arguments, **named)
-
-
-def require_any_mask(adapter: Adapter) -> None:
-    """Refuse attention that takes no mask but its own.
-
-    Raises:
-        ModelError: Names it.
-    """
-    kind = adapter.model.config._attn_implementation
-    if kind not in ("sdpa", "eager"):
-        raise ModelError(
-            "attention that takes any mask, `sdpa` or `eager`",
-            f"`{kind}` in {adapter.identity.model_id}",
-            "Load the model with attn_implementation='sdpa'.",
-        )

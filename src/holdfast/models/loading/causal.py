@@ -5,17 +5,15 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
-from torch.distributed.tensor import DTensor
 
 from holdfast.data.chat.rendering import AS_IT_IS, Rendering, rendering_of
 from holdfast.data.chat.thinking import configure
-from holdfast.errors import AdapterError
 from holdfast.models.loading import parts
 from holdfast.models.loading.checkpoint import Checkpoint, find_checkpoint
-from holdfast.models.loading.families import Family, family_of
-from holdfast.models.loading.proofs import LIMITS
-from holdfast.models.loading.weights import identify_in_memory
+from holdfast.models.loading.families import family_of
+from holdfast.models.loading.proofs import dummy_rows
+from holdfast.models.loading.structure import find_blocks, find_trunk, scaled_head
+from holdfast.models.loading.weights import identify_in_memory, read_tokenizer
 from holdfast.models.model import Adapter, ModelIdentity, Proof
 
 
@@ -26,6 +24,7 @@ def load(
     device: str = "auto",
     dtype: parts.DtypeName = "auto",
     rendering: Rendering = AS_IT_IS,
+    needs_template: bool = True,
 ) -> Adapter:
     """Load a language model and prove that Holdfast reads it rightly.
 
@@ -39,6 +38,8 @@ def load(
         dtype: "auto" takes the checkpoint's own on an accelerator, and float32 on
             the CPU, where 16-bit arithmetic is slow and inexact.
         rendering: How the chat template is rendered.
+        needs_template: Whether a model without a chat template is refused. Else it is
+            loaded without its tokenizer, and can be measured on tokens alone.
 
     Returns:
         The adapter, its proofs passed.
@@ -56,7 +57,8 @@ def load(
         StorageError: If it cannot be stored.
     """
     target = parts.choose_device(device)
-    return load_found(find_checkpoint(id_or_path, revision), target, dtype, rendering)
+    checkpoint = find_checkpoint(id_or_path, revision)
+    return load_found(checkpoint, target, dtype, rendering, needs_template)
 
 
 def load_found(
@@ -64,11 +66,24 @@ def load_found(
     device: torch.device,
     dtype: parts.DtypeName,
     rendering: Rendering = AS_IT_IS,
+    needs_template: bool = True,
 ) -> Adapter:
     """Load a checkpoint that was found, as `load` does."""
-    model, tokenizer, identity = parts.open_model(
-        checkpoint, device, dtype, lambda it: parts.templated_tokenizer(it, rendering)
-    )
+    lacking: list[Proof] = []
+
+    def tokenize(checkpoint: Checkpoint) -> Any:
+        try:
+            return parts.templated_tokenizer(checkpoint, rendering)
+        except parts.MissingTemplateError as error:
+            if needs_template:
+                raise
+            name = "prompts can be rendered"
+            lacking.append(Proof(name, False, None, None, str(error), "text"))
+            return read_tokenizer(checkpoint)
+
+    model, tokenizer, identity = parts.open_model(checkpoint, device, dtype, tokenize)
+    if lacking:
+        tokenizer = None
     shown: tuple[Proof, ...] = ()
     if checkpoint.adapter is not None:
         # Without PEFT's second of import where there is no adapter.
@@ -76,10 +91,8 @@ def load_found(
 
         model, proof = merge(checkpoint, model)
         shown = (proof,)
-    adapter = _proved(
-        model, tokenizer, checkpoint.family, identity, shown, from_files=True
-    )
-    return replace(adapter, source=checkpoint)
+    adapter = _proved(model, tokenizer, identity, shown, from_files=True)
+    return replace(adapter, source=checkpoint, proofs=(*lacking, *adapter.proofs))
 
 
 def adapt(model: Any, tokenizer: Any, *, model_id: str = "in-memory") -> Adapter:
@@ -102,59 +115,32 @@ def adapt(model: Any, tokenizer: Any, *, model_id: str = "in-memory") -> Adapter
         UnsupportedFamilyError: If the architecture is refused.
         AdapterError: If a part is missing or a proof fails.
     """
-    family = family_of(model.config.to_dict(), model_id)
+    family_of(model.config.to_dict(), model_id)
     if tokenizer is not None:
         configure(tokenizer, rendering_of(tokenizer))
     identity = identify_in_memory(model, tokenizer, model_id)
-    return _proved(model, tokenizer, family, identity)
+    return _proved(model, tokenizer, identity)
 
 
 def _proved(
     model: Any,
     tokenizer: Any,
-    family: Family,
     identity: ModelIdentity,
     shown: tuple[Proof, ...] = (),
     *,
     from_files: bool = False,
 ) -> Adapter:
     def named() -> Adapter:
-        layers = tuple(parts.part(model.base_model, family.layers))
-        attentions = tuple(parts.part(layer, family.attention) for layer in layers)
-        shared = parts.shared_parts(model, tokenizer, family, identity)
-        projections = tuple(parts.part(a, family.output_projection) for a in attentions)
-        n_heads = model.config.num_attention_heads
-        width = getattr(projections[0], "in_features", 0) // n_heads
-        for layer, projection in enumerate(projections):
-            shape = (model.config.hidden_size, n_heads * width)
-            _check_projection(projection, shape, layer)
+        embedding = model.get_input_embeddings()
+        row = dummy_rows(embedding.num_embeddings)[0]
+        trunk, missing = find_trunk(model, row)
+        blocks, unsolved = find_blocks(model, trunk, row)
         return Adapter(
-            **shared,
-            lm_head=model.get_output_embeddings(),
-            layers=layers,
-            attentions=attentions,
-            output_projections=projections,
-            mlp_norms=tuple(parts.part(layer, family.mlp_norm) for layer in layers),
-            n_layers=len(layers),
-            n_heads=n_heads,
-            head_width=width,
+            **parts.shared_parts(model, tokenizer, trunk, identity),
+            lm_head=scaled_head(model),
+            blocks=blocks,
+            n_heads=int(getattr(trunk.config, "num_attention_heads", 0)),
+            proofs=tuple(missing + unsolved),
         )
 
     return parts.proved(model, identity, named, shown, from_files=from_files)
-
-
-def _check_projection(projection: Any, shape: tuple[int, int], layer: int) -> None:
-    # Quantised and adapted layers are subclasses of Linear, or no Linear at all.
-    plain = type(projection) is nn.Linear and not isinstance(projection.weight, DTensor)
-    weight: Any = getattr(projection, "weight", None)
-    if plain and weight.dtype in LIMITS and tuple(weight.shape) == shape:
-        return
-    raise AdapterError(
-        f"a plain output projection of shape {shape} in float32, bfloat16 or float16 "
-        f"in layer {layer}",
-        f"a {type(projection).__name__} with a {type(weight).__name__} "
-        f"of type {getattr(weight, 'dtype', None)}, "
-        f"shape {tuple(getattr(weight, 'shape', ()))}",
-        "Load the model unquantised and on one device; merge adapters first "
-        "(`merge_and_unload`).",
-    )

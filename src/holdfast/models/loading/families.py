@@ -1,8 +1,7 @@
-"""Which architectures fit, where their parts are, and which are refused and why.
+"""Which class of transformers reads a checkpoint, and which types are refused by name.
 
-The table is checked against a model's `config.json` before any weight is read.
-A type that is in neither table is refused too: its parts may have the right names
-and still mean something else.
+A configuration is checked before any weight is read. No list says which architectures
+fit: where the parts of a model are is found by its structure, and proved on load.
 """
 
 import json
@@ -11,40 +10,23 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from holdfast.errors import InputError, UnsupportedFamilyError
+from transformers.models.auto import modeling_auto as auto
 
-FITTING_LAYER_TYPES = frozenset({"full_attention", "sliding_attention"})
+from holdfast.errors import InputError, UnsupportedFamilyError
 
 
 @dataclass(frozen=True, slots=True)
 class Family:
-    """Where the parts of one architecture are."""
+    """The class that reads a type of model, and where a masked one has its parts."""
 
     # Name of its language-model class in transformers. It is called by name, so code
     # that travels with a checkpoint is never run.
     causal_class: str
-    layers: str = "layers"  # Path of the list of blocks, from the base model.
     embedding: str = "embed_tokens"  # Path of the token embedding, from the base model.
-    # Path of the norm after the last block, from the base model.
+    # Path of the norm after the last layer, from the base model.
     final_norm: str = "norm"
-    attention: str = "self_attn"  # Path of the attention, from a block.
-    # Path of the output projection, from the attention.
-    output_projection: str = "o_proj"
-    # Path of the norm in front of the MLP, from a block. What enters it is the residual
-    # stream after the attention has been added.
-    mlp_norm: str = "post_attention_layernorm"
 
 
-FAMILIES: Mapping[str, Family] = {
-    "llama": Family("LlamaForCausalLM"),
-    "mistral": Family("MistralForCausalLM"),
-    "mixtral": Family("MixtralForCausalLM"),
-    "phi3": Family("Phi3ForCausalLM"),
-    "qwen2": Family("Qwen2ForCausalLM"),
-    "qwen3": Family("Qwen3ForCausalLM"),
-    "qwen3_moe": Family("Qwen3MoeForCausalLM"),
-    "smollm3": Family("SmolLM3ForCausalLM"),
-}
 _REASONS: Mapping[str, list[str]] = json.loads(
     Path(__file__).with_name("refused.json").read_text(encoding="utf-8")
 )
@@ -56,22 +38,45 @@ REFUSED: Mapping[str, str] = {
 
 
 def family_of(config: Mapping[str, Any], source: str) -> Family:
-    """Return the family of a model configuration, or refuse it by name.
+    """Return the class that reads a model configuration, or refuse it by name.
 
     Raises:
         InputError: If the configuration names no model type.
-        UnsupportedFamilyError: If the architecture does not fit; the message
-            names it, the reason, and the families that fit.
+        UnsupportedFamilyError: If no class of transformers generates with it; the
+            message names it and the reason.
     """
     model_type = model_type_of(config, source, "transformers language model")
-    reason = REFUSED.get(model_type) or _unknown(model_type, config)
+    reason = REFUSED.get(model_type)
     if reason is None and config.get("is_causal") is False:
         reason = _DIFFUSION
     if reason is not None:
         raise _refusal(source, f"`{model_type}`", reason)
-    _check_layer_types(config, source)
-    _check_head(config, source)
-    return FAMILIES[model_type]
+    return Family(generating_class(config, model_type, source))
+
+
+def generating_class(config: Mapping[str, Any], model_type: str, source: str) -> str:
+    """Return the class that a checkpoint names, if it generates, or that of its type.
+
+    Raises:
+        UnsupportedFamilyError: If transformers has none, or another head is named.
+    """
+    causal = auto.MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
+    seeing = auto.MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES
+    known = {causal.get(model_type), seeing.get(model_type)} - {None}
+    named = names_in(config, "architectures", source)
+    of_type = [name for name in named if name in known]
+    if of_type:
+        return of_type[0]
+    if not known:
+        reason = "this version of transformers has no class that generates with it"
+        if config.get("auto_map"):
+            reason = "its code travels with the checkpoint, and such code is never run"
+        raise _refusal(source, f"`{model_type}`", reason)
+    # A class of another name may have another head; one of an older name has not.
+    if named and not any(name.endswith(("CausalLM", "Generation")) for name in named):
+        reason = "it has no language-model head to generate with"
+        raise _refusal(source, f"`{', '.join(named)}`", reason)
+    return str(causal.get(model_type) or seeing[model_type])
 
 
 def model_type_of(config: Mapping[str, Any], source: str, kind: str) -> str:
@@ -92,32 +97,11 @@ def model_type_of(config: Mapping[str, Any], source: str, kind: str) -> str:
 
 def _refusal(source: str, name: str, reason: str) -> UnsupportedFamilyError:
     return UnsupportedFamilyError(
-        "an architecture whose heads can be measured one by one",
+        "a language model that writes token by token, of a type that transformers has",
         f"{name} in {source}, which is refused because {reason}",
-        f"Use a model of one of these types: {', '.join(sorted(FAMILIES))}.",
+        "Use a causal language model, converted to its class in transformers where "
+        "the checkpoint brings its own.",
     )
-
-
-def _unknown(model_type: str, config: Mapping[str, Any]) -> str | None:
-    if model_type in FAMILIES:
-        return None
-    if config.get("auto_map"):
-        return "its code travels with the checkpoint, and such code is never run"
-    return "nobody has proved where its parts are"
-
-
-def _check_layer_types(config: Mapping[str, Any], source: str) -> None:
-    odd = sorted(set(names_in(config, "layer_types", source)) - FITTING_LAYER_TYPES)
-    if odd:
-        name = f"`{config['model_type']}` with layers of type {', '.join(odd)}"
-        raise _refusal(source, name, "only full and sliding attention are proved")
-
-
-def _check_head(config: Mapping[str, Any], source: str) -> None:
-    architectures = names_in(config, "architectures", source)
-    if architectures and not any(name.endswith("CausalLM") for name in architectures):
-        name = f"`{', '.join(architectures)}`"
-        raise _refusal(source, name, "it has no language-model head to generate with")
 
 
 def names_in(config: Mapping[str, Any], key: str, source: str) -> list[str]:

@@ -26,6 +26,7 @@ from holdfast.models.loading.checkpoint import (
 )
 from holdfast.models.loading.files import CONFIG
 from holdfast.models.loading.masked_families import MaskedFamily, masked_family_of
+from holdfast.models.loading.structure import Trunk
 from holdfast.models.loading.weights import identify_in_memory, reading
 from holdfast.models.model import MaskedModel, ModelIdentity
 from holdfast.models.stops import find_stops
@@ -126,7 +127,14 @@ def _proved(
     from_files: bool = False,
 ) -> MaskedModel:
     def named() -> MaskedModel:
-        shared = parts.shared_parts(model, tokenizer, family.parts, identity)
+        base, config_of = model.base_model, model.config
+        trunk = Trunk(
+            base,
+            config_of,
+            parts.part(base, family.parts.embedding),
+            parts.part(base, family.parts.final_norm),
+        )
+        shared = parts.shared_parts(model, tokenizer, trunk, identity)
         modules = [parts.part(model, path) for path in family.head]
         stops = find_stops(model, tokenizer, shared["thinking"])
         vocab = shared["embedding"].num_embeddings

@@ -16,8 +16,8 @@ from holdfast.models.containers.placement import BALANCED, SPREAD, balanced
 from holdfast.models.finite import check_numbers
 from holdfast.models.library import library_errors
 from holdfast.models.loading.checkpoint import Checkpoint
-from holdfast.models.loading.families import Family
 from holdfast.models.loading.proofs import LIMITS, prove, require
+from holdfast.models.loading.structure import Trunk
 from holdfast.models.loading.weights import identify, read_model, read_tokenizer
 from holdfast.models.model import LanguageModel, ModelIdentity, Proof
 
@@ -134,9 +134,13 @@ def check_tokenizer(tokenizer: Any, vocab: int, model_id: str) -> None:
         )
 
 
+class MissingTemplateError(ModelError):
+    """A tokenizer has no chat template to render prompts with."""
+
+
 def _check_template(tokenizer: Any, model_id: str) -> None:
     if not getattr(tokenizer, "chat_template", None):
-        raise ModelError(
+        raise MissingTemplateError(
             f"a chat template with {model_id}",
             "none",
             "A base model has none: use its chat or instruct version. Else put the "
@@ -163,32 +167,39 @@ def part(module: Any, path: str) -> Any:
 
 
 def shared_parts(
-    model: Any, tokenizer: Any, family: Family, identity: ModelIdentity
+    model: Any,
+    tokenizer: Any,
+    trunk: Trunk,
+    identity: ModelIdentity,
 ) -> dict[str, Any]:
     """Return the parts that every `LanguageModel` has but its head, by name.
 
     Raises:
-        AdapterError: If one is missing.
+        AdapterError: If there is no norm after the last layer.
         ModelError: If the tokenizer does not fit.
     """
-    embedding = part(model.base_model, family.embedding)
     if tokenizer is not None:
-        check_tokenizer(tokenizer, embedding.num_embeddings, identity.model_id)
+        check_tokenizer(tokenizer, trunk.embedding.num_embeddings, identity.model_id)
+    config = model.config.get_text_config()
     return {
         "model": model,
         "tokenizer": tokenizer,
-        "base": model.base_model,
-        "final_norm": part(model.base_model, family.final_norm),
-        "embedding": embedding,
-        "d_model": model.config.hidden_size,
-        "max_positions": _max_positions(model.config),
+        "base": trunk.base,
+        "final_norm": trunk.final_norm,
+        "embedding": trunk.embedding,
+        "d_model": config.hidden_size,
+        "max_positions": _max_positions(config),
         "identity": identity,
         "thinking": None if tokenizer is None else thinking_format(tokenizer),
     }
 
 
+UNLIMITED = 1 << 15
+"""Longest sequence of a model that has no limit of its own: one without positions."""
+
+
 def _max_positions(config: Any) -> int:
-    positions = int(config.max_position_embeddings)
+    positions = int(getattr(config, "max_position_embeddings", None) or UNLIMITED)
     rope = getattr(config, "rope_parameters", None) or {}
     if rope.get("rope_type") not in LENGTH_DEPENDENT_ROPE:
         return positions
@@ -216,7 +227,8 @@ def proved(
 
     Raises:
         ModelError: If a weight is not finite.
-        AdapterError: If a part is missing or a proof fails.
+        AdapterError: If a part is missing, or a proof fails that text rests on, or any
+            of a model that fills in masks.
     """
     model.eval()
     with library_errors(
@@ -235,13 +247,14 @@ def proved(
             "dtype": identity.dtype,
             "class": type(model).__name__,
             "attention": model.config._attn_implementation,
+            "places": str(getattr(model, "hf_device_map", "")),
             **machine(named.device),
         }
         found = (
             kept("proofs", key, compute, read=_read_proofs) if from_files else compute()
         )
-    proofs = (*shown, *found)
-    require(proofs, identity.model_id)
+    proofs = (*shown, *found, *named.proofs)
+    require(proofs, identity.model_id, None if named.two_way else "text")
     return replace(named, proofs=proofs)
 
 

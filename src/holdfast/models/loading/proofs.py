@@ -1,4 +1,4 @@
-"""Proofs on a dummy batch, for causal and for masked models."""
+"""Proofs on a dummy batch, for causal and for masked models, tier by tier."""
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
@@ -7,12 +7,13 @@ from typing import Any, NamedTuple
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
+from transformers import DynamicCache
 
 from holdfast.errors import AdapterError
 from holdfast.models.batching import Side, pad
-from holdfast.models.hidden_states import head_contributions
+from holdfast.models.folds import head_contributions, is_plain, rms_weight
 from holdfast.models.interventions import scale_heads
-from holdfast.models.model import Adapter, LanguageModel, Proof
+from holdfast.models.model import Adapter, Block, LanguageModel, Proof, Tier
 
 DUMMY_LENGTHS = (11, 7)
 DUMMY_SEED = 0
@@ -44,31 +45,29 @@ def prove(model: LanguageModel) -> tuple[Proof, ...]:
     rows = dummy_rows(model.embedding.num_embeddings)
     with torch.no_grad():
         return (
-            *(_heads(model, rows) if isinstance(model, Adapter) else ()),
+            *(_text(model, rows) if isinstance(model, Adapter) else ()),
             *([_two_way(model, rows[0])] if model.two_way else ()),
             *(_padding(model, rows, side) for side in ("left", "right")),
             _final_norm(model, rows),
             _logits(model, rows),
+            *(_heads(model, rows) if isinstance(model, Adapter) else ()),
         )
 
 
-def require(proofs: Sequence[Proof], model_id: str) -> None:
-    """Raise if any proof failed.
+def require(proofs: Sequence[Proof], model_id: str, tier: Tier | None = None) -> None:
+    """Raise if any proof failed, or any of a tier.
+
+    `tier`: The tier that has to hold; every one by default.
 
     Raises:
         AdapterError: Names every proof that failed and what was measured; it
             carries all proofs.
     """
     failed = [proof for proof in proofs if not proof.passed]
-    if failed:
-        found = "; ".join(
-            f"“{proof.name}” does not hold (measured {proof.value:.3g}, "
-            f"limit {proof.limit:.3g})"
-            for proof in failed
-        )
+    if any(tier in (None, proof.tier) for proof in failed):
         raise AdapterError(
             f"a model that keeps the contract of its family ({model_id})",
-            found,
+            "; ".join(proof.failure() for proof in failed),
             "The model differs from its family, or its arithmetic is not exact "
             "enough: load it in float32, and without edits by other libraries.",
             proofs,
@@ -94,14 +93,17 @@ def _states(
 
 def relative(found: Tensor, expected: Tensor) -> float:
     """Return the largest difference over the largest entry that was expected."""
+    expected = expected.to(found.device)
     difference = (found.float() - expected.float()).abs().max()
     scale = expected.float().abs().max().clamp(min=torch.finfo(torch.float32).tiny)
     return float(difference / scale)
 
 
-def _proof(name: str, value: float, limit: float, detail: str) -> Proof:
+def _proof(
+    name: str, value: float, limit: float, detail: str, tier: Tier = "states"
+) -> Proof:
     # A comparison with NaN is false, so a model that returns NaN never passes.
-    return Proof(name, value <= limit, value, limit, detail)
+    return Proof(name, value <= limit, value, limit, detail, tier)
 
 
 @contextmanager
@@ -132,27 +134,94 @@ def _recorded(*points: tuple[nn.Module, str]) -> Iterator[list[Tensor]]:
         yield found
 
 
+N_STEPS = 3
+"""Tokens that are read one by one, behind a cache."""
+
+
+def _text(adapter: Adapter, rows: Sequence[Sequence[int]]) -> tuple[Proof, Proof]:
+    whole = [_all_logits(adapter, row) for row in rows]
+    changed = [*rows[0][:-1], (rows[0][-1] + 1) % adapter.embedding.num_embeddings]
+    limits = LIMITS[adapter.dtype]
+    ahead = relative(_all_logits(adapter, changed)[:-1], whole[0][:-1])
+    expected = torch.cat([logits[-N_STEPS:] for logits in whole])
+    found = _decoded(adapter, rows).flatten(0, 1)
+    return (
+        _proof(
+            "no token sees those that come after it",
+            ahead,
+            limits.one_step,
+            "the last token is another one; logits before it, relative to the largest",
+            "text",
+        ),
+        _proof(
+            "rows side by side, read token by token behind a cache, give the logits "
+            "of one row in one pass",
+            float((found - expected).norm() / expected.norm()),
+            limits.whole_pass,
+            f"two rows, padded on the left, their last {N_STEPS} tokens; norm of the "
+            "difference relative to that of the logits",
+            "text",
+        ),
+    )
+
+
+def _all_logits(
+    adapter: Adapter, row: Sequence[int]
+) -> Float[Tensor, "position vocab"]:
+    batch = pad([row], "right", adapter.device)
+    logits: Tensor = adapter.model(**batch.inputs(), use_cache=False).logits
+    return logits[0].float()
+
+
+def _decoded(
+    adapter: Adapter, rows: Sequence[Sequence[int]]
+) -> Float[Tensor, "example step vocab"]:
+    """Return the logits after each of the last tokens, read as a decoder reads them."""
+    batch = pad(rows, "left", adapter.device)
+    positions, mask = batch.positions(), batch.mask.long()
+    cache = DynamicCache(config=adapter.model.config)
+    begin = batch.token_ids.shape[1] - N_STEPS
+    found = []
+    for start, stop in [
+        (0, begin),
+        *((at, at + 1) for at in range(begin, mask.shape[1])),
+    ]:
+        output = adapter.model(
+            input_ids=batch.token_ids[:, start:stop],
+            attention_mask=mask[:, :stop],
+            position_ids=positions[:, start:stop],
+            past_key_values=cache,
+            use_cache=True,
+            logits_to_keep=1,
+        )
+        found.append(output.logits[:, -1].float())
+    return torch.stack(found[1:], 1)
+
+
 def _sums(adapter: Adapter, rows: Sequence[Sequence[int]]) -> tuple[Proof, Proof]:
+    own = adapter.layers_with_heads
     points: list[tuple[nn.Module, str]] = []
-    for layer in range(adapter.n_layers):
-        points += [
-            (adapter.output_projection(layer), "input"),
-            (adapter.attentions[layer], "output"),
-            (adapter.layers[layer], "input"),
-            (adapter.mlp_norms[layer], "input"),
-        ]
+    for block in (adapter.blocks[layer] for layer in own):
+        end = (block.joint, "input") if block.joint else (block.module, "output")
+        parts = [(block.projection, "input"), (block.attention, "output")]
+        points += [*parts, (block.module, "input"), end]
     with _recorded(*points) as found:
         _states(adapter, rows)
-    heads_off = residual_off = 0.0
-    for layer in range(adapter.n_layers):
-        heads, written, entering, after = found[4 * layer : 4 * layer + 4]
+    heads_off = stream_off = 0.0
+    for place, layer in enumerate(own):
+        heads, written, entering, after = found[4 * place : 4 * place + 4]
+        block, width = adapter.blocks[layer], heads.shape[-1]
+        if adapter.n_heads * block.head_width != width:
+            heads_off = float("inf")
+            continue
         total = head_contributions(adapter, layer, heads).sum(-2)
-        bias = adapter.output_projection(layer).bias
-        if bias is not None:
-            total = total + bias.float()
+        if block.projection.bias is not None:
+            total = total + block.projection.bias.float()
         heads_off = _worst(heads_off, relative(total, written))
-        moved = entering.float() + written.float()
-        residual_off = _worst(residual_off, relative(after, moved))
+        if not (block.has_mixer or block.parallel):
+            added = block.attention_scale * _folded(block, written)
+            moved = entering.to(added.device).float() + added
+            stream_off = _worst(stream_off, relative(after, moved))
     limit = LIMITS[adapter.dtype].one_step
     return (
         _proof(
@@ -161,16 +230,28 @@ def _sums(adapter: Adapter, rows: Sequence[Sequence[int]]) -> tuple[Proof, Proof
             limit,
             "inputs of the output projection times its columns, added in float32; "
             "a bias of the projection is counted apart; worst layer, relative to "
-            "the largest entry",
+            "the largest entry; infinite if heads and columns are not as many",
+            "heads",
         ),
         _proof(
-            "the attention output is added to the residual stream as it is",
-            residual_off,
+            "the attention output is added to the residual stream as its layer says",
+            stream_off,
             limit,
-            "what enters the MLP's norm minus what entered the block; worst layer, "
-            "relative to the largest entry",
+            "what enters the MLP minus what entered the layer, against the attention "
+            "output through its norm and times its multiplier; worst layer, relative "
+            "to the largest entry; where a mixer adds to it as well, the sum of all "
+            "was solved",
+            "heads",
         ),
     )
+
+
+def _folded(block: Block, written: Tensor) -> Tensor:
+    if block.norm_after is None:
+        return written.float()
+    weight, epsilon, _ = rms_weight(block.norm_after, written.shape[-1], written.device)
+    exact = written.float()
+    return exact * (exact.square().mean(-1, keepdim=True) + epsilon).rsqrt() * weight
 
 
 def _worst(one: float, other: float) -> float:
@@ -178,43 +259,86 @@ def _worst(one: float, other: float) -> float:
     return other if other != other or other > one else one
 
 
-def _heads(model: Adapter, rows: Sequence[Sequence[int]]) -> tuple[Proof, ...]:
-    return (*_sums(model, rows), _empty_edit(model, rows), _ablation(model, rows))
+def _heads(adapter: Adapter, rows: Sequence[Sequence[int]]) -> tuple[Proof, ...]:
+    if adapter.lacks("heads") is not None:
+        return ()
+    away = [each for each in adapter.layers_with_heads if _is_away(adapter, each)]
+    if away:
+        detail = f"those of layers {away} are fetched while it runs: they did not fit"
+        name = "weights of the output projections lie on a device"
+        return (Proof(name, False, None, None, detail, "heads"),)
+    sums = _sums(adapter, rows)
+    if sums[0].value == float("inf"):
+        # Nothing can be scaled by heads that are not as wide as the columns.
+        return sums
+    edits = _empty_edit(adapter, rows), _ablation(adapter, rows)
+    return (*sums, _norms(adapter), *edits)
+
+
+def _is_away(adapter: Adapter, layer: int) -> bool:
+    return bool(adapter.output_projection(layer).weight.is_meta)
+
+
+def _norms(adapter: Adapter) -> Proof:
+    after = [block.norm_after for block in adapter.blocks if block.norm_after]
+    off = 0.0
+    for norm in (adapter.final_norm, *after):
+        device = next((p.device for p in norm.parameters()), adapter.device)
+        try:
+            off = _worst(off, rms_weight(norm, adapter.d_model, device)[2])
+        except AdapterError:
+            off = float("inf")
+    return _proof(
+        "heads are folded through root-mean-square norms",
+        off,
+        LIMITS[adapter.dtype].one_step,
+        "the final norm and those after attention, on random vectors; relative to the "
+        "largest entry; infinite if one names no epsilon",
+        "heads",
+    )
 
 
 def _empty_edit(adapter: Adapter, rows: Sequence[Sequence[int]]) -> Proof:
     plain = _states(adapter, rows)
     factors = torch.ones((adapter.n_layers, adapter.n_heads))
-    with scale_heads(adapter, factors, layers=range(adapter.n_layers)):
+    with scale_heads(adapter, factors, layers=adapter.layers_with_heads):
         edited = _states(adapter, rows)
     return _proof(
         "an edit of no head changes nothing",
         _difference(edited, plain),
         0.0,
         "every hook in place, every factor 1; bit for bit",
+        "heads",
     )
 
 
 def _ablation(adapter: Adapter, rows: Sequence[Sequence[int]]) -> Proof:
     plain = _states(adapter, rows)
     factors = torch.ones((adapter.n_layers, adapter.n_heads))
-    for layer in range(adapter.n_layers):
+    for layer in adapter.layers_with_heads:
         factors[layer, layer % adapter.n_heads] = 0
-    with scale_heads(adapter, factors, layers=range(adapter.n_layers)):
+    with scale_heads(adapter, factors):
         hooked = _states(adapter, rows)
-    with _zeroed_columns(adapter, factors):
-        zeroed = _states(adapter, rows)
-    if _difference(hooked, plain) == 0:
-        value = float("inf")
-    else:
-        value = _difference(hooked, zeroed)
+    value = float("inf") if _difference(hooked, plain) == 0 else 0.0
+    own = adapter.layers_with_heads
+    packed = not all(is_plain(adapter.blocks[layer].projection) for layer in own)
+    if not packed and value == 0:
+        with _zeroed_columns(adapter, factors):
+            value = _difference(hooked, _states(adapter, rows))
     return _proof(
-        "scaling a head by 0 equals zeroing its columns of the output projection",
+        "scaling a head by 0 takes it away"
+        if packed
+        else "scaling a head by 0 equals zeroing its columns of the output projection",
         value,
         0.0,
-        "one head in each layer; bit for bit in any arithmetic, since both ways the "
-        "same kernel adds the same zeros; infinite if the states do not move at all; "
-        "the columns are put back",
+        "one head in each layer; infinite if the states do not move at all"
+        + (
+            "; columns of packed weights are not zeroed"
+            if packed
+            else "; bit for bit in any arithmetic, since both ways the same kernel "
+            "adds the same zeros; the columns are put back"
+        ),
+        "heads",
     )
 
 
@@ -223,9 +347,9 @@ def _zeroed_columns(
     adapter: Adapter, factors: Float[Tensor, "layer head"]
 ) -> Iterator[None]:
     saved: list[tuple[Tensor, Tensor]] = []
-    width = adapter.head_width
     try:
         for layer, head in torch.argwhere(factors == 0).tolist():
+            width = adapter.head_widths[layer]
             weight = adapter.output_projection(layer).weight.data
             columns = weight[:, head * width : (head + 1) * width]
             saved.append((columns, columns.clone()))
@@ -274,12 +398,13 @@ def _final_norm(model: LanguageModel, rows: Sequence[Sequence[int]]) -> Proof:
     def hook(_: nn.Module, arguments: tuple[Any, ...], output: Tensor) -> None:
         calls.append((arguments[0], output))
 
-    last_block = [(model.layers[-1], "output")] if isinstance(model, Adapter) else []
+    layers = model.layers if isinstance(model, Adapter) else ()
+    last_block = [(layers[-1], "output")] if layers else []
     with model.final_norm.register_forward_hook(hook), _recorded(*last_block) as blocks:
         states = model.states(pad(rows[:1], "right", model.device))
-    [(entering, leaving)] = calls
-    same = all(
-        torch.equal(one, other)
+    entering, leaving = calls[-1] if calls else (states, states)
+    same = len(calls) == 1 and all(
+        torch.equal(one, other.to(one.device))
         for one, other in [(leaving, states), *((entering, block) for block in blocks)]
     )
     takes = "takes what the last block returns, changes it"

@@ -148,7 +148,6 @@ def read_model(
     dtype: torch.dtype,
     device: torch.device,
     *,
-    attention: str = "sdpa",
     settings: Mapping[str, Any] | None = None,
 ) -> Any:
     """Read the weights of a checkpoint, of the base alone if it is an adapter.
@@ -177,7 +176,6 @@ def read_model(
         model, info = kind.from_pretrained(
             checkpoint.directory,
             dtype=dtype,
-            attn_implementation=attention,
             use_safetensors=True,
             output_loading_info=True,
             local_files_only=True,

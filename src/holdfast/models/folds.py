@@ -1,0 +1,96 @@
+"""What heads write, and how a norm folds it: read off weights, whatever their form."""
+
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from holdfast.errors import AdapterError
+from holdfast.models.containers.quantised import is_packed
+from holdfast.models.model import Adapter
+
+
+def is_plain(projection: Any) -> bool:
+    """Return whether columns of a projection's weight are what it multiplies with."""
+    weight: Any = getattr(projection, "weight", None)
+    shape = tuple(getattr(projection, f"{end}_features", 0) for end in ("out", "in"))
+    return getattr(weight, "shape", None) == shape and not is_packed(projection)
+
+
+@torch.no_grad()
+def projection_weight(
+    projection: Any, n_columns: int
+) -> Float[Tensor, "d_model heads"]:
+    """Return the columns of an output projection, in float32 on its device.
+
+    Packed weights are read off the projection itself, one unit vector per column.
+
+    `n_columns`: Width of what goes in: all heads side by side.
+    """
+    if is_plain(projection):
+        return projection.weight.detach().float()  # type: ignore[no-any-return]
+    device = projection.weight.device
+    dtype = getattr(projection, "compute_dtype", None) or torch.bfloat16
+    units = torch.eye(n_columns, device=device, dtype=dtype)
+    columns: Tensor = projection(units).float()
+    if projection.bias is not None:
+        columns = columns - projection.bias.float()
+    return columns.T
+
+
+def head_contributions(
+    adapter: Adapter, layer: int, heads: Float[Tensor, "example position heads"]
+) -> Float[Tensor, "example position head d_model"]:
+    """Return what each head writes to the residual stream, before any norm or factor.
+
+    `heads`: Input of the layer's output projection: all heads side by side.
+
+    Returns:
+        Contributions in float32, without the bias of the projection.
+    """
+    shape = (adapter.n_heads, adapter.head_widths[layer])
+    weight = projection_weight(adapter.output_projection(layer), heads.shape[-1])
+    split = heads.float().reshape(*heads.shape[:-1], *shape)
+    columns = weight.reshape(adapter.d_model, *shape)
+    return torch.einsum("ephk,dhk->ephd", split, columns)
+
+
+@torch.no_grad()
+def rms_weight(
+    norm: Any, d_model: int, device: torch.device
+) -> tuple[Float[Tensor, "d_model"], float, float]:
+    """Return weight and epsilon of a root-mean-square norm, and how far it is one.
+
+    The weight is measured, since some families store it less 1.
+
+    Returns:
+        The weight in float32, the epsilon, and the largest deviation from
+        `x * weight / sqrt(mean(x^2) + epsilon)` on random vectors of four sizes,
+        relative to the largest entry.
+
+    Raises:
+        AdapterError: If it names no epsilon, as an RMS norm does.
+    """
+    found = [getattr(norm, name, None) for name in ("variance_epsilon", "eps")]
+    epsilon = next((value for value in found if isinstance(value, float)), None)
+    if epsilon is None:
+        raise AdapterError(
+            "a root-mean-square norm, which names its epsilon",
+            f"a {type(norm).__name__}",
+            "Contributions cannot be folded through another norm; use another model.",
+        )
+    dtype = next((p.dtype for p in norm.parameters()), torch.float32)
+    ones = torch.ones((1, d_model), device=device, dtype=dtype)
+    weight = norm(ones)[0].float() * (1 + epsilon) ** 0.5
+    generator = torch.Generator().manual_seed(0)
+    drawn = torch.randn((4, d_model), generator=generator).to(device)
+    drawn = (drawn * torch.tensor([[1e-2], [1.0], [10.0], [3.0]], device=device)).to(
+        dtype
+    )
+    exact = drawn.float()
+    inverse = (exact.square().mean(-1, keepdim=True) + epsilon).rsqrt()
+    expected = exact * inverse * weight
+    scale = expected.abs().max().clamp(min=torch.finfo(torch.float32).tiny)
+    off = float((norm(drawn).float() - expected).abs().max() / scale)
+    return weight, float(epsilon), off
