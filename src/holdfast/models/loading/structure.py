@@ -72,10 +72,10 @@ def find_trunk(model: Any, token_ids: Sequence[int]) -> tuple[Trunk, list[Proof]
         embedding,
         norms[-1] if norms else nn.Identity(),
     )
+    if norms:
+        return trunk, []
     reason = f"no part of a {type(base).__name__} returns its last state"
-    return trunk, [] if norms else [
-        _missing("the final norm is found", reason, "states")
-    ]
+    return trunk, [_missing("the final norm is found", reason, "states")]
 
 
 @torch.no_grad()
