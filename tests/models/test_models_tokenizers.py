@@ -79,6 +79,20 @@ def test_a_tokenizer_that_only_another_package_reads_is_named(thinker, tmp_path)
         load(folder)
 
 
+def test_a_second_vocabulary_of_another_tokenizer_is_named(thinker, tmp_path):
+    folder = shutil.copytree(thinker, tmp_path / "two")
+    whole = json.loads((folder / "tokenizer.json").read_text())
+    vocab = dict(whole["model"]["vocab"])
+    # Many models come with both files, which say the same.
+    (folder / "vocab.json").write_text(json.dumps(vocab))
+    load(folder)
+    first, second = list(vocab)[:2]
+    vocab[first], vocab[second] = vocab[second], vocab[first]
+    (folder / "vocab.json").write_text(json.dumps(vocab))
+    with pytest.raises(InputError, match=r"vocab\.json of another: 2 tokens"):
+        load(folder)
+
+
 @pytest.mark.parametrize("content", ["", "{}", "[]", '{"model": 3}', "\x00"])
 def test_a_damaged_tokenizer_is_one_line(thinker, tmp_path, content):
     folder = tmp_path / "damaged"

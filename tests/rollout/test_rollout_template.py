@@ -230,3 +230,19 @@ def test_the_warning_stands_in_the_study(thinker, asked, tmp_path, capsys):
     found = pq.read_table(f"{other}/rollouts.parquet").to_pylist()
     assert {row["thinking"] for row in found} == {"Hm."}
     assert {row["answer"] for row in found} == {" Sure."}
+
+
+def test_answers_that_are_thinking_are_refused(thinker, asked, tmp_path, capsys):
+    model = under(thinker, tmp_path / "bare", tiny_thinker.NO_THINKING)
+    path = tmp_path / "made.jsonl"
+    thought = "<think>Hm.</think>Sure."
+    rows = [
+        {"prompt": f"How do I paint a {thing}?", "completion": text, "label": "benign"}
+        for thing, text in (("boat", thought), ("car", thought), ("gate", "Sure."))
+    ]
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    into = ["-o", str(tmp_path / "study")]
+    assert run(["rollout", str(model), "--import", str(path), *into]) == 3
+    said = re.sub(r"\s+", " ", capsys.readouterr().err)
+    assert "2 of 3 that begin with `<think>`" in said
+    assert "--thinking-tags '<think>' '</think>'" in said

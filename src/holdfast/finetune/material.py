@@ -7,6 +7,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from holdfast.data.chat.thinking import ThinkingFormat, turn_end
 from holdfast.data.pool import NO_THINKING, Pool, PoolRow, render_row
 from holdfast.errors import InputError, TooFewExamplesError
 from holdfast.finetune.defenses.base import DefenseData
@@ -46,13 +47,8 @@ class Gathered:
 
 def gather(settings: FinetuneSettings, adapter: Adapter) -> Gathered:
     """Read the rows of a run: the task's, harmless ones, and those of the defense."""
-    if adapter.tokenizer.eos_token_id is None:
-        raise InputError(
-            "a tokenizer with a token that ends an answer",
-            f"none with {adapter.identity.model_id}",
-            "Add `eos_token` to the model's tokenizer_config.json.",
-        )
-    read = partial(_read, settings, adapter)
+    stop = last_token(adapter.tokenizer, adapter.thinking)
+    read = partial(_read, settings, adapter, stop)
     task = {"data": read("data", settings.data)}
     if settings.benign is not None:
         n = round(settings.benign_ratio * len(task["data"].examples))
@@ -76,6 +72,22 @@ def gather(settings: FinetuneSettings, adapter: Adapter) -> Gathered:
     pairs = _pairs(harmful, reference) if paired else ()
     return Gathered(
         task, defense, DefenseData(reference.examples, harmful.examples, pairs)
+    )
+
+
+def last_token(tokenizer: Any, thinking: ThinkingFormat | None) -> int:
+    """Return the token that ends a turn: as the template has it, else the tokenizer's.
+
+    Raises: InputError if neither has one.
+    """
+    found = turn_end(tokenizer, thinking)
+    found = tokenizer.eos_token_id if found is None else found
+    if found is not None:
+        return int(found)
+    raise InputError(
+        "a tokenizer with a token that ends an answer",
+        "none",
+        "Add `eos_token` to the model's tokenizer_config.json.",
     )
 
 
@@ -110,6 +122,7 @@ def _pairs(
 def _read(
     settings: FinetuneSettings,
     adapter: Adapter,
+    stop: int,
     name: str,
     source: str,
     n: int | None = None,
@@ -123,7 +136,7 @@ def _read(
     for row in _offered(pool, n, f"{name}-{settings.recipe.seed}"):
         if len(fitting) == n:
             break
-        fit = _fit(row, settings, adapter, refusing)
+        fit = _fit(row, settings, adapter, stop, refusing)
         if isinstance(fit, str):
             left.setdefault(fit, []).append(row.place)
         else:
@@ -149,7 +162,11 @@ def _read(
 
 
 def _fit(
-    row: PoolRow, settings: FinetuneSettings, adapter: Adapter, refusing: bool
+    row: PoolRow,
+    settings: FinetuneSettings,
+    adapter: Adapter,
+    stop: int,
+    refusing: bool,
 ) -> Example | str:
     """Return a row as it is trained on, or why it is left out."""
     longest, system_prompt = adapter.max_positions, settings.system_prompt
@@ -158,11 +175,10 @@ def _fit(
     )
     if rendered.conversation is None:
         return str(rendered.kind)
-    if len(rendered.conversation.token_ids) == longest:
+    if len(rendered.conversation.token_ids) >= longest:
         return "no room for the stop token"
     if refusing and rules.judge(row.prompt, row.response).outcome != "refused":
         return NO_REFUSAL
-    stop = int(adapter.tokenizer.eos_token_id)
     return example(rendered.conversation, settings.recipe.loss, stop=stop)
 
 

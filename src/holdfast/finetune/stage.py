@@ -12,6 +12,7 @@ from typing import Any
 from holdfast.data.chat.rendering import rendering_record
 from holdfast.finetune.material import Gathered, gather
 from holdfast.finetune.settings import FinetuneSettings
+from holdfast.finetune.targets import shown
 from holdfast.finetune.trainer import Trained, require_trl, train
 from holdfast.models.export import finetune_card
 from holdfast.models.loading.files import ADAPTER_CONFIG, FINETUNE_RECORD
@@ -28,6 +29,7 @@ from holdfast.study.files import require_empty, staging, writing
 
 FORMAT = "holdfast-finetune/1"
 LISTED = 5
+SHOWN = 120
 
 
 def run(settings: FinetuneSettings, session: Session, output: Path) -> dict[str, Any]:
@@ -165,6 +167,18 @@ def _tell(session: Session, gathered: Gathered) -> None:
                 f"{entry['rows']} rows left out ({why}), the first at "
                 f"{', '.join(entry['places'][:LISTED])}"
             )
+    rows = next((each.examples for each in gathered.task.values() if each.examples), ())
+    if rows:
+        masked, trained = shown(session.adapter.tokenizer, rows[0])
+        session.progress.say(f"The first row, masked:  {_brief(masked)}")
+        session.progress.say(f"The first row, trained: {_brief(trained)}")
+
+
+def _brief(text: str) -> str:
+    """Return a text as one line, its middle left out; what matters is at its ends."""
+    if len(text) > 2 * SHOWN:
+        return f"{text[:SHOWN]!r} … {text[-SHOWN:]!r}"
+    return repr(text)
 
 
 def _finished(output: Path, mark: str) -> dict[str, Any] | None:

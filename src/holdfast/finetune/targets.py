@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from typing import Any, Final, NamedTuple
 
 from holdfast.data.chat.conversation import Conversation, Spans
+from holdfast.data.chat.rendering import ChatTokenizer
 from holdfast.finetune.settings import LossOn
 
 IGNORED: Final = -100
@@ -13,7 +14,8 @@ IGNORED: Final = -100
 class Example(NamedTuple):
     """One training sequence."""
 
-    input_ids: tuple[int, ...]  # Prompt, thinking, end template, answer, stop token.
+    # Prompt, thinking, end template, answer, its end, and the last token of a turn.
+    input_ids: tuple[int, ...]
     labels: tuple[int, ...]  # The same tokens where the loss lies, `IGNORED` elsewhere.
     answer: int  # Place of the first token of the answer.
 
@@ -50,3 +52,20 @@ def lead(examples: Sequence[Example], loss: LossOn) -> int:
     first = examples[0]
     silent = sum(label == IGNORED for label in first.labels)
     return first.answer - silent
+
+
+def shown(tokenizer: ChatTokenizer, row: Example) -> tuple[str, str]:
+    """Return the text of a sequence that is masked, and the text that is trained on."""
+    start = sum(label == IGNORED for label in row.labels)
+    parts = (row.input_ids[:start], row.input_ids[start:])
+    masked, trained = (
+        str(
+            tokenizer.decode(
+                list(part),
+                skip_special_tokens=False,
+                clean_up_tokenization_spaces=False,
+            )
+        )
+        for part in parts
+    )
+    return masked, trained

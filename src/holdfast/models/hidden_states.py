@@ -99,7 +99,7 @@ def read_states(
     """
 
     def split(rows: Sequence[int], batch: Batch, states: Tensor) -> list[Reduced]:
-        reduced = reduce(states, batch.mask)
+        reduced = reduce(states, batch.mask.to(states.device))
         # A copy of the whole row where there is no position axis to cut.
         kept = batch.mask.to("cpu") if per_position else [...] * len(rows)
         if isinstance(reduced, Tensor):
@@ -166,7 +166,7 @@ def project_states(
     shift = shift.to(adapter.device, torch.float32)
 
     def project(states: Tensor, mask: Tensor) -> Tensor:
-        return states @ rows.T + shift
+        return states @ rows.T.to(states.device) + shift.to(states.device)
 
     scores = read_states(
         adapter,

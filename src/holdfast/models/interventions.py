@@ -248,7 +248,7 @@ def _scaler(layer: int, renormalise: Renormalise, live: LiveEdit) -> Hook:
         heads, *rest = arguments
         if layer not in live.columns:
             return arguments
-        scaled = heads * live.columns[layer]
+        scaled = heads * live.columns[layer].to(heads.device)
         mask = live.mask
         if mask is not None:
             mask = mask.to(heads.device)[..., None].expand(*heads.shape[:-1], 1)

@@ -6,19 +6,21 @@ from typing import NamedTuple
 
 import pyarrow as pa
 
+from holdfast.data.chat.thinking import require_known_format
 from holdfast.errors import InputError, SettingsError
 from holdfast.models.decoding.generate import generate
 from holdfast.models.decoding.row_state import Completion, Drafting, Sampling
 from holdfast.models.diffusion.denoise import denoise
 from holdfast.models.diffusion.unmasking import UnmaskingSchedule
 from holdfast.models.interventions import HeadEdit
-from holdfast.models.model import MaskedModel
+from holdfast.models.model import LanguageModel, MaskedModel
 from holdfast.report.progress import Tick
 from holdfast.rollout.cost import estimate, pace_sentence, step_work
 from holdfast.rollout.questions import (
     Answered,
     Question,
     converse,
+    first_words,
     most_tokens,
     resolve_sampling,
     room_for_prompt,
@@ -84,6 +86,8 @@ def draw_answers(
             # Memory ran out on the way, so later batches start at what fitted.
             fits.append(len(parts[0]))
         made = [(batch[each.index], each) for part in parts for each in part]
+        if not written:
+            _require_answers(session.speaker, [each for _, each in made])
         written.extend(len(each.token_ids) - asked.n_tokens for asked, each in made)
         return made
 
@@ -110,6 +114,14 @@ def draw_answers(
         f"none of {len(to_ask)}",
         "Lower --max-answer, or ask the first turns alone with --turns first.",
     )
+
+
+def _require_answers(speaker: LanguageModel, made: Sequence[Completion]) -> None:
+    """Stop before the rest is drawn where the first answers are thinking."""
+    openings = [
+        first_words(speaker, each.token_ids, each.spans, each.closed) for each in made
+    ]
+    require_known_format(speaker.thinking, openings)
 
 
 def _answers(

@@ -2,7 +2,7 @@
 
 import os
 from collections.abc import Mapping
-from dataclasses import asdict, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -236,7 +236,7 @@ class Session:
                 "sha256": identity.tokenizer_sha256,
             },
             "rendering": rendering_record(speaker.tokenizer),
-            "thinking": thinking and asdict(thinking),
+            "thinking": thinking and thinking.record(),
         }
 
     def claim(self, study: Study) -> None:

@@ -86,7 +86,8 @@ class ModelSettings:
     """Revision of a Hub model: a branch, a tag or a commit."""
 
     device: str = "auto"
-    """Where the model runs: auto, cpu, cuda, cuda:1, mps."""
+    """Where the model runs: auto, cpu, cuda, cuda:1, mps, or balanced (over all GPUs,
+    for a model that is too large for one)."""
 
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
     """Precision of the weights: auto, float32, bfloat16, float16."""

@@ -8,6 +8,7 @@ from typing import Any
 
 import pyarrow as pa
 
+from holdfast.data.chat.thinking import require_known_format
 from holdfast.errors import HoldfastError
 from holdfast.judges.calibration import brief, find_calibration, identity_record
 from holdfast.judges.rows import NOT_YET, judge_rows, judged_so_far
@@ -137,11 +138,15 @@ def _stage(
 
 
 def _openings(rows: Sequence[Rollout], session: Session) -> list[str]:
-    """Warn of answers that begin with a thinking in tags that are not the model's."""
+    """Warn of answers that begin with a thinking in tags that are not the model's.
+
+    Where most of them do, they are refused.
+    """
     speaker = session.speaker
     openings = [
         first_words(speaker, row.token_ids, row.spans, row.closed) for row in rows
     ]
+    require_known_format(speaker.thinking, openings)
     notes = answer_notes(speaker, openings)
     for note in notes:
         session.progress.warn(note)

@@ -132,7 +132,7 @@ def _score(
         "thinking": settings.thinking_of,
         "tokenizer_sha256": identity.tokenizer_sha256,
         "rendering": rendering_record(adapter.tokenizer),
-        "format": adapter.thinking and asdict(adapter.thinking),
+        "format": adapter.thinking and adapter.thinking.record(),
     }
     root = output.with_suffix(".scores")
     if settings.scores is not None:

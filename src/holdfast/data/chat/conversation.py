@@ -6,9 +6,10 @@ are token borders and the end template is always the same tokens, whatever stand
 before it.
 """
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
-from itertools import accumulate
+from itertools import accumulate, count
 from typing import Any, Final, NamedTuple
 from weakref import WeakSet
 
@@ -20,6 +21,7 @@ from holdfast.data.chat.thinking import ThinkingFormat
 from holdfast.errors import ThinkingFormatError
 
 _BROKEN: Final = "\ufffd"
+_PIECES: Final = re.compile(r"\s+|\S+")
 _SEPARABLE: Final = WeakSet[Any]()
 """Tokenizers that were seen to tokenise a part of a text as inside the whole."""
 
@@ -35,7 +37,10 @@ class Spans(NamedTuple):
 
 @dataclass(frozen=True)
 class Conversation:
-    """A prompt with thinking and answer as tokens, and what each token belongs to."""
+    """A prompt with thinking and answer as tokens, and what each token belongs to.
+
+    Marks that end the answer stand behind it and belong to none.
+    """
 
     token_ids: tuple[int, ...]
     spans: Spans
@@ -70,6 +75,7 @@ def build_conversation(
     `earlier`: The turns before, each with the model's answer to it; they count as
     prompt.
     Returns: Token ids and spans; without a format, thinking and end template are empty.
+    Behind an answer stand the marks that end it, where the format has any.
     """
     if fmt is None and thinking:
         raise ThinkingFormatError(
@@ -86,13 +92,16 @@ def build_conversation(
         earlier=earlier,
     )
     end_template = "" if fmt is None else fmt.end_template
+    answer_end = "" if fmt is None or not answer else fmt.answer_end
     token_ids = list(prompt)
     ranges = [(0, len(prompt))]
-    for ids in _ids_of_each(tokenizer, (thinking, end_template, answer)):
+    texts = (thinking, end_template, answer, answer_end)
+    *regions, behind = _ids_of_each(tokenizer, texts)
+    for ids in regions:
         start = len(token_ids)
         token_ids += ids
         ranges.append((start, len(token_ids)))
-    return Conversation(tuple(token_ids), Spans(*ranges))
+    return Conversation((*token_ids, *behind), Spans(*ranges))
 
 
 def split_completion(text: str, fmt: ThinkingFormat | None) -> SplitCompletion:
@@ -110,7 +119,26 @@ def split_completion(text: str, fmt: ThinkingFormat | None) -> SplitCompletion:
     border = _end_template(text, fmt)
     if border is None:
         return SplitCompletion(text, "", False)
-    return SplitCompletion(text[: border[0]], text[border[2] :], True)
+    answer = text[border[2] :]
+    return SplitCompletion(
+        text[: border[0]], answer[: answer_stop(answer, fmt.answer_end)], True
+    )
+
+
+def answer_stop(text: str, answer_end: str) -> int | None:
+    """Return where the marks that end an answer begin in it; None without any."""
+    mark = answer_end.strip()
+    at = text.find(mark) if mark else -1
+    if at < 0:
+        return None
+    lead = answer_end.partition(mark)[0]
+    return at - len(lead) if text[:at].endswith(lead) else at
+
+
+def end_is_open(text: str, fmt: ThinkingFormat) -> bool:
+    """Return whether what comes next may still belong to the end template of a text."""
+    border = _end_template(text, fmt)
+    return border is not None and border[3]
 
 
 def completion_spans(
@@ -126,8 +154,9 @@ def completion_spans(
     counts as template, so the answer starts with its own first token.
 
     `fmt`: Format of the thinking, None for a model without.
-    Returns: Spans over the whole sequence. Without a closing tag the rest is thinking,
-    and end template and answer are empty at the end.
+    Returns: Spans over the whole sequence, but for marks that end the answer and what
+    follows them. Without a closing tag the rest is thinking, and end template and
+    answer are empty at the end.
     """
     total = len(token_ids)
     prompt = (0, n_prompt)
@@ -139,13 +168,18 @@ def completion_spans(
     border = _end_template("".join(texts), fmt)
     if border is None:
         return Spans(prompt, (n_prompt, total), (total, total), (total, total))
-    first_character, tag, last_character = border
+    first_character, tag, last_character, _ = border
     # The tag may be several tokens; the first of them is never thinking.
     holds_tag = max(i for i, start in enumerate(starts[:-1]) if start <= tag)
     start = next(i for i, at in enumerate(starts) if at >= first_character)
     end = next(i for i, at in enumerate(starts) if at >= last_character)
     first = n_prompt + min(start, holds_tag)
     last = n_prompt + end
+    stop = answer_stop("".join(texts[end:]), fmt.answer_end)
+    if stop is not None:
+        # As in the thinking: a token that holds the last of the answer is answer.
+        behind = (i for i, at in enumerate(starts) if at >= starts[end] + stop)
+        total = n_prompt + next(behind)
     return Spans(prompt, (n_prompt, first), (first, last), (last, total))
 
 
@@ -171,22 +205,35 @@ def token_texts(tokenizer: ChatTokenizer, token_ids: Sequence[int]) -> tuple[str
     return tuple(parts)
 
 
-def _end_template(text: str, fmt: ThinkingFormat) -> tuple[int, int, int] | None:
-    """Return start of the end template, start of its tag, and its end, in characters.
+def _end_template(text: str, fmt: ThinkingFormat) -> tuple[int, int, int, bool] | None:
+    """Return start of the end template, start of its tag, its end, in characters.
 
-    What a model writes may lack white space that the template has.
+    What a model writes may lack white space that the template has, or the marks of the
+    answer behind it; a part of a mark is none.
+
+    Returns: The three, and whether what comes next may still belong to it; None where
+    there is no closing tag.
     """
     tag = text.find(fmt.close)
     if tag < 0:
         return None
     lead, _, trail = fmt.end_template.partition(fmt.close)
-    start = tag
-    while start > 0 and lead.endswith(text[start - 1 : tag]):
-        start -= 1
-    end = after = tag + len(fmt.close)
-    while end < len(text) and trail.startswith(text[after : end + 1]):
-        end += 1
-    return start, tag, end
+    start, end = tag, tag + len(fmt.close)
+    for piece in reversed(_PIECES.findall(lead)):
+        before = text[:start]
+        if not piece.isspace() and not before.endswith(piece):
+            break
+        start -= next(len(piece) - n for n in count() if before.endswith(piece[n:]))
+    for piece in _PIECES.findall(trail):
+        rest = text[end:]
+        said = rest.lstrip()
+        if piece.isspace():
+            end += next(n for n in count(len(piece), -1) if rest.startswith(piece[:n]))
+        elif said.startswith(piece):
+            end = len(text) - len(said) + len(piece)
+        else:
+            return start, tag, end, piece.startswith(said)
+    return start, tag, end, False
 
 
 def _decode(tokenizer: ChatTokenizer, token_ids: Sequence[int]) -> str:

@@ -7,13 +7,21 @@ sign that the model thinks: its siblings that do not think share the very words.
 
 import re
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, replace
-from typing import Any, Final, NamedTuple
+from dataclasses import asdict, dataclass, replace
+from typing import Any, Final
 
+from holdfast.data.chat.rendered_turns import (
+    Fresh,
+    Thought,
+    behind_reply,
+    end_token,
+    fresh_prompt,
+    switched,
+    thoughts_written,
+)
 from holdfast.data.chat.rendering import (
     ChatTokenizer,
     Rendering,
-    render,
     rendering_of,
     rendering_record,
     set_rendering,
@@ -21,19 +29,17 @@ from holdfast.data.chat.rendering import (
     uses,
 )
 from holdfast.data.chat.thinking_formats import (
-    HTML,
-    SWITCHES,
+    ANSWERS,
     TAGS,
     Switch,
     Tags,
+    is_html,
     named_thinker,
+    switches,
     tags_of,
 )
-from holdfast.errors import InputError, SettingsError, ThinkingFormatError
+from holdfast.errors import SettingsError, ThinkingFormatError
 
-_USER: Final = "holdfast-user"
-_THOUGHT: Final = "holdfast-thought"
-_REPLY: Final = "holdfast-reply"
 _NEGATED: Final = re.compile(
     r"\b(not|no|never|without|avoid|omit|skip|cannot|don't|disabled?)\b", re.IGNORECASE
 )
@@ -42,6 +48,8 @@ _OPENING: Final = re.compile(
 )
 _LEAST: Final = 2
 _SHARE: Final = 0.1
+_MARK: Final = re.compile(r"\s*(<[^<>\s][^<>]*>|\[[^\[\]\s]+\])+\s*")
+_COMMENT: Final = re.compile(r"\{#.*?#\}", re.DOTALL)
 
 
 @dataclass(frozen=True)
@@ -54,13 +62,13 @@ class ThinkingFormat:
     opened_by_template: bool  # True if a prompt as rendered ends inside the thinking.
     # What is appended to a prompt where it does not, "<think>\n".
     open_template: str = "<think>\n"
+    # What ends the answer before the turn ends, "\n</answer>"; "" for nothing.
+    answer_end: str = ""
 
-
-class _Fresh(NamedTuple):
-    """What a template writes around a single user message, and behind it."""
-
-    whole: str
-    tail: str
+    def record(self) -> dict[str, Any]:
+        """Return it as records keep it; what is empty in most models is left out."""
+        kept = asdict(self)
+        return kept if self.answer_end else {k: kept[k] for k in list(kept)[:-1]}
 
 
 def configure(tokenizer: ChatTokenizer, rendering: Rendering) -> None:
@@ -83,14 +91,14 @@ def configure(tokenizer: ChatTokenizer, rendering: Rendering) -> None:
     if rendering.thinking == "auto" or not tokenizer.chat_template:
         return
     wanted = rendering.thinking == "required"
-    if (thinking_format(tokenizer) is not None) == wanted:
+    if _thinks(tokenizer) == wanted:
         return
     for switch in _switches(tokenizer):
         if switch.name in rendering.options:
             continue
         options = {**rendering.options, switch.name: switch[1 if wanted else 2]}
         set_rendering(tokenizer, replace(rendering, options=options))
-        if (thinking_format(tokenizer) is not None) == wanted:
+        if _thinks(tokenizer) == wanted:
             return
     set_rendering(tokenizer, rendering)
     name = rendering.name or "the model"
@@ -108,6 +116,14 @@ def configure(tokenizer: ChatTokenizer, rendering: Rendering) -> None:
     )
 
 
+def _thinks(tokenizer: ChatTokenizer) -> bool:
+    try:
+        return thinking_format(tokenizer) is not None
+    except ThinkingFormatError:
+        # A thinking that is closed, but not as an answer begins; loading says so.
+        return False
+
+
 def thinking_format(tokenizer: ChatTokenizer) -> ThinkingFormat | None:
     r"""Read the thinking format off what the chat template renders.
 
@@ -122,11 +138,13 @@ def thinking_format(tokenizer: ChatTokenizer) -> ThinkingFormat | None:
     if not tokenizer.chat_template:
         return None
     rendering = rendering_of(tokenizer)
-    fresh = _fresh(tokenizer)
+    fresh, thoughts = fresh_prompt(tokenizer), thoughts_written(tokenizer)
     named = None if rendering.tags is None else tags_of(*rendering.tags)
     pairs = TAGS if named is None else (named, *TAGS)
-    end = fresh.tail.rstrip()
-    if _closed_by(end, pairs):
+    pairs = (*pairs, *_written(thoughts, fresh))
+    closed = next((each for each in pairs if _closes(fresh.tail, each)), None)
+    if closed is not None:
+        _require_begun(tokenizer, closed, fresh)
         if named is not None and rendering.thinking == "auto":
             raise ThinkingFormatError(
                 f"prompts that leave `{named.open}` open",
@@ -134,22 +152,22 @@ def thinking_format(tokenizer: ChatTokenizer) -> ThinkingFormat | None:
                 "Switch it on: --thinking required, or --template-option NAME=VALUE.",
             )
         return None
+    end = fresh.tail.rstrip()
     opened = next((each for each in pairs if end.endswith(each.open)), None)
-    if opened is not None:
-        shown = _shown(tokenizer, opened)
-        return ThinkingFormat(
-            opened.open,
-            opened.close,
-            shown.end_template,
-            True,
-            fresh.tail[fresh.tail.rindex(opened.open) :],
-        )
-    tags = named or _bare(tokenizer, fresh)
+    tags = opened or named or _bare(tokenizer, fresh, thoughts)
     if tags is None:
         return None
-    shown = _shown(tokenizer, tags)
+    shown = _shown(tokenizer, tags, fresh, thoughts)
+    if opened is not None:
+        begun = fresh.tail[fresh.tail.rindex(opened.open) :]
+        shown = shown._replace(open_template=begun)
     return ThinkingFormat(
-        tags.open, tags.close, shown.end_template, False, shown.open_template
+        tags.open,
+        tags.close,
+        shown.end_template,
+        opened is not None,
+        shown.open_template,
+        shown.answer_end,
     )
 
 
@@ -162,24 +180,11 @@ def turn_end(tokenizer: ChatTokenizer, fmt: ThinkingFormat | None) -> int | None
     """
     if not tokenizer.chat_template:
         return None
-    said = [_said("user", _USER), _said("assistant", _REPLY)]
-    # Some templates end a turn by nothing but the mark of the one that follows.
-    for messages in (said, [*said, _said("user", _USER)]):
-        rendered = _tried(tokenizer, messages, add_generation_prompt=False)
-        _, found, after = (rendered or "").rpartition(_REPLY)
-        after = after.partition(_USER)[0]
-        if found and after.strip():
-            break
-    else:
-        return None
-    added = getattr(tokenizer, "added_tokens_decoder", {})
-
-    def ids(text: str) -> list[int]:
-        return list(tokenizer(text, add_special_tokens=False)["input_ids"])
-
-    first = next(iter(ids(after.lstrip())), None)
-    inside = () if fmt is None else ids(fmt.end_template)
-    return first if first in added and first not in inside else None
+    behind = behind_reply(tokenizer)
+    if fmt is None:
+        return end_token(tokenizer, behind, "")
+    behind = behind.removeprefix(fmt.answer_end)
+    return end_token(tokenizer, behind, fmt.end_template)
 
 
 def strange_openings(openings: Sequence[str]) -> dict[str, int]:
@@ -201,25 +206,49 @@ def strange_openings(openings: Sequence[str]) -> dict[str, int]:
     return {
         tag: n
         for tag, n in sorted(counted.items())
-        if tag in known or (n >= least and tag.strip("<|>").lower() not in HTML)
+        if tag in known or (n >= least and not is_html(tag))
     }
 
 
-def _bare(tokenizer: ChatTokenizer, fresh: _Fresh) -> Tags | None:
+def require_known_format(fmt: ThinkingFormat | None, openings: Sequence[str]) -> None:
+    """Refuse answers that are thinking, of a model that is not known to think.
+
+    Its template has no word of it, and so says nothing of where the answer begins.
+
+    `openings`: The first words of answers, special tokens included.
+    Raises: ThinkingFormatError if most of them begin with a known opening tag.
+    """
+    known = {each.open: each for each in TAGS}
+    found = strange_openings(openings) if fmt is None else {}
+    for tag, n in found.items():
+        if tag in known and 2 * n > len(openings):
+            raise ThinkingFormatError(
+                "answers of a model that does not think, as its chat template has it",
+                f"{n} of {len(openings)} that begin with `{tag}`",
+                "Their thinking would be judged as the answer. Name its tags: "
+                f"--thinking-tags '{tag}' '{known[tag].close}'.",
+            )
+
+
+def _bare(
+    tokenizer: ChatTokenizer, fresh: Fresh, thoughts: Sequence[Thought]
+) -> Tags | None:
     """Return the tags of a model whose prompts end before its thinking, or None."""
     on, source = False, template_text(tokenizer)
+    always = any(tags.always and _around(thoughts, tags) for tags in TAGS)
     for switch in _switches(tokenizer):
-        with_on, with_off = (_with(tokenizer, switch, each) for each in switch[1:])
-        if with_off == fresh and with_on != fresh:
+        with_on, with_off = (switched(tokenizer, switch, each) for each in switch[1:])
+        if with_off == fresh and with_on != fresh and not always:
             return None
-        on = on or (with_on == fresh and with_off != fresh)
-    written = [tags for tags in TAGS if _around(tokenizer, tags) is not None]
+        # A setting that the template refuses says nothing of the default.
+        on = on or (with_on == fresh and with_off not in (None, fresh))
+    written = [tags for tags in TAGS if _around(thoughts, tags) is not None]
     told = [tags for tags in TAGS if _tells(fresh.whole, tags)]
     by_switch = [tags for tags in TAGS if on and _closed(tokenizer, tags) is not None]
     spoken = [
         tags for tags in TAGS if on and tags.open in source and tags.close in source
     ]
-    for found in (by_switch, written, told, spoken):
+    for found in (by_switch, written, _written(thoughts, fresh), told, spoken):
         if found:
             return found[0]
     return named_thinker(rendering_of(tokenizer).name)
@@ -227,28 +256,39 @@ def _bare(tokenizer: ChatTokenizer, fresh: _Fresh) -> Tags | None:
 
 def _switches(tokenizer: ChatTokenizer) -> Iterable[Switch]:
     """Yield the switches that the template has."""
-    for switch in SWITCHES:
-        settings = (_with(tokenizer, switch, each) for each in switch[1:])
-        if uses(tokenizer, switch.name) and len(set(settings)) > 1:
+    for switch in switches(template_text(tokenizer)):
+        settings = (switched(tokenizer, switch, each) for each in switch[1:])
+        if len(set(settings)) > 1:
             yield switch
 
 
-def _with(tokenizer: ChatTokenizer, switch: Switch, value: Any) -> _Fresh | None:
-    try:
-        return _fresh(tokenizer, **{switch.name: value})
-    except InputError:
-        return None
+def _closes(tail: str, tags: Tags) -> bool:
+    """Return whether a fresh prompt ends behind a thinking, or within its end."""
+    end = tail.rstrip()
+    if end.endswith((tags.close, tags.end_template.rstrip() or tags.close)):
+        return True
+    _, opened, behind = end.rpartition(tags.open)
+    return bool(opened and behind) and tags.end_template.strip().startswith(
+        behind.strip()
+    )
 
 
-def _fresh(tokenizer: ChatTokenizer, **options: Any) -> _Fresh:
-    whole = render(tokenizer, [_said("user", _USER)], **options)
-    return _Fresh(whole, whole.rpartition(_USER)[2])
+def _require_begun(tokenizer: ChatTokenizer, tags: Tags, fresh: Fresh) -> None:
+    """Refuse a closed thinking behind which the answer has yet to be begun by marks.
 
-
-def _closed_by(end: str, pairs: Sequence[Tags]) -> bool:
-    return any(
-        end.endswith((each.close, each.end_template.rstrip() or each.close))
-        for each in pairs
+    They would be read as a part of the answer, and no position would be the last one
+    before it.
+    """
+    shown = _answered(tokenizer, tags)
+    begin = shown.end_template.partition(shown.close)[2].strip()
+    if fresh.tail.rstrip().endswith(begin or shown.close):
+        return
+    raise ThinkingFormatError(
+        "a prompt that closes the thinking and begins the answer "
+        f"(`{begin or shown.close}`)",
+        "one that leaves the marks of the answer to the model",
+        "Leave the thinking on and use --max-thinking 0, which closes every thinking "
+        "at once and begins the answer.",
     )
 
 
@@ -265,43 +305,71 @@ def _tells(rendered: str, tags: Tags) -> bool:
     )
 
 
-def _shown(tokenizer: ChatTokenizer, tags: Tags) -> Tags:
+def _shown(
+    tokenizer: ChatTokenizer, tags: Tags, fresh: Fresh, thoughts: Sequence[Thought]
+) -> Tags:
     """Return tags with what the template itself writes around a thought, or the usual.
 
     A thought of the last turn shows it; where that is dropped, the empty thinking
     that a switch writes does.
     """
-    around = _around(tokenizer, tags) or _closed(tokenizer, tags)
-    if around is None:
-        return tags
-    return tags._replace(open_template=around[0], end_template=around[1])
-
-
-def _around(tokenizer: ChatTokenizer, tags: Tags) -> tuple[str, str] | None:
-    """Return what the template writes before and after a thought of the last turn."""
-    chunk = {"type": "text", "text": _REPLY}
-    forms: tuple[dict[str, Any], ...] = (
-        {"reasoning_content": _THOUGHT, "content": _REPLY},
-        {"content": [{"type": "thinking", "thinking": _THOUGHT}, chunk]},
-        {
-            "content": [
-                {"type": "thinking", "thinking": [{"type": "text", "text": _THOUGHT}]},
-                chunk,
-            ]
-        },
+    written = _around(thoughts, tags)
+    around = (
+        (_opening(written.before, tags.open, fresh.tail), written.end)
+        if written is not None
+        else _closed(tokenizer, tags)
     )
-    for form in forms:
-        rendered = _tried(
-            tokenizer,
-            [_said("user", _USER), {"role": "assistant", **form}],
-            add_generation_prompt=False,
+    if around is not None:
+        tags = tags._replace(open_template=around[0], end_template=around[1])
+    return _answered(tokenizer, tags)
+
+
+def _answered(tokenizer: ChatTokenizer, tags: Tags) -> Tags:
+    """Return tags with what begins and ends the answer, as the template names it."""
+    # A comment is no part of what a model was taught.
+    source = _COMMENT.sub("", template_text(tokenizer))
+    for answer in ANSWERS:
+        begin, end = answer.begin.strip(), answer.end.strip()
+        if begin in source and end in source and begin not in tags.end_template:
+            lead, close, _ = tags.end_template.partition(tags.close)
+            tags = tags._replace(
+                end_template=lead + close + answer.begin, answer_end=answer.end
+            )
+    if tags.answer_end.strip() not in source:
+        tags = tags._replace(answer_end="")
+    behind = behind_reply(tokenizer)
+    rest = behind.removeprefix(tags.answer_end)
+    before, stop, _ = behind.partition(str(getattr(tokenizer, "eos_token", "")))
+    ended = end_token(tokenizer, rest, tags.end_template) is not None
+    if not ended and stop and before.strip():
+        return tags._replace(answer_end=before)
+    return tags
+
+
+def _around(thoughts: Sequence[Thought], tags: Tags) -> Thought | None:
+    """Return what stands around a thought in these tags, or None."""
+    return next(
+        (each for each in thoughts if tags.close in each.end and tags.open in each[0]),
+        None,
+    )
+
+
+def _written(thoughts: Sequence[Thought], fresh: Fresh) -> tuple[Tags, ...]:
+    """Return tags in which a template writes a thought, and that no table has.
+
+    They are marks and nothing else, behind what ends a fresh prompt or at its end.
+    """
+    found = []
+    for before, end in thoughts:
+        known = any(each.open in before and each.close in end for each in TAGS)
+        start = before.removeprefix(fresh.tail)
+        opening = (
+            start or (re.search(r"(<[^<>]+>|\[[^\[\]]+\])\s*$", before) or [""])[0]
         )
-        before, thought, after = (rendered or "").partition(_THOUGHT)
-        before = before.rpartition(_USER)[2]
-        end, reply, _ = after.partition(_REPLY)
-        if thought and reply and tags.close in end and tags.open in before:
-            return _opening(before, tags.open, _fresh(tokenizer).tail), end
-    return None
+        new = before.startswith(fresh.tail) and not known
+        if new and _MARK.fullmatch(opening) and _MARK.fullmatch(end):
+            found.append(Tags(opening.strip(), end.strip(), opening, end))
+    return tuple(found)
 
 
 def _opening(before: str, tag: str, prompt_end: str) -> str:
@@ -313,30 +381,23 @@ def _opening(before: str, tag: str, prompt_end: str) -> str:
 
 
 def _closed(tokenizer: ChatTokenizer, tags: Tags) -> tuple[str, str] | None:
-    """Return what stands around an empty thinking that a switch writes."""
+    """Return what stands around an empty thinking that a template or a switch writes.
+
+    Some close a thinking that they never open, which shows how a thinking ends too.
+    """
     for switch in (None, *_switches(tokenizer)):
         fresh = (
-            _fresh(tokenizer)
+            fresh_prompt(tokenizer)
             if switch is None
-            else _with(tokenizer, switch, switch.off)
+            else switched(tokenizer, switch, switch.off)
         )
-        _, opened, inside = (fresh.tail if fresh else "").rpartition(tags.open)
-        empty, closed, behind = inside.partition(tags.close)
-        if opened and closed and not empty.strip() and not behind.strip():
-            half = (len(empty) + 1) // 2
-            return tags.open + empty[:half], empty[half:] + tags.close + behind
+        before, closed, behind = (fresh.tail if fresh else "").rpartition(tags.close)
+        if not closed or behind.strip():
+            continue
+        _, opened, inside = before.rpartition(tags.open)
+        if not opened:
+            return tags.open_template, tags.close + behind
+        if not inside.strip():
+            half = (len(inside) + 1) // 2
+            return tags.open + inside[:half], inside[half:] + tags.close + behind
     return None
-
-
-def _tried(
-    tokenizer: ChatTokenizer, messages: list[dict[str, Any]], **how: Any
-) -> str | None:
-    """Render what some templates do not take; they still say where thinking starts."""
-    try:
-        return render(tokenizer, messages, **how)
-    except InputError:
-        return None
-
-
-def _said(role: str, content: str) -> dict[str, str]:
-    return {"role": role, "content": content}

@@ -1,11 +1,11 @@
 """How models mark their thinking, as data: tags, what stands around them, switches.
 
-What a template renders goes before everything here. The usual texts count only where
-a template shows none of its own, which is where it drops thoughts.
+The tables are in `thinking_formats.toml`; what a template renders goes before them.
 """
 
 import re
-from collections.abc import Mapping
+import tomllib
+from importlib.resources import files
 from typing import Any, Final, NamedTuple
 
 
@@ -16,6 +16,16 @@ class Tags(NamedTuple):
     close: str  # What closes it, "</think>".
     open_template: str  # What is usually written to open it, "<think>\n".
     end_template: str  # What usually stands between a thought and its answer.
+    answer_end: str = ""  # What ends the answer, where a template names it.
+    # Whether no switch turns it off, though one may change what is asked for.
+    always: bool = False
+
+
+class Answer(NamedTuple):
+    """Marks around an answer, behind the usual tags of thinking."""
+
+    begin: str  # What stands between the closing tag and the answer.
+    end: str  # What stands behind the answer.
 
 
 class Switch(NamedTuple):
@@ -24,6 +34,26 @@ class Switch(NamedTuple):
     name: str
     on: Any
     off: Any
+
+
+_TABLE: Final = tomllib.loads(
+    files(__package__).joinpath("thinking_formats.toml").read_text("utf-8")
+)
+TAGS: Final = tuple(Tags(**each) for each in _TABLE["formats"])
+"""Every known way to mark thinking, the usual one first."""
+ANSWERS: Final = tuple(Answer(**each) for each in _TABLE["answers"])
+"""Marks around answers. They count where a template names both."""
+_SWITCHES: Final = tuple(Switch(**each) for each in _TABLE["switches"])
+_SWITCH_NAME: Final = re.compile(r"\b\w*(?:think|reason)\w*\b", re.IGNORECASE)
+_NEGATIVE: Final = re.compile(
+    r"(?:^|_)(?:no|not|non|without|skip|hide|disable|disabled|omit)(?:_|$)"
+)
+_HTML: Final = frozenset(
+    "a article b body blockquote br center code details div doctype em footer form "
+    "h1 h2 h3 h4 h5 h6 head header hr html i img input label li link main meta nav ol "
+    "p pre script section small span strong style sub sup svg table tbody td th thead "
+    "title tr u ul video xml".split()
+)
 
 
 def tags_of(opening: str, closing: str) -> Tags:
@@ -45,71 +75,36 @@ def tags_of(opening: str, closing: str) -> Tags:
     )
     before = usual.open_template if opening == tag else opening
     after = usual.end_template if closing == end else closing
-    return Tags(tag, end, before, after)
+    return Tags(tag, end, before, after, usual.answer_end)
 
 
-def _on_lines(name: str) -> Tags:
-    return Tags(f"<{name}>", f"</{name}>", f"<{name}>\n", f"\n</{name}>\n\n")
+def switches(source: str) -> tuple[Switch, ...]:
+    """Return the switches that a template may have: of the table, and by their names.
+
+    `source`: Text of the template.
+    Returns: Variables of the table first, then any other that speaks of thinking or
+    reasoning; what they change has yet to be seen.
+    """
+    words = dict.fromkeys(_SWITCH_NAME.findall(source))
+    known = {each.name for each in _SWITCHES}
+    others = (
+        Switch(word, on := not _NEGATIVE.search(word), not on)
+        for word in words
+        if word not in known
+    )
+    return (*(each for each in _SWITCHES if each.name in words), *others)
 
 
-TAGS: Final = (
-    *map(_on_lines, ("think", "thinking", "thought", "reasoning")),
-    *map(_on_lines, ("seed:think", "mm:think", "think:opensource")),
-    Tags("[THINK]", "[/THINK]", "[THINK]", "[/THINK]"),
-    Tags(
-        "<|channel|>analysis<|message|>",
-        "<|channel|>final<|message|>",
-        "<|channel|>analysis<|message|>",
-        "<|end|><|start|>assistant<|channel|>final<|message|>",
-    ),
-    Tags("<|channel>thought", "<channel|>", "<|channel>thought\n", "\n<channel|>"),
-    Tags(
-        "<|START_THINKING|>",
-        "<|END_THINKING|>",
-        "<|START_THINKING|>",
-        "<|END_THINKING|><|START_RESPONSE|>",
-    ),
-    Tags(
-        "Here are my reasoning steps:",
-        "[BEGIN FINAL RESPONSE]",
-        "Here are my reasoning steps:\n",
-        "\n[BEGIN FINAL RESPONSE]\n",
-    ),
-)
-"""Every known way to mark thinking, the usual one first."""
-SWITCHES: Final = (
-    Switch("enable_thinking", True, False),
-    Switch("thinking", True, False),
-    Switch("enable_reasoning", True, False),
-    Switch("think", True, False),
-    Switch("reasoning", True, False),
-    Switch("thinking_mode", "on", "off"),
-    Switch("thinking_budget", -1, 0),
-    Switch("reasoning_effort", "high", "none"),
-)
-"""Known switches. A template has one if its two settings render differently."""
-_THINKERS: Final[Mapping[str, str]] = {
-    r"deepseek[-_]r1|r1[-_]distill|qwq[-_]32b": "<think>",
-    r"phi-4-(mini-)?(flash-)?reasoning|deephermes-3": "<think>",
-    r"qwen3[\w.-]*-thinking|olmo-3[\w.-]*-think": "<think>",
-    r"exaone-deep": "<thought>",
-    r"magistral|ministral-3[\w.-]*-reasoning": "[THINK]",
-}
-"""Models that think although their template may have no word of it, by their name."""
-HTML: Final = frozenset(
-    "a article b body blockquote br center code details div doctype em footer form "
-    "h1 h2 h3 h4 h5 h6 head header hr html i img input label li link main meta nav ol "
-    "p pre script section small span strong style sub sup svg table tbody td th thead "
-    "title tr u ul video xml".split()
-)
-"""Tags with which an answer may begin that is a page, and no thinking."""
+def is_html(tag: str) -> bool:
+    """Return whether an answer may begin with a tag because it is a page."""
+    return tag.strip("<|>").lower() in _HTML
 
 
 def named_thinker(name: str) -> Tags | None:
     """Return the tags of a model that is known to think, by its name; else None."""
     path = re.split(r"[/\\]", name.lower().rstrip("/\\"))
     parts = [*path[-2:], *(part for part in path if part.startswith("models--"))]
-    for pattern, opening in _THINKERS.items():
-        if any(re.search(pattern, part) for part in parts):
-            return next(each for each in TAGS if each.open == opening)
+    for thinker in _TABLE["thinkers"]:
+        if any(re.search(thinker["name"], part) for part in parts):
+            return next(each for each in TAGS if each.open == thinker["open"])
     return None

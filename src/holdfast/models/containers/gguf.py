@@ -60,7 +60,7 @@ class _Header(NamedTuple):
     """What a file says of itself before any of its weights is read."""
 
     metadata: Mapping[str, Any]
-    shapes: Mapping[str, tuple[int, ...]]
+    sizes: Mapping[str, int]  # Number of weights of each tensor.
     frequencies: Tensor | None  # Divisors of the rotary frequencies.
 
     @property
@@ -181,25 +181,26 @@ def _expand(
 
 
 def _read_header(file: Path) -> _Header:
-    from transformers.integrations.gguf import reader
+    from gguf import GGUFReader
+    from transformers.integrations.gguf.reader import read_gguf_metadata
 
     with library_errors(
         InputError,
         f"a GGUF file in {file}",
         "Download it again; several parts are joined with `llama-gguf-split --merge`.",
     ):
-        metadata, _ = reader.read_gguf_metadata(str(file))
-        found = reader.GgufHeader.from_file(str(file))
+        metadata, _ = read_gguf_metadata(str(file))
         if int(metadata.get("split.count") or 0) > 1:
             raise ValueError("one part of several")
-        end = max(each.offset + each.nbytes for each in found.tensors)
-        if file.stat().st_size < found.data_start + end:
+        found = GGUFReader(file).tensors
+        if file.stat().st_size < max(each.data_offset + each.n_bytes for each in found):
             raise ValueError("a file that was cut short")
-        shapes = {each.name: tuple(each.shape) for each in found.tensors}
-        frequencies = None
-        if _FREQUENCIES in shapes:
-            frequencies = reader.load_gguf_state_dict(found)[_FREQUENCIES][...]
-    return _Header(metadata, shapes, frequencies)
+        sizes = {each.name: int(each.n_elements) for each in found}
+        frequencies = next(
+            (torch.tensor(each.data) for each in found if each.name == _FREQUENCIES),
+            None,
+        )
+    return _Header(metadata, sizes, frequencies)
 
 
 def _config(file: Path, header: _Header) -> Any:
@@ -253,7 +254,7 @@ def _stretch(file: Path, header: _Header, rotary: dict[str, Any]) -> None:
         if key.startswith("scaling.") and value not in (None, 0, 0.0)
     }
     kind = scaling.get("type", "none")
-    if any(name.startswith("rope_factors") for name in header.shapes):
+    if any(name.startswith("rope_factors") for name in header.sizes):
         raise _unreadable(file, "rotary factors for short and long texts")
     if header.frequencies is not None:
         rotary.update(_llama3(file, header.frequencies, float(rotary["rope_theta"])))
@@ -307,8 +308,8 @@ def _model(file: Path, header: _Header, config: Any) -> Any:
         header.metadata.get(f"{header.architecture}.nextn_predict_layers") or 0
     )
     held = sum(
-        math.prod(shape)
-        for name, shape in header.shapes.items()
+        size
+        for name, size in header.sizes.items()
         if name != _FREQUENCIES and _block(name) < first
     )
     weights = {each.data_ptr(): each.numel() for each in model.state_dict().values()}
@@ -371,7 +372,7 @@ def _drop_tokens(directory: Path, n_tokens: int) -> None:
 
 def _tell(file: Path, header: _Header, directory: Path) -> None:
     """Say what is done once, and for how long; refuse it where there is no room."""
-    size = 4 * sum(map(math.prod, header.shapes.values()))
+    size = 4 * sum(header.sizes.values())
     place = next(each for each in directory.parents if each.exists())
     free = shutil.disk_usage(place).free
     if free < size:

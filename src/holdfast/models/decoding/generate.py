@@ -195,8 +195,10 @@ def _rules(
             f"none with {adapter.identity.model_id}",
             "Give `adapt` the tokenizer of the model.",
         )
-    thinking = None if thinking_done else adapter.thinking
-    return StoppingRules(adapter.tokenizer, thinking, sampling, stops)
+    thinking = adapter.thinking
+    ends = "" if thinking is None else thinking.answer_end
+    thinking = None if thinking_done else thinking
+    return StoppingRules(adapter.tokenizer, thinking, sampling, stops, ends)
 
 
 def _job(

@@ -7,6 +7,7 @@ change it. Token ids in, a frozen completion out.
 from collections import deque
 from dataclasses import dataclass, field, replace
 from functools import cached_property
+from itertools import accumulate
 from math import isnan
 from typing import Any, Literal, NamedTuple
 
@@ -14,7 +15,13 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from holdfast.data.chat.conversation import Spans, completion_spans
+from holdfast.data.chat.conversation import (
+    Spans,
+    answer_stop,
+    completion_spans,
+    end_is_open,
+    token_texts,
+)
 from holdfast.data.chat.thinking import ThinkingFormat
 from holdfast.models.decoding.steps import Trace
 from holdfast.models.finite import not_finite
@@ -66,9 +73,9 @@ class Completion:
     # Prompt, and all that follows it, forced tokens and the stop token included.
     token_ids: tuple[int, ...]
     # Regions of `token_ids`, as `data.conversation.completion_spans` draws them; a stop
-    # token at the end belongs to none. A model without a thinking format has empty
-    # thinking. Thinking that never ended reaches to the end, and end template and
-    # answer are empty.
+    # token or marks that end the answer belong to none. A model without a thinking
+    # format has empty thinking. Thinking that never ended reaches to the end, and end
+    # template and answer are empty.
     spans: Spans
     thinking: str  # Text of the thinking, without tags.
     answer: str  # Text of the answer.
@@ -108,9 +115,10 @@ class StoppingRules:
     thinking: ThinkingFormat | None  # Its thinking format, or None.
     sampling: Sampling  # Limits on tokens.
     stop_ids: frozenset[int]  # Tokens that end a row.
-    _ends_tag: dict[int, bool] = field(default_factory=dict)
+    answer_end: str = ""  # Marks that end an answer, and with it a row; "" for none.
+    _ends_mark: dict[tuple[int, str], bool] = field(default_factory=dict)
     # Rows with one draft end their thinking in the same tokens.
-    _spans: dict[tuple[int, ...], Spans] = field(default_factory=dict)
+    _spans: dict[tuple[int, ...], tuple[Spans, bool]] = field(default_factory=dict)
 
     @cached_property
     def template_ids(self) -> tuple[int, ...]:
@@ -150,22 +158,34 @@ class StoppingRules:
     @property
     def window(self) -> int:
         """Tokens from the end that hold the closing tag and what leads to it."""
-        # A token has at least one byte, and tags and their white space are ASCII.
-        return 0 if self.thinking is None else len(self.thinking.end_template) + 1
+        # A token has at least one byte.
+        return 0 if self.thinking is None else _bytes(self.thinking.end_template) + 1
 
     def closes(self, tail: list[int]) -> bool:
         """Return whether the last of these tokens completes the closing tag."""
-        if self.thinking is None:
-            return False
-        last = tail[-1]
-        if last not in self._ends_tag:
-            self._ends_tag[last] = self.thinking.close[-1] in self.text([last])
-        return self._ends_tag[last] and self.thinking.close in self.text(tail)
+        return self.thinking is not None and self._completes(tail, self.thinking.close)
 
-    def spans(self, tail: tuple[int, ...]) -> Spans:
-        """Return the regions of tokens around the end of the thinking."""
-        if tail not in self._spans:
-            self._spans[tail] = completion_spans(self.tokenizer, tail, 0, self.thinking)
+    def ends_answer(self, tail: list[int]) -> bool:
+        """Return whether the last of these tokens completes what ends the answer."""
+        mark = self.answer_end.strip()
+        return bool(mark) and self._completes(tail[-_bytes(mark) - 1 :], mark)
+
+    def _completes(self, tail: list[int], mark: str) -> bool:
+        key = tail[-1], mark[-1]
+        if key not in self._ends_mark:
+            self._ends_mark[key] = mark[-1] in self.text([tail[-1]])
+        return self._ends_mark[key] and mark in self.text(tail)
+
+    def spans(self, tail: tuple[int, ...]) -> tuple[Spans, bool]:
+        """Return the regions of tokens around the end of the thinking.
+
+        Returns: The regions, and whether what comes next can no longer change them.
+        """
+        if self.thinking is not None and tail not in self._spans:
+            spans = completion_spans(self.tokenizer, tail, 0, self.thinking)
+            goes_on = end_is_open(self.text(list(tail)), self.thinking)
+            begun = spans.end_template[1] < len(tail)
+            self._spans[tail] = spans, begun and not goes_on
         return self._spans[tail]
 
     def text(self, token_ids: list[int], *, special: bool = True) -> str:
@@ -177,6 +197,10 @@ class StoppingRules:
                 clean_up_tokenization_spaces=False,
             )
         )
+
+
+def _bytes(text: str) -> int:
+    return len(text.encode())
 
 
 class GenerationState:
@@ -195,7 +219,7 @@ class GenerationState:
         self._queue: deque[int] = deque()
         self._template: tuple[int, int] | None = None
         self._tail_start = 0
-        self._settled = False
+        self._settled = self._ended = False
         self._gap = self._margin = float("inf")
         if rules.thinking is None:
             self._template, self._settled = (self.n_prompt, self.n_prompt), True
@@ -237,17 +261,19 @@ class GenerationState:
 
     def complete(self) -> Completion:
         """Return the row as a frozen completion."""
-        stop = len(self.token_ids) - (self.finish == "stop")
-        n_prompt = self.n_prompt
+        rules, n_prompt = self._rules, self.n_prompt
+        stop = len(self.token_ids) - (self.finish == "stop" and not self._ended)
         start, end = self._template or (stop, stop)
+        answer = rules.text(self.token_ids[end:stop], special=False)
+        if self._ended:
+            stop, answer = self._without_end(end, answer)
         spans = Spans((0, n_prompt), (n_prompt, start), (start, end), (end, stop))
-        rules = self._rules
         return Completion(
             index=self.index,
             token_ids=tuple(self.token_ids),
             spans=spans,
             thinking=rules.text(self.token_ids[n_prompt:start], special=False),
-            answer=rules.text(self.token_ids[end:stop], special=False),
+            answer=answer,
             finish="stop" if self.finish == "stop" else "length",
             forced_close=self.forced_close,
             closed=self._template is not None,
@@ -269,26 +295,49 @@ class GenerationState:
             self._force()
 
     def _force(self) -> None:
-        start = len(self.token_ids)
-        self._queue.extend(self._rules.template_ids)
-        self._template = (start, start + len(self._queue))
+        template = self._rules.template_ids
+        # A closing tag of several tokens may have been begun, and is then finished.
+        written = tuple(self.token_ids[self.n_prompt :])
+        begun = range(min(len(template), len(written)), 0, -1)
+        n = next((n for n in begun if written[-n:] == template[:n]), 0)
+        n = n if self._rules.text(list(template[:n])).strip() else 0
+        start = len(self.token_ids) - n
+        self._queue.extend(template[n:])
+        self._template = (start, start + len(template))
         self.forced_close = self._settled = True
 
     def _answer(self) -> None:
         if not self._settled:
             self._draw_template()
         _, end = self._template or (0, 0)
-        if len(self.token_ids) - end >= self._rules.sampling.max_answer:
+        if self._settled and self._rules.ends_answer(self.token_ids[end:]):
+            self.finish, self._ended = "stop", True
+        elif len(self.token_ids) - end >= self._rules.sampling.max_answer:
             self.finish = "length"
+
+    def _without_end(self, end: int, answer: str) -> tuple[int, str]:
+        """Return where the marks that end the answer begin, and the text before them.
+
+        `answer`: Text of the answer with those marks, where they are no special tokens.
+        """
+        mark, tail = self._rules.answer_end, self.token_ids[end:]
+        texts = token_texts(self._rules.tokenizer, tail)
+        starts = [0, *accumulate(map(len, texts))]
+        at = answer_stop("".join(texts), mark) or 0
+        # A token that holds the last of the answer is answer.
+        n = next(i for i, start in enumerate(starts) if start >= at)
+        shown = answer_stop(answer, mark)
+        if shown is None:
+            return end + n, self._rules.text(tail[:n], special=False)
+        return end + n, answer[:shown]
 
     def _draw_template(self) -> None:
         # White space after the tag may still belong to the template, until a token
         # has come that does not.
         offset = self._tail_start
-        spans = self._rules.spans(tuple(self.token_ids[offset:]))
+        spans, self._settled = self._rules.spans(tuple(self.token_ids[offset:]))
         start, end = spans.end_template
         self._template = (offset + start, offset + end)
-        self._settled = spans.answer[0] < spans.answer[1]
 
 
 class Chosen(NamedTuple):

@@ -12,6 +12,7 @@ from holdfast.data.chat.thinking import configure, thinking_format
 from holdfast.data.chat.thinking_formats import named_thinker
 from holdfast.errors import AdapterError, ModelError, SettingsError
 from holdfast.models.containers.kept import kept, machine
+from holdfast.models.containers.placement import BALANCED, SPREAD, balanced
 from holdfast.models.finite import check_numbers
 from holdfast.models.library import library_errors
 from holdfast.models.loading.checkpoint import Checkpoint
@@ -29,6 +30,8 @@ LENGTH_DEPENDENT_ROPE = frozenset({"dynamic", "longrope"})
 def choose_device(name: str) -> torch.device:
     """Return a device by name; "auto" takes CUDA, else MPS, else the CPU.
 
+    "balanced" spreads a model over all GPUs (see `models.containers.placement`).
+
     Raises:
         SettingsError: If it is not to be had.
     """
@@ -36,12 +39,16 @@ def choose_device(name: str) -> torch.device:
         if torch.cuda.is_available():
             return torch.device("cuda")
         return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
+    if name == BALANCED:
+        return balanced()
     try:
         device = torch.device(name)
+        if device == SPREAD:
+            raise RuntimeError("nothing runs there")
         torch.empty(0, device=device)
     except (RuntimeError, AssertionError, NotImplementedError) as error:
         raise SettingsError(
-            "a device of this machine, such as cpu, cuda or mps",
+            "a device of this machine, such as cpu, cuda, cuda:1, mps or balanced",
             f"{name} ({str(error).splitlines()[0]})",
             "Choose another --device, or leave it at auto.",
         ) from error
@@ -132,8 +139,9 @@ def _check_template(tokenizer: Any, model_id: str) -> None:
         raise ModelError(
             f"a chat template with {model_id}",
             "none",
-            "Use the chat or instruct version of the model, or add its "
-            "chat_template.jinja to the directory.",
+            "A base model has none: use its chat or instruct version. Else put the "
+            "chat_template.jinja that it was trained with into the directory, or "
+            "beside its GGUF file.",
         )
 
 

@@ -19,6 +19,7 @@ from holdfast.data.chat.rendering import template_sha256
 from holdfast.errors import InputError, ModelError
 from holdfast.models.containers import gguf
 from holdfast.models.containers.kept import kept
+from holdfast.models.containers.placement import device_map, tell_places
 from holdfast.models.containers.quantised import all_tensors, is_packed, settle
 from holdfast.models.library import library_errors, quietly
 from holdfast.models.loading.checkpoint import Checkpoint
@@ -77,7 +78,28 @@ def read_tokenizer(checkpoint: Checkpoint, *, native_class: str | None = None) -
         tokenizer = kind.from_pretrained(directory, local_files_only=True, **answers)
         # Settings of a wrong kind are kept as they are, and fail on the first text.
         tokenizer.decode(tokenizer("A word.", verbose=False)["input_ids"])
+    _check_second(directory, tokenizer)
     return tokenizer
+
+
+def _check_second(directory: Path, tokenizer: Any) -> None:
+    """Refuse a second vocabulary that gives tokens other numbers than the one read."""
+    path = directory / "vocab.json"
+    if not (directory / "tokenizer.json").is_file() or not path.is_file():
+        return
+    known = tokenizer.get_vocab()
+    other = [
+        token
+        for token, number in read_config(path).items()
+        if known.get(token) != number
+    ]
+    if other:
+        raise InputError(
+            f"one tokenizer in {directory}",
+            f"tokenizer.json and, beside it, a {path.name} of another: {len(other)} "
+            f"tokens have other numbers, such as {other[0]!r}",
+            "Remove the files of the one that is not the model's.",
+        )
 
 
 def tokenizer_file(checkpoint: Checkpoint) -> Path:
@@ -150,8 +172,7 @@ def read_model(
     ):
         _check_sizes(checkpoint, kind, settings or {})
         packed = checkpoint.quantised is not None
-        # Packed weights do not all go from one device to another.
-        place = {"device_map": {"": device}} if packed else {}
+        places = device_map(device, packed=packed)
         model, info = kind.from_pretrained(
             checkpoint.directory,
             dtype=dtype,
@@ -159,11 +180,14 @@ def read_model(
             output_loading_info=True,
             local_files_only=True,
             ignore_mismatched_sizes=True,
-            **place,
+            **places,
             **(settings or {}),
         )
         _check_complete(checkpoint, info)
-        return settle(model, dtype) if packed else model.to(device)
+        tell_places(model)
+        if packed:
+            return settle(model, dtype)
+        return model if places else model.to(device)
 
 
 def _check_settings(checkpoint: Checkpoint) -> None:
