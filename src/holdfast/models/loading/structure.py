@@ -204,10 +204,12 @@ class _Layer:
         self.whole = whole[0]
         shape = self.whole.entering.shape
         # Hooks see a part when it returns, so parts stand in the order of their ends.
+        # Experts may return tokens without the axis of examples, which is one here.
         self.parts = [
-            call
+            call if call.leaving.shape == shape else call._replace(leaving=wide[None])
             for call in calls
-            if call.name and "." not in call.name and call.leaving.shape == shape
+            if call.name and "." not in call.name
+            if (wide := call.leaving).shape in (shape, shape[1:])
         ]
         self.within = [call for call in calls if "." in call.name]
         # In 16 bits every product is rounded, and so is what is solved from them.
