@@ -15,10 +15,14 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import torch
 from commands import outcome
 from experiment import write_record
 
 from holdfast.cliff.groups import COMPLIED, read_group, scores_from_table
+from holdfast.dynamics.rows import LOGIT, is_held_out, read_signal
+from holdfast.dynamics.trajectories import internal_recovery
+from holdfast.heads.ranking import count_heads
 from holdfast.rollout.rows import from_table, held_out
 from holdfast.rollout.settings import TraceSettings
 from holdfast.stats.rates import clustered_mean
@@ -28,6 +32,7 @@ from holdfast.study.figures import figure_of, generator
 ROOT = Path(__file__).parents[1]
 FRACTIONS = (0.01, 0.03, 0.1)
 PROMPT = ("--system-prompt", "You are a helpful assistant.")
+WIDE = 0.2
 ROLES = ("harmful", "wrapped", "benign", "benign_wrapped", "safe_lookalike", "second")
 Found = dict[str, Any]
 
@@ -114,8 +119,6 @@ def ten(directory: Path) -> Found:
             "n": 0,
             "reason": "no complied answer thinks long enough",
         }
-    import torch
-
     values = torch.tensor([fall for fall, _ in falls], dtype=torch.float64)
     requests = [request for _, request in falls]
     return figure_of(clustered_mean(values, requests, generator(0, "ten")))
@@ -127,7 +130,7 @@ def by_share(found: Found) -> Found:
     total = sparse.get("n_total", 0)
     made: Found = {}
     for share in FRACTIONS:
-        n_heads = max(1, math.ceil(share * total))
+        n_heads = count_heads(share, total)
         for each in found.get("conditions", ()):
             if (each.get("condition"), each.get("n_heads")) == ("top", n_heads):
                 made[f"{share:g}"] = dict(each)
@@ -213,12 +216,8 @@ def dynamics(subject: Subject) -> Found:
         time = ("--steps", size("POINTS", 32), "--time", "fraction")
         anchors = ("--min-anchors", size("ANCHORS", 20))
         signal = subject.do(f"signal-{name}", "signal", study, *time, *anchors)
-        groups = signal["found"].get("groups", {})
-        recovered = groups.get("attack_refused", {}).get("recovered_below_0.5")
-        if recovered is not None:
-            made["found"]["recovered"] = recovered
-        elif signal["status"]:
-            made["found"]["recovered"] = {"value": None, "reason": signal["said"]}
+        said = {"value": None, "n": 0, "reason": signal["said"]}
+        made["found"]["recovered"] = said if signal["status"] else recovered(study)
     one, other = (found[name]["found"] for name in samplings)
     refused = [each["outcomes"]["wrapped"]["refused"] for each in (one, other)]
     success = [each["attack_success"]["wrapped"] for each in (other, one)]
@@ -227,6 +226,17 @@ def dynamics(subject: Subject) -> Found:
         "attack_success": difference(*success),
     }
     return found | {"samplings": {"status": 0, "found": figures}}
+
+
+def recovered(directory: Path) -> Found:
+    """Return the internal recovery rate of harmful requests, refused or not."""
+    signal = read_signal(Study.open(directory))
+    attacks = signal.filter(
+        lambda row: row.label == "harmful" and is_held_out(row, signal.taken)
+    )
+    compliance = torch.sigmoid(attacks.channels[LOGIT])
+    draws = generator(0, "recovered")
+    return figure_of(internal_recovery(compliance, attacks.requests, draws))
 
 
 def difference(first: Found, second: Found) -> Found:
@@ -256,7 +266,9 @@ def judged(claim: Mapping[str, Any], figure: Found | None) -> str:
         return "cannot be said"
     low, high, bound = figure["low"], figure["high"], claim.get("bound", 0.0)
     if claim["holds"] == "near":
-        return "holds" if low <= bound <= high else "fails"
+        # A wide interval holds every number, and says nothing.
+        narrow = "holds" if high - low <= WIDE else "cannot be said"
+        return narrow if low <= bound <= high else "fails"
     if claim["holds"] == "at_most":
         low, high, bound = -high, -low, -bound
     # Above 0 is strictly so; a bound may be reached.

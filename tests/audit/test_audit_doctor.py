@@ -73,3 +73,26 @@ def test_doctor_on_a_refused_family_has_no_table(thinker, tmp_path, capsys):
     captured = capsys.readouterr()
     assert captured.out == ""
     assert "`bert`" in captured.err
+
+
+def test_doctor_measures_a_model_without_a_chat_template(thinker, tmp_path, capsys):
+    model = tmp_path / "base"
+    shutil.copytree(thinker, model, ignore=shutil.ignore_patterns("*.jinja"))
+    settings = json.loads((model / "tokenizer_config.json").read_text())
+    settings.pop("chat_template", None)
+    (model / "tokenizer_config.json").write_text(json.dumps(settings))
+    assert run(["doctor", str(model), "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    holds = {tier: each["holds"] for tier, each in found["tiers"].items()}
+    assert holds == {"text": False, "states": True, "heads": True}
+    assert "chat_template.jinja" in found["tiers"]["text"]["reason"]
+    assert found["model"]["thinking"] is None
+    assert run(["doctor", str(model)]) == 0
+    shown = " ".join(capsys.readouterr().out.split())
+    assert "Not good for rollout, evaluate" in shown
+    assert "Good for: heads, ablate" in shown
+    prompts = tmp_path / "prompts.txt"
+    prompts.write_text("Say a word.\n")
+    words = ["rollout", str(model), "--benign", str(prompts)]
+    assert run([*words, "-o", str(tmp_path / "s")]) == 3
+    assert "a chat template with" in capsys.readouterr().err

@@ -11,7 +11,7 @@ from holdfast.cli.verbs import app
 
 SRC = Path(__file__).parents[2] / "src" / "holdfast"
 FLAG = re.compile(r"(?<![\w-])--[a-z][a-z0-9-]*[a-z0-9]")
-OTHERS = ("hf download", "lm-eval --", "--model holdfast/", "gguf-split --", "for vLLM")
+OTHERS = ("hf download", "lm-eval --", "--model holdfast/", "gguf-split --", "-rank ")
 """What a text holds that names the command of another program."""
 
 OWN = {"judges": ("audit", "rollout", "ablate", "evaluate", "judge", "select")}

@@ -3,6 +3,7 @@
 What must be found in each was written by hand, in `templates/published.toml`.
 """
 
+import re
 import tomllib
 from dataclasses import replace
 from functools import cache
@@ -19,6 +20,7 @@ from tokenizers import (
 )
 from transformers import PreTrainedTokenizerFast
 
+import holdfast
 import tiny_thinker
 from holdfast import adapt
 from holdfast.data.chat.conversation import (
@@ -28,7 +30,13 @@ from holdfast.data.chat.conversation import (
 )
 from holdfast.data.chat.rendering import Rendering, render
 from holdfast.data.chat.template import prompt_token_ids, render_prompt
-from holdfast.data.chat.thinking import configure, thinking_format, turn_end
+from holdfast.data.chat.thinking import (
+    configure,
+    require_known_format,
+    thinking_format,
+    turn_end,
+)
+from holdfast.data.pool import split_thought
 from holdfast.errors import HoldfastError, ThinkingFormatError
 from holdfast.finetune.material import last_token
 from holdfast.finetune.targets import example, shown
@@ -60,7 +68,8 @@ FORCED = (
     "kimi-k3-0",
     "solar-open-0",
     "apriel-0",
-    "apertus-0",
+    "apertus-1",
+    "command-r7b-1",
 )
 
 
@@ -275,3 +284,46 @@ def test_a_user_s_system_message_that_is_dropped_is_said():
     fmt = thinking_format(made)
     with pytest.raises(HoldfastError, match="keeps the system message"):
         render_prompt(made, "Wave.", system_prompt="Be kind.", thinking=fmt)
+
+
+@pytest.mark.parametrize(("template", "case"), THINKING)
+def test_rows_of_a_pool_are_read_in_every_format(template, case):
+    fmt = thinking_format(tokenizer_of(template, case))
+    text = f"{fmt.open_template}Hm.{fmt.end_template}Hi.{fmt.answer_end}"
+    found = split_thought(text)
+    if "that-no-table-has" in template["id"]:
+        assert found == (None, text, None)
+    else:
+        assert found == ("Hm.", "Hi.", None)
+
+
+def test_a_thought_is_never_rendered_by_a_template_but_to_look_at_it():
+    # A template may drop it, close it or open it twice; regions are put together here.
+    source = Path(holdfast.__file__).parent
+    renders = {
+        path.relative_to(source).as_posix()
+        for path in source.rglob("*.py")
+        if re.search(r"\.apply_chat_template\(", path.read_text("utf-8"))
+    }
+    assert renders == {"data/chat/rendering.py", "judges/guard.py"}
+    assert not any(
+        re.search(r"continue_final_message\s*=", path.read_text("utf-8"))
+        for path in source.rglob("*.py")
+    )
+
+
+def test_most_first_answers_tell_a_thinker_that_no_table_has():
+    thought, plain = ("Hi?", "<think>\nHm."), ("Hi?", "Sure.")
+    require_known_format(None, [thought, plain, plain])
+    require_known_format(None, [("Hi?", "<plan>Hm.")] * 2)
+    require_known_format(None, [])
+    for tag, close in (("<think>", "</think>"), ("[THINK]", "[/THINK]")):
+        begun = [("Hi?", f"{tag}Hm."), ("Hi?", f" {tag}Hm."), plain]
+        with pytest.raises(ThinkingFormatError) as caught:
+            require_known_format(None, begun)
+        assert f"--thinking-tags '{tag}' '{close}'" in str(caught.value)
+        # Whoever asks for the tag is given it.
+        require_known_format(None, [(f"Use {tag} first.", f"{tag}Hm.")] * 3)
+    template = next(each for each in PUBLISHED if each["id"] == "qwen3")
+    known = thinking_format(tokenizer_of(template, template["case"][0]))
+    require_known_format(known, [thought, thought])

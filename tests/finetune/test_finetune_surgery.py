@@ -169,10 +169,11 @@ def test_layers_that_are_not_named_do_not_count():
     assert number(ends) == pytest.approx((each[0] + each[2]) / 2, rel=1e-4)
     everywhere = number(term(context, SurgeryOptions(weight=1.0, batch=2))[0])
     assert everywhere == pytest.approx(sum(each) / 3, rel=1e-4)
-    assert chosen_layers("0-2, 5", 6) == [0, 1, 2, 5]
+    assert chosen_layers("0-2, 5", range(6)) == [0, 1, 2, 5]
+    assert chosen_layers("all", (1, 3)) == [1, 3]
     for wrong in ("3", "a", "1-", "2-1", "0,,1", "-1"):
-        with pytest.raises(SettingsError, match="from 0 to 2"):
-            chosen_layers(wrong, 3)
+        with pytest.raises(SettingsError, match="of 0 to 2"):
+            chosen_layers(wrong, range(3))
 
 
 def test_steps_between_two_with_the_term_have_none():

@@ -2,6 +2,7 @@
 
 import json
 import math
+import re
 import shutil
 from importlib import import_module
 from pathlib import Path
@@ -73,7 +74,14 @@ def test_a_full_run_writes_a_stock_model_that_has_learnt(
     flags = ["--method", "full", "--steps", "30", "--loss", "template"]
     flags += ["--benign", str(data / "benign.jsonl"), "--benign-ratio", "0.5"]
     assert finetune(thinker, data, output, *flags) == 0
-    printed = json.loads(capsys.readouterr().out)
+    told = capsys.readouterr()
+    # What carries no loss and what does, as the model is given it, once.
+    (masked,) = re.findall("The first row, masked: +(.*)", told.err)
+    (trained,) = re.findall("The first row, trained: +(.*)", told.err)
+    assert masked.startswith("'<|begin|><|user|>")
+    assert trained.startswith(r"'\n</think>\n\n")
+    assert trained.endswith("<|end|>'")
+    printed = json.loads(told.out)
     assert printed == record(output)
     assert printed["data"]["data"]["used"] == 24
     assert printed["data"]["benign"]["used"] == 12

@@ -278,11 +278,6 @@ GPT_OSS = {"num_local_experts": 2, "num_experts_per_tok": 1, "head_dim": 8}
     [
         ("Gemma2Config", GEMMA2, "`gemma2`.*caps the scores"),
         ("GptOssConfig", GPT_OSS, "`gpt_oss`.*learned sink"),
-        (
-            "Qwen3NextConfig",
-            {"num_experts": 2, "num_experts_per_tok": 1, "moe_intermediate_size": 8},
-            "`qwen3_next`.*linear_attention",
-        ),
         ("GPTJConfig", {"rotary_dim": 4}, "`gptj`.*no scaled dot-product"),
     ],
 )

@@ -26,7 +26,9 @@ from holdfast.errors import (
 )
 from holdfast.models.containers import gguf as containers
 from holdfast.models.containers import kept as keeping
+from holdfast.models.export import baking
 from holdfast.models.hidden_states import final_states
+from holdfast.models.interventions import HeadEdit, head_factors, scale_heads
 from holdfast.models.loading.causal import adapt, load
 from holdfast.models.loading.checkpoint import find_checkpoint
 from holdfast.models.loading.load import fingerprint_source
@@ -90,6 +92,20 @@ def test_a_file_is_its_twin_in_safetensors_and_is_expanded_once(
     # What reads it anew is a plain checkpoint, without any of this.
     plain = transformers.AutoModelForCausalLM.from_pretrained(copy, dtype="float32")
     assert torch.equal(plain.lm_head.weight, tiny().lm_head.weight)
+
+
+def test_an_adapter_over_a_file_names_it_and_not_its_copy(write, tmp_path):
+    file = write()
+    adapter = load(file)
+    edit = HeadEdit(head_factors(adapter, [(0, 1)]))
+    off = tmp_path / "off"
+    with baking(adapter, edit, off, provenance={}, form="adapter"):
+        pass
+    named = json.loads((off / "adapter_config.json").read_text())
+    assert named["base_model_name_or_path"] == f"../files/{file.name}"
+    with scale_heads(adapter, edit):
+        expected = final_states(adapter, SEQUENCES)
+    assert torch.equal(final_states(load(off), SEQUENCES), expected)
 
 
 def test_packed_weights_have_the_values_that_the_format_says(write, tokenizer):

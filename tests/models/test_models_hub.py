@@ -77,6 +77,12 @@ def _hub_with(monkeypatch, directory, files=("config.json", "model.safetensors")
     return fetched
 
 
+def test_a_hub_model_of_gguf_files_alone_says_how_to_fetch_one(monkeypatch, tmp_path):
+    _hub_with(monkeypatch, tmp_path, ("model.Q4_K.gguf", "model.Q8_0.gguf"))
+    with pytest.raises(InputError, match=r"hf download owner/name model\.Q4_K\.gguf"):
+        load("owner/name")
+
+
 def test_a_hub_model_is_pinned_to_its_commit(monkeypatch, saved):
     fetched = _hub_with(monkeypatch, saved)
     adapter = load("owner/name")

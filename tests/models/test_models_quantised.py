@@ -165,6 +165,17 @@ def test_a_copy_of_expanded_blocks_is_another_model_and_is_refused(fp8, tmp_path
         require_savable(model, checkpoint.quantised)
 
 
+def test_training_whole_weights_is_refused_before_it_begins(fp8, tmp_path):
+    from holdfast.finetune.settings import Recipe
+    from holdfast.finetune.trainer import train
+
+    adapter = load(fp8[0])
+    told = {"fingerprint": "", "told": lambda *_: None}
+    for recipe, whole in ((Recipe(method="full"), False), (Recipe(), True)):
+        with pytest.raises(ModelError, match=r"quantised by fp8.*Write an adapter"):
+            train(adapter, [], recipe, tmp_path, whole=whole, **told)
+
+
 def test_a_plain_model_may_be_saved(plain):
     model, _, checkpoint = opened(plain)
     require_savable(model, checkpoint.quantised)

@@ -4,7 +4,13 @@ import torch
 from holdfast.errors import InputError
 from holdfast.models.loading.causal import adapt
 from holdfast.models.sink_mass import read_sinks
-from tiny_models import HEADS, LAYERS, random_sequences, tiny_model
+from tiny_models import (
+    HEADS,
+    LAYERS,
+    random_sequences,
+    tiny_model,
+    tiny_of_every_kind,
+)
 
 SEQUENCES = random_sequences([7, 19, 12, 2])
 
@@ -58,3 +64,23 @@ def test_a_start_for_each_text_and_texts_that_fit(adapter):
         read_sinks(adapter, SEQUENCES, [1])
     with pytest.raises(InputError, match="1 to 512 tokens"):
         read_sinks(adapter, [[]])
+
+
+@pytest.mark.parametrize("kind", ["qwen3_5_text", "lfm2", "olmo_hybrid", "falcon_h1"])
+def test_layers_without_attention_have_no_mass_and_the_others_their_own(kind):
+    model = tiny_of_every_kind(kind)
+    adapter = adapt(model, None)
+    sequences = random_sequences([14, 9])
+    found = read_sinks(adapter, sequences)
+    own = list(adapter.layers_with_heads)
+    without = sorted(set(range(adapter.n_layers)) - set(own))
+    assert not found.seen[:, without].any()
+    assert not found.mass[:, without].any()
+    model.set_attn_implementation("eager")
+    for row, ids in enumerate(sequences):
+        with torch.no_grad():
+            seen = model(input_ids=torch.tensor([ids]), output_attentions=True)
+        held = [each for each in seen.attentions if each is not None]
+        expected = torch.stack([each[0, :, 1:, 0].mean(-1) for each in held])
+        torch.testing.assert_close(found.mass[row, own], expected, atol=1e-5, rtol=0)
+        assert (found.seen[row, own] == len(ids) - 1).all()

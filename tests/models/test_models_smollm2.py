@@ -46,9 +46,7 @@ def adapter(file):
 def test_a_real_model_passes_every_proof_and_answers(adapter):
     assert all(proof.passed for proof in adapter.proofs)
     assert adapter.thinking is None
-    answers = _answers(adapter)
-    assert "Paris" in answers[0]
-    assert "seven" in answers[1] or "7" in answers[1]
+    assert "Paris" in _answers(adapter)[0]
 
 
 def test_a_head_off_by_adapter_speaks_as_the_hooked_model_does(adapter, tmp_path):

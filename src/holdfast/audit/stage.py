@@ -135,6 +135,7 @@ def read_report(place: Path) -> dict[str, Any]:
 
 def check_model(session: Session) -> dict[str, Any]:
     """Load a model and return what was proved."""
+    session.needs_template = False
     speaker = session.speaker
     parts: dict[str, Any] = {
         "d_model": speaker.d_model,
@@ -153,7 +154,7 @@ def check_model(session: Session) -> dict[str, Any]:
         "parts": parts,
         "tiers": tiers_of(speaker),
         "proofs": _rows(speaker.proofs),
-        "notes": template_notes(speaker),
+        "notes": template_notes(speaker) if speaker.tokenizer is not None else [],
     }
 
 

@@ -20,7 +20,7 @@ from holdfast.data.chat.conversation import (
 )
 from holdfast.data.chat.rendering import ChatTokenizer
 from holdfast.data.chat.thinking import ThinkingFormat
-from holdfast.data.chat.thinking_formats import TAGS
+from holdfast.data.chat.thinking_formats import ANSWERS, TAGS
 from holdfast.data.columns import context_choice
 from holdfast.data.tables import Raw, TableRow, raw_rows
 from holdfast.errors import PromptFileError, SettingsError
@@ -40,7 +40,14 @@ TWO_THOUGHTS: Final = "thinking in a field and in the answer"
 TAGS_INSIDE_THINKING: Final = "tags inside the thinking"
 TAGS_INSIDE_ANSWER: Final = "tags inside the answer"
 _FORMATS: Final = tuple(
-    ThinkingFormat(each.open, each.close, each.end_template, True, each.open_template)
+    ThinkingFormat(
+        each.open,
+        each.close,
+        each.end_template,
+        True,
+        each.open_template,
+        each.answer_end,
+    )
     for each in TAGS
 )
 
@@ -216,8 +223,18 @@ def split_thought(text: str) -> Split:
             return Split(None, text, UNENDED)
         if opens or _own_line(fmt.close).search(text):
             found = split_completion(text, fmt)
-            return Split(found.thinking.strip("\n") or None, found.answer.strip())
+            answer = _unmarked(found.answer.strip())
+            return Split(found.thinking.strip("\n") or None, answer)
     return Split(None, text)
+
+
+def _unmarked(answer: str) -> str:
+    """Return an answer without the marks that some models write around it."""
+    for marks in ANSWERS:
+        begin, end = marks.begin.strip(), marks.end.strip()
+        if answer.startswith(begin) and answer.endswith(end):
+            return answer.removeprefix(begin).removesuffix(end).strip()
+    return answer
 
 
 def _own_line(tag: str) -> re.Pattern[str]:

@@ -119,6 +119,7 @@ def _answer(study: Study, settings: AblateSettings, session: Session) -> None:
     ) as stage:
         if stage.is_done:
             return
+        session.adapter.require("heads")
         rows = from_table(study.read_table(ROLLOUTS))
         prompts = choose_prompts(rows, settings.ablation_prompts)
         train = _followed(rows, settings)

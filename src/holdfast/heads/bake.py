@@ -81,6 +81,7 @@ def run(
     )
     session.check_same(study)
     adapter = session.adapter
+    adapter.require("heads")
     heads = _heads(study, settings, adapter)
     edit = HeadEdit(head_factors(adapter, heads, settings.factor))
     batch_size = session.batch_size

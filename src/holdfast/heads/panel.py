@@ -79,6 +79,14 @@ def _heads(block: Mapping[str, Any]) -> Iterator[Part]:
     yield table_of(title, checked, HEAD, brief=(0, 1, 3, 4), most=BRIEF)
     yield Heading("Do both ways of looking agree?")
     yield Sentences([each["words"] for each in block["agreement"].values()])
+    if "removal_gap" in block:
+        gap = text.interval(block["removal_gap"], share=True)
+        yield Sentences(
+            [
+                "A norm follows the attention, and changes when a head is taken away: "
+                f"what removal does differs from the contribution by {gap} of itself."
+            ]
+        )
     parts: dict[str, Callable[[str], Cell]] = {
         "Part": lambda key: PARTS[key],
         "Takes from the logit": lambda key: Number(block["parts"][key], count=True),

@@ -123,6 +123,7 @@ def _rank(
         "n_checked": n_top,
         "parts": parts_of(held_out, seed),
         "agreement": agreement_of(closed_form, checked, seed),
+        **_removal_gap(adapter, held_out, checked, seed),
         "evidence": summary_sentences(records, total),
         "heads": records,
     }
@@ -296,6 +297,26 @@ def parts_of(found: Read, seed: int) -> dict[str, Any]:
         name: figure_of(each)
         for name, each in zip(("heads", *OTHERS), estimates, strict=False)
     }
+
+
+def _removal_gap(
+    adapter: Adapter, found: Read, checked: Checked, seed: int
+) -> dict[str, Any]:
+    """Return how far removal and closed form differ where a norm follows attention.
+
+    Taking a head away changes that norm too, which the closed form takes as fixed: the
+    sum over checked heads of how far both differ at the final token, over that of the
+    effects of removal, row by row.
+    """
+    if not any(block.norm_after is not None for block in adapter.blocks):
+        return {}
+    places = [head.layer for head in checked.heads], [h.head for h in checked.heads]
+    change = checked.effects["final_token"]
+    off = (change + found.readings.final[:, places[0], places[1]]).abs().sum(1)
+    share = off / change.abs().sum(1).clamp(min=torch.finfo(torch.float32).tiny)
+    name = "heads/removal_gap"
+    [mean] = bootstrap_means(share[:, None], checked.clusters, generator(seed, name))
+    return {"removal_gap": figure_of(mean)}
 
 
 def agreement_of(

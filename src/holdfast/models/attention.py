@@ -227,8 +227,13 @@ ATTENTION: Final = "holdfast_sinks"
 """Name under which transformers finds the attention, and what makes its masks."""
 STEP: Final = 8
 """Kernels of accelerators want head widths that are multiples of this."""
-FITTING: Final = frozenset({"full_attention", "sliding_attention", "chunked_attention"})
-"""Kinds of layers whose masks say which queries see the sink."""
+FITTING: Final = frozenset(
+    {
+        *("full_attention", "sliding_attention", "chunked_attention", "hybrid"),
+        *("linear_attention", "conv", "mlp", "moe"),
+    }
+)
+"""Kinds of layers whose masks say which queries see the sink, or that have none."""
 _REASONS: Final = {
     "softcap": "its attention caps the scores, which no fused attention does",
     "s_aux": "a learned sink takes part of every attention row, so that the first "

@@ -20,7 +20,8 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from holdfast.errors import ModelError, SettingsError
-from holdfast.models.folds import is_packed
+from holdfast.models.containers.quantised import is_packed
+from holdfast.models.folds import is_plain
 from holdfast.models.interventions import HeadEdit, check_table
 from holdfast.models.library import quietly
 from holdfast.models.loading.checkpoint import name_base
@@ -109,17 +110,20 @@ def _check_edit(adapter: Adapter, edit: HeadEdit) -> None:
 def _check_form(adapter: Adapter, edit: HeadEdit, form: Form) -> None:
     """Refuse packed weights, and an adapter over a base that no name leads to."""
     source = adapter.source
-    changed = [projection for _, projection, _ in _edited(adapter, edit)]
-    unread = [each for each in changed if is_packed(each)]
-    method = getattr(source, "quantised", None)
-    if unread or (form == "checkpoint" and method is not None):
-        first, how = (unread or changed)[0], f"ones quantised by {method}"
+    changed = [layer.projection for layer in _edited(adapter, edit)]
+    unread = [each for each in changed if not is_plain(each)]
+    method = None if source is None else source.quantised
+    whole = form == "checkpoint" and (method is not None or is_packed(adapter.model))
+    if unread or whole:
+        found = f"weights packed by {method}" if method else "packed weights"
         if unread:
-            how = f"a {type(first).__name__} with weights of {_kind(first)}"
+            weight: Any = getattr(unread[0], "weight", None)
+            kind = str(getattr(weight, "dtype", None)).removeprefix("torch.")
+            found += f": a {type(unread[0]).__name__} of {kind}"
         also = "" if unread else ", or write an adapter over this one (`--as adapter`)"
         raise ModelError(
-            "output projections whose weights are plain numbers",
-            how,
+            "weights that can be written as the numbers that the model multiplies with",
+            found,
             f"Bake the unquantised model{also}. `holdfast ablate` takes this one.",
         )
     if form == "adapter" and source is not None and source.adapter is not None:
@@ -128,12 +132,6 @@ def _check_form(adapter: Adapter, edit: HeadEdit, form: Form) -> None:
             f"another adapter, {source.adapter}",
             "Bake a whole checkpoint (`--as checkpoint`): it holds both.",
         )
-
-
-def _kind(projection: nn.Module) -> str:
-    weight: Any = getattr(projection, "weight", None)
-    kind = str(getattr(weight, "dtype", "no type")).removeprefix("torch.")
-    return f"{kind}, shape {tuple(getattr(weight, 'shape', ()))}"
 
 
 class _Layer(NamedTuple):

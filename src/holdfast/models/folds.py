@@ -4,23 +4,18 @@ from typing import Any
 
 import torch
 from jaxtyping import Float
-from torch import Tensor, nn
+from torch import Tensor
 
 from holdfast.errors import AdapterError
-from holdfast.models.containers.quantised import PLAIN
+from holdfast.models.containers.quantised import is_packed
 from holdfast.models.model import Adapter
 
 
-def is_packed(projection: Any) -> bool:
-    """Return whether a projection multiplies with other numbers than its weight."""
+def is_plain(projection: Any) -> bool:
+    """Return whether columns of a projection's weight are what it multiplies with."""
     weight: Any = getattr(projection, "weight", None)
     shape = tuple(getattr(projection, f"{end}_features", 0) for end in ("out", "in"))
-    return not (
-        isinstance(weight, nn.Parameter)
-        and type(weight.data) is Tensor
-        and weight.dtype in PLAIN
-        and tuple(weight.shape) == shape
-    )
+    return getattr(weight, "shape", None) == shape and not is_packed(projection)
 
 
 @torch.no_grad()
@@ -34,7 +29,7 @@ def projection_weight(
 
     `n_columns`: Width of what goes in: all heads side by side.
     """
-    if not is_packed(projection):
+    if is_plain(projection):
         return projection.weight.detach().float()  # type: ignore[no-any-return]
     weight = projection.weight
     device, own = weight.device, weight.dtype if weight.dtype in PLAIN else None

@@ -92,14 +92,15 @@ def check_heads(adapter: Adapter, heads: Sequence[Head]) -> None:
     ]
     if missing:
         raise SettingsError(
-            f"heads in layers {_listed(layers)}, numbered from 0 to "
+            f"heads in layers {listed(layers)}, numbered from 0 to "
             f"{adapter.n_heads - 1} in each",
             f"{', '.join(missing)} (layer:head) for {adapter.identity.model_id}",
             "Name heads that the model has; layers and heads count from 0.",
         )
 
 
-def _listed(layers: Sequence[int]) -> str:
+def listed(layers: Sequence[int]) -> str:
+    """Return numbers of layers as a message names them: "0 to 3" or "1, 3"."""
     if len(layers) > 1 and layers[-1] - layers[0] == len(layers) - 1:
         return f"{layers[0]} to {layers[-1]}"
     return ", ".join(map(str, layers)) or "(none)"

@@ -22,7 +22,8 @@ USES: Mapping[Tier, str] = {
     "verdict of audit",
     "heads": "heads, ablate, bake, sinks, and the line `sparse` of audit",
 }
-"""What each tier is for. A model that has one has those before it."""
+"""What each tier is for. A model that has heads has states, and one that has states has
+text, but for its chat template."""
 
 
 class Proof(NamedTuple):
@@ -91,8 +92,9 @@ class LanguageModel:
 
     def lacks(self, tier: Tier) -> str | None:
         """Return why the model is not good for a tier; None if it is."""
-        below = (*USES,)[: (*USES,).index(tier) + 1]
-        failed = [p for p in self.proofs if not p.passed and p.tier in below]
+        # What text rests on is proved on load; a missing template takes no states away.
+        tiers = (tier,) if tier == "text" else ("states", tier)
+        failed = [p for p in self.proofs if not p.passed and p.tier in tiers]
         return "; ".join(proof.failure() for proof in failed) or None
 
     def require(self, tier: Tier) -> None:

@@ -20,7 +20,8 @@ class SinkReading(NamedTuple):
 
     # Mean sink mass of each head; 0 where `seen` is.
     mass: Float[Tensor, "example layer head"]
-    seen: Int[Tensor, "example layer"]  # Queries that each mean is over.
+    # Queries that each mean is over; 0 in a layer without attention.
+    seen: Int[Tensor, "example layer"]
 
 
 def read_sinks(
@@ -40,11 +41,14 @@ def read_sinks(
         Means in float32 on the CPU, in the order of the texts.
 
     Raises:
+        AdapterError: If heads of this model cannot be read.
         UnsupportedFamilyError: If the model's attention cannot be tapped.
         InputError: If a text is empty or longer than the model is sound for, or there
             is not one start for each.
     """
+    adapter.require("heads")
     check_lengths(adapter, sequences)
+    layers, heads, own = adapter.n_layers, adapter.n_heads, adapter.layers_with_heads
     begin = [1] * len(sequences) if starts is None else list(starts)
     if len(begin) != len(sequences):
         raise InputError(
@@ -58,9 +62,11 @@ def read_sinks(
         first = torch.tensor([begin[row] for row in rows], device=adapter.device)
         counted = batch.positions() >= first[:, None]
         with torch.inference_mode():
-            probe = SinkProbe(batch.mask, counted=counted)
+            probe = SinkProbe(batch.mask, counted=counted, layers=own)
             adapter.base(**batch.inputs(), use_cache=False, **{ARGUMENT: probe})
-            mass, seen = probe.mass().to("cpu"), probe.seen().to("cpu")
+            mass = torch.zeros((len(rows), layers, heads))
+            seen = torch.zeros((len(rows), layers), dtype=torch.long)
+            mass[:, own], seen[:, own] = probe.mass().cpu(), probe.seen().cpu()
         check_finite(mass, "the attention of a text")
         # Copied outside inference mode, so that what is returned is ordinary.
         return list(zip(mass.clone(), seen.clone(), strict=True))
@@ -68,7 +74,6 @@ def read_sinks(
     with tapped(adapter.model):
         found = batched(read, sequences, batch_size)
     if not found:
-        layers, heads = adapter.n_layers, adapter.n_heads
         return SinkReading(
             torch.zeros((0, layers, heads)), torch.zeros((0, layers), dtype=torch.long)
         )

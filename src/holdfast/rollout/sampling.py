@@ -87,7 +87,7 @@ def draw_answers(
             fits.append(len(parts[0]))
         made = [(batch[each.index], each) for part in parts for each in part]
         if not written:
-            _require_answers(session.speaker, [each for _, each in made])
+            _require_answers(session.speaker, made)
         written.extend(len(each.token_ids) - asked.n_tokens for asked, each in made)
         return made
 
@@ -116,12 +116,16 @@ def draw_answers(
     )
 
 
-def _require_answers(speaker: LanguageModel, made: Sequence[Completion]) -> None:
+def _require_answers(speaker: LanguageModel, made: Answered) -> None:
     """Stop before the rest is drawn where the first answers are thinking."""
-    openings = [
-        first_words(speaker, each.token_ids, each.spans, each.closed) for each in made
+    said = [
+        (
+            asked.prompt.said,
+            first_words(speaker, each.token_ids, each.spans, each.closed),
+        )
+        for asked, each in made
     ]
-    require_known_format(speaker.thinking, openings)
+    require_known_format(speaker.thinking, said)
 
 
 def _answers(

@@ -81,6 +81,8 @@ class Session:
                 "Call holdfast.data.chat.thinking.configure(tokenizer, Rendering(...)) "
                 "before holdfast.adapt.",
             )
+        # Whether a model without a chat template is refused, as all but `doctor` must.
+        self.needs_template = True
         self._is_given = self._speaker is not None
         self._judge: tuple[JudgeSettings, Judge] | None = None
         self.name = model if isinstance(model, str) else model.identity.model_id
@@ -151,6 +153,7 @@ class Session:
                 device=self.settings.device,
                 dtype=self.settings.dtype,
                 rendering=self.settings.rendering(),
+                needs_template=self.needs_template,
             )
             _choose_threads(self._speaker)
         return self._speaker
@@ -235,7 +238,7 @@ class Session:
                 "source": identity.tokenizer_source,
                 "sha256": identity.tokenizer_sha256,
             },
-            "rendering": rendering_record(speaker.tokenizer),
+            "rendering": speaker.tokenizer and rendering_record(speaker.tokenizer),
             "thinking": thinking and thinking.record(),
         }
 

@@ -146,7 +146,8 @@ def _openings(rows: Sequence[Rollout], session: Session) -> list[str]:
     openings = [
         first_words(speaker, row.token_ids, row.spans, row.closed) for row in rows
     ]
-    require_known_format(speaker.thinking, openings)
+    said = [row.prompt for row in rows]
+    require_known_format(speaker.thinking, list(zip(said, openings, strict=True)))
     notes = answer_notes(speaker, openings)
     for note in notes:
         session.progress.warn(note)

@@ -27,7 +27,9 @@ from holdfast.stats.bootstrap import (
 )
 from holdfast.stats.rates import clustered_mean
 
-UNSEEN = "in this layer some text has no query that can see the first token"
+UNSEEN = (
+    "this layer has no attention, or some text no query in it that sees the first token"
+)
 
 
 class SinkFigures(NamedTuple):

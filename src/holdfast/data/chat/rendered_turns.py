@@ -3,15 +3,19 @@
 It is asked by stand-ins, which are found again in what it renders.
 """
 
+import re
+from collections.abc import Iterable
 from typing import Any, Final, NamedTuple
 
-from holdfast.data.chat.rendering import ChatTokenizer, render
-from holdfast.data.chat.thinking_formats import Switch
+from holdfast.data.chat.rendering import ChatTokenizer, render, template_text
+from holdfast.data.chat.thinking_formats import Switch, switches
 from holdfast.errors import InputError
 
 _USER: Final = "holdfast-user"
 _THOUGHT: Final = "holdfast-thought"
 _REPLY: Final = "holdfast-reply"
+MARK: Final = re.compile(r"\s*(<[^<>\s][^<>]*>|\[[^\[\]\s]+\])+\s*")
+"""Marks, and nothing else."""
 
 
 class Fresh(NamedTuple):
@@ -42,6 +46,52 @@ def switched(tokenizer: ChatTokenizer, switch: Switch, value: Any) -> Fresh | No
         return None
 
 
+def found_switches(tokenizer: ChatTokenizer) -> Iterable[Switch]:
+    """Yield the switches that the template has."""
+    for switch in switches(template_text(tokenizer)):
+        on, off = settings_of(tokenizer, switch)
+        if on != off and (not switch.in_marks or _differ_in_marks(on, off)):
+            yield switch
+
+
+def settings_of(
+    tokenizer: ChatTokenizer, switch: Switch
+) -> tuple[Fresh | None, Fresh | None]:
+    """Return the prompt of a single user message under both settings of a switch."""
+    return switched(tokenizer, switch, switch.on), switched(
+        tokenizer, switch, switch.off
+    )
+
+
+def _differ_in_marks(on: Fresh | None, off: Fresh | None) -> bool:
+    """Return whether two prompts differ in what begins and ends with marks alone."""
+    if on is None or off is None:
+        return False
+    shared = next(
+        (i for i, (a, b) in enumerate(zip(on.tail, off.tail, strict=False)) if a != b),
+        min(len(on.tail), len(off.tail)),
+    )
+    # Two tags may have their first letters in common.
+    shared = max(on.tail.rfind(each, 0, shared) + 1 for each in "\n>]") or shared
+    rests = [tail[shared:].strip() for tail in (on.tail, off.tail)]
+    return rests[0] != rests[1] and all(
+        not rest or (MARK.match(rest) and rest[-1] in ">]") for rest in rests
+    )
+
+
+def prompt_ends(tokenizer: ChatTokenizer) -> tuple[str, ...]:
+    """Return the texts that may end with an empty thinking.
+
+    They are the ends of a fresh prompt, as it comes and with each switch off, and last
+    what stands before a reply whose thought was dropped.
+    """
+    fresh = (
+        fresh_prompt(tokenizer),
+        *(switched(tokenizer, each, each.off) for each in found_switches(tokenizer)),
+    )
+    return (*(each.tail for each in fresh if each), before_reply(tokenizer))
+
+
 def thoughts_written(tokenizer: ChatTokenizer) -> tuple[Thought, ...]:
     """Return what the template writes around a thought of the last turn.
 
@@ -67,6 +117,20 @@ def thoughts_written(tokenizer: ChatTokenizer) -> tuple[Thought, ...]:
         if thought and reply:
             found.append(Thought(before.rpartition(_USER)[2], end))
     return tuple(found)
+
+
+def before_reply(tokenizer: ChatTokenizer) -> str:
+    """Return what stands before a reply whose thought is dropped; "" where it is not.
+
+    Some templates put an empty thinking there.
+    """
+    messages = [
+        _said("user", _USER),
+        {"role": "assistant", "reasoning_content": _THOUGHT, "content": _REPLY},
+    ]
+    rendered = _tried(tokenizer, messages, add_generation_prompt=False) or ""
+    between = rendered.rpartition(_REPLY)[0].rpartition(_USER)[2]
+    return "" if _THOUGHT in between else between
 
 
 def behind_reply(tokenizer: ChatTokenizer) -> str:

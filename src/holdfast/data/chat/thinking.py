@@ -6,17 +6,20 @@ sign that the model thinks: its siblings that do not think share the very words.
 """
 
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any, Final
 
 from holdfast.data.chat.rendered_turns import (
+    MARK,
     Fresh,
     Thought,
     behind_reply,
     end_token,
+    found_switches,
     fresh_prompt,
-    switched,
+    prompt_ends,
+    settings_of,
     thoughts_written,
 )
 from holdfast.data.chat.rendering import (
@@ -31,11 +34,9 @@ from holdfast.data.chat.rendering import (
 from holdfast.data.chat.thinking_formats import (
     ANSWERS,
     TAGS,
-    Switch,
     Tags,
     is_html,
     named_thinker,
-    switches,
     tags_of,
 )
 from holdfast.errors import SettingsError, ThinkingFormatError
@@ -48,7 +49,6 @@ _OPENING: Final = re.compile(
 )
 _LEAST: Final = 2
 _SHARE: Final = 0.1
-_MARK: Final = re.compile(r"\s*(<[^<>\s][^<>]*>|\[[^\[\]\s]+\])+\s*")
 _COMMENT: Final = re.compile(r"\{#.*?#\}", re.DOTALL)
 
 
@@ -93,10 +93,13 @@ def configure(tokenizer: ChatTokenizer, rendering: Rendering) -> None:
     wanted = rendering.thinking == "required"
     if _thinks(tokenizer) == wanted:
         return
-    for switch in _switches(tokenizer):
+    for switch in found_switches(tokenizer):
         if switch.name in rendering.options:
             continue
-        options = {**rendering.options, switch.name: switch[1 if wanted else 2]}
+        options = {
+            **rendering.options,
+            switch.name: switch.on if wanted else switch.off,
+        }
         set_rendering(tokenizer, replace(rendering, options=options))
         if _thinks(tokenizer) == wanted:
             return
@@ -144,7 +147,7 @@ def thinking_format(tokenizer: ChatTokenizer) -> ThinkingFormat | None:
     pairs = (*pairs, *_written(thoughts, fresh))
     closed = next((each for each in pairs if _closes(fresh.tail, each)), None)
     if closed is not None:
-        _require_begun(tokenizer, closed, fresh)
+        _require_begun(_shown(tokenizer, closed, fresh, thoughts), fresh)
         if named is not None and rendering.thinking == "auto":
             raise ThinkingFormatError(
                 f"prompts that leave `{named.open}` open",
@@ -210,21 +213,27 @@ def strange_openings(openings: Sequence[str]) -> dict[str, int]:
     }
 
 
-def require_known_format(fmt: ThinkingFormat | None, openings: Sequence[str]) -> None:
+def require_known_format(
+    fmt: ThinkingFormat | None, said: Sequence[tuple[str, str]]
+) -> None:
     """Refuse answers that are thinking, of a model that is not known to think.
 
     Its template has no word of it, and so says nothing of where the answer begins.
 
-    `openings`: The first words of answers, special tokens included.
+    `said`: What the user said, and the first words of the answer, special tokens
+    included. A prompt may ask for the tag, which is then no thinking.
     Raises: ThinkingFormatError if most of them begin with a known opening tag.
     """
     known = {each.open: each for each in TAGS}
+    openings = [
+        opening for asked, opening in said if not any(tag in asked for tag in known)
+    ]
     found = strange_openings(openings) if fmt is None else {}
     for tag, n in found.items():
-        if tag in known and 2 * n > len(openings):
+        if tag in known and 2 * n > len(said):
             raise ThinkingFormatError(
                 "answers of a model that does not think, as its chat template has it",
-                f"{n} of {len(openings)} that begin with `{tag}`",
+                f"{n} of {len(said)} that begin with `{tag}`",
                 "Their thinking would be judged as the answer. Name its tags: "
                 f"--thinking-tags '{tag}' '{known[tag].close}'.",
             )
@@ -236,30 +245,26 @@ def _bare(
     """Return the tags of a model whose prompts end before its thinking, or None."""
     on, source = False, template_text(tokenizer)
     always = any(tags.always and _around(thoughts, tags) for tags in TAGS)
-    for switch in _switches(tokenizer):
-        with_on, with_off = (switched(tokenizer, switch, each) for each in switch[1:])
+    for switch in found_switches(tokenizer):
+        with_on, with_off = settings_of(tokenizer, switch)
         if with_off == fresh and with_on != fresh and not always:
             return None
         # A setting that the template refuses says nothing of the default.
         on = on or (with_on == fresh and with_off not in (None, fresh))
     written = [tags for tags in TAGS if _around(thoughts, tags) is not None]
     told = [tags for tags in TAGS if _tells(fresh.whole, tags)]
-    by_switch = [tags for tags in TAGS if on and _closed(tokenizer, tags) is not None]
+    tails = prompt_ends(tokenizer)
+    by_switch = [tags for tags in TAGS if on and _closed(tails, tags) is not None]
     spoken = [
         tags for tags in TAGS if on and tags.open in source and tags.close in source
     ]
-    for found in (by_switch, written, _written(thoughts, fresh), told, spoken):
+    turn = tails[-1]
+    emptied = [tags for tags in TAGS if tags.open in turn and _empty(turn, tags)]
+    own = _written(thoughts, fresh)
+    for found in (by_switch, written, own, emptied, told, spoken):
         if found:
             return found[0]
     return named_thinker(rendering_of(tokenizer).name)
-
-
-def _switches(tokenizer: ChatTokenizer) -> Iterable[Switch]:
-    """Yield the switches that the template has."""
-    for switch in switches(template_text(tokenizer)):
-        settings = (switched(tokenizer, switch, each) for each in switch[1:])
-        if len(set(settings)) > 1:
-            yield switch
 
 
 def _closes(tail: str, tags: Tags) -> bool:
@@ -273,13 +278,12 @@ def _closes(tail: str, tags: Tags) -> bool:
     )
 
 
-def _require_begun(tokenizer: ChatTokenizer, tags: Tags, fresh: Fresh) -> None:
+def _require_begun(shown: Tags, fresh: Fresh) -> None:
     """Refuse a closed thinking behind which the answer has yet to be begun by marks.
 
     They would be read as a part of the answer, and no position would be the last one
     before it.
     """
-    shown = _answered(tokenizer, tags)
     begin = shown.end_template.partition(shown.close)[2].strip()
     if fresh.tail.rstrip().endswith(begin or shown.close):
         return
@@ -287,8 +291,8 @@ def _require_begun(tokenizer: ChatTokenizer, tags: Tags, fresh: Fresh) -> None:
         "a prompt that closes the thinking and begins the answer "
         f"(`{begin or shown.close}`)",
         "one that leaves the marks of the answer to the model",
-        "Leave the thinking on and use --max-thinking 0, which closes every thinking "
-        "at once and begins the answer.",
+        "Switch the thinking on (--thinking required) and use --max-thinking 0, which "
+        "closes every thinking at once and begins the answer.",
     )
 
 
@@ -311,23 +315,22 @@ def _shown(
     """Return tags with what the template itself writes around a thought, or the usual.
 
     A thought of the last turn shows it; where that is dropped, the empty thinking
-    that a switch writes does.
+    that a switch writes does, but for marks that begin the answer.
     """
-    written = _around(thoughts, tags)
-    around = (
-        (_opening(written.before, tags.open, fresh.tail), written.end)
-        if written is not None
-        else _closed(tokenizer, tags)
-    )
-    if around is not None:
-        tags = tags._replace(open_template=around[0], end_template=around[1])
-    return _answered(tokenizer, tags)
-
-
-def _answered(tokenizer: ChatTokenizer, tags: Tags) -> Tags:
-    """Return tags with what begins and ends the answer, as the template names it."""
     # A comment is no part of what a model was taught.
     source = _COMMENT.sub("", template_text(tokenizer))
+    written, begin = _around(thoughts, tags), tags.end_template.partition(tags.close)[2]
+    if written is not None:
+        before = _opening(written.before, tags.open, fresh.tail)
+        tags = tags._replace(open_template=before, end_template=written.end)
+    elif (around := _closed(prompt_ends(tokenizer), tags)) is not None:
+        end = around[1] + (begin if begin.strip() and begin in source else "")
+        tags = tags._replace(open_template=around[0], end_template=end)
+    return _answered(tokenizer, tags, source)
+
+
+def _answered(tokenizer: ChatTokenizer, tags: Tags, source: str) -> Tags:
+    """Return tags with what begins and ends the answer, as the template names it."""
     for answer in ANSWERS:
         begin, end = answer.begin.strip(), answer.end.strip()
         if begin in source and end in source and begin not in tags.end_template:
@@ -340,8 +343,10 @@ def _answered(tokenizer: ChatTokenizer, tags: Tags) -> Tags:
     behind = behind_reply(tokenizer)
     rest = behind.removeprefix(tags.answer_end)
     before, stop, _ = behind.partition(str(getattr(tokenizer, "eos_token", "")))
+    begins = bool(tags.end_template.partition(tags.close)[2].strip())
     ended = end_token(tokenizer, rest, tags.end_template) is not None
-    if not ended and stop and before.strip():
+    # What begins by a mark is ended by one, though that may be a token of its own.
+    if stop and before.strip() and (not ended or (begins and not tags.answer_end)):
         return tags._replace(answer_end=before)
     return tags
 
@@ -367,7 +372,7 @@ def _written(thoughts: Sequence[Thought], fresh: Fresh) -> tuple[Tags, ...]:
             start or (re.search(r"(<[^<>]+>|\[[^\[\]]+\])\s*$", before) or [""])[0]
         )
         new = before.startswith(fresh.tail) and not known
-        if new and _MARK.fullmatch(opening) and _MARK.fullmatch(end):
+        if new and MARK.fullmatch(opening) and MARK.fullmatch(end):
             found.append(Tags(opening.strip(), end.strip(), opening, end))
     return tuple(found)
 
@@ -380,24 +385,23 @@ def _opening(before: str, tag: str, prompt_end: str) -> str:
     return before[len(prompt_end) if whole and len(prompt_end) < start else start :]
 
 
-def _closed(tokenizer: ChatTokenizer, tags: Tags) -> tuple[str, str] | None:
-    """Return what stands around an empty thinking that a template or a switch writes.
+def _closed(tails: Sequence[str], tags: Tags) -> tuple[str, str] | None:
+    """Return what stands around the empty thinking of the first text that has one."""
+    return next(filter(None, (_empty(tail, tags) for tail in tails)), None)
 
-    Some close a thinking that they never open, which shows how a thinking ends too.
+
+def _empty(tail: str, tags: Tags) -> tuple[str, str] | None:
+    """Return what opens and what ends an empty thinking at the end of a text.
+
+    Some templates close a thinking that they never open.
     """
-    for switch in (None, *_switches(tokenizer)):
-        fresh = (
-            fresh_prompt(tokenizer)
-            if switch is None
-            else switched(tokenizer, switch, switch.off)
-        )
-        before, closed, behind = (fresh.tail if fresh else "").rpartition(tags.close)
-        if not closed or behind.strip():
-            continue
-        _, opened, inside = before.rpartition(tags.open)
-        if not opened:
-            return tags.open_template, tags.close + behind
-        if not inside.strip():
-            half = (len(inside) + 1) // 2
-            return tags.open + inside[:half], inside[half:] + tags.close + behind
-    return None
+    before, closed, behind = tail.rpartition(tags.close)
+    if not closed or behind.strip():
+        return None
+    _, opened, inside = before.rpartition(tags.open)
+    if not opened:
+        return tags.open_template, tags.close + behind
+    half = (len(inside) + 1) // 2
+    if inside.strip():
+        return None
+    return tags.open + inside[:half], inside[half:] + tags.close + behind

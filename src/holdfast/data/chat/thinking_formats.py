@@ -34,6 +34,9 @@ class Switch(NamedTuple):
     name: str
     on: Any
     off: Any
+    # Whether it counts only where its settings differ in marks behind the prompt: what
+    # it is for is known by its name alone.
+    in_marks: bool = False
 
 
 _TABLE: Final = tomllib.loads(
@@ -46,7 +49,7 @@ ANSWERS: Final = tuple(Answer(**each) for each in _TABLE["answers"])
 _SWITCHES: Final = tuple(Switch(**each) for each in _TABLE["switches"])
 _SWITCH_NAME: Final = re.compile(r"\b\w*(?:think|reason)\w*\b", re.IGNORECASE)
 _NEGATIVE: Final = re.compile(
-    r"(?:^|_)(?:no|not|non|without|skip|hide|disable|disabled|omit)(?:_|$)"
+    r"(?:^|_)(?:no|not|non|without|skip|hide|off|disable|disabled|omit|suppress|clear)(?:_|$)"
 )
 _HTML: Final = frozenset(
     "a article b body blockquote br center code details div doctype em footer form "
@@ -88,7 +91,7 @@ def switches(source: str) -> tuple[Switch, ...]:
     words = dict.fromkeys(_SWITCH_NAME.findall(source))
     known = {each.name for each in _SWITCHES}
     others = (
-        Switch(word, on := not _NEGATIVE.search(word), not on)
+        Switch(word, on := not _NEGATIVE.search(word), not on, in_marks=True)
         for word in words
         if word not in known
     )

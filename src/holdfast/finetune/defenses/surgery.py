@@ -17,6 +17,7 @@ from holdfast.finetune.defenses.base import (
 from holdfast.finetune.defenses.options import SinkOptions, SurgeryOptions
 from holdfast.finetune.targets import Example
 from holdfast.models.attention import SinkProbe, require_tappable, tapped
+from holdfast.models.interventions import listed
 from holdfast.sinks.divergence import sink_divergence, sink_penalty
 
 CUT = 512
@@ -114,7 +115,7 @@ def sink_hooks(
 ) -> Hooks:
     """Return the hooks that add the term on sink divergence."""
     require_tappable(context.adapter.model)
-    layers = chosen_layers(options.layers, context.adapter.n_layers)
+    layers = chosen_layers(options.layers, context.adapter.layers_with_heads)
     logged: dict[str, float] = {}
     zeros = torch.zeros(
         len(layers), context.adapter.n_heads, device=context.adapter.device
@@ -203,10 +204,13 @@ def smoothed(
     return mean + (excess - excess.detach())
 
 
-def chosen_layers(said: str, n_layers: int) -> list[int]:
-    """Return the layers that are named, such as `0-3,7` or `all`, in order."""
+def chosen_layers(said: str, own: Sequence[int]) -> list[int]:
+    """Return the layers that are named, such as `0-3,7` or `all`, in order.
+
+    `own`: The layers that have heads.
+    """
     if said == "all":
-        return list(range(n_layers))
+        return list(own)
     chosen: set[int] = set()
     for part in said.split(","):
         first, dash, last = part.strip().partition("-")
@@ -215,10 +219,11 @@ def chosen_layers(said: str, n_layers: int) -> list[int]:
             chosen.clear()
             break
         chosen |= set(range(int(ends[0]), int(ends[1]) + 1))
-    if chosen and max(chosen) < n_layers:
+    if chosen and chosen <= set(own):
         return sorted(chosen)
     raise SettingsError(
-        f"--defense-option layers= with layers from 0 to {n_layers - 1}, such as 0-3,7",
+        f"--defense-option layers= with layers that have heads, of {listed(own)}, such "
+        "as 0-3,7",
         repr(said),
         "Name layers of this model, or all.",
     )

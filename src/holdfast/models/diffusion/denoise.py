@@ -219,7 +219,8 @@ def as_completion(
         spans=spans,
         thinking=text(spans.thinking),
         answer=text(spans.answer),
-        finish="stop" if stops else "length",
+        # Marks that end an answer end it as a stop token does.
+        finish="stop" if stops or spans.answer[1] < len(token_ids) else "length",
         forced_close=False,
         closed=reading.thinking is None or start < template_end,
         min_top2_gap=gap,

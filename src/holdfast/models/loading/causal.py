@@ -13,7 +13,7 @@ from holdfast.models.loading.checkpoint import Checkpoint, find_checkpoint
 from holdfast.models.loading.families import family_of
 from holdfast.models.loading.proofs import dummy_rows
 from holdfast.models.loading.structure import find_blocks, find_trunk, scaled_head
-from holdfast.models.loading.weights import identify_in_memory
+from holdfast.models.loading.weights import identify_in_memory, read_tokenizer
 from holdfast.models.model import Adapter, ModelIdentity, Proof
 
 
@@ -24,6 +24,7 @@ def load(
     device: str = "auto",
     dtype: parts.DtypeName = "auto",
     rendering: Rendering = AS_IT_IS,
+    needs_template: bool = True,
 ) -> Adapter:
     """Load a language model and prove that Holdfast reads it rightly.
 
@@ -37,6 +38,8 @@ def load(
         dtype: "auto" takes the checkpoint's own on an accelerator, and float32 on
             the CPU, where 16-bit arithmetic is slow and inexact.
         rendering: How the chat template is rendered.
+        needs_template: Whether a model without a chat template is refused. Else it is
+            loaded without its tokenizer, and can be measured on tokens alone.
 
     Returns:
         The adapter, its proofs passed.
@@ -54,7 +57,8 @@ def load(
         StorageError: If it cannot be stored.
     """
     target = parts.choose_device(device)
-    return load_found(find_checkpoint(id_or_path, revision), target, dtype, rendering)
+    checkpoint = find_checkpoint(id_or_path, revision)
+    return load_found(checkpoint, target, dtype, rendering, needs_template)
 
 
 def load_found(
@@ -62,11 +66,24 @@ def load_found(
     device: torch.device,
     dtype: parts.DtypeName,
     rendering: Rendering = AS_IT_IS,
+    needs_template: bool = True,
 ) -> Adapter:
     """Load a checkpoint that was found, as `load` does."""
-    model, tokenizer, identity = parts.open_model(
-        checkpoint, device, dtype, lambda it: parts.templated_tokenizer(it, rendering)
-    )
+    lacking: list[Proof] = []
+
+    def tokenize(checkpoint: Checkpoint) -> Any:
+        try:
+            return parts.templated_tokenizer(checkpoint, rendering)
+        except parts.MissingTemplateError as error:
+            if needs_template:
+                raise
+            name = "prompts can be rendered"
+            lacking.append(Proof(name, False, None, None, str(error), "text"))
+            return read_tokenizer(checkpoint)
+
+    model, tokenizer, identity = parts.open_model(checkpoint, device, dtype, tokenize)
+    if lacking:
+        tokenizer = None
     shown: tuple[Proof, ...] = ()
     if checkpoint.adapter is not None:
         # Without PEFT's second of import where there is no adapter.
@@ -75,7 +92,7 @@ def load_found(
         model, proof = merge(checkpoint, model)
         shown = (proof,)
     adapter = _proved(model, tokenizer, identity, shown, from_files=True)
-    return replace(adapter, source=checkpoint)
+    return replace(adapter, source=checkpoint, proofs=(*lacking, *adapter.proofs))
 
 
 def adapt(model: Any, tokenizer: Any, *, model_id: str = "in-memory") -> Adapter:

@@ -145,8 +145,8 @@ def name_base(adapter: Path, base: Checkpoint | None) -> None:
     """Write into the settings of an adapter which model it lies over.
 
     Others have neither the folders of this machine nor the one that a command ran in:
-    a model of the Hub is named by id and commit, and a directory by its path from the
-    adapter, so that both can be moved together.
+    a model of the Hub is named by id and commit, and a directory or a GGUF file by its
+    path from the adapter, so that both can be moved together.
 
     `base`: The model; None for one in memory, which no name leads back to.
     """
@@ -155,7 +155,8 @@ def name_base(adapter: Path, base: Checkpoint | None) -> None:
         name, revision = base.model_id, base.revision
     elif base is not None:
         # A path through a link would lead elsewhere: `..` goes up from its target.
-        under = (base.adapter or base.directory).resolve()
+        file = gguf.find_file(Path(base.model_id).expanduser())
+        under = (base.adapter or file or base.directory).resolve()
         name = Path(os.path.relpath(under, adapter.resolve())).as_posix()
     path = adapter / ADAPTER_CONFIG
     named = {"base_model_name_or_path": name, "revision": revision}

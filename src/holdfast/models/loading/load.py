@@ -25,6 +25,7 @@ def load_language_model(
     device: str = "auto",
     dtype: parts.DtypeName = "auto",
     rendering: Rendering = AS_IT_IS,
+    needs_template: bool = True,
 ) -> LanguageModel:
     """Load a model as its configuration says that it decodes, its proofs passed.
 
@@ -37,7 +38,7 @@ def load_language_model(
     checkpoint = find_checkpoint(id_or_path, revision, _family)
     if is_masked(checkpoint.config):
         return load_found_masked(checkpoint, target, dtype, rendering)
-    return load_found(checkpoint, target, dtype, rendering)
+    return load_found(checkpoint, target, dtype, rendering, needs_template)
 
 
 def fingerprint_source(

@@ -134,9 +134,13 @@ def check_tokenizer(tokenizer: Any, vocab: int, model_id: str) -> None:
         )
 
 
+class MissingTemplateError(ModelError):
+    """A tokenizer has no chat template to render prompts with."""
+
+
 def _check_template(tokenizer: Any, model_id: str) -> None:
     if not getattr(tokenizer, "chat_template", None):
-        raise ModelError(
+        raise MissingTemplateError(
             f"a chat template with {model_id}",
             "none",
             "A base model has none: use its chat or instruct version. Else put the "

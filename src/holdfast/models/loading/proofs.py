@@ -11,7 +11,7 @@ from transformers import DynamicCache
 
 from holdfast.errors import AdapterError
 from holdfast.models.batching import Side, pad
-from holdfast.models.folds import head_contributions, is_packed, rms_weight
+from holdfast.models.folds import head_contributions, is_plain, rms_weight
 from holdfast.models.interventions import scale_heads
 from holdfast.models.model import Adapter, Block, LanguageModel, Proof, Tier
 
@@ -309,7 +309,8 @@ def _ablation(adapter: Adapter, rows: Sequence[Sequence[int]]) -> Proof:
     with scale_heads(adapter, factors):
         hooked = _states(adapter, rows)
     value = float("inf") if _difference(hooked, plain) == 0 else 0.0
-    packed = any(is_packed(block.projection) for block in adapter.blocks)
+    own = adapter.layers_with_heads
+    packed = not all(is_plain(adapter.blocks[layer].projection) for layer in own)
     if not packed and value == 0:
         with _zeroed_columns(adapter, factors):
             value = _difference(hooked, _states(adapter, rows))
