@@ -28,11 +28,9 @@ from measure import (
     random_model,
     random_tokens,
     row,
+    small_tokenizer,
     verdict,
 )
-from tokenizers import Tokenizer
-from tokenizers.models import WordLevel
-from transformers import PreTrainedTokenizerFast
 
 from holdfast.models.hidden_states import project_states, read_states
 from holdfast.models.loading.causal import adapt
@@ -86,7 +84,8 @@ def peers(
             deviation = float((run() - expected).abs().max())
         except Exception as error:
             # A peer may break on any version of its own; the table goes on without.
-            print(f"- {name}: does not run here ({type(error).__name__}: {error})")
+            said = str(error)[:200]
+            print(f"- {name}: does not run here ({type(error).__name__}: {said})")
             continue
         print(f"- {name} {version(DISTRIBUTIONS[module])}: {deviation:.0e} off")
         yield f"{name}: states at every position", run
@@ -115,7 +114,7 @@ def _transformer_lens(
     with TemporaryDirectory() as directory:
         # It takes configuration and tokenizer from a directory or from the Hub.
         twin.config.save_pretrained(directory)
-        _small_tokenizer().save_pretrained(directory)
+        small_tokenizer().save_pretrained(directory)
         bridge = TransformerBridge.boot_transformers(directory, hf_model=twin)
     name = "ln_final.hook_out"
 
@@ -125,12 +124,6 @@ def _transformer_lens(
         return cache[name]
 
     return run
-
-
-def _small_tokenizer() -> Any:
-    words = Tokenizer(WordLevel({"a": 0, "<|end|>": 1}, unk_token="a"))
-    ends = dict.fromkeys(("bos_token", "eos_token", "pad_token"), "<|end|>")
-    return PreTrainedTokenizerFast(tokenizer_object=words, **ends)
 
 
 PREPARE = {"nnsight": _nnsight, "transformer_lens": _transformer_lens}

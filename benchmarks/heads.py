@@ -32,6 +32,7 @@ from measure import (
     random_model,
     random_tokens,
     row,
+    small_tokenizer,
     summarise,
     verdict,
 )
@@ -131,7 +132,8 @@ def slow_variants(
         run()
     except Exception as error:
         # A peer may break on any version of its own; the table goes on without.
-        print(f"- TransformerLens: does not run ({type(error).__name__}: {error})")
+        said = str(error)[:200]
+        print(f"- TransformerLens: does not run ({type(error).__name__}: {said})")
         return
     yield LENS, run
 
@@ -142,8 +144,9 @@ def _transformer_lens(adapter: Adapter, ids: torch.Tensor) -> Callable[[], Any]:
     # It reads a configuration by name, and a folder needs no network.
     with tempfile.TemporaryDirectory() as folder:
         adapter.model.config.save_pretrained(folder)
+        small_tokenizer().save_pretrained(folder)
         bridge = TransformerBridge.boot_transformers(
-            folder, hf_model=copy.deepcopy(adapter.model), tokenizer=None
+            folder, hf_model=copy.deepcopy(adapter.model)
         )
     own = adapter.layers_with_heads
     names = [f"blocks.{layer}.attn.hook_z" for layer in own]

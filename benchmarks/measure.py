@@ -14,6 +14,8 @@ from typing import Any
 import numpy as np
 import torch
 import transformers
+from tokenizers import Tokenizer
+from tokenizers.models import WordLevel
 
 VOCAB = 16_384
 SHAPES = json.loads(Path(__file__).with_name("shapes.json").read_text("utf-8"))
@@ -30,7 +32,17 @@ def random_model(kind: str = DEFAULT) -> Any:
         vocab_size=VOCAB, **special, **shape["settings"]
     )
     # The kernel that transformers chooses, which is not the same for all.
-    return transformers.AutoModelForCausalLM.from_config(config).eval()
+    model = transformers.AutoModelForCausalLM.from_config(config)
+    # Peers look a model up by the name of its class, which a saved one has.
+    model.config.architectures = [type(model).__name__]
+    return model.eval()
+
+
+def small_tokenizer() -> Any:
+    """Build a tokenizer for peers that want one, which no variant times."""
+    words = Tokenizer(WordLevel({"a": 0, "<|end|>": 1}, unk_token="a"))
+    ends = dict.fromkeys(("bos_token", "eos_token", "pad_token"), "<|end|>")
+    return transformers.PreTrainedTokenizerFast(tokenizer_object=words, **ends)
 
 
 def random_tokens(kind: str = DEFAULT) -> torch.Tensor:

@@ -16,7 +16,7 @@ import os
 import sys
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, Final
 
@@ -31,7 +31,7 @@ from holdfast.errors import HoldfastError  # noqa: E402
 from holdfast.heads.attribution import attribute  # noqa: E402
 from holdfast.models.hidden_states import read_states  # noqa: E402
 from holdfast.models.loading.causal import adapt, load  # noqa: E402
-from holdfast.models.model import USES, Adapter  # noqa: E402
+from holdfast.models.model import USES, Adapter, Proof  # noqa: E402
 from tiny_kinds import EVERY, FURTHER, SEEING  # noqa: E402
 from tiny_models import (  # noqa: E402
     random_sequences,
@@ -69,12 +69,12 @@ def measured(kind: str, sees: bool, *, timed: bool = True) -> dict[str, Any]:
         try:
             adapter = load(folder, device="cpu", dtype="float32")
         except HoldfastError as error:
-            failed = [p for p in getattr(error, "proofs", ()) if not p.passed]
-            reason = "; ".join(proof.failure() for proof in failed) or str(error)
-            reason = reason.replace(folder, "a tiny checkpoint")
+            reason = _said(getattr(error, "proofs", ())) or str(error)
             return {**found, "tiers": dict.fromkeys(USES, reason)}
     values = [p.value for p in adapter.proofs if p.passed and p.value is not None]
-    found["tiers"] = {tier: adapter.lacks(tier) for tier in USES}
+    found["tiers"] = {
+        tier: adapter.lacks(tier) and _said(adapter.proofs) for tier in USES
+    }
     found["norm"] = type(adapter.final_norm).__name__
     found["proofs"] = len(adapter.proofs)
     found["worst_proof"] = max(values)
@@ -83,6 +83,20 @@ def measured(kind: str, sees: bool, *, timed: bool = True) -> dict[str, Any]:
     if timed and not sees:
         found |= _times(kind)
     return found
+
+
+def _said(proofs: Sequence[Proof]) -> str:
+    """Return what failed of the first tier that does not hold."""
+    failed = [proof for proof in proofs if not proof.passed]
+    below = [each for each in USES if each in {proof.tier for proof in failed}]
+    first = [proof for proof in failed if proof.tier == below[0]] if below else []
+    parts = [
+        proof.failure() + f": {proof.detail}" * (proof.value == float("inf"))
+        for proof in first
+    ]
+    # The advice is for whoever loads one model, and not for a table.
+    advice = " Single heads of this model cannot be read; use another."
+    return "; ".join(parts).replace(advice, "")
 
 
 def _attributed(adapter: Adapter, size: tuple[int, int]) -> Any:

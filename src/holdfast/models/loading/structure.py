@@ -204,7 +204,7 @@ class _Layer:
         self.whole = whole[0]
         shape = self.whole.entering.shape
         # Hooks see a part when it returns, so parts stand in the order of their ends.
-        # Experts may return tokens without the axis of examples, which is one here.
+        # Experts may return all tokens in one row, and there is one example here.
         self.parts = [
             call if call.leaving.shape == shape else call._replace(leaving=wide[None])
             for call in calls
@@ -293,7 +293,7 @@ class _Layer:
         for place, call in enumerate(ends):
             before = [part.leaving for part in self.parts[:place]]
             fresh = not any(call.entering is one for one in (entering, *before))
-            if begun and fresh:
+            if begun and fresh and call.entering.shape == entering.shape:
                 others = [one for one in before if heads is None or one is not heads]
                 columns = [entering, *([] if heads is None else [heads]), *others]
                 factors, off = _solved(call.entering, columns)
