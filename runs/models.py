@@ -70,6 +70,7 @@ def measured(kind: str, sees: bool, *, timed: bool = True) -> dict[str, Any]:
             adapter = load(folder, device="cpu", dtype="float32")
         except HoldfastError as error:
             reason = _said(getattr(error, "proofs", ())) or str(error)
+            reason = reason.replace(folder, "a tiny checkpoint")
             return {**found, "tiers": dict.fromkeys(USES, reason)}
     values = [p.value for p in adapter.proofs if p.passed and p.value is not None]
     found["tiers"] = {

@@ -36,7 +36,8 @@ def test_every_type_has_a_line_and_those_that_are_named_have_all_tiers(record):
     ("name", "lacking"),
     [
         ("gemma3", []),
-        ("starcoder2", ["heads"]),
+        ("gpt2", ["heads"]),
+        ("opt", ["heads"]),
         ("nanochat", ["states", "heads"]),
         ("mamba2", ["text", "states", "heads"]),
     ],

@@ -32,9 +32,10 @@ def projection_weight(
     if is_plain(projection):
         return projection.weight.detach().float()  # type: ignore[no-any-return]
     weight = projection.weight
-    device, own = weight.device, weight.dtype if weight.dtype in PLAIN else None
-    dtype = getattr(projection, "compute_dtype", None) or own or torch.bfloat16
-    units = torch.eye(n_columns, device=device, dtype=dtype)
+    device, own = weight.device, weight.dtype
+    if is_packed(projection):
+        own = getattr(projection, "compute_dtype", None) or torch.bfloat16
+    units = torch.eye(n_columns, device=device, dtype=own)
     columns: Tensor = projection(units).float()
     if projection.bias is not None:
         columns = columns - projection.bias.float()
