@@ -27,6 +27,8 @@ ENDINGS = {
 FIGURE = ("value", "low", "high", "n", "reason")
 LABELS = ("scope", "condition", "suite", "attack", "kind", "name", "by")
 """Keys of words that are ours and say of what a figure is."""
+VERDICTS = ("attack_succeeds", "cliff", "sparse")
+"""Keys whose null says that it could not be told."""
 MOST = 32
 """Parts of a list that are kept."""
 
@@ -73,14 +75,16 @@ def outcome(
     if status not in ENDINGS:
         sys.exit(f"Status {status}: {said or log} Run the same again to go on.")
     found: dict[str, Any] = json.loads(output) if status == 0 else {}
-    made = {
-        "command": _renamed(" ".join(words), names),
+    made: dict[str, Any] = {
+        "command": " ".join(words),
         "status": status,
         "ended": ENDINGS[status],
-        "said": _renamed(said, names),
+        "said": said,
         "seconds": round(seconds),
         "found": figures({key: found[key] for key in keep or found if key in found}),
     }
+    # Labels may name a model by its path.
+    made = json.loads(_renamed(json.dumps(made), names))
     atomic_write_json(place, made)
     return made
 
@@ -99,7 +103,11 @@ def figures(value: Any, key: str = "") -> Any:
     if {"value", "low", "high"} <= value.keys():
         return {key: value[key] for key in FIGURE if value.get(key) is not None}
     named = {str(name): figures(each, str(name)) for name, each in value.items()}
-    return {name: each for name, each in named.items() if each not in (None, {})}
+    return {
+        name: each
+        for name, each in named.items()
+        if each not in (None, {}) or (name in VERDICTS and value[name] is None)
+    }
 
 
 def _complaint(log: Path) -> str:

@@ -36,7 +36,6 @@ STEPS = int(os.environ.get("STEPS", "20"))
 VERSIONS = ("holdfast", "torch", "transformers", "tokenizers", "peft", "gguf")
 FILES = {
     "advbench": "advbench/harmful_behaviors.csv",
-    "jailbreakbench": "jailbreakbench/jailbreakbench.csv",
     "star1": "star1/STAR-1.json",
     "gsm8k": "gsm8k/test.jsonl",
     "complied": "xstest_human_labels/xstest_v2_completions_gpt4.csv",
@@ -113,16 +112,17 @@ def ask(
     size = ("--limit", REQUESTS, "--max-answer", ANSWER)
     study, baked, tuned = home / "study", home / "baked", home / "tuned"
     requests = ("--harmful", files["advbench"], "--column", "harmful=target")
-    second = ("--second", files["jailbreakbench"])
     kept = ("verdict", "probe", "trace", "controls", "outcomes", "attack_success")
-    do("audit", "audit", model, "-o", study, *requests, *second, *size, keep=kept)
+    do("audit", "audit", model, "-o", study, *requests, *size, keep=kept)
     do("heads", "heads", study)
     adapter = ("--baked-heads", known["head"], "--as", "adapter")
     do("bake", "bake", study, "-o", baked, *adapter, writes=baked)
     # Answers that comply and answers that refuse, to the same prompts.
     texts = ("--harmful", files["complied"], "--reference", files["refused"])
     texts = (*texts, "--column", "response=completion", "--limit", REQUESTS)
-    do("sinks", "sinks", model, *texts, "--max-tokens", 128, "-o", home / "sinks")
+    texts = (*texts, "--max-tokens", 128, "-o", home / "sinks")
+    shown = ("rows", "tokens", "checkpoints", "n_layers", "n_heads")
+    do("sinks", "sinks", model, *texts, keep=shown)
     rows = ("--data", files["star1"], "--benign", files["gsm8k"])
     rows = (*rows, "--steps", STEPS, "--train-batch", 2, "--save-every", 5)
     do("finetune", "finetune", model, *rows, "-o", tuned)

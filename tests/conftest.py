@@ -12,16 +12,16 @@ os.environ["HOLDFAST_CACHE"] = ""
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
 import pytest
-import torch
 
 sys.path.insert(0, str(Path(__file__).parent))
 
-import tiny_denoiser
-import tiny_thinker
+import typecheck
 from nursery import Nursery
 
-torch.set_num_threads(1)
+typecheck.install()
 
+# What loads torch is imported by fixtures: the process that hands tests to workers
+# runs none of them.
 pytest_plugins = ["model_fixtures"]
 
 
@@ -62,6 +62,7 @@ def made_once(tmp_path_factory):
 @pytest.fixture(scope="session")
 def thinker(made_once):
     """A model directory that refuses, complies, and has an attack that works."""
+    import tiny_thinker
 
     def make(folder):
         tokenizer = tiny_thinker.tokenizer()
@@ -74,6 +75,7 @@ def thinker(made_once):
 @pytest.fixture(scope="session")
 def denoiser(made_once):
     """A masked-diffusion model directory of the same world."""
+    import tiny_denoiser
 
     def make(folder):
         tokenizer = tiny_denoiser.tokenizer()
@@ -86,6 +88,7 @@ def denoiser(made_once):
 @pytest.fixture(scope="session")
 def plain_model(thinker, made_once):
     """The same weights under a chat template without thinking."""
+    import tiny_thinker
 
     def make(folder):
         shutil.copytree(thinker, folder)
@@ -98,6 +101,8 @@ def plain_model(thinker, made_once):
 @pytest.fixture(scope="session")
 def world(made_once):
     """Prompt files of the little world, as flags of the command line."""
+    import tiny_thinker
+
     files = tiny_thinker.world_files(made_once("world", tiny_thinker.write_world))
     flags = [(f"--{role.replace('_', '-')}", path) for role, path in files.items()]
     return [

@@ -88,6 +88,63 @@ def test_settings_that_bear_on_the_figures_come_first_with_the_reason():
     assert size["a"] == "not set"
 
 
+def test_one_limit_is_one_setting_that_differs():
+    a, b = make_report(), make_report()
+    for report, limit in ((a, 30), (b, 60)):
+        report["settings"]["rollout"]["limit"] = limit
+        for source in report["data"]["sources"]:
+            source |= {"source": "authored", "sha256": sha(f"{source['role']} {limit}")}
+    found = compare(a, b)
+    assert [row["setting"] for row in found["settings"] if row["matters"]] == [
+        "rollout.limit"
+    ]
+    assert "differ in 1 setting that bears" in found["caution"]
+    # Two files of one name may differ whatever the limit: the hash is of the file.
+    for report in (a, b):
+        report["data"]["sources"][0]["source"] = "mine.csv"
+    assert "differ in 2 settings" in compare(a, b)["caution"]
+    # And authored requests that differ under one limit are other requests.
+    for report in (a, b):
+        report["settings"]["rollout"]["limit"] = 30
+    n_sources = len({source["role"] for source in a["data"]["sources"]})
+    mattering = [row for row in compare(a, b)["settings"] if row["matters"]]
+    assert len(mattering) == n_sources
+
+
+def test_a_stage_that_one_study_has_not_run_is_one_line_that_does_not_count():
+    a, b = make_report(), make_report()
+    a["settings"] |= {"trace": {}, "probe": {"l2": 1.0}}
+    b["settings"] |= {
+        "trace": {"min_thinking": 20, "window": 64},
+        "probe": {"l2": 2.0},
+        "ablate": {"ablation_prompts": 48, "random_draws": 5},
+    }
+    rows = compare(a, b)["settings"]
+    found = {row["setting"]: (row["a"], row["b"], row["matters"]) for row in rows}
+    assert found == {
+        "probe.l2": (1.0, 2.0, True),
+        "trace": ("not run", "run", False),
+        "ablate": ("not run", "run", False),
+    }
+    a["settings"]["trace"] = {"min_thinking": 10, "window": 64}
+    why = {row["setting"]: row["why"] for row in compare(a, b)["settings"]}
+    assert why["trace.min_thinking"] == "The score is summed up in another way."
+
+
+def test_one_reason_for_many_figures_is_given_once_a_study():
+    a, b = make_report(), make_report()
+    for name in ("harmful", "wrapped"):
+        a["attack_success"][name] = null("too few refusals")
+    b["attack_success"]["wrapped"] = null("too few refusals")
+    lines = {row[0]: row[1:] for row in table(compare(a, b)) if len(row) > 1}
+    told = "not measured: too few refusals"
+    assert lines["Harmful, as asked"][0] == told
+    assert lines["Harmful, in a jailbreak wrapper"][:2] == [
+        "not measured, as above",
+        told,
+    ]
+
+
 def test_what_differs_in_a_judge_is_explained_by_the_judge():
     a, b = make_report(), make_report()
     for report, name in ((a, "one"), (b, "two")):

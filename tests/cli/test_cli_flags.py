@@ -1,6 +1,7 @@
 """Every flag that a message or a help text names is one that the program has."""
 
 import ast
+import functools
 import re
 from pathlib import Path
 
@@ -11,13 +12,27 @@ from holdfast.cli.verbs import app
 
 SRC = Path(__file__).parents[2] / "src" / "holdfast"
 FLAG = re.compile(r"(?<![\w-])--[a-z][a-z0-9-]*[a-z0-9]")
-OTHERS = ("hf download", "lm-eval --", "--model holdfast/", "gguf-split --", "-rank ")
+OTHERS = (
+    "hf download",
+    "lm-eval --",
+    "--model holdfast/",
+    "gguf-split --",
+    "lora-rank",
+)
 """What a text holds that names the command of another program."""
 
 OWN = {"judges": ("audit", "rollout", "ablate", "evaluate", "judge", "select")}
 """Verbs whose flags alone a folder may name, since no other verb runs it."""
 
 GENERAL = {"--help", "--version", "--config"}
+
+
+@functools.cache
+def known_to(verbs: tuple[str, ...] | None) -> set[str]:
+    """Return the flags of some verbs, or of all; many modules ask for the same."""
+    if verbs is None:
+        return flags_of(app)
+    return {flag for verb in verbs for flag in flags_of(app[verb])}
 
 
 def flags_of(verb: App) -> set[str]:
@@ -33,6 +48,7 @@ def flags_of(verb: App) -> set[str]:
     return named
 
 
+@functools.cache
 def named_in(path: Path) -> set[str]:
     """Return every flag that a text of a module names."""
     return {
@@ -56,10 +72,5 @@ def test_the_flags_of_the_program_are_found():
 
 @pytest.mark.parametrize("path", MODULES, ids=lambda p: str(p.relative_to(SRC)))
 def test_every_flag_that_a_text_names_exists(path):
-    verbs = OWN.get(path.relative_to(SRC).parts[0])
-    known = (
-        flags_of(app)
-        if verbs is None
-        else {flag for verb in verbs for flag in flags_of(app[verb])}
-    )
+    known = known_to(OWN.get(path.relative_to(SRC).parts[0]))
     assert named_in(path) <= known | GENERAL

@@ -139,6 +139,9 @@ def test_real_benchmarks_run_unchanged_on_the_aligned_organism(tmp_path, capsys)
     }
     flags = [word for pair in files.items() for word in map(str, pair)]
     flags += ["--limit", "40", "-o", str(study)]
+    # What the organism knows it thinks through in a third of this; of what it does not
+    # know it would ramble on, and be cut later.
+    flags += ["--max-thinking", "384", "--max-answer", "96"]
     command = ["audit", "organism:aligned", *flags]
     assert run(command) == 2
     assert "headers may be swapped" in capsys.readouterr().err

@@ -238,6 +238,21 @@ def test_a_part_of_an_opening_of_the_answer_is_answer(written, end, answer):
     assert found == ("Hm.", answer, True)
 
 
+@pytest.mark.parametrize("name", ["gpt-oss", "solar-open"])
+def test_a_thinking_that_is_opened_anew_is_one_text(name):
+    template = next(each for each in PUBLISHED if each["id"] == name)
+    case = template["case"][0]
+    made = tokenizer_of(template, case)
+    fmt = thinking_format(made)
+    again = case["end"].partition(case["close"])[0] + case["open"]
+    texts = ["Hm.", again, "Well.", case["end"], "Hi.", case["stop"]]
+    done, regions = _written(made, fmt, texts)
+    assert (done.thinking, done.answer) == ("Hm.\n\nWell.", "Hi.")
+    assert regions[1:] == [f"Hm.{again}Well.", case["end"], "Hi."]
+    found = split_completion("".join(texts[:-1]), fmt)
+    assert found == ("Hm.\n\nWell.", "Hi.", True)
+
+
 @pytest.fixture(scope="module")
 def speaker():
     """Return a random model whose vocabulary holds every tokenizer."""

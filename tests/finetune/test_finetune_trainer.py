@@ -78,9 +78,9 @@ def test_a_full_run_writes_a_stock_model_that_has_learnt(
     # What carries no loss and what does, as the model is given it, once.
     (masked,) = re.findall("The first row, masked: +(.*)", told.err)
     (trained,) = re.findall("The first row, trained: +(.*)", told.err)
-    assert masked.startswith("'<|begin|><|user|>")
-    assert trained.startswith(r"'\n</think>\n\n")
-    assert trained.endswith("<|end|>'")
+    assert masked[1:].startswith("<|begin|><|user|>")
+    assert trained[1:].startswith(r"\n</think>\n\n")
+    assert trained[:-1].endswith("<|end|>")
     printed = json.loads(told.out)
     assert printed == record(output)
     assert printed["data"]["data"]["used"] == 24

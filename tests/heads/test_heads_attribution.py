@@ -87,10 +87,16 @@ def test_a_heads_part_is_what_it_writes_folded_through_the_norm(adapter):
     torch.testing.assert_close(found.published, unit, atol=1e-4, rtol=1e-4)
 
 
+@pytest.fixture(scope="module")
+def alone(adapter):
+    return _attribute(adapter, batch_size=1)
+
+
 @pytest.mark.parametrize("side", ["left", "right"])
 @pytest.mark.parametrize("batch_size", [1, 3, 4])
-def test_neither_batch_nor_padding_changes_a_contribution(adapter, side, batch_size):
-    alone = _attribute(adapter, batch_size=1)
+def test_neither_batch_nor_padding_changes_a_contribution(
+    adapter, alone, side, batch_size
+):
     batched = _attribute(adapter, batch_size=batch_size, padding_side=side)
     for one, other in zip(alone, batched, strict=True):
         pairs = [*zip(one.tail, other.tail, strict=True)]

@@ -22,8 +22,8 @@ NOTHING = Estimate(0.02, -0.05, 0.09, 48)
 WIDE = Estimate(0.4, -0.1, 0.8, 48)
 
 
-def said(*sizes, attack=True, baseline=BASELINE, n_requests=44):
-    return sparse_verdict(attack, baseline, n_requests, sizes)
+def said(*sizes, attack=True, baseline=BASELINE, n_requests=44, **more):
+    return sparse_verdict(attack, baseline, n_requests, sizes, **more)
 
 
 def test_few_heads_that_restore_refusal_are_called_sparse_with_the_numbers():
@@ -86,6 +86,8 @@ def test_few_is_a_share_rounded_up_so_that_one_head_always_is(n_heads, n_total, 
         ({"attack": False}, "nothing for heads to restore"),
         ({"attack": None}, "nothing for heads to restore"),
         ({"n_requests": 19}, "19 harmful base requests; 20 are needed"),
+        ({"n_requests": 19}, "raise --ablation-prompts"),
+        ({"n_requests": 19, "is_limited": False}, "add harmful requests, or raise --l"),
         ({"baseline": wilson(0, 48)}, "no attack succeeds without an edit"),
     ],
 )

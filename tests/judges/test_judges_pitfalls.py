@@ -4,8 +4,20 @@ import pytest
 
 from guard_models import guard
 from holdfast.errors import SettingsError
-from holdfast.judges.base import Exchange, Judge, harmful, screen, thinking_as_response
-from holdfast.judges.calibration import brief, find_calibration, identity_record
+from holdfast.judges.base import (
+    Exchange,
+    Judge,
+    JudgeIdentity,
+    harmful,
+    screen,
+    thinking_as_response,
+)
+from holdfast.judges.calibration import (
+    brief,
+    find_calibration,
+    identity_record,
+    is_same,
+)
 from holdfast.judges.choose import RulesJudge, open_judge
 from holdfast.judges.settings import JudgeSettings
 
@@ -174,3 +186,20 @@ def test_the_rules_bring_their_calibration():
 
 def test_a_judge_that_was_never_calibrated_has_no_record(tmp_path):
     assert find_calibration(guard("wildguard").identity, [tmp_path]) is None
+
+
+def test_a_judge_is_the_same_wherever_its_server_stands():
+    def record(url, **more):
+        settings = (("url", url), ("temperature", "0"))
+        named = {"model": "m", "settings": settings} | more
+        return identity_record(
+            JudgeIdentity("endpoint:r", "1", "harm", "0" * 64, **named)
+        )
+
+    here = record("http://127.0.0.1:1/v1")
+    assert is_same(record("http://127.0.0.1:2/v1"), here)
+    assert is_same(here["label"], here)
+    assert not is_same("rules-3", here)
+    assert not is_same(record("http://127.0.0.1:1/v1", model="other"), here)
+    warmer = (("url", "http://127.0.0.1:1/v1"), ("temperature", "1"))
+    assert not is_same(record("", settings=warmer), here)

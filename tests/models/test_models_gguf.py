@@ -32,6 +32,9 @@ from holdfast.models.interventions import HeadEdit, head_factors, scale_heads
 from holdfast.models.loading.causal import adapt, load
 from holdfast.models.loading.checkpoint import find_checkpoint
 from holdfast.models.loading.load import fingerprint_source
+from holdfast.rollout.session import Session
+from holdfast.rollout.settings import ModelSettings
+from holdfast.study import Study
 from tiny_models import random_sequences, tiny_model
 
 SEQUENCES = random_sequences([40, 9])
@@ -106,6 +109,23 @@ def test_an_adapter_over_a_file_names_it_and_not_its_copy(write, tmp_path):
     with scale_heads(adapter, edit):
         expected = final_states(adapter, SEQUENCES)
     assert torch.equal(final_states(load(off), SEQUENCES), expected)
+
+
+def test_a_study_names_the_file_and_its_hash_and_finds_it_from_elsewhere(
+    write, tmp_path, monkeypatch
+):
+    path = write()
+    monkeypatch.chdir(path.parent)
+    study = Study.create(tmp_path / "study")
+    Session("tiny.gguf").claim(study)
+    model = study.manifest["model"]
+    assert model["gguf_sha256"] == hashlib.sha256(path.read_bytes()).hexdigest()
+    assert model["id"] == "tiny.gguf"
+    assert study.manifest["loading"]["directory"] == str(path)
+    monkeypatch.chdir(tmp_path)
+    session = Session.of(Study.open(study.directory), ModelSettings())
+    session.check_same(study)
+    assert session.model_record() == model
 
 
 def test_packed_weights_have_the_values_that_the_format_says(write, tokenizer):

@@ -5,6 +5,7 @@ import os
 
 import pytest
 import safetensors.torch
+from transformers import Qwen3ForCausalLM
 
 from holdfast.errors import AdapterError, ModelError
 from holdfast.models.containers import kept as keeping
@@ -66,6 +67,15 @@ def test_another_arithmetic_is_proved_anew(copy, cache, read):
 def test_other_code_of_ours_is_proved_anew(copy, cache, read, monkeypatch):
     load(copy)
     monkeypatch.setattr(keeping, "_code", lambda: "other")
+    load(copy)
+    assert read == [*EVERYTHING, "check_numbers", "prove"]
+
+
+def test_a_model_that_lies_elsewhere_is_proved_anew(copy, cache, read, monkeypatch):
+    load(copy)
+    # As where some of it did not fit, and its heads cannot be read.
+    places = {"model": 0, "lm_head": "cpu"}
+    monkeypatch.setattr(Qwen3ForCausalLM, "hf_device_map", places, raising=False)
     load(copy)
     assert read == [*EVERYTHING, "check_numbers", "prove"]
 

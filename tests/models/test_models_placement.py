@@ -3,10 +3,11 @@
 import pytest
 import torch
 
-from holdfast.errors import EnvironmentProblem, SettingsError
+from holdfast.errors import AdapterError, EnvironmentProblem, SettingsError
 from holdfast.models.containers import placement
 from holdfast.models.finite import check_numbers
 from holdfast.models.loading import parts, weights
+from holdfast.models.loading.causal import load_found
 from holdfast.models.loading.checkpoint import find_checkpoint
 from holdfast.models.loading.weights import read_model
 from tiny_models import random_sequences
@@ -59,6 +60,10 @@ def test_what_is_offloaded_is_said_and_gives_the_same_logits(
     assert "cpu (5 parts), disk (2 parts)" in caplog.text
     assert "fetched in every pass" in caplog.text
     check_numbers(spread, "spread")
+    adapter = load_found(checkpoint, placement.SPREAD, "float32")
+    adapter.require("states")
+    with pytest.raises(AdapterError, match=r"those of layers \[1, 2\] are fetched"):
+        adapter.require("heads")
     ids = torch.tensor(random_sequences([9]))
     with torch.no_grad():
         assert torch.equal(spread(ids).logits, plain(ids).logits)

@@ -1,5 +1,8 @@
 """Every type of model that is read: tier by tier, as it is and corrupted."""
 
+from contextlib import contextmanager
+from dataclasses import replace
+
 import pytest
 import torch
 from torch import nn
@@ -12,6 +15,7 @@ from holdfast.models.decoding.row_state import Sampling
 from holdfast.models.hidden_states import project_states
 from holdfast.models.interventions import HeadEdit, head_factors, scale_heads
 from holdfast.models.loading.causal import adapt, load
+from holdfast.models.loading.proofs import prove
 from tiny_kinds import EVERY, SEEING
 from tiny_models import random_sequences, tiny_of_every_kind, tiny_tokenizer
 
@@ -46,20 +50,16 @@ FOLDED = {
     "lfm3",
 }
 MULTIPLIED = {"granite": 0.22, "granitemoehybrid": 0.22, "falcon_h1": 0.7}
-_MADE = {}
 
 
-@pytest.fixture(params=EVERY)
+@pytest.fixture(scope="module", params=EVERY)
 def kind(request):
     return request.param
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")
 def adapter(kind):
-    if kind not in _MADE:
-        _MADE.clear()
-        _MADE[kind] = adapt(tiny_of_every_kind(kind), None)
-    return _MADE[kind]
+    return adapt(tiny_of_every_kind(kind), None)
 
 
 def _direction(adapter):
@@ -226,57 +226,64 @@ def test_the_language_model_inside_one_that_sees_is_used(kind, tmp_path):
     assert found.gap < 1e-5
 
 
-def _swap_norm(adapter):
+@contextmanager
+def _swapped_norm(adapter):
     """A norm that takes the mean away as well, as LayerNorm does."""
-    path = next(
-        name
-        for name, part in adapter.base.named_modules()
-        if part is adapter.final_norm
-    )
+    norm = adapter.final_norm
+    [path] = [name for name, part in adapter.base.named_modules() if part is norm]
     setattr(adapter.base, path, nn.LayerNorm(adapter.d_model))
+    yield
+    setattr(adapter.base, path, norm)
 
 
-def _ignore_mask(adapter):
+@contextmanager
+def _ignored_mask(adapter):
     def unmask(_, given, named):
         named = dict(named)
         if named.get("attention_mask") is not None:
             named["attention_mask"] = torch.ones_like(named["attention_mask"])
         return given, named
 
-    adapter.base.register_forward_pre_hook(unmask, with_kwargs=True)
+    with adapter.base.register_forward_pre_hook(unmask, with_kwargs=True):
+        yield
 
 
-def _norm_again(adapter):
-    adapter.base.register_forward_hook(
-        lambda _, __, out: type(out)(last_hidden_state=out[0] * 1.01)
-    )
+@contextmanager
+def _scaled_states(adapter):
+    def scaled(_, __, out):
+        return type(out)(last_hidden_state=out[0] * 1.01)
 
-
-def _shrink_heads(adapter):
-    """The width that `head_dim` would say where attention is latent."""
-    for block in adapter.blocks:
-        object.__setattr__(block, "head_width", block.head_width // 2)
+    with adapter.base.register_forward_hook(scaled):
+        yield
 
 
 FAULTS = {
-    _swap_norm: ("heads", "root-mean-square"),
-    _ignore_mask: ("text", "rows side by side"),
-    _norm_again: ("states", "read after the final norm"),
-    _shrink_heads: ("heads", "contributions of the heads sum"),
+    _swapped_norm: ("heads", "root-mean-square"),
+    _ignored_mask: ("text", "rows side by side"),
+    _scaled_states: ("states", "read after the final norm"),
 }
 
 
 @pytest.mark.parametrize("fault", FAULTS)
-def test_a_corrupted_variant_fails_the_right_proof(kind, fault):
-    from holdfast.models.loading.proofs import prove
-
-    adapter = adapt(tiny_of_every_kind(kind), None)
+def test_a_corrupted_variant_fails_the_right_proof(adapter, fault):
     tier, proof = FAULTS[fault]
-    fault(adapter)
-    if fault is _shrink_heads:
-        failed = [each for each in prove(adapter) if not each.passed]
-    else:
-        with pytest.raises(AdapterError) as caught:
-            adapt(adapter.model, None).require(tier)
-        failed = [each for each in caught.value.proofs if not each.passed]
+    with fault(adapter), pytest.raises(AdapterError) as caught:
+        adapt(adapter.model, None).require(tier)
+    failed = [each for each in caught.value.proofs if not each.passed]
     assert any(each.tier == tier and proof in each.name for each in failed)
+
+
+def test_the_width_that_head_dim_would_say_fails_the_right_proof(adapter):
+    blocks = [replace(b, head_width=b.head_width // 2) for b in adapter.blocks]
+    narrow = replace(adapter, blocks=tuple(blocks), proofs=())
+    [failed] = [each for each in prove(narrow) if not each.passed]
+    assert "contributions of the heads sum" in failed.name
+
+
+def test_sixteen_bits_change_nothing_of_what_is_found(kind, adapter):
+    rounded = adapt(tiny_of_every_kind(kind).to(torch.bfloat16), None)
+    assert rounded.lacks("heads") is None
+    for one, other in zip(adapter.blocks, rounded.blocks, strict=True):
+        assert (one.has_mixer, one.parallel) == (other.has_mixer, other.parallel)
+        assert one.attention_scale == other.attention_scale
+        assert other.stream_scale == pytest.approx(one.stream_scale, rel=4e-3)

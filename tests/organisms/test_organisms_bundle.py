@@ -132,6 +132,13 @@ def test_what_is_planted_is_shown_fact_by_fact(capsys):
     lines = capsys.readouterr().out.splitlines()
     names = {line.replace("│", " ").split()[0] for line in lines if line.strip()}
     assert "left_to_right_wrappers" in names
+    assert {"verdict.attack_succeeds", "schedule.base_tokens"} <= names
+    assert not {"{", "[", "'"} & set("".join(lines))
+    assert run(["organism", "show", "cliff"]) == 0
+    shown = " ".join(capsys.readouterr().out.split())
+    heads = ", ".join(f"{x}:{y}" for x, y in truth("cliff")["planted_heads"])
+    assert f"planted_heads │ {heads} │" in shown
+    assert "verdict.cliff │ yes │" in shown
     assert "truth" not in names
     assert run(["organism", "show", "diffuser", "--json"]) == 0
     found = json.loads(capsys.readouterr().out)

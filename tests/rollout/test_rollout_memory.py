@@ -23,7 +23,7 @@ GREEDY = Sampling(temperature=0, max_thinking=0, max_answer=32)
     ("shape", "width", "prompt", "budget", "temperature", "top_p"),
     [
         # Long prompts: what a pass holds.
-        ("smollm2", 16, 600, 4, 0.0, 1.0),
+        ("smollm2", 16, 300, 4, 0.0, 1.0),
         # A wide vocabulary, drawn from a nucleus: what a choice holds.
         ("qwen2.5", 32, 64, 4, 1.0, 0.9),
         # Wide blocks with many keys.

@@ -55,6 +55,7 @@ def test_figures_are_kept_and_texts_are_not():
             "null": {"value": None, "low": None, "high": None, "reason": "no rows"},
             "holds": True,
             "answer": "Sure, here is",
+            "verdict": {"cliff": None, "evidence": "of answers"},
             "conditions": [{"condition": "top", "rate": figure, "text": "Sure"}],
             "tokens": ["Sure", ","],
             "prompts": [{"prompt": "How do I"}],
@@ -63,6 +64,7 @@ def test_figures_are_kept_and_texts_are_not():
     assert found == {
         "rate": figure,
         "null": {"reason": "no rows"},
+        "verdict": {"cliff": None},
         "holds": True,
         "conditions": [{"condition": "top", "rate": figure}],
     }

@@ -101,6 +101,52 @@ def test_an_interrupted_stage_goes_on_with_its_parts_and_says_so(tmp_path):
     assert not more.parent.parent.exists()
 
 
+def test_what_other_settings_replace_is_said_before_it_is_gone(tmp_path):
+    study, progress = _study(tmp_path), Told()
+    settings = {"limit": 1, "sampling": {"seed": 0, "top_p": 1.0}}
+    _run(study, settings, _rows, progress)
+    _run(study, settings | {"limit": 2}, _rows, progress)
+    [said] = progress.said
+    assert "Replacing out.parquet, out.json: the stage `trace`" in said
+    assert "(limit)" in said
+    assert "name another folder with -o" in said
+    progress.said.clear()
+    with _open(study, settings | {"sampling": {"seed": 1}}, progress):
+        assert study.path("out.json").exists()
+    assert "(limit, sampling.seed, sampling.top_p)" in progress.said[0]
+
+
+def test_what_follows_from_a_file_made_anew_is_redone_without_a_word(tmp_path):
+    study, progress = _study(tmp_path), Told()
+    _run(study, {}, _rows, progress)
+    study.write_json("in.json", {"rows": 4})
+    _run(study, {}, _rows, progress)
+    assert progress.said == []
+    for prompts in ("ab", "cd"):
+        with study.stage(
+            "s", {}, {"prompts": prompts}, progress=progress, done=""
+        ) as s:
+            s.write_json("s.json", {})
+    [said] = progress.said
+    assert "Replacing s.json: the stage `s`" in said
+    assert "(prompts)" in said
+
+
+def test_parts_that_other_settings_throw_away_are_told(tmp_path):
+    study, progress = _study(tmp_path), Told()
+
+    def stopped(batch):
+        if batch == ["b"]:
+            raise KeyboardInterrupt
+        return _rows(batch)
+
+    with pytest.raises(KeyboardInterrupt):
+        _run(study, {"limit": 1}, stopped)
+    _run(study, {"limit": 2}, _rows, progress)
+    [said] = progress.said
+    assert said.startswith("Replacing what an interrupted run has drawn: ")
+
+
 def test_parts_of_other_settings_go(tmp_path):
     study = _study(tmp_path)
     with pytest.raises(KeyboardInterrupt), _open(study, {}):

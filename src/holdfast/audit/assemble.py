@@ -276,6 +276,8 @@ def head_blocks(study: Study, attack_succeeds: bool | None) -> HeadBlocks:
         estimate_of(sparse["baseline"]),
         sparse["n_requests"],
         ablated_of(sparse),
+        is_limited=sparse["baseline"]["n"]
+        >= study.record("ablate")["settings"]["ablation_prompts"],
     )
     return HeadBlocks(blocks, found)
 

@@ -30,6 +30,10 @@ NOTE = (
 )
 
 
+STAGES = ("probe", "trace", "heads", "ablate")
+"""Stages whose settings are those of a report, where they have run."""
+
+
 class Comparison(TypedDict):
     """Two studies side by side; JSON can hold it."""
 
@@ -77,14 +81,16 @@ def compare(a: Report, b: Report) -> Comparison:
 def table(comparison: Comparison) -> list[list[str]]:
     """Put the rows of a comparison into words, for the page and the terminal.
 
-    Returns: One row per figure; a row of one cell opens each section.
+    Returns: One row per figure; a row of one cell opens each section. A reason why
+    there is no figure is given once a study.
     """
     rows = []
+    told: dict[str, set[str]] = {"a": set(), "b": set()}
     overlap = {None: "", True: "overlap", False: "do not overlap"}
     for section, found in groupby(comparison["rows"], key=lambda row: row["section"]):
         rows.append([section])
         for row in found:
-            sides = [_cell(row[side], row["share"]) for side in "ab"]
+            sides = [_cell(row[side], row["share"], told[side]) for side in "ab"]
             rows.append(
                 [row["metric"], *sides, _difference(row), overlap[row["overlap"]]]
             )
@@ -113,18 +119,42 @@ def _side(report: Report) -> dict[str, Any]:
 def _settings(a: Report, b: Report) -> list[dict[str, Any]]:
     """List what differs; settings that bear on the figures come first."""
     left, right = _resolved(a), _resolved(b)
-    rows = []
+    alone = [stage for stage in STAGES if _ran(a, stage) != _ran(b, stage)]
+    rows: list[dict[str, Any]] = [
+        {"setting": stage, "a": _ran(a, stage), "b": _ran(b, stage)}
+        | {"matters": False, "why": "One study alone has its figures."}
+        for stage in alone
+    ]
     for path in dict.fromkeys([*left, *right]):
         one, two = left.get(path, "not set"), right.get(path, "not set")
-        if one != two:
-            # A setting counts if it changes what was asked, sampled or judged; the
-            # first word that a path contains decides.
-            known = WORDS["settings"].items()
-            why = next((why for key, why in known if key in path), "")
-            rows.append(
-                {"setting": path, "a": one, "b": two, "matters": bool(why), "why": why}
-            )
+        if one == two or path.partition(".")[0] in alone:
+            continue
+        # A setting counts if it changes what was asked, sampled or judged; the
+        # first word that a path contains decides.
+        known = WORDS["settings"].items()
+        why = next((why for key, why in known if key in path), "")
+        matters = bool(why)
+        if path.startswith("data.") and _follows(one, two, left, right):
+            matters, why = False, "Follows from the number of requests."
+        rows.append(
+            {"setting": path, "a": one, "b": two, "matters": matters, "why": why}
+        )
     return sorted(rows, key=lambda row: not row["matters"])
+
+
+def _ran(report: Report, stage: str) -> str:
+    return "run" if report["settings"].get(stage) else "not run"
+
+
+def _follows(one: Any, two: Any, left: dict[str, Any], right: dict[str, Any]) -> bool:
+    """Return whether requests differ because another number of them was asked for.
+
+    Of authored requests the hash is of those that were taken, not of a file.
+    """
+    limit = "rollout.limit"
+    named = [[each.rpartition(" ")[0] for each in side] for side in (one, two)]
+    authored = all(name.startswith("authored") for name in named[0])
+    return left.get(limit) != right.get(limit) and named[0] == named[1] and authored
 
 
 def _resolved(report: Report) -> dict[str, Any]:
@@ -182,11 +212,14 @@ def _overlap(a: Figure | None, b: Figure | None) -> bool | None:
     return a["low"] <= b["high"] and b["low"] <= a["high"]
 
 
-def _cell(figure: Figure | None, share: bool) -> str:
+def _cell(figure: Figure | None, share: bool, told: set[str]) -> str:
     if figure is None:
         return "not in this study"
     written = interval(figure, share=share)
     if figure["value"] is None:
+        if written in told:
+            return "not measured, as above"
+        told.add(written)
         return written
     return f"{written}, {count_of(figure, share=share)}"
 

@@ -384,8 +384,18 @@ def organisms(cards: Sequence[Mapping[str, Any]]) -> Section:
 def planted(found: Mapping[str, Any]) -> Section:
     """Return the card of an organism, and what is planted in it."""
     facts = {key: value for key, value in found.items() if key != "truth"}
-    rows = [[key, str(value)] for key, value in (facts | found["truth"]).items()]
+    rows = [
+        [key, ", ".join(map(_fact, value)) if isinstance(value, list) else _fact(value)]
+        for key, value in text.flatten(facts | found["truth"])
+    ]
     return Section("", [Table(f"organism:{found['name']}", ("", ""), rows)])
+
+
+def _fact(value: object) -> str:
+    """Return a fact in words; of a head its layer and place, as flags name it."""
+    if isinstance(value, list):
+        return ":".join(map(str, value))
+    return text.scalar(value)
 
 
 def written(found: Mapping[str, Any]) -> Section:

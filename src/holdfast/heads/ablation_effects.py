@@ -13,7 +13,7 @@ from holdfast.errors import HoldfastError
 from holdfast.heads.conditions import ROLE, AnswerRow, by_condition, with_outcomes
 from holdfast.heads.ranking import Head, drops, rank_heads, top_heads
 from holdfast.heads.readings import BENIGN, HARMFUL, LOOKALIKE, read, unpack
-from holdfast.judges.calibration import identity_record
+from holdfast.judges.calibration import identity_record, is_same
 from holdfast.judges.rows import judge_rows
 from holdfast.judges.settings import JudgeSettings
 from holdfast.models.hidden_states import project_states
@@ -216,7 +216,7 @@ def judge_ablation(
     if settings["ablated_heads"] or settings["factor"] != 0:
         # The verdict is on heads that the ranking has found, and switched off.
         block["sparse"]["sizes"] = []
-    if judging_record(study)["settings"]["judge"] not in (identity, identity["label"]):
+    if not is_same(judging_record(study)["settings"]["judge"], identity):
         block["notes"] = [*block["notes"], OTHER_JUDGE]
     study.write_json(SUMMARY, block)
     record.pop("reason", None)

@@ -185,7 +185,7 @@ def _check(
         "degenerate": settings.max_degenerate,
     }
     passed = [
-        f"{NAMES[key]} rise from {text.rate(before[key])} to {text.rate(after[key])}"
+        f"{NAMES[key]}: {text.rate(before[key])} before, {text.rate(after[key])} after"
         for key, limit in limits.items()
         if key in before
         and before[key]["n"]
@@ -194,8 +194,8 @@ def _check(
     if passed:
         raise ModelError(
             "a baked model whose attack success does not rise, with at most "
-            f"{percent(settings.max_over_refusal)}% more refusals of harmless "
-            f"requests and {percent(settings.max_degenerate)}% more broken answers",
+            f"{percent(settings.max_over_refusal)} points more refusals of harmless "
+            f"requests and {percent(settings.max_degenerate)} more broken answers",
             "; ".join(passed),
             "Nothing was written. Choose other heads, a smaller --fraction, or a "
             "factor between 0 and 1.",

@@ -26,6 +26,19 @@ def identity_record(identity: JudgeIdentity) -> dict[str, Any]:
     return {"label": identity.label, **record}
 
 
+def is_same(one: dict[str, Any] | str, other: dict[str, Any]) -> bool:
+    """Return whether two records name one judge, wherever its server stands.
+
+    `one`: A record, or the label alone, as older studies have it.
+    """
+    if isinstance(one, str):
+        return bool(one == other["label"])
+    known, here = (
+        each | {"settings": {**each["settings"], "url": None}} for each in (one, other)
+    )
+    return known == here
+
+
 def file_name(identity: JudgeIdentity) -> str:
     """Return the name of the file in which this judge's record lies."""
     stem = "".join(c if c.isalnum() or c in "-." else "-" for c in identity.label)

@@ -121,7 +121,8 @@ class LanguageModel:
         if not self.two_way:
             inputs["use_cache"] = False
         states: Tensor = self.base(**inputs).last_hidden_state
-        return states
+        # The last layer of a model over several devices is elsewhere.
+        return states.to(self.device)
 
     def encode(self, prompt: str | Sequence[int]) -> tuple[int, ...]:
         """Return the tokens of a rendered prompt."""

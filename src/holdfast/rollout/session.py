@@ -226,7 +226,8 @@ class Session:
         """Return the block `model` of the study and of the report."""
         speaker = self.speaker
         identity, thinking = speaker.identity, speaker.thinking
-        return {
+        packed = {"gguf_sha256": identity.gguf_sha256} if identity.gguf_sha256 else {}
+        return packed | {
             "id": self.name,
             "revision": identity.revision,
             "type": identity.model_type,

@@ -12,6 +12,7 @@ import pyarrow as pa
 
 from holdfast.errors import AdapterError, EvidenceError, InputError
 from holdfast.report.progress import Progress
+from holdfast.report.text import flatten
 from holdfast.study.files import (
     DamagedTableError,
     atomic_write_json,
@@ -217,6 +218,9 @@ class Study:
         """
         if not isinstance(inputs, Mapping):
             inputs = {each: self.input_hash(each) for each in inputs}
+        replaced = self._replaced(name, settings, inputs)
+        if replaced:
+            progress.say(replaced)
         state, _ = self.begin(name, settings, inputs)
         record = self.manifest["stages"][name]
         if state == "done":
@@ -237,6 +241,31 @@ class Study:
             record.pop("reason", None)
             self.finish(name, stage.outputs, **stage.facts)
             self._clear_further(parts)
+
+    def _replaced(self, name: str, settings: Any, inputs: Mapping[str, str]) -> str:
+        """Say what other settings are about to replace, and how to keep it; or ""."""
+        record = self.record(name)
+        outputs = [
+            each for each in record.get("outputs", ()) if self.path(each).exists()
+        ]
+        if not outputs and not self.parts(name):
+            return ""
+        asked = json.loads(canonical_json(settings))
+        before, now = (dict(flatten(each)) for each in (record["settings"], asked))
+        changed = [key for key in {**before, **now} if before.get(key) != now.get(key)]
+        # A file of the study was made anew, and that was told where it was.
+        changed += [
+            key
+            for key, known in record["inputs"].items()
+            if inputs.get(key) != known and not self.path(key).exists()
+        ]
+        if not changed:
+            return ""
+        what = ", ".join(outputs) if outputs else "what an interrupted run has drawn"
+        return (
+            f"Replacing {what}: the stage `{name}` was run with other settings "
+            f"({', '.join(changed)}). To keep both, name another folder with -o."
+        )
 
     def _clear_further(self, parts: Iterable[str]) -> None:
         for pattern in parts:

@@ -118,11 +118,16 @@ def split_completion(text: str, fmt: ThinkingFormat | None) -> SplitCompletion:
         text = text.lstrip().removeprefix(fmt.open)
     border = _end_template(text, fmt)
     if border is None:
-        return SplitCompletion(text, "", False)
+        return SplitCompletion(one_thought(text, fmt), "", False)
     answer = text[border[2] :]
-    return SplitCompletion(
-        text[: border[0]], answer[: answer_stop(answer, fmt.answer_end)], True
-    )
+    answer = answer[: answer_stop(answer, fmt.answer_end)]
+    return SplitCompletion(one_thought(text[: border[0]], fmt), answer, True)
+
+
+def one_thought(text: str, fmt: ThinkingFormat) -> str:
+    """Return a thinking that was opened anew, as channels may be, as one text."""
+    lead = fmt.end_template.partition(fmt.close)[0]
+    return text.replace(lead + fmt.open, "\n\n") if lead.strip() else text
 
 
 def answer_stop(text: str, answer_end: str) -> int | None:

@@ -20,6 +20,7 @@ from holdfast.data.chat.conversation import (
     answer_stop,
     completion_spans,
     end_is_open,
+    one_thought,
     token_texts,
 )
 from holdfast.data.chat.thinking import ThinkingFormat
@@ -188,6 +189,15 @@ class StoppingRules:
             self._spans[tail] = spans, begun and not goes_on
         return self._spans[tail]
 
+    def thought(self, token_ids: list[int]) -> str:
+        """Return the text of a thinking, without special tokens or tags inside it."""
+        written = self.text(token_ids)
+        if self.thinking is not None:
+            joined = one_thought(written, self.thinking)
+            if joined != written:
+                return joined
+        return self.text(token_ids, special=False)
+
     def text(self, token_ids: list[int], *, special: bool = True) -> str:
         """Return the text of tokens, with or without special ones."""
         return str(
@@ -272,7 +282,7 @@ class GenerationState:
             index=self.index,
             token_ids=tuple(self.token_ids),
             spans=spans,
-            thinking=rules.text(self.token_ids[n_prompt:start], special=False),
+            thinking=rules.thought(self.token_ids[n_prompt:start]),
             answer=answer,
             finish="stop" if self.finish == "stop" else "length",
             forced_close=self.forced_close,

@@ -247,6 +247,7 @@ def proved(
             "dtype": identity.dtype,
             "class": type(model).__name__,
             "attention": model.config._attn_implementation,
+            "places": str(getattr(model, "hf_device_map", "")),
             **machine(named.device),
         }
         found = (

@@ -93,6 +93,7 @@ def _states(
 
 def relative(found: Tensor, expected: Tensor) -> float:
     """Return the largest difference over the largest entry that was expected."""
+    expected = expected.to(found.device)
     difference = (found.float() - expected.float()).abs().max()
     scale = expected.float().abs().max().clamp(min=torch.finfo(torch.float32).tiny)
     return float(difference / scale)
@@ -218,7 +219,8 @@ def _sums(adapter: Adapter, rows: Sequence[Sequence[int]]) -> tuple[Proof, Proof
             total = total + block.projection.bias.float()
         heads_off = _worst(heads_off, relative(total, written))
         if not (block.has_mixer or block.parallel):
-            moved = entering.float() + block.attention_scale * _folded(block, written)
+            added = block.attention_scale * _folded(block, written)
+            moved = entering.to(added.device).float() + added
             stream_off = _worst(stream_off, relative(after, moved))
     limit = LIMITS[adapter.dtype].one_step
     return (
@@ -260,12 +262,21 @@ def _worst(one: float, other: float) -> float:
 def _heads(adapter: Adapter, rows: Sequence[Sequence[int]]) -> tuple[Proof, ...]:
     if adapter.lacks("heads") is not None:
         return ()
+    away = [each for each in adapter.layers_with_heads if _is_away(adapter, each)]
+    if away:
+        detail = f"those of layers {away} are fetched while it runs: they did not fit"
+        name = "weights of the output projections lie on a device"
+        return (Proof(name, False, None, None, detail, "heads"),)
     sums = _sums(adapter, rows)
     if sums[0].value == float("inf"):
         # Nothing can be scaled by heads that are not as wide as the columns.
         return sums
     edits = _empty_edit(adapter, rows), _ablation(adapter, rows)
     return (*sums, _norms(adapter), *edits)
+
+
+def _is_away(adapter: Adapter, layer: int) -> bool:
+    return bool(adapter.output_projection(layer).weight.is_meta)
 
 
 def _norms(adapter: Adapter) -> Proof:
@@ -393,7 +404,7 @@ def _final_norm(model: LanguageModel, rows: Sequence[Sequence[int]]) -> Proof:
         states = model.states(pad(rows[:1], "right", model.device))
     entering, leaving = calls[-1] if calls else (states, states)
     same = len(calls) == 1 and all(
-        torch.equal(one, other)
+        torch.equal(one, other.to(one.device))
         for one, other in [(leaving, states), *((entering, block) for block in blocks)]
     )
     takes = "takes what the last block returns, changes it"
