@@ -28,7 +28,7 @@ def check_numbers(model: Any, model_id: str) -> None:
         # A sum of numbers is one, and in this arithmetic none is too large.
         wide = torch.float32 if weight.device.type == "mps" else torch.float64
         # Piece by piece, since on a CPU a sum copies what it widens.
-        parts = weight.detach().reshape(-1).split(PIECE)
+        parts = torch.split(weight.detach().reshape(-1), PIECE)
         # One byte holds no number that is added up.
         narrow = weight.element_size() == 1
         sums = [(p.float() if narrow else p).sum(dtype=wide) for p in parts]
