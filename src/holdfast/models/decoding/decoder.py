@@ -83,7 +83,7 @@ class Decoder:
         self.mask = batch.mask.long()
         self.live.take([job.place for job in jobs])
         self.cache: Any = preallocated_cache(adapter.model.config)
-        self.step = 0
+        self.step, self._reads_states = 0, adapter.lacks("states") is None
         # Float64 is missing on some accelerators, and there choices are made here.
         self.desk = adapter.device if adapter.device.type == "cuda" else "cpu"
         self.sampling = rules.sampling
@@ -124,7 +124,7 @@ class Decoder:
             "past_key_values": self.cache,
             "use_cache": True,
         }
-        if self.adapter.lacks("states") is None:
+        if self._reads_states:
             states = self.adapter.base(**inputs).last_hidden_state[:, -1]
             return states, self.adapter.lm_head(states)
         # Of some models the logits are known, and not which state they come from.
