@@ -30,8 +30,9 @@ def projection_weight(
     """
     if is_plain(projection):
         return projection.weight.detach().float()  # type: ignore[no-any-return]
-    device = projection.weight.device
-    dtype = getattr(projection, "compute_dtype", None) or torch.bfloat16
+    device, dtype = projection.weight.device, projection.weight.dtype
+    if is_packed(projection):
+        dtype = getattr(projection, "compute_dtype", None) or torch.bfloat16
     units = torch.eye(n_columns, device=device, dtype=dtype)
     columns: Tensor = projection(units).float()
     if projection.bias is not None:
