@@ -5,6 +5,7 @@ the plain pass of the same round. Time is CPU time of the process. The row "plai
 again" is the noise: a difference smaller than its interval is not resolved.
 
     python benchmarks/capture.py --pairs 30 --json capture.json
+    python benchmarks/capture.py --type gpt_oss
 """
 
 import argparse
@@ -18,17 +19,18 @@ from typing import Any
 
 import torch
 from measure import (
+    DEFAULT,
+    SHAPES,
+    about,
     measure,
     one_thread,
     print_table,
     random_model,
     random_tokens,
     row,
+    small_tokenizer,
     verdict,
 )
-from tokenizers import Tokenizer
-from tokenizers.models import WordLevel
-from transformers import PreTrainedTokenizerFast
 
 from holdfast.models.hidden_states import project_states, read_states
 from holdfast.models.loading.causal import adapt
@@ -43,10 +45,10 @@ PEERS = {"nnsight": "nnsight", "transformer_lens": "TransformerLens bridge"}
 DISTRIBUTIONS = {"nnsight": "nnsight", "transformer_lens": "transformer-lens"}
 
 
-def variants(adapter: Adapter) -> dict[str, Callable[[], Any]]:
+def variants(adapter: Adapter, kind: str) -> dict[str, Callable[[], Any]]:
     """Return what is timed, by name; each runs one batch of the same tokens."""
     generator = torch.Generator().manual_seed(2)
-    ids = random_tokens()
+    ids = random_tokens(kind)
     sequences = ids.tolist()
     direction = torch.randn(1, adapter.d_model, generator=generator)
     base, model = adapter.base, adapter.model
@@ -66,11 +68,11 @@ def variants(adapter: Adapter) -> dict[str, Callable[[], Any]]:
             return model(input_ids=ids, output_hidden_states=True, use_cache=False)
 
     known = {PLAIN: plain, AGAIN: plain, STATES: states, SCORES: scores, USUAL: usual}
-    return known | dict(peers(adapter, ids, plain().last_hidden_state))
+    return known | dict(peers(adapter, kind, ids, plain().last_hidden_state))
 
 
 def peers(
-    adapter: Adapter, ids: torch.Tensor, expected: torch.Tensor
+    adapter: Adapter, kind: str, ids: torch.Tensor, expected: torch.Tensor
 ) -> Iterator[tuple[str, Callable[[], Any]]]:
     """Yield the peers that are installed, and say why the others are not there."""
     for module, name in PEERS.items():
@@ -78,17 +80,18 @@ def peers(
             print(f"- {name}: not installed (`pip install 'holdfast[bench]'`)")
             continue
         try:
-            run = PREPARE[module](adapter, ids)
+            run = PREPARE[module](adapter, kind, ids)
             deviation = float((run() - expected).abs().max())
         except Exception as error:
             # A peer may break on any version of its own; the table goes on without.
-            print(f"- {name}: does not run here ({type(error).__name__}: {error})")
+            said = str(error)[:200]
+            print(f"- {name}: does not run here ({type(error).__name__}: {said})")
             continue
         print(f"- {name} {version(DISTRIBUTIONS[module])}: {deviation:.0e} off")
         yield f"{name}: states at every position", run
 
 
-def _nnsight(adapter: Adapter, ids: torch.Tensor) -> Callable[[], torch.Tensor]:
+def _nnsight(adapter: Adapter, _: str, ids: torch.Tensor) -> Callable[[], torch.Tensor]:
     from nnsight import NNsight
 
     wrapped = NNsight(adapter.base)
@@ -101,15 +104,17 @@ def _nnsight(adapter: Adapter, ids: torch.Tensor) -> Callable[[], torch.Tensor]:
     return run
 
 
-def _transformer_lens(_: Adapter, ids: torch.Tensor) -> Callable[[], torch.Tensor]:
+def _transformer_lens(
+    _: Adapter, kind: str, ids: torch.Tensor
+) -> Callable[[], torch.Tensor]:
     from transformer_lens.model_bridge import TransformerBridge
 
     # The bridge puts its own modules into the model, so it gets a twin.
-    twin = random_model()
+    twin = random_model(kind)
     with TemporaryDirectory() as directory:
         # It takes configuration and tokenizer from a directory or from the Hub.
         twin.config.save_pretrained(directory)
-        _small_tokenizer().save_pretrained(directory)
+        small_tokenizer().save_pretrained(directory)
         bridge = TransformerBridge.boot_transformers(directory, hf_model=twin)
     name = "ln_final.hook_out"
 
@@ -121,12 +126,6 @@ def _transformer_lens(_: Adapter, ids: torch.Tensor) -> Callable[[], torch.Tenso
     return run
 
 
-def _small_tokenizer() -> Any:
-    words = Tokenizer(WordLevel({"a": 0, "<|end|>": 1}, unk_token="a"))
-    ends = dict.fromkeys(("bos_token", "eos_token", "pad_token"), "<|end|>")
-    return PreTrainedTokenizerFast(tokenizer_object=words, **ends)
-
-
 PREPARE = {"nnsight": _nnsight, "transformer_lens": _transformer_lens}
 
 
@@ -134,12 +133,13 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--pairs", type=int, default=30, help="rounds (30 or more)")
     parser.add_argument("--json", type=Path, help="also write the figures here")
+    parser.add_argument("--type", choices=SHAPES, default=DEFAULT, help="of the model")
     options = parser.parse_args()
     with one_thread():
-        runs = variants(adapt(random_model(), None))
+        runs = variants(adapt(random_model(options.type), None), options.type)
         seconds = measure(runs, options.pairs)
         rows = {n: row(seconds[n], seconds[PLAIN], run) for n, run in runs.items()}
-    print_table(rows, options.pairs)
+    print_table(rows, options.pairs, about(options.type))
     holds = verdict(rows[STATES], LIMIT)
     print(f"\nStates at every position within {LIMIT} ×: {holds}.")
     if options.json:

@@ -4,39 +4,61 @@ Every variant runs once in each round, in an order that rotates, so that a slow 
 of the machine falls on all of them. Ratios are taken within a round.
 """
 
+import json
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 import transformers
+from tokenizers import Tokenizer
+from tokenizers.models import WordLevel
 
-N_EXAMPLES, N_POSITIONS, VOCAB = 16, 256, 16_384
-ABOUT = f"Random Qwen3, 8 layers of width 512; {N_EXAMPLES} × {N_POSITIONS} tokens"
+VOCAB = 16_384
+SHAPES = json.loads(Path(__file__).with_name("shapes.json").read_text("utf-8"))
+"""Shapes of models by type, each with the rows of tokens that it is timed on."""
+DEFAULT = "qwen3"
 
 
-def random_model() -> Any:
+def random_model(kind: str = DEFAULT) -> Any:
     """Build the model that every variant runs."""
     torch.manual_seed(0)
-    config = transformers.Qwen3Config(
-        vocab_size=VOCAB,
-        hidden_size=512,
-        intermediate_size=1536,
-        num_hidden_layers=8,
-        num_attention_heads=8,
-        num_key_value_heads=4,
-        head_dim=64,
-        attn_implementation="sdpa",
+    shape = SHAPES[kind]
+    special = dict.fromkeys(("pad_token_id", "bos_token_id", "eos_token_id"))
+    config = getattr(transformers, shape["config"])(
+        vocab_size=VOCAB, **special, **shape["settings"]
     )
-    return transformers.Qwen3ForCausalLM(config).eval()
+    # The kernel that transformers chooses, which is not the same for all.
+    model = transformers.AutoModelForCausalLM.from_config(config)
+    # Peers look a model up by the name of its class, which a saved one has.
+    model.config.architectures = [type(model).__name__]
+    return model.eval()
 
 
-def random_tokens() -> torch.Tensor:
+def small_tokenizer() -> Any:
+    """Build a tokenizer for peers that want one, which no variant times."""
+    words = Tokenizer(WordLevel({"a": 0, "<|end|>": 1}, unk_token="a"))
+    ends = dict.fromkeys(("bos_token", "eos_token", "pad_token"), "<|end|>")
+    return transformers.PreTrainedTokenizerFast(tokenizer_object=words, **ends)
+
+
+def random_tokens(kind: str = DEFAULT) -> torch.Tensor:
     """Return the tokens that every variant reads."""
     generator = torch.Generator().manual_seed(1)
-    return torch.randint(VOCAB, (N_EXAMPLES, N_POSITIONS), generator=generator)
+    return torch.randint(VOCAB, tuple(SHAPES[kind]["tokens"]), generator=generator)
+
+
+def about(kind: str) -> str:
+    """Say in a few words what is timed."""
+    settings = SHAPES[kind]["settings"]
+    n_examples, n_positions = SHAPES[kind]["tokens"]
+    return (
+        f"Random {kind}, {settings['num_hidden_layers']} layers of width "
+        f"{settings['hidden_size']}; {n_examples} × {n_positions} tokens"
+    )
 
 
 def peak_bytes(run: Callable[[], Any]) -> int:
@@ -98,9 +120,7 @@ def row(seconds: np.ndarray, plain: np.ndarray, run: Callable[[], Any]) -> dict:
     }
 
 
-def print_table(
-    rows: dict[str, dict[str, float]], pairs: int, about: str = ABOUT
-) -> None:
+def print_table(rows: dict[str, dict[str, float]], pairs: int, about: str) -> None:
     """Print the lines with what they were measured on."""
     print(
         f"\n{about}, float32, one thread; {pairs} rounds; torch {torch.__version__}, "

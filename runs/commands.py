@@ -100,6 +100,11 @@ def figures(value: Any, key: str = "") -> Any:
     if not isinstance(value, dict):
         kept = isinstance(value, bool) or is_finite(value) or key in LABELS
         return value if kept else None
+    if {"holds", "reason"} <= value.keys():
+        # What a model is good for, and why not for the rest: words of ours.
+        return {
+            key: value[key] for key in ("holds", "reason") if value[key] is not None
+        }
     if {"value", "low", "high"} <= value.keys():
         return {key: value[key] for key in FIGURE if value.get(key) is not None}
     named = {str(name): figures(each, str(name)) for name, each in value.items()}

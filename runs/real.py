@@ -12,10 +12,12 @@ that was stopped goes on where it was.
 
 import argparse
 import hashlib
+import json
 import os
 import platform
 import subprocess
 import sys
+import time
 import tomllib
 import zipfile
 from collections.abc import Mapping
@@ -27,6 +29,7 @@ from typing import Any
 from commands import outcome
 from experiment import write_record
 
+from holdfast.study import atomic_write_json
 from holdfast.study.files import atomic_file, file_sha256
 
 ROOT = Path(__file__).parents[1]
@@ -93,12 +96,16 @@ def run(name: str, model: Known, folder: Path, data: Path) -> dict[str, Any]:
         return found[step]
 
     do("doctor", "doctor", file)
+    of: dict[str, Any] = {}
     if model["chat"]:
         ask(do, file, home, files, model)
+        of["size"] = {"requests": REQUESTS, "answer_tokens": ANSWER, "steps": STEPS}
+        of["files"] = {path: file_sha256(data / path) for path in FILES.values()}
+    else:
+        found["tokens"] = on_tokens(file, home / "outcomes" / "tokens.json")
     return {
         "model": {key: model[key] for key in ("id", "licence", "packages", "sha256")},
-        "size": {"requests": REQUESTS, "answer_tokens": ANSWER, "steps": STEPS},
-        "files": {path: file_sha256(data / path) for path in FILES.values()},
+        **of,
         "steps": found,
         "versions": {name: version(name) for name in VERSIONS},
         "machine": f"{platform.machine()}, {os.cpu_count()} cores",
@@ -131,6 +138,20 @@ def ask(
     for step, subject in (("evaluate", model), ("evaluate-tuned", tuned)):
         do(step, "evaluate", subject, *suites, "-o", home / step)
     do("compare", "compare", home / "evaluate", home / "evaluate-tuned")
+
+
+def on_tokens(model: Path, place: Path) -> dict[str, Any]:
+    """Measure, once, a model of which nothing can be asked."""
+    if not place.exists():
+        # Without torch where there is nothing to measure.
+        from real_tokens import measure
+
+        started = time.monotonic()
+        figures = measure(model, ROOT / "docs")
+        seconds = round(time.monotonic() - started)
+        atomic_write_json(place, {"seconds": seconds, "found": figures})
+    known: dict[str, Any] = json.loads(place.read_text(encoding="utf-8"))
+    return known
 
 
 def main() -> None:

@@ -3,10 +3,6 @@
 import jaxtyping
 import pytest
 import torch
-from beartype.roar import (
-    BeartypeCallHintParamViolation,
-    BeartypeCallHintReturnViolation,
-)
 from jaxtyping import Float, Int
 from torch import Tensor
 
@@ -70,11 +66,12 @@ def test_a_function_made_anew_is_held_to_its_own_hints():
 
 def test_a_function_without_axes_is_checked_by_beartype_alone():
     assert named(["a"]) == "a"
-    with pytest.raises(BeartypeCallHintParamViolation):
+    assert issubclass(jaxtyping.TypeCheckError, TypeError)
+    with pytest.raises(jaxtyping.TypeCheckError):
         named("a")
-    with pytest.raises(BeartypeCallHintParamViolation):
+    with pytest.raises(jaxtyping.TypeCheckError):
         named(["a"], number=1.0)
-    with pytest.raises(BeartypeCallHintReturnViolation):
+    with pytest.raises(jaxtyping.TypeCheckError):
         named(["a"], 9)
 
 
@@ -88,7 +85,7 @@ def test_axes_inside_of_other_hints_are_seen():
 
 
 def test_the_package_is_checked():
-    with pytest.raises(BeartypeCallHintParamViolation):
+    with pytest.raises(jaxtyping.TypeCheckError):
         clean(3)
     with pytest.raises(jaxtyping.TypeCheckError):
         auroc(torch.zeros(3), torch.zeros(2, dtype=torch.bool))

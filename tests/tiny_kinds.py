@@ -1,4 +1,4 @@
-"""Settings of tiny models of every type that is read head by head: what is its own."""
+"""Settings of tiny models of every type that is read: what is its own of each."""
 
 _LAYERS, _HEADS = 4, 4
 _MOE = {"num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 24}
@@ -47,6 +47,16 @@ _CONVOLUTION = {"layer_types": ["conv", "full_attention"] * 2, "block_multiple_o
 
 EVERY = {
     "llama": ("LlamaConfig", {"attention_bias": True}),
+    "llama4_text": (
+        "Llama4TextConfig",
+        {
+            "intermediate_size_mlp": 48,
+            "attention_chunk_size": 6,
+            "num_local_experts": 4,
+            "num_experts_per_tok": 1,
+            "interleave_moe_layer_step": 2,
+        },
+    ),
     "mistral": ("MistralConfig", {"sliding_window": 6}),
     "ministral": ("MinistralConfig", _SLIDING),
     "ministral3": ("Ministral3Config", {}),
@@ -66,6 +76,7 @@ EVERY = {
             **_SLIDING,
         },
     ),
+    "gemma": ("GemmaConfig", {}),
     "gemma2": ("Gemma2Config", {**_SLIDING, "query_pre_attn_scalar": 8}),
     "gemma3_text": ("Gemma3TextConfig", {**_SLIDING, "query_pre_attn_scalar": 8}),
     "gemma4_text": (
@@ -190,6 +201,21 @@ _EYES = {
     "num_attention_heads": 2,
 }
 _PICTURE = {"image_token_id": 299, "boi_token_id": 297, "eoi_token_id": 298}
+_QWEN_SEES = {
+    "vision_config": {
+        "hidden_size": 16,
+        "intermediate_size": 16,
+        "depth": 1,
+        "num_heads": 2,
+        "out_hidden_size": 32,
+        "patch_size": 14,
+        "num_position_embeddings": 16,
+    },
+    "image_token_id": 299,
+    "video_token_id": 298,
+    "vision_start_token_id": 297,
+    "vision_end_token_id": 296,
+}
 # By the type of the language model inside: class of the whole, and what is its own.
 SEEING = {
     "gemma3_text": (
@@ -215,22 +241,22 @@ SEEING = {
             **_PICTURE,
         },
     ),
-    "qwen3_5_text": (
-        "Qwen3_5Config",
+    "qwen3_5_text": ("Qwen3_5Config", _QWEN_SEES),
+    "qwen3_5_moe_text": ("Qwen3_5MoeConfig", _QWEN_SEES),
+    "llama4_text": (
+        "Llama4Config",
         {
             "vision_config": {
-                "hidden_size": 16,
-                "intermediate_size": 16,
-                "depth": 1,
-                "num_heads": 2,
-                "out_hidden_size": 32,
+                **_EYES,
+                "image_size": 28,
                 "patch_size": 14,
-                "num_position_embeddings": 16,
+                "projector_input_dim": 16,
+                "projector_output_dim": 16,
+                "vision_output_dim": 16,
             },
-            "image_token_id": 299,
-            "video_token_id": 298,
-            "vision_start_token_id": 297,
-            "vision_end_token_id": 296,
+            "image_token_index": 299,
+            "boi_token_index": 297,
+            "eoi_token_index": 298,
         },
     ),
     "ministral3": (
@@ -246,4 +272,86 @@ SEEING = {
             "image_token_index": 299,
         },
     ),
+}
+# Types that some use and that are not read head by head, all or most of them.
+FURTHER = {
+    "bloom": ("BloomConfig", {}),
+    "cohere": ("CohereConfig", {}),
+    "cohere2": ("Cohere2Config", _SLIDING),
+    "falcon": ("FalconConfig", {"head_dim": None}),
+    "gemma3n_text": (
+        "Gemma3nTextConfig",
+        {
+            **_SLIDING,
+            "hidden_size_per_layer_input": 8,
+            "vocab_size_per_layer_input": 300,
+            "num_kv_shared_layers": 0,
+            "laurel_rank": 4,
+            "altup_num_inputs": 2,
+            "activation_sparsity_pattern": [0.0] * _LAYERS,
+        },
+    ),
+    "gpt2": ("GPT2Config", {"n_positions": 512, "head_dim": None}),
+    "gpt_neox": ("GPTNeoXConfig", {}),
+    "mamba2": (
+        "Mamba2Config",
+        {
+            "state_size": 8,
+            "conv_kernel": 3,
+            "num_heads": 8,
+            "head_dim": 8,
+            "n_groups": 1,
+            "chunk_size": 8,
+        },
+    ),
+    "nanochat": ("NanoChatConfig", {}),
+    "opt": ("OPTConfig", {"ffn_dim": 48, "word_embed_proj_dim": 32}),
+    "stablelm": ("StableLmConfig", {}),
+    "starcoder2": ("Starcoder2Config", {"sliding_window": 6}),
+    "zamba2": (
+        "Zamba2Config",
+        {
+            "mamba_d_state": 8,
+            "mamba_d_conv": 3,
+            "mamba_expand": 2,
+            "mamba_ngroups": 1,
+            "n_mamba_heads": 8,
+            "chunk_size": 8,
+            "layers_block_type": ["mamba", "hybrid"] * 2,
+            "num_mem_blocks": 1,
+            "adapter_rank": 4,
+            # As that of Nemotron-H.
+            "initializer_range": 0.1,
+        },
+    ),
+}
+# Settings that grow with the width of a model.
+WIDTHS = {
+    "hidden_size",
+    "intermediate_size",
+    "head_dim",
+    "global_head_dim",
+    "moe_intermediate_size",
+    "shared_intermediate_size",
+    "shared_expert_intermediate_size",
+    "moe_shared_expert_intermediate_size",
+    "intermediate_size_mlp",
+    "ffn_dim",
+    "word_embed_proj_dim",
+    "linear_key_head_dim",
+    "linear_value_head_dim",
+    "linear_head_dim",
+    "q_lora_rank",
+    "kv_lora_rank",
+    "qk_nope_head_dim",
+    "qk_rope_head_dim",
+    "v_head_dim",
+    "query_pre_attn_scalar",
+    "mamba_d_head",
+    "mamba_head_dim",
+    "mamba_d_ssm",
+    "mamba_dt_rank",
+    "hidden_size_per_layer_input",
+    "laurel_rank",
+    "adapter_rank",
 }

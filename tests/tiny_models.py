@@ -6,7 +6,7 @@ import torch
 import transformers
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
 
-from tiny_kinds import EVERY, SEEING
+from tiny_kinds import EVERY, FURTHER, SEEING, WIDTHS
 
 WIDTH, LAYERS, HEADS, KV_HEADS, HEAD_WIDTH = 32, 3, 4, 2, 8
 VOCAB = 300
@@ -59,7 +59,8 @@ def tiny_tokenizer(template=TEMPLATE, tags=True):
 THINK_TOKENS = ["<think>", "</think>"]
 
 
-def tiny_config(kind="qwen3", table=KINDS, **changes):
+def tiny_config(kind="qwen3", table=KINDS, times=1, **changes):
+    """The configuration of a type, or one so many times as wide."""
     name, extra = table[kind]
     settings = {
         "vocab_size": VOCAB,
@@ -77,13 +78,17 @@ def tiny_config(kind="qwen3", table=KINDS, **changes):
         "initializer_range": 0.3,
     }
     chosen = {**settings, **extra, **changes}
+    for key in WIDTHS & {key for key, value in chosen.items() if value}:
+        chosen[key] *= times
+    chosen["initializer_range"] /= times**0.5
     given = {k: v for k, v in chosen.items() if v is not None or k == "bos_token_id"}
     return getattr(transformers, name)(**given)
 
 
-def tiny_of_every_kind(kind, *, sees=False, seed=0):
+def tiny_of_every_kind(kind, *, sees=False, seed=0, times=1):
     """A model of a type of `tiny_kinds`, inside one that also sees if so asked."""
-    config = tiny_config(kind, EVERY, num_hidden_layers=4, pad_token_id=0)
+    table = EVERY | FURTHER
+    config = tiny_config(kind, table, times, num_hidden_layers=4, pad_token_id=0)
     auto = transformers.AutoModelForCausalLM
     if sees:
         name, extra = SEEING[kind]

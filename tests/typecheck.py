@@ -11,10 +11,12 @@ import inspect
 import typing
 
 import jaxtyping
-from beartype import beartype
+from beartype import BeartypeConf, beartype
 
 _made = {}
 _jaxtyped = jaxtyping.jaxtyped
+# The type of jaxtyping's own complaint: it is a TypeError, which some code expects.
+_alone = beartype(conf=BeartypeConf(violation_type=jaxtyping.TypeCheckError))
 
 
 def once(empty):
@@ -56,7 +58,7 @@ def jaxtyped(checked=None, *, typechecker):
             # A class that is being defined, or one that is imported for types alone.
             return _jaxtyped(checked, typechecker=typechecker)
         if not any(map(has_axes, hints.values())):
-            return beartype(checked)
+            return _alone(checked)
     return _jaxtyped(checked, typechecker=typechecker)
 
 

@@ -446,7 +446,7 @@ def test_a_model_whose_attack_success_rises_is_not_baked(copy, capsys):
     """The top head of this model, taken away, lets through what was refused."""
     target = copy.parent / "weaker"
     command = ("bake", copy, "-o", target, "--fraction", "0.1")
-    fails(capsys, 3, *command, says=["all other held-out harmful prompts rise"])
+    fails(capsys, 3, *command, says=["all other held-out harmful prompts: "])
     assert not target.exists()
 
 

@@ -6,6 +6,10 @@ import sys
 import zipfile
 
 import pytest
+import torch
+
+from holdfast.models.loading.causal import adapt
+from tiny_models import random_sequences, tiny_of_every_kind
 
 
 @pytest.fixture
@@ -52,6 +56,7 @@ def test_figures_are_kept_and_texts_are_not():
     found = commands.figures(
         {
             "rate": figure | {"words": "of answers"},
+            "tier": {"holds": False, "for": "verbs", "reason": "no template"},
             "null": {"value": None, "low": None, "high": None, "reason": "no rows"},
             "holds": True,
             "answer": "Sure, here is",
@@ -63,6 +68,7 @@ def test_figures_are_kept_and_texts_are_not():
     )
     assert found == {
         "rate": figure,
+        "tier": {"holds": False, "reason": "no template"},
         "null": {"reason": "no rows"},
         "verdict": {"cliff": None},
         "holds": True,
@@ -113,3 +119,40 @@ def test_a_command_runs_with_its_progress_in_a_log(tmp_path, monkeypatch):
     status, output = commands.call(["heads", "study"], tmp_path / "logs" / "a.log")
     assert (status, output.strip()) == (3, "['heads', 'study']")
     assert (tmp_path / "logs" / "a.log").read_text() == "progress\n"
+
+
+@pytest.fixture(scope="module")
+def adapter():
+    """A tiny model of the family of the real one that has no template."""
+    return adapt(tiny_of_every_kind("gemma3_text"), None)
+
+
+def test_a_model_without_a_template_is_measured_on_tokens(adapter):
+    import real_tokens
+
+    found = real_tokens.all_of(adapter, random_sequences([23, 20, 17]))
+    assert found["states"]["states"] == 4 * (23 + 20 + 17)
+    assert found["states"]["largest_difference"] < 1e-4
+    assert found["contributions"]["gap"] < 1e-5
+    assert found["contributions"]["largest_difference"] < 1e-4
+    ablations, sinks = found["ablations"], found["sinks"]
+    assert ablations["largest_difference"] < 1e-4 < ablations["largest_change"]
+    assert [each["change"]["n"] for each in ablations["effects"]] == [3] * 6
+    assert 0 < sinks["least"] < sinks["mass"]["value"] < sinks["largest"] < 1
+
+
+def test_hooks_that_miss_a_layer_are_seen_in_the_differences(adapter, monkeypatch):
+    import real_tokens
+
+    rows = random_sequences([23, 20, 17])
+    with torch.no_grad():
+        directions = adapter.embedding.weight[:3].clone()
+    shifted = [(1, 0), (2, 1), (3, 2)]
+    drawn = iter([[(0, 1), (1, 3), (2, 2)]])
+    monkeypatch.setattr(real_tokens, "_random_heads", lambda _: next(drawn))
+    whole, heads = real_tokens.head_factors, iter(shifted * 6)
+    monkeypatch.setattr(
+        real_tokens, "head_factors", lambda model, _: whole(model, [next(heads)])
+    )
+    found = real_tokens.ablations(adapter, rows, directions)
+    assert found["largest_difference"] > 1e-2

@@ -8,6 +8,9 @@ from torch import Tensor
 from holdfast.errors import ModelError
 from holdfast.models.containers.quantised import all_tensors
 
+PIECE = 2**22
+"""Numbers that are added up at a time."""
+
 
 def check_numbers(model: Any, model_id: str) -> None:
     """Look through all weights once, and refuse those that are no numbers.
@@ -22,12 +25,16 @@ def check_numbers(model: Any, model_id: str) -> None:
         # What lies on no device is fetched while the model runs; logits show the rest.
         if not weight.is_floating_point() or weight.is_meta:
             continue
-        # One byte holds no number that is added up.
-        weight = weight.float() if weight.element_size() == 1 else weight
         # A sum of numbers is one, and in this arithmetic none is too large.
         wide = torch.float32 if weight.device.type == "mps" else torch.float64
-        if bool(torch.isfinite(weight.sum(dtype=wide))):
+        # Piece by piece, since on a CPU a sum copies what it widens.
+        parts = torch.split(weight.detach().reshape(-1), PIECE)
+        # One byte holds no number that is added up.
+        narrow = weight.element_size() == 1
+        sums = [(p.float() if narrow else p).sum(dtype=wide) for p in parts]
+        if not sums or bool(torch.isfinite(torch.stack(sums).sum())):
             continue
+        weight = weight.float() if narrow else weight
         odd = torch.argwhere(~torch.isfinite(weight.detach()))
         if len(odd):
             first = ", ".join(str(place) for place in odd[0].tolist())

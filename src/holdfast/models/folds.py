@@ -24,16 +24,18 @@ def projection_weight(
 ) -> Float[Tensor, "d_model heads"]:
     """Return the columns of an output projection, in float32 on its device.
 
-    Packed weights are read off the projection itself, one unit vector per column.
+    Weights that are packed, or lie the other way round, are read off the projection
+    itself, one unit vector per column.
 
     `n_columns`: Width of what goes in: all heads side by side.
     """
     if is_plain(projection):
         return projection.weight.detach().float()  # type: ignore[no-any-return]
-    device, dtype = projection.weight.device, projection.weight.dtype
+    weight = projection.weight
+    device, own = weight.device, weight.dtype
     if is_packed(projection):
-        dtype = getattr(projection, "compute_dtype", None) or torch.bfloat16
-    units = torch.eye(n_columns, device=device, dtype=dtype)
+        own = getattr(projection, "compute_dtype", None) or torch.bfloat16
+    units = torch.eye(n_columns, device=device, dtype=own)
     columns: Tensor = projection(units).float()
     if projection.bias is not None:
         columns = columns - projection.bias.float()

@@ -194,7 +194,11 @@ def read_prefix(
 ) -> "SharedPrefix | RepeatedPrefix":
     """Read rows up to their end, into one cache that is shared as far as it can be."""
     kinds = {type(layer) for layer in DynamicCache(config=adapter.model.config).layers}
-    masks = adapter.model.config._attn_implementation in ("sdpa", "eager")
+    config = adapter.model.config
+    masks = config._attn_implementation in ("sdpa", "eager")
+    # Chunks have a mask of their own, and are cached as windows are.
+    types = getattr(config.get_text_config(), "layer_types", None) or ()
+    masks = masks and "chunked_attention" not in types
     shared = masks and kinds <= {DynamicLayer, DynamicSlidingWindowLayer}
     return (SharedPrefix if shared else RepeatedPrefix)(adapter, rows)
 

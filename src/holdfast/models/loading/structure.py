@@ -72,10 +72,10 @@ def find_trunk(model: Any, token_ids: Sequence[int]) -> tuple[Trunk, list[Proof]
         embedding,
         norms[-1] if norms else nn.Identity(),
     )
+    if norms:
+        return trunk, []
     reason = f"no part of a {type(base).__name__} returns its last state"
-    return trunk, [] if norms else [
-        _missing("the final norm is found", reason, "states")
-    ]
+    return trunk, [_missing("the final norm is found", reason, "states")]
 
 
 @torch.no_grad()
@@ -216,10 +216,12 @@ class _Layer:
         self.whole = whole[0]
         shape = self.whole.entering.shape
         # Hooks see a part when it returns, so parts stand in the order of their ends.
+        # Experts may return all tokens in one row, and there is one example here.
         self.parts = [
-            call
+            call if call.leaving.shape == shape else call._replace(leaving=wide[None])
             for call in calls
-            if call.name and "." not in call.name and call.leaving.shape == shape
+            if call.name and "." not in call.name
+            if (wide := call.leaving).shape in (shape, shape[1:])
         ]
         self.within = [call for call in calls if "." in call.name]
         # In 16 bits every product is rounded, and so is what is solved from them.
@@ -307,10 +309,8 @@ class _Layer:
         ends = [*self.parts, self.whole._replace(entering=self.whole.leaving)]
         for place, call in enumerate(ends):
             before = [part.leaving for part in self.parts[:place]]
-            fresh = call.entering.shape == entering.shape and not any(
-                call.entering is one for one in (entering, *before)
-            )
-            if begun and fresh:
+            fresh = not any(call.entering is one for one in (entering, *before))
+            if begun and fresh and call.entering.shape == entering.shape:
                 others = [one for one in before if heads is None or one is not heads]
                 columns = [entering, *([] if heads is None else [heads]), *others]
                 factors, off = self._simplest(call.entering, columns, heads)
