@@ -182,7 +182,7 @@ def _calls(layers: Sequence[nn.Module]) -> Iterator[list[list[Call]]]:
                         return output
                     if name and "." not in name and not bool(leaving.any()):
                         # Of a part that writes nothing no factor could be told.
-                        leaving = _noise(leaving) * entering.std()
+                        leaving = _noise(leaving) * entering.float().std().to(leaving)
                         whole = isinstance(output, tuple)
                         output = (leaving, *output[1:]) if whole else leaving
                     own.append(Call(name, module, entering, leaving))
