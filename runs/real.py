@@ -96,14 +96,16 @@ def run(name: str, model: Known, folder: Path, data: Path) -> dict[str, Any]:
         return found[step]
 
     do("doctor", "doctor", file)
+    of: dict[str, Any] = {}
     if model["chat"]:
         ask(do, file, home, files, model)
+        of["size"] = {"requests": REQUESTS, "answer_tokens": ANSWER, "steps": STEPS}
+        of["files"] = {path: file_sha256(data / path) for path in FILES.values()}
     else:
         found["tokens"] = on_tokens(file, home / "outcomes" / "tokens.json")
     return {
         "model": {key: model[key] for key in ("id", "licence", "packages", "sha256")},
-        "size": {"requests": REQUESTS, "answer_tokens": ANSWER, "steps": STEPS},
-        "files": {path: file_sha256(data / path) for path in FILES.values()},
+        **of,
         "steps": found,
         "versions": {name: version(name) for name in VERSIONS},
         "machine": f"{platform.machine()}, {os.cpu_count()} cores",

@@ -1,8 +1,9 @@
 """What can be measured of a model without a chat template: states and heads, on tokens.
 
 The texts are pages of this project's own documentation. Each figure of agreement is the
-largest over all texts, and compares two ways to one number: Holdfast's hooks on padded
-batches, and the model's own forward on one text alone.
+largest over all texts, and compares two ways to one number: Holdfast's hooks, and the
+model's own forward on one text alone. Texts are of one length: what padding changes,
+`doctor` has proved.
 """
 
 from collections.abc import Sequence
@@ -23,6 +24,7 @@ from holdfast.models.model import Adapter
 from holdfast.models.sink_mass import read_sinks
 from holdfast.stats.bootstrap import bootstrap_means
 from holdfast.study.figures import figure_of, generator
+from holdfast.study.files import file_sha256
 
 PAGES = ("cliff", "concepts", "evaluation", "glossary", "heads", "models", "sinks")
 N_TOKENS = 64
@@ -40,7 +42,9 @@ def measure(model: Path, docs: Path) -> dict[str, Any]:
     tokenizer = read_tokenizer(adapter.source)
     pages = [(docs / f"{page}.md").read_text("utf-8") for page in PAGES]
     rows = [tokenizer(page)["input_ids"][:N_TOKENS] for page in pages]
-    return {"texts": len(rows), "tokens": sum(map(len, rows)), **all_of(adapter, rows)}
+    named = {f"{page}.md": file_sha256(docs / f"{page}.md") for page in PAGES}
+    counts = {"texts": len(rows), "tokens": sum(map(len, rows))}
+    return {"pages": named, **counts, **all_of(adapter, rows)}
 
 
 def all_of(adapter: Adapter, rows: Rows) -> dict[str, Any]:

@@ -4,11 +4,13 @@ import json
 import math
 import re
 import shutil
+import warnings
 from importlib import import_module
 from pathlib import Path
 
 import pytest
 import torch
+from peft import LoraConfig, get_peft_model
 from safetensors.torch import load_file, save_file
 
 import tiny_thinker
@@ -23,6 +25,7 @@ from holdfast.finetune.settings import FinetuneSettings, Recipe
 from holdfast.models.loading.causal import adapt, load
 from holdfast.rollout.session import Session
 from killing import kill_after
+from tiny_models import edit_json, tiny_of_every_kind, tiny_tokenizer
 
 pytest.importorskip(
     "trl", reason="trl is not installed (pip install 'holdfast[train]')"
@@ -449,3 +452,31 @@ def test_the_card_shows_the_settings_that_were_used_and_no_others(
         assert float(cells["learning_rate"]) == 1e-3
         assert cells["steps"] == "2"
         assert cells["system_prompt"] == '"Be kind."'
+
+
+@pytest.mark.parametrize("kind", ["falcon_h1", "jamba"])
+def test_an_adapter_leaves_out_weights_that_state_spaces_take_by_themselves(
+    kind, tmp_path
+):
+    """PEFT refuses some; on others it would be another model once it is merged."""
+    model = tiny_of_every_kind(kind)
+    model.save_pretrained(tmp_path / "base")
+    tiny_tokenizer().save_pretrained(tmp_path / "base")
+    left_out = trainer._not_called(model)
+    assert {name.split(".")[-1] for name in left_out} <= {"out_proj", "dt_proj"}
+    lora = LoraConfig(r=2, target_modules="all-linear", exclude_modules=left_out)
+    with warnings.catch_warnings():
+        # The library asks transformers by a name that is about to go.
+        warnings.simplefilter("ignore", FutureWarning)
+        adapted = get_peft_model(model, lora).eval()
+    with torch.no_grad():
+        for name, weight in adapted.named_parameters():
+            if "lora_B" in name:
+                weight.normal_(0, 0.1, generator=torch.Generator().manual_seed(1))
+    adapted.save_pretrained(tmp_path / "adapter")
+    edit_json(
+        tmp_path / "adapter" / "adapter_config.json",
+        base_model_name_or_path="../base",
+    )
+    assert load(tmp_path / "adapter").lacks("heads") is None
+    assert trainer._not_called(tiny_of_every_kind("qwen3_next")) == []

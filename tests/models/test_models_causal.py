@@ -1,5 +1,6 @@
 import pytest
 import torch
+import transformers
 from torch import nn
 
 from holdfast.errors import AdapterError, ModelError, SettingsError
@@ -7,6 +8,7 @@ from holdfast.models.folds import head_contributions
 from holdfast.models.hidden_states import project_states
 from holdfast.models.interventions import scale_heads
 from holdfast.models.loading.causal import adapt
+from tiny_kinds import EVERY
 from tiny_models import (
     HEAD_WIDTH,
     HEADS,
@@ -15,6 +17,7 @@ from tiny_models import (
     LAYERS,
     PLAIN_TEMPLATE,
     random_sequences,
+    tiny_config,
     tiny_model,
     tiny_tokenizer,
 )
@@ -158,7 +161,7 @@ def test_heads_that_write_nothing_cannot_be_proved(tokenizer):
             layer.self_attn.o_proj.weight.zero_()
     adapter = adapt(model, tokenizer)
     assert adapter.lacks("states") is None
-    with pytest.raises(AdapterError, match="what the attention adds"):
+    with pytest.raises(AdapterError, match="scaling a head by 0"):
         adapter.require("heads")
 
 
@@ -218,6 +221,16 @@ def test_positions_end_where_frequencies_begin_to_depend_on_neighbours(tokenizer
     }
     model = tiny_model("llama", rope_parameters=rope)
     assert adapt(model, tokenizer).max_positions == 128
+    # Settings by kind of layer, of which one depends on length.
+    rope = {"rope_type": "longrope", "rope_theta": 1e4, "short_factor": [1.0] * 4}
+    rope |= {"long_factor": [3.0] * 4, "original_max_position_embeddings": 16}
+    near = {"rope_type": "default", "rope_theta": 1e4}
+    kinds = {"sliding_attention": near, "full_attention": rope}
+    config = tiny_config(
+        "gemma3_text", EVERY, num_hidden_layers=4, rope_parameters=kinds
+    )
+    model = transformers.Gemma3ForCausalLM(config)
+    assert adapt(model, None).max_positions == 16
 
 
 def test_scaling_heads_takes_a_factor_for_each_head(qwen3):

@@ -4,6 +4,7 @@ from importlib import import_module
 
 import pytest
 import torch
+import transformers
 
 from holdfast.errors import SettingsError
 from holdfast.models.decoding.generate import generate
@@ -223,3 +224,42 @@ def test_padding_that_nobody_needs_any_more_is_let_go(plain):
     found = _complete(plain, prompts, sampling, stop_ids=ends)
     assert [row.token_ids for row in found] == [row.token_ids for row in alone]
     assert len(found[0].token_ids) == 41
+
+
+@pytest.mark.parametrize("distinct", [1, 3, 5])
+def test_positions_of_several_axes_are_those_of_every_row(distinct):
+    """Models that see have one row of positions per axis, and three axes."""
+    text = {
+        "vocab_size": 300,
+        "hidden_size": 32,
+        "intermediate_size": 48,
+        "num_hidden_layers": 3,
+        "num_attention_heads": 4,
+        "num_key_value_heads": 2,
+        "max_position_embeddings": 512,
+        "pad_token_id": 0,
+        "initializer_range": 0.3,
+        "rope_parameters": {
+            "rope_type": "default",
+            "rope_theta": 1e4,
+            "mrope_section": [1, 1, 2],
+        },
+    }
+    eyes = {"hidden_size": 32, "depth": 1, "num_heads": 2, "intermediate_size": 16}
+    config = transformers.Qwen2_5_VLConfig(
+        text_config=text, vision_config={**eyes, "out_hidden_size": 32}
+    )
+    torch.manual_seed(0)
+    model = transformers.Qwen2_5_VLForConditionalGeneration(config).eval()
+    adapter = adapt(model, tiny_tokenizer(PLAIN_TEMPLATE))
+    prompts = _prompts()[:distinct]
+    drafts = _written(_complete(adapter, prompts), prompts)
+    # Every prompt twice, with a head off and without, so that rows are copied on.
+    edits = [[(1, 2)]] * distinct + [[]] * distinct
+    tables = torch.stack([head_factors(adapter, heads) for heads in edits])
+    edit = HeadEdit(tables)
+    plain = _complete(adapter, prompts * 2, edit=edit)
+    drafted = _complete(adapter, prompts * 2, edit=edit, drafts=drafts * 2)
+    assert [r.token_ids for r in drafted] == [r.token_ids for r in plain]
+    assert _written(drafted[distinct:], prompts) == drafts
+    assert _written(drafted[:distinct], prompts) != drafts

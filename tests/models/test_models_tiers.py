@@ -5,6 +5,7 @@ from dataclasses import replace
 
 import pytest
 import torch
+import transformers
 from torch import nn
 
 from holdfast.errors import AdapterError
@@ -287,3 +288,96 @@ def test_sixteen_bits_change_nothing_of_what_is_found(kind, adapter):
         assert (one.has_mixer, one.parallel) == (other.has_mixer, other.parallel)
         assert one.attention_scale == other.attention_scale
         assert other.stream_scale == pytest.approx(one.stream_scale, rel=4e-3)
+
+
+def _without(adapter, what):
+    """Take away what a part of the model writes, as a baked or pruned one has it."""
+    layer = adapter.layers_with_heads[-1]
+    block = adapter.blocks[layer]
+    with torch.no_grad():
+        if what == "all heads of a layer":
+            block.projection.weight.zero_()
+        elif what == "the heads that the proof looks at first":
+            for own in adapter.layers_with_heads:
+                width, head = adapter.head_widths[own], own % adapter.n_heads
+                start = head * width
+                weight = adapter.blocks[own].projection.weight
+                weight[:, start : start + width] = 0
+        else:
+            names = ("down_proj.weight", "out_proj.weight", "output_linear.weight")
+            for name, weight in adapter.model.named_parameters():
+                if name.endswith(names) and "self_attn" not in name:
+                    weight.zero_()
+    return adapter.model
+
+
+@pytest.mark.parametrize(
+    "what",
+    [
+        "all heads of a layer",
+        "the heads that the proof looks at first",
+        "all MLPs and mixers",
+    ],
+)
+@pytest.mark.parametrize(
+    "kind", ["qwen3", "gemma4_text", "granite", "falcon_h1", "qwen3_5_text"]
+)
+def test_parts_that_write_nothing_take_no_tier_away(kind, what):
+    """A baked model can be audited again, and its blocks are what they were."""
+    before = adapt(tiny_of_every_kind(kind), None)
+    known = [replace(b) for b in before.blocks]
+    after = adapt(_without(before, what), None)
+    assert after.lacks("heads") is None
+    for one, other in zip(known, after.blocks, strict=True):
+        assert one.__dict__ == other.__dict__
+    (found,) = attribute(after, SEQUENCES[:1], PLATEAUS[:1], _direction(after))
+    assert found.gap < 1e-5
+    if what == "all heads of a layer":
+        assert not found.tail.heads[:, after.layers_with_heads[-1]].any()
+
+
+def _other(name, **changes):
+    settings = {
+        "vocab_size": 300,
+        "hidden_size": 32,
+        "intermediate_size": 48,
+        "num_hidden_layers": 4,
+        "num_attention_heads": 4,
+        "num_key_value_heads": 2,
+        "head_dim": 8,
+        "pad_token_id": 0,
+        "bos_token_id": None,
+        "eos_token_id": None,
+    }
+    torch.manual_seed(0)
+    config = getattr(transformers, name)(**settings | changes)
+    return transformers.AutoModelForCausalLM.from_config(config).eval()
+
+
+def test_layers_of_other_numbers_of_heads_have_no_heads_here():
+    """Two heads side by side would pass for one: their sums are as exact."""
+    model = _other(
+        "LagunaConfig",
+        num_attention_heads_per_layer=[4, 8, 4, 8],
+        num_experts=4,
+        num_experts_per_tok=2,
+        moe_intermediate_size=24,
+        shared_expert_intermediate_size=24,
+    )
+    adapter = adapt(model, None)
+    assert adapter.lacks("states") is None
+    assert "8 heads in 64 columns" in adapter.lacks("heads")
+
+
+def test_a_model_of_transposed_weights_keeps_its_states():
+    config = transformers.GPT2Config(
+        vocab_size=300,
+        n_embd=32,
+        n_layer=3,
+        n_head=4,
+        bos_token_id=None,
+        eos_token_id=None,
+    )
+    adapter = adapt(transformers.GPT2LMHeadModel(config).eval(), None)
+    assert adapter.lacks("states") is None
+    assert "root-mean-square" in adapter.lacks("heads")

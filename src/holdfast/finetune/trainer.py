@@ -166,6 +166,21 @@ def require_trl() -> Any:
     return trl
 
 
+def _not_called(model: Any) -> list[str]:
+    """Return the linear parts whose weights a state-space layer takes by itself.
+
+    An adapter on them would be passed by, or have its bias added twice; PEFT refuses
+    the one of them in some families and takes all in others.
+    """
+    return [
+        f"{name}.{part}"
+        for name, module in model.named_modules()
+        if hasattr(module, "A_log") and hasattr(module, "D")
+        for part in ("out_proj", "dt_proj")
+        if hasattr(module, part)
+    ]
+
+
 def _trainer(
     trl: Any,
     adapter: Adapter,
@@ -197,6 +212,7 @@ def _trainer(
             lora_alpha=recipe.lora_alpha,
             lora_dropout=0.0,
             target_modules="all-linear",
+            exclude_modules=_not_called(adapter.model) or None,
         )
     adapter.model.train()
     config = _config(trl, adapter, recipe, folder, kept)

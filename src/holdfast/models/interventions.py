@@ -321,7 +321,11 @@ def shared_rows(
         named = dict(named)
         states = arguments[0] if arguments else named.pop("hidden_states")
         rest = [copied(each) for each in arguments[1:]]
-        others = {name: copied(value) for name, value in named.items()}
+        # Positions are of all rows, and some families put other axes in front.
+        others = {
+            name: value if name.startswith("position") else copied(value)
+            for name, value in named.items()
+        }
         return (states[copy_of.to(states.device)], *rest), others
 
     with adapter.blocks[layer].module.register_forward_pre_hook(copy, with_kwargs=True):

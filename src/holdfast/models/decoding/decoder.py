@@ -143,9 +143,14 @@ class Decoder:
         # Up to the first block with a scaled head, the same tokens are the same row.
         rows, copy_of = distinct(batch.token_ids)
         first = min(self.live.columns, default=self.adapter.n_layers - 1)
+        # One line of positions for all rows, so that layers may have more of them.
+        places = torch.arange(rows.shape[1], device=rows.device)[None]
         with shared_rows(self.adapter, first, copy_of):
             states = self.adapter.base(
-                input_ids=rows, past_key_values=self.cache, use_cache=True
+                input_ids=rows,
+                position_ids=places,
+                past_key_values=self.cache,
+                use_cache=True,
             ).last_hidden_state
         take_drafts(
             self.adapter, states, self.rows, self.drafts, self.uniforms, self.sampling

@@ -201,13 +201,16 @@ UNLIMITED = 1 << 15
 def _max_positions(config: Any) -> int:
     positions = int(getattr(config, "max_position_embeddings", None) or UNLIMITED)
     rope = getattr(config, "rope_parameters", None) or {}
-    if rope.get("rope_type") not in LENGTH_DEPENDENT_ROPE:
-        return positions
-    # Beyond its first length such a model reads a row by the length of its
-    # neighbours, and a result would depend on the plan of the batches.
-    first = rope.get("original_max_position_embeddings")
-    first = first or getattr(config, "original_max_position_embeddings", None)
-    return min(positions, int(first or positions))
+    # Kinds of layers may have settings of their own, by name.
+    each = [rope, *(part for part in rope.values() if isinstance(part, dict))]
+    for part in each:
+        if part.get("rope_type") in LENGTH_DEPENDENT_ROPE:
+            # Beyond its first length such a model reads a row by the length of its
+            # neighbours, and a result would depend on the plan of the batches.
+            first = part.get("original_max_position_embeddings")
+            first = first or getattr(config, "original_max_position_embeddings", None)
+            positions = min(positions, int(first or positions))
+    return positions
 
 
 def proved(

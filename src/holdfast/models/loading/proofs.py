@@ -313,14 +313,17 @@ def _empty_edit(adapter: Adapter, rows: Sequence[Sequence[int]]) -> Proof:
 
 
 def _ablation(adapter: Adapter, rows: Sequence[Sequence[int]]) -> Proof:
-    plain = _states(adapter, rows)
-    factors = torch.ones((adapter.n_layers, adapter.n_heads))
-    for layer in adapter.layers_with_heads:
-        factors[layer, layer % adapter.n_heads] = 0
-    with scale_heads(adapter, factors):
-        hooked = _states(adapter, rows)
-    value = float("inf") if _difference(hooked, plain) == 0 else 0.0
-    own = adapter.layers_with_heads
+    plain, own = _states(adapter, rows), adapter.layers_with_heads
+    # Heads that were baked away write nothing; then others are tried.
+    for first in range(adapter.n_heads):
+        factors = torch.ones((adapter.n_layers, adapter.n_heads))
+        for layer in own:
+            factors[layer, (first + layer) % adapter.n_heads] = 0
+        with scale_heads(adapter, factors):
+            hooked = _states(adapter, rows)
+        value = float("inf") if _difference(hooked, plain) == 0 else 0.0
+        if value == 0:
+            break
     packed = not all(is_plain(adapter.blocks[layer].projection) for layer in own)
     if not packed and value == 0:
         with _zeroed_columns(adapter, factors):

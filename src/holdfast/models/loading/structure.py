@@ -174,17 +174,29 @@ def _calls(layers: Sequence[nn.Module]) -> Iterator[list[list[Call]]]:
                     output: Any,
                     own: list[Call] = own,
                     name: str = name,
-                ) -> None:
+                ) -> Any:
                     given = (*arguments, named.get("hidden_states"), *named.values())
                     entering = next((x for x in given if isinstance(x, Tensor)), None)
                     leaving = output[0] if isinstance(output, tuple) else output
-                    if entering is not None and isinstance(leaving, Tensor):
-                        own.append(Call(name, module, entering, leaving))
+                    if entering is None or not isinstance(leaving, Tensor):
+                        return output
+                    if name and "." not in name and not bool(leaving.any()):
+                        # Of a part that writes nothing no factor could be told.
+                        leaving = _noise(leaving) * entering.float().std().to(leaving)
+                        whole = isinstance(output, tuple)
+                        output = (leaving, *output[1:]) if whole else leaving
+                    own.append(Call(name, module, entering, leaving))
+                    return output
 
                 stack.enter_context(
                     module.register_forward_hook(hook, with_kwargs=True)
                 )
         yield found
+
+
+def _noise(like: Tensor) -> Tensor:
+    generator = torch.Generator().manual_seed(0)
+    return torch.randn(like.shape, generator=generator).to(like)
 
 
 class _Layer:
@@ -230,7 +242,7 @@ class _Layer:
             module=self.whole.module,
             attention=attention and attention.module,
             projection=projection and projection.module,
-            head_width=self._width(projection),
+            head_width=self._width(attention and attention.module, projection),
             norm_after=norm_after,
             joint=joint and joint.module,
             attention_scale=scale,
@@ -265,15 +277,20 @@ class _Layer:
             )
         return found[-1]
 
-    def _width(self, projection: Call | None) -> int:
-        """Return the width of a head: of what goes in, whatever `head_dim` says."""
+    def _width(self, module: Any, projection: Call | None) -> int:
+        """Return the width of a head: of what goes in, whatever `head_dim` says.
+
+        `module`: The attention.
+        """
         if projection is None:
             return 0
         width, n_heads = projection.entering.shape[-1], self.config.num_attention_heads
-        if width % n_heads:
+        # Some families have more heads in some layers, which only their parts say.
+        own = getattr(module, "num_heads", n_heads)
+        if width % n_heads or own != n_heads:
             raise self._refused(
                 f"an output projection of {n_heads} heads of one width",
-                f"{width} columns",
+                f"{own} heads in {width} columns",
             )
         return int(width // n_heads)
 
