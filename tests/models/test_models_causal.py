@@ -7,6 +7,7 @@ from holdfast.errors import AdapterError, ModelError, SettingsError
 from holdfast.models.folds import head_contributions
 from holdfast.models.hidden_states import project_states
 from holdfast.models.interventions import scale_heads
+from holdfast.models.loading import proofs
 from holdfast.models.loading.causal import adapt
 from tiny_kinds import EVERY
 from tiny_models import (
@@ -249,3 +250,20 @@ def test_the_fingerprint_sees_one_changed_weight(tokenizer):
     with torch.no_grad():
         model.model.layers[0].self_attn.o_proj.weight[0, 0] += 1
     assert adapt(model, tokenizer).identity.weights_sha256 != before
+
+
+@pytest.mark.parametrize(
+    ("part", "tier"),
+    [("_padding", "states"), ("_empty_edit", "heads")],
+)
+def test_a_crash_inside_the_proofs_of_a_tier_leaves_those_below(
+    part, tier, tokenizer, monkeypatch
+):
+    def crash(*_):
+        raise ValueError("not made for this")
+
+    monkeypatch.setattr(proofs, part, crash)
+    adapter = adapt(tiny_model(), tokenizer)
+    assert adapter.lacks("text") is None
+    assert "ValueError: not made for this" in adapter.lacks(tier)
+    assert (adapter.lacks("states") is None) == (tier == "heads")

@@ -13,6 +13,7 @@ from holdfast.errors import AdapterError
 from holdfast.models.batching import Side, pad
 from holdfast.models.folds import head_contributions, is_plain, rms_weight
 from holdfast.models.interventions import scale_heads
+from holdfast.models.library import library_errors
 from holdfast.models.model import Adapter, Block, LanguageModel, Proof, Tier
 
 DUMMY_LENGTHS = (11, 7)
@@ -44,14 +45,29 @@ def prove(model: LanguageModel) -> tuple[Proof, ...]:
     """
     rows = dummy_rows(model.embedding.num_embeddings)
     with torch.no_grad():
+        if not isinstance(model, Adapter):
+            return (_two_way(model, rows[0]), *_read_states(model, rows))
         return (
-            *(_text(model, rows) if isinstance(model, Adapter) else ()),
-            *([_two_way(model, rows[0])] if model.two_way else ()),
-            *(_padding(model, rows, side) for side in ("left", "right")),
-            _final_norm(model, rows),
-            _logits(model, rows),
-            *(_heads(model, rows) if isinstance(model, Adapter) else ()),
+            *_text(model, rows),
+            *_tried("states", lambda: _read_states(model, rows)),
+            *_tried("heads", lambda: _heads(model, rows)),
         )
+
+
+def _read_states(
+    model: LanguageModel, rows: Sequence[Sequence[int]]
+) -> tuple[Proof, ...]:
+    padded = (_padding(model, rows, side) for side in ("left", "right"))
+    return (*padded, _final_norm(model, rows), _logits(model, rows))
+
+
+def _tried(tier: Tier, prove_it: Callable[[], tuple[Proof, ...]]) -> tuple[Proof, ...]:
+    """Return proofs, or a failed one where the model cannot even be asked for them."""
+    try:
+        with library_errors(AdapterError, "a model that can be looked into", ""):
+            return prove_it()
+    except AdapterError as error:
+        return (Proof("it can be looked into", False, None, None, error.found, tier),)
 
 
 def require(proofs: Sequence[Proof], model_id: str, tier: Tier | None = None) -> None:

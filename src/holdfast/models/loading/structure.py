@@ -17,6 +17,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from holdfast.errors import AdapterError
+from holdfast.models.library import library_errors
 from holdfast.models.model import Block, Proof, Tier
 
 LINEAR_LAYERS = frozenset({"linear_attention", "conv", "mamba"})
@@ -101,7 +102,8 @@ def find_blocks(
     kinds = getattr(trunk.config, "layer_types", None) or [""] * len(layers)
     try:
         _require_own_weights(layers)
-        with _calls(layers) as calls:
+        wanted = "layers that can be looked into"
+        with library_errors(AdapterError, wanted, ""), _calls(layers) as calls:
             ids = torch.tensor([list(token_ids)], device=trunk.embedding.weight.device)
             trunk.base(input_ids=ids, use_cache=False)
         blocks = tuple(
