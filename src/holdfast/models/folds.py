@@ -8,7 +8,7 @@ from torch import Tensor
 
 from holdfast.errors import AdapterError
 from holdfast.models.containers.quantised import is_packed
-from holdfast.models.model import Adapter
+from holdfast.models.model import Adapter, Block
 
 
 def is_plain(projection: Any) -> bool:
@@ -97,3 +97,14 @@ def rms_weight(
     scale = expected.abs().max().clamp(min=torch.finfo(torch.float32).tiny)
     off = float((norm(drawn).float() - expected).abs().max() / scale)
     return weight, float(epsilon), off
+
+
+def folded(
+    block: Block, written: Float[Tensor, "example position d_model"]
+) -> Float[Tensor, "example position d_model"]:
+    """Return what an attention's output becomes in the norm behind it, in float32."""
+    if block.norm_after is None:
+        return written.float()
+    weight, epsilon, _ = rms_weight(block.norm_after, written.shape[-1], written.device)
+    exact = written.float()
+    return exact * (exact.square().mean(-1, keepdim=True) + epsilon).rsqrt() * weight

@@ -11,10 +11,10 @@ from transformers import DynamicCache
 
 from holdfast.errors import AdapterError
 from holdfast.models.batching import Side, pad
-from holdfast.models.folds import head_contributions, is_plain, rms_weight
+from holdfast.models.folds import folded, head_contributions, is_plain, rms_weight
 from holdfast.models.interventions import scale_heads
 from holdfast.models.library import library_errors
-from holdfast.models.model import Adapter, Block, LanguageModel, Proof, Tier
+from holdfast.models.model import Adapter, LanguageModel, Proof, Tier
 
 DUMMY_LENGTHS = (11, 7)
 DUMMY_SEED = 0
@@ -235,7 +235,7 @@ def _sums(adapter: Adapter, rows: Sequence[Sequence[int]]) -> tuple[Proof, Proof
             total = total + block.projection.bias.float()
         heads_off = _worst(heads_off, relative(total, written))
         if not (block.has_mixer or block.parallel):
-            added = block.attention_scale * _folded(block, written)
+            added = block.attention_scale * folded(block, written)
             moved = entering.to(added.device).float() + added
             stream_off = _worst(stream_off, relative(after, moved))
     limit = LIMITS[adapter.dtype].one_step
@@ -260,14 +260,6 @@ def _sums(adapter: Adapter, rows: Sequence[Sequence[int]]) -> tuple[Proof, Proof
             "heads",
         ),
     )
-
-
-def _folded(block: Block, written: Tensor) -> Tensor:
-    if block.norm_after is None:
-        return written.float()
-    weight, epsilon, _ = rms_weight(block.norm_after, written.shape[-1], written.device)
-    exact = written.float()
-    return exact * (exact.square().mean(-1, keepdim=True) + epsilon).rsqrt() * weight
 
 
 def _worst(one: float, other: float) -> float:
