@@ -331,4 +331,4 @@ def test_models_that_are_not_read_are_refused_by_name(denoiser, tmp_path, capsys
     assert "nobody has proved its attention" in said
     said = refused(changed("unheard_of", model_type="unheard_of", auto_map=code))
     assert "such code is never run" in said
-    assert "Use a model of one of these types" in said
+    assert "converted to its class in transformers" in said

@@ -47,11 +47,12 @@ def family_of(config: Mapping[str, Any], source: str) -> Family:
     """
     model_type = model_type_of(config, source, "transformers language model")
     reason = REFUSED.get(model_type)
-    if reason is None and config.get("is_causal") is False:
-        reason = _DIFFUSION
     if reason is not None:
         raise _refusal(source, f"`{model_type}`", reason)
-    return Family(generating_class(config, model_type, source))
+    found = generating_class(config, model_type, source)
+    if config.get("is_causal") is False:
+        raise _refusal(source, f"`{model_type}`", _DIFFUSION)
+    return Family(found)
 
 
 def generating_class(config: Mapping[str, Any], model_type: str, source: str) -> str:
