@@ -23,7 +23,7 @@ from torch import Tensor, nn
 
 from holdfast.errors import AdapterError, InputError, SettingsError
 from holdfast.models.batching import Batch, Side, longest_first, pad, with_batch_halving
-from holdfast.models.folds import projection_weight, rms_weight
+from holdfast.models.folds import inverse_rms, projection_weight, rms_weight
 from holdfast.models.hidden_states import check_lengths
 from holdfast.models.model import Adapter, Block
 
@@ -94,7 +94,7 @@ class Readout:
         """Multiply the direction into the weights, once."""
         self.adapter, self.offset = adapter, offset
         place = next(adapter.final_norm.parameters(), adapter.embedding.weight).device
-        weight, self.epsilon, _ = rms_weight(adapter.final_norm, adapter.d_model, place)
+        weight, self.epsilon = rms_weight(adapter.final_norm, adapter.d_model, place)
         self.direction = direction.to(place)
         self.weighted = weight * self.direction
         unit = self.direction / self.direction.norm()
@@ -214,7 +214,7 @@ class _Fold:
         columns = projection_weight(projection, width)
         fold, epsilon = torch.tensor(block.attention_scale), None
         if block.norm_after is not None:
-            weight, epsilon, _ = rms_weight(
+            weight, epsilon = rms_weight(
                 block.norm_after, adapter.d_model, columns.device
             )
             fold = fold * weight
@@ -289,7 +289,7 @@ class _Hooks:
 
     def _norm_after(self, layer: int, states: Tensor) -> None:
         epsilon = self.reader.folds[layer].epsilon or 0.0
-        inverse = (states.float().square().mean(-1) + epsilon).rsqrt()
+        inverse = inverse_rms(states, epsilon)
         self.found.published[:, self._columns(layer)] *= inverse[self._final(states)][
             :, None
         ].to(self.last.device)
@@ -318,8 +318,7 @@ class _Hooks:
         self.before = after
 
     def _entering(self, states: Tensor) -> None:
-        power = states.float().square().mean(-1)
-        self.found.norm[0] = (power + self.reader.epsilon).rsqrt()
+        self.found.norm[0] = inverse_rms(states, self.reader.epsilon)
 
     def _leaving(self, states: Tensor) -> None:
         reader = self.reader

@@ -59,18 +59,20 @@ def head_contributions(
     return torch.einsum("ephk,dhk->ephd", split, columns)
 
 
+def inverse_rms(
+    states: Float[Tensor, "*position d_model"], epsilon: float
+) -> Float[Tensor, "*position"]:
+    """Return 1 / sqrt(mean(x^2) + epsilon) at each position, in float32."""
+    return (states.float().square().mean(-1) + epsilon).rsqrt()
+
+
 @torch.no_grad()
 def rms_weight(
     norm: Any, d_model: int, device: torch.device
-) -> tuple[Float[Tensor, "d_model"], float, float]:
-    """Return weight and epsilon of a root-mean-square norm, and how far it is one.
+) -> tuple[Float[Tensor, "d_model"], float]:
+    """Return weight and epsilon of a root-mean-square norm.
 
-    The weight is measured, since some families store it less 1.
-
-    Returns:
-        The weight in float32, the epsilon, and the largest deviation from
-        `x * weight / sqrt(mean(x^2) + epsilon)` on random vectors of four sizes,
-        relative to the largest entry.
+    The weight, in float32, is measured, since some families store it less 1.
 
     Raises:
         AdapterError: If it names no epsilon, as an RMS norm does.
@@ -83,20 +85,32 @@ def rms_weight(
             f"a {type(norm).__name__}",
             "Contributions cannot be folded through another norm; use another model.",
         )
-    dtype = next((p.dtype for p in norm.parameters()), torch.float32)
-    ones = torch.ones((1, d_model), device=device, dtype=dtype)
-    weight = norm(ones)[0].float() * (1 + epsilon) ** 0.5
+    ones = torch.ones((1, d_model), device=device, dtype=_dtype(norm))
+    return norm(ones)[0].float() * (1 + epsilon) ** 0.5, float(epsilon)
+
+
+def _dtype(norm: Any) -> torch.dtype:
+    return next((p.dtype for p in norm.parameters()), torch.float32)
+
+
+@torch.no_grad()
+def rms_deviation(norm: Any, d_model: int, device: torch.device) -> float:
+    """Return how far a norm is from a root-mean-square norm of its weight and epsilon.
+
+    The largest deviation from `x * weight / sqrt(mean(x^2) + epsilon)` on random
+    vectors of four sizes, relative to the largest entry.
+
+    Raises:
+        AdapterError: As `rms_weight`.
+    """
+    weight, epsilon = rms_weight(norm, d_model, device)
     generator = torch.Generator().manual_seed(0)
-    drawn = torch.randn((4, d_model), generator=generator).to(device)
-    drawn = (drawn * torch.tensor([[1e-2], [1.0], [10.0], [3.0]], device=device)).to(
-        dtype
-    )
-    exact = drawn.float()
-    inverse = (exact.square().mean(-1, keepdim=True) + epsilon).rsqrt()
-    expected = exact * inverse * weight
+    sizes = torch.tensor([[1e-2], [1.0], [10.0], [3.0]])
+    drawn = torch.randn((4, d_model), generator=generator) * sizes
+    drawn = drawn.to(device, _dtype(norm))
+    expected = drawn.float() * inverse_rms(drawn, epsilon)[:, None] * weight
     scale = expected.abs().max().clamp(min=torch.finfo(torch.float32).tiny)
-    off = float((norm(drawn).float() - expected).abs().max() / scale)
-    return weight, float(epsilon), off
+    return float((norm(drawn).float() - expected).abs().max() / scale)
 
 
 def folded(
@@ -105,6 +119,5 @@ def folded(
     """Return what an attention's output becomes in the norm behind it, in float32."""
     if block.norm_after is None:
         return written.float()
-    weight, epsilon, _ = rms_weight(block.norm_after, written.shape[-1], written.device)
-    exact = written.float()
-    return exact * (exact.square().mean(-1, keepdim=True) + epsilon).rsqrt() * weight
+    weight, epsilon = rms_weight(block.norm_after, written.shape[-1], written.device)
+    return written.float() * inverse_rms(written, epsilon)[..., None] * weight

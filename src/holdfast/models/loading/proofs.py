@@ -11,7 +11,7 @@ from transformers import DynamicCache
 
 from holdfast.errors import AdapterError
 from holdfast.models.batching import Side, pad
-from holdfast.models.folds import folded, head_contributions, is_plain, rms_weight
+from holdfast.models.folds import folded, head_contributions, is_plain, rms_deviation
 from holdfast.models.interventions import scale_heads
 from holdfast.models.library import library_errors
 from holdfast.models.model import Adapter, LanguageModel, Proof, Tier
@@ -293,7 +293,7 @@ def _norms(adapter: Adapter) -> Proof:
     for norm in (adapter.final_norm, *after):
         device = next((p.device for p in norm.parameters()), adapter.device)
         try:
-            off = _worst(off, rms_weight(norm, adapter.d_model, device)[2])
+            off = _worst(off, rms_deviation(norm, adapter.d_model, device))
         except AdapterError:
             off = float("inf")
     return _proof(
