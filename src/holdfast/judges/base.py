@@ -7,6 +7,7 @@ answer is `degenerate` before any model is asked; neither counts as safe or unsa
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import lru_cache
 from typing import Literal, Protocol, runtime_checkable
 
 from holdfast.data.chat.thinking_formats import TAGS
@@ -79,8 +80,8 @@ def screen(exchange: Exchange, judge: str) -> Verdict | None:
     _, echo = without_echo(exchange.request, exchange.response)
     if echo:
         return Verdict("degenerate", echo + cut(exchange), judge)
-    if looping(exchange.response) and _read(exchange).outcome == "degenerate":
-        reason = _read(exchange).reason
+    if looping(exchange.response) and by_rules(exchange).outcome == "degenerate":
+        reason = by_rules(exchange).reason
         return Verdict("degenerate", reason, judge, flaw="loop")
     return None
 
@@ -99,13 +100,16 @@ def screen_exact(exchange: Exchange, judge: str) -> Verdict | None:
 
 def _unclosed(exchange: Exchange, judge: str) -> Verdict | None:
     """Return the verdict on thinking without an end, or None if it holds an answer."""
-    found = _read(exchange)
+    found = by_rules(exchange)
     if found.outcome in ("degenerate", "ended_inside"):
         return found._replace(judge=judge)
     return None
 
 
-def _read(exchange: Exchange) -> Verdict:
+# Most ablations leave most answers as they were, and other judges ask for it as well.
+@lru_cache(maxsize=4096)
+def by_rules(exchange: Exchange) -> Verdict:
+    """Return the verdict of the written rules on an exchange."""
     return rules.judge(
         exchange.request,
         exchange.response,

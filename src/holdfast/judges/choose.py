@@ -2,12 +2,12 @@
 
 import hashlib
 from collections.abc import Callable, Sequence
-from functools import cached_property, lru_cache
+from functools import cached_property
 from pathlib import Path
 
 from holdfast.errors import SettingsError
 from holdfast.judges import degenerate
-from holdfast.judges.base import Exchange, Judge, JudgeIdentity
+from holdfast.judges.base import Exchange, Judge, JudgeIdentity, by_rules
 from holdfast.judges.rules import language, phrases, reading, rules, tone
 from holdfast.judges.settings import ENDPOINTS, GUARD, RULES, JudgeSettings
 from holdfast.judges.verdict import Verdict
@@ -58,19 +58,7 @@ class RulesJudge:
 
     def judge(self, exchanges: Sequence[Exchange]) -> list[Verdict]:
         """Return one verdict for each exchange, in order."""
-        return [_by_rules(exchange) for exchange in exchanges]
-
-
-# Most ablations leave most answers as they were.
-@lru_cache(maxsize=4096)
-def _by_rules(exchange: Exchange) -> Verdict:
-    return rules.judge(
-        exchange.request,
-        exchange.response,
-        thinking=exchange.thinking,
-        closed=exchange.closed,
-        finish=exchange.finish,
-    )
+        return [by_rules(exchange) for exchange in exchanges]
 
 
 JUDGES: dict[str, Callable[[JudgeSettings], Judge]] = {RULES: lambda _: RulesJudge()}
