@@ -7,7 +7,7 @@ as this process does, and then claims, scores and writes shards as any process d
 import json
 import os
 import socket
-from collections.abc import Iterator, Sequence, Set
+from collections.abc import Iterator, Set
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
@@ -245,7 +245,7 @@ class ShardWorker:
         self._work = plan.scoring.work(adapter, session.batch_size)
         if not plan.texts:
             return None
-        probe = plan.scoring.probe and plan.scoring.probe.raw()
+        probe = plan.scoring.probe.raw() if plan.scoring.probe else None
         reader = local_reader(adapter, session.batch_size)
         return compare(recorded(plan.reference), reader, plan.texts, probe)
 

@@ -9,6 +9,7 @@ weights go through Ray.
 import logging
 import os
 import secrets
+import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -101,8 +102,8 @@ def spread(
     """Have every item worked on once, and yield what was said of it, as it is done.
 
     `worker`: Made with `arguments` in each process; called with `{"item": numbers}`, it
-    returns `{"said": texts}`. It says an item that is done already at once: a worker may
-    die between the work and the saying.
+    returns `{"said": texts}`. It says at once what is done already: a worker may die
+    between the work and the saying.
 
     Raises:
         EnvironmentProblem: If workers die again and again, or Ray lost an item.
@@ -113,18 +114,23 @@ def spread(
     context.enable_progress_bars = False
     logging.getLogger("ray.data").setLevel(logging.ERROR)
     given = [{ITEM: item} for item in items]
-    answers = ray.data.from_items(given, override_num_blocks=len(given)).map_batches(
-        worker,
-        batch_size=1,
-        fn_constructor_kwargs=dict(arguments),
-        compute=ray.data.ActorPoolStrategy(
-            size=min(crew.workers, len(items)), max_tasks_in_flight_per_actor=2
-        ),
-        num_cpus=share.cpus,
-        num_gpus=share.gpus,
-        max_restarts=-1,
-        max_task_retries=RETRIES,
-    )
+    with warnings.catch_warnings():
+        # Ray will name these two options otherwise from 2.64 on.
+        warnings.simplefilter("ignore")
+        answers = ray.data.from_items(
+            given, override_num_blocks=len(given)
+        ).map_batches(
+            worker,
+            batch_size=1,
+            fn_constructor_kwargs=dict(arguments),
+            compute=ray.data.ActorPoolStrategy(
+                size=min(crew.workers, len(items)), max_tasks_in_flight_per_actor=2
+            ),
+            num_cpus=share.cpus,
+            num_gpus=share.gpus,
+            max_restarts=-1,
+            max_task_retries=RETRIES,
+        )
     n_said = 0
     try:
         for answer in answers.iter_rows():

@@ -27,6 +27,7 @@ SHIFT = 0.1
 """Mean shift of the logit that is too much, in spreads of the reference's logits."""
 LARGEST = 5
 """How many times the tolerance of the mean the shift of one text may be."""
+ENDS = ("value", "low", "high")
 LEAST = 1e-3
 """Logits that differ by no more are the same, however little the texts differ."""
 
@@ -59,19 +60,24 @@ class Parity(NamedTuple):
 
     def record(self) -> dict[str, Any]:
         """Return it for a record."""
-        shift = self.shift and dict(zip(("value", "low", "high"), self.shift))
+        shift = self.shift and {key: getattr(self.shift, key) for key in ENDS}
         return self._asdict() | {"shift": shift, "limit_apart": APART}
 
     def said(self) -> str:
         """Return it as a sentence."""
-        text = f"{self.n_texts} texts read both ways: states apart {self.apart:.2g}"
+        text = (
+            f"{self.n_texts} texts read both ways, states apart by {self.apart:.2g} of "
+            f"their length (at most {APART})"
+        )
         if self.shift is None or self.tolerance is None:
-            return f"{text} (at most {APART})."
-        ends = f"{self.shift.low:.2g} to {self.shift.high:.2g}"
+            return f"{text}."
+        shift = self.shift.reason or "{:.2g} ({:.2g} to {:.2g})".format(
+            *(getattr(self.shift, key) for key in ENDS)
+        )
         return (
-            f"{text} (at most {APART}), shift of the logit {self.shift.value:.2g} "
-            f"({ends}; at most {self.tolerance:.2g}), {self.flipped} decisions flipped, "
-            f"{self.near} of them too near to 0 to count."
+            f"{text}; shift of the probe's logit {shift}, at most "
+            f"{self.tolerance:.2g}; decisions flipped: {self.flipped}, of them too "
+            f"near to 0: {self.near}."
         )
 
 
@@ -81,7 +87,7 @@ def places(n_tokens: int) -> list[int]:
     The first is left out where there are others: all texts are alike there.
     """
     steps = min(PLACES, max(1, n_tokens - 1))
-    return sorted({n_tokens * step // steps - 1 for step in range(1, steps + 1)})
+    return [(n_tokens - 1) * step // steps for step in range(1, steps + 1)]
 
 
 def local_reader(adapter: Adapter, batch_size: int) -> Reader:
@@ -160,7 +166,8 @@ def _require_states(
     """Refuse a reading of other tokens, and states that are none."""
     ids = tuple(found.token_ids)
     if ids != tuple(text):
-        at = next((i for i, (a, b) in enumerate(zip(text, ids)) if a != b), None)
+        pairs = enumerate(zip(text, ids, strict=False))
+        at = next((place for place, (a, b) in pairs if a != b), None)
         told = f"{len(ids)} of them" if at is None else f"{ids[at]} at position {at}"
         expected = f"the {len(text)} token ids of text {index}"
         raise _refused(f"{expected}" + ("" if at is None else f", {text[at]}"), told)
