@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 from holdfast.errors import SettingsError
 from holdfast.models.decoding.generate import generate
@@ -41,6 +41,7 @@ PLAINLY = Around()
 """Nothing but what is asked."""
 
 
+@runtime_checkable
 class Engine(Protocol):
     """Whoever draws completions.
 
