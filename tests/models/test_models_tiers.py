@@ -11,6 +11,7 @@ from torch import nn
 from holdfast.errors import AdapterError
 from holdfast.heads.attribution import attribute
 from holdfast.heads.causal_effects import causal_effects
+from holdfast.models.batching import pad
 from holdfast.models.decoding.generate import generate
 from holdfast.models.decoding.row_state import Sampling
 from holdfast.models.hidden_states import project_states
@@ -381,3 +382,30 @@ def test_a_model_of_transposed_weights_keeps_its_states():
     adapter = adapt(transformers.GPT2LMHeadModel(config).eval(), None)
     assert adapter.lacks("states") is None
     assert "root-mean-square" in adapter.lacks("heads")
+
+
+def test_layers_that_run_several_times_take_no_text_away(tokenizer, tmp_path):
+    """Its settings count each run as a layer, and its files each layer once."""
+    _other("HrmTextConfig", eos_token_id=257).save_pretrained(tmp_path)
+    tokenizer.save_pretrained(tmp_path)
+    adapter = load(tmp_path)
+    assert adapter.model.config.num_hidden_layers == 32
+    assert adapter.lacks("text") is None
+    assert "32 layers" in adapter.lacks("heads")
+
+
+@pytest.mark.parametrize(
+    ("name", "cap"),
+    [
+        ("RecurrentGemmaConfig", {"logits_soft_cap": 2.0}),
+        ("Gemma2Config", {"final_logit_softcapping": 2.0}),
+    ],
+)
+def test_a_cap_on_logits_is_known_by_each_of_its_names(name, cap):
+    model = _other(name, **cap)
+    adapter = adapt(model, None)
+    assert adapter.lacks("states") is None
+    states = adapter.states(pad([[5, 6, 7]], "right", adapter.device))
+    bare = model.get_output_embeddings()(states)
+    assert torch.allclose(adapter.lm_head(states), torch.tanh(bare / 2) * 2)
+    assert not torch.allclose(bare, adapter.lm_head(states), atol=1e-4)
