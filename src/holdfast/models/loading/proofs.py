@@ -385,10 +385,9 @@ def _two_way(model: LanguageModel, row: Sequence[int]) -> Proof:
     # Position by position, since one of a large norm may hardly move.
     moves = (changed - states).float().norm(dim=-1) / states.float().norm(dim=-1)
     moved = float(moves[:-1].max())
-    limit = LIMITS[model.dtype].one_step
     return _proof(
         "attention goes both ways",
-        0.0 if moved > limit else float("inf"),
+        0.0 if moved > LIMITS[model.dtype].one_step else float("inf"),
         0.0,
         "the state of a token moves with one that comes after it; infinite if none "
         "does",
