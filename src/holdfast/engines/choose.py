@@ -6,9 +6,13 @@ from holdfast.models.model import Adapter
 
 
 def open_engine(settings: EngineSettings, adapter: Adapter) -> Engine:
-    """Open an engine, which draws what the model would draw.
+    """Open an engine, which draws what the model would draw; nothing is asked yet.
 
     `adapter`: The model, whose tokenizer, template and stop tokens hold for it.
     """
     # Imported here so that each engine loads only what it needs itself.
+    if settings.engine == "server":
+        from holdfast.engines.server import ServerEngine
+
+        return ServerEngine(settings, adapter)
     return HfEngine(adapter)

@@ -6,6 +6,7 @@ Judges and engines ask through it. The key is in no record and in no message.
 import os
 import threading
 import time
+import weakref
 from collections.abc import Callable
 from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
@@ -59,6 +60,8 @@ class HttpClient:
             timeout=reach.timeout,
             limits=self._http.Limits(max_connections=reach.concurrency),
         )
+        # A connection that is kept open is closed with whoever asked through it.
+        weakref.finalize(self, self._client.close)
         self._stopped = threading.Event()
         self._sleep: Callable[[float], Any] = self._stopped.wait
 

@@ -29,6 +29,9 @@ from holdfast.models.finite import not_finite
 from holdfast.ranges import require_all, require_finite
 
 Finish = Literal["stop", "length"]
+Tokens = Literal["drawn", "text", "lost"]
+"""Whether tokens are those that were drawn, or their text tokenised again; lost are
+those whose text they do not give back."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -96,6 +99,8 @@ class Completion:
     # How a diffusion row came about; None for a row written left to right, or where
     # nobody asked.
     drafting: Drafting | None = None
+    # Whose the tokens are; those that are lost say nothing of states.
+    tokens: Tokens = "drawn"
     # How each token came about, where an observer looked on; None elsewhere.
     trace: Trace | None = field(default=None, compare=False, repr=False)
 
