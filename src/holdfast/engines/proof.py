@@ -142,6 +142,10 @@ class Proving:
         prompt = ours.token_ids[: ours.spans.prompt[1]]
         a, b = self._written(ours, theirs), self._written(theirs, theirs)
         both = min(len(a), len(b))
+        if is_cut(ours, theirs):
+            # What follows was forced on one of the two.
+            start, end = ours.spans.thinking
+            both = min(both, end - start)
         at = next((i for i in range(both) if a[i] != b[i]), None)
         if at is None:
             return None, both
@@ -150,7 +154,7 @@ class Proving:
             logits = self.adapter.model(input_ids=ids).logits[0, -1].float()
         if b[at] >= len(logits):
             return Parting(place, at, float("inf")), at
-        return Parting(place, at, float(logits[a[at]] - logits[b[at]])), at
+        return Parting(place, at, abs(float(logits[a[at]] - logits[b[at]]))), at
 
     def _written(self, made: Completion, theirs: Completion) -> tuple[int, ...]:
         """Return the tokens behind the prompt, in the form that the engine tells."""
@@ -205,7 +209,8 @@ class Proving:
             for place, a, b in pairs
             if a != b
         ]
-        return {"same": len(pairs) - len(other), "different": other}
+        same = len(pairs) - len(other)
+        return {"compared": len(pairs), "same": same, "different": other}
 
     def _seed(self, sampling: Sampling) -> str:
         """Return whether the engine keeps the seed; greedy runs have none."""
@@ -251,6 +256,11 @@ class Proving:
         return both[0] != both[1]
 
 
+def is_cut(ours: Completion, theirs: Completion) -> bool:
+    """Return whether a thinking was closed by force here, and could not be there."""
+    return ours.forced_close and not theirs.forced_close
+
+
 def _in_order(parts: Any) -> list[Completion]:
     return sorted((each for part in parts for each in part), key=lambda e: e.index)
 
@@ -273,7 +283,7 @@ def proof_notes(record: dict[str, Any]) -> list[str]:
         f"({record.get('model')}{where}{how}). Over {proof['prompts']} prompts {share} "
         f"greedy tokens are those of the model up to {ties} near-ties (gap below "
         f"{proof['near_tie']:g}); outcomes by the rules are the same for "
-        f"{outcomes['same']}."
+        f"{outcomes['same']} of {outcomes['compared']}."
     ]
     told = {
         "not": "The server does not tell how many tokens of a prompt it reads, so "

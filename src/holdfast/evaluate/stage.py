@@ -164,12 +164,13 @@ def draw(
             for row in made.select(["row_id", "answer"]).to_pylist()
         ]
         there = [*made.column(ROW_ID).to_pylist(), *stage.facts.get(UNANSWERED, {})]
-        said = [*outgrown(to_ask, there), *engine_notes(stage)]
+        said = outgrown(to_ask, there)
         said += answer_notes(session.speaker, openings)
         for note in said:
             session.progress.warn(note)
         stage.write_table(GENERATIONS, made)
-        stage.facts |= {"sources": list(asked.sources), "notes": [*notes, *said]}
+        notes += [*said, *engine_notes(stage)]
+        stage.facts |= {"sources": list(asked.sources), "notes": notes}
 
 
 def judge(

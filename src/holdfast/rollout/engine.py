@@ -137,8 +137,7 @@ class OtherEngine:
 
 def engine_notes(stage: Stage) -> list[str]:
     """Return what has to be said of who drew, and of rows that nobody answered."""
-    record = stage.study.record(stage.name)
-    notes = proof_notes(record.get(ENGINE, {}))
+    notes = proof_notes(stage.study.record(stage.name).get(ENGINE, {}))
     failed = stage.facts.get(UNANSWERED, {})
     if failed:
         shown = some_of([f"{name} ({why})" for name, why in failed.items()])
@@ -146,6 +145,7 @@ def engine_notes(stage: Stage) -> list[str]:
             f"{len(failed)} rows were answered by nobody and count in no rate: "
             f"{shown}. Run the same command again to ask for them."
         )
+        stage.progress.warn(notes[-1])
     return notes
 
 

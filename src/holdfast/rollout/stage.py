@@ -130,9 +130,10 @@ def _ask(
         table = draw_answers(stage, session, drawing, to_ask)
         missing = stage.facts.get(UNANSWERED, {})
         there = [*table.column(ROW_ID).to_pylist(), *missing]
-        for note in (*outgrown(to_ask, there), *engine_notes(stage)):
+        for note in outgrown(to_ask, there):
             session.progress.warn(note)
             notes.append(note)
+        notes += engine_notes(stage)
         answers, steps = take_steps(table)
         made = from_table(answers)
         facts = {
