@@ -19,6 +19,10 @@ LLAMA = {"ids": False, "counts": True, "field": "reasoning_content", "cut": ""}
 OLLAMA = {"ids": False, "counts": True, "field": "reasoning", "cut": "", "wraps": True}
 
 
+DECODED = {}
+"""What was decoded greedily, since every run proves its engine on the same prompts."""
+
+
 def reply_of(value, status=200, **more):
     return Reply(body=json.dumps(value), status=status, **more)
 
@@ -122,6 +126,9 @@ class OrganismServer(ThreadingHTTPServer):
                 rest = row[len(ids) : len(ids) + limit]
                 if len(rest) == limit or rest[-1] in self.adapter.stop_ids:
                     return rest
+        key = id(self.adapter.model), ids, limit
+        if not hot and key in DECODED:
+            return DECODED[key]
         with self.lock, torch.inference_mode():
             if hot:
                 torch.manual_seed(body.get("seed", 0))
@@ -134,7 +141,10 @@ class OrganismServer(ThreadingHTTPServer):
                 eos_token_id=sorted(self.adapter.stop_ids),
                 pad_token_id=0,
             )
-        return tuple(made[0, len(ids) :].tolist())
+        written = tuple(made[0, len(ids) :].tolist())
+        if not hot:
+            DECODED[key] = written
+        return written
 
 
 def _user(text):

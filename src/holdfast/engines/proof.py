@@ -203,6 +203,7 @@ class Proving:
         pairs = [
             (place, self.outcome(place, a), self.outcome(place, b))
             for place, (a, b) in enumerate(zip(ours, theirs, strict=True))
+            if not is_cut(a, b)
         ]
         other = [
             {"prompt": place, "model": a, "engine": b}

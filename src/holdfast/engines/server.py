@@ -5,6 +5,7 @@ kept on disk as soon as it has ended, so that a run that was killed asks again f
 what was under way and for no more.
 """
 
+from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass, field
@@ -344,6 +345,7 @@ class Asking:
         pool = ThreadPoolExecutor(concurrency)
         going: dict[Future[Sent], ServedRow] = {}
         history: dict[int, list[Sent]] = {row.index: [] for row in self.rows}
+        waiting = deque(self.rows)
 
         def go_on(row: ServedRow) -> None:
             posted = row.next()
@@ -353,9 +355,11 @@ class Asking:
                 going[pool.submit(self._ask, posted)] = row
 
         try:
-            for row in self.rows:
-                go_on(row)
-            while going:
+            while going or waiting:
+                # A row that has begun is ended before another begins, so that few are
+                # under way at any time.
+                while waiting and len(going) < concurrency:
+                    go_on(waiting.popleft())
                 for future in wait(going, return_when=FIRST_COMPLETED).done:
                     row = going.pop(future)
                     try:
