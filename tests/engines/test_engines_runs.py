@@ -21,17 +21,8 @@ pytest.importorskip("httpx")
 
 AUDIT = ("--limit", "54", "--max-answer", "40", "--seed", "0", "--no-heads")
 SMALL = ("--limit", "3", "--max-answer", "30", "--seed", "0")
-HOT = ("--limit", "1", "--max-thinking", "16", "--max-answer", "8")
-HOT = (*HOT, "--temperature", "1")
-    "--limit",
-    "1",
-    "--max-thinking",
-    "16",
-    "--max-answer",
-    "8",
-    "--temperature",
-    "1",
-)
+SHORT = ("--max-thinking", "16", "--max-answer", "8", "--seed", "0")
+HOT = ("--limit", "1", *SHORT, "--temperature", "1")
 TABLE = "rollouts.parquet"
 
 
