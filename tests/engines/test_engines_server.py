@@ -7,7 +7,7 @@ import pytest
 from engines.served_organism import LLAMA, OLLAMA, VLLM, serving_organism
 from engines.test_engines_rounds import LONG, NONE, PROMPTS, SHORT, asks_of
 from holdfast.engines.port import Around, Ask, HfEngine
-from holdfast.engines.server import ServerEngine
+from holdfast.engines.serving.server import ServerEngine
 from holdfast.engines.settings import EngineSettings
 from holdfast.errors import SettingsError
 
@@ -104,11 +104,15 @@ def test_a_given_thinking_is_gone_on_from(cliff):
     assert made == rows(HfEngine(cliff), behind, SHORT, around)
 
 
-def test_an_adapter_is_asked_for_by_its_name(cliff):
+def test_an_adapter_is_asked_for_by_its_name(cliff, tmp_path):
     with serving_organism(cliff, VLLM, names=("tiny", "top")) as server:
         engine = engine_at(server, cliff, endpoint_model="tiny")
-        rows(engine, asks(cliff), NONE, Around(condition="top"))
-    *_, last = server.written("/completions")
+        engine.hold({"top": tmp_path})
+        asked = [each._replace(condition="top") for each in asks(cliff)]
+        rows(engine, asked, NONE)
+        with pytest.raises(SettingsError, match="none of the name random-1"):
+            engine.hold({"top": tmp_path, "random-1": tmp_path})
+    *_, (_, last) = [each for each in server.posted if each[1]]
     assert last["model"] == "top"
 
 

@@ -11,8 +11,12 @@ def open_engine(settings: EngineSettings, adapter: Adapter) -> Engine:
     `adapter`: The model, whose tokenizer, template and stop tokens hold for it.
     """
     # Imported here so that each engine loads only what it needs itself.
+    if settings.engine == "vllm":
+        from holdfast.engines.vllm import VllmEngine
+
+        return VllmEngine(settings, adapter)
     if settings.engine == "server":
-        from holdfast.engines.server import ServerEngine
+        from holdfast.engines.serving.server import ServerEngine
 
         return ServerEngine(settings, adapter)
     return HfEngine(adapter)

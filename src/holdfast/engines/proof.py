@@ -14,7 +14,7 @@ import torch
 
 from holdfast.data.chat.thinking import strange_openings
 from holdfast.engines.port import Around, Ask, Engine, HfEngine, ReadsText
-from holdfast.engines.replies import conversation_of
+from holdfast.engines.serving.replies import conversation_of
 from holdfast.errors import EndpointError, EngineError
 from holdfast.models.decoding.row_state import Completion, Sampling
 from holdfast.models.model import Adapter
@@ -275,13 +275,14 @@ def proof_notes(record: dict[str, Any]) -> list[str]:
     if proof is None:
         return []
     where = f" at {record['url']}" if "url" in record else ""
+    what = record.get("model") or record.get("version")
     sent = record.get("prompts_sent_as")
     how = f", prompts sent as {sent}" if sent else ""
     share, ties = f"{proof['equal']} of {proof['tokens']}", len(proof["near_ties"])
     outcomes = proof["outcomes"]
     notes = [
         f"Answers were drawn by the engine `{record['name']}` "
-        f"({record.get('model')}{where}{how}). Over {proof['prompts']} prompts {share} "
+        f"({what}{where}{how}). Over {proof['prompts']} prompts {share} "
         f"greedy tokens are those of the model up to {ties} near-ties (gap below "
         f"{proof['near_tie']:g}); outcomes by the rules are the same for "
         f"{outcomes['same']} of {outcomes['compared']}."

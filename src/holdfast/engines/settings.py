@@ -15,9 +15,10 @@ COUNTS = ("endpoint_concurrency", "endpoint_attempts")
 class EngineSettings:
     """Who draws the answers, and how it is reached; the model stays who reads them."""
 
-    engine: Literal["hf", "server"] = "hf"
+    engine: Literal["hf", "server", "vllm"] = "hf"
     """Who draws: hf (the model itself, in this process), server (an OpenAI-shaped
-    server that holds the same model)."""
+    server that holds the same model), vllm (the same checkpoint in vLLM, in this
+    process)."""
 
     endpoint: Annotated[str | None, Parameter(show_default=False)] = None
     """For a server, its URL, such as http://localhost:8000/v1."""
@@ -45,6 +46,9 @@ class EngineSettings:
     engine_tolerance: float = 0.25
     """Share of the first prompts whose greedy tokens may leave those of the model at
     no near-tie; beyond it the engine is refused."""
+
+    vllm_arguments: Annotated[str | None, Parameter(show_default=False)] = None
+    """For vllm, arguments of vllm.LLM as JSON, such as {"tensor_parallel_size": 8}."""
 
     def __post_init__(self) -> None:
         """Refuse what cannot be meant."""

@@ -5,7 +5,7 @@ from dataclasses import replace
 from typing import Any
 
 from holdfast.data.chat.conversation import build_conversation
-from holdfast.engines.replies import Understood, completion_of_text
+from holdfast.engines.serving.replies import Understood, completion_of_text
 from holdfast.judges.rows import NOT_YET
 from holdfast.models.decoding.row_state import Completion
 from holdfast.models.model import LanguageModel

@@ -13,7 +13,7 @@ from holdfast.data.prompts import Prompt, is_bare, placed_prompts
 from holdfast.data.served import Served, served
 from holdfast.data.sources import Content, load
 from holdfast.data.tables import Table, TableRow
-from holdfast.engines.replies import Understood, has_tags, understood
+from holdfast.engines.serving.replies import Understood, has_tags, understood
 from holdfast.errors import InputError, PromptFileError, ThinkingFormatError
 from holdfast.rollout.prompts import UNNAMED_WRAPPER, place_of, some_of
 from holdfast.rollout.rows import Turn

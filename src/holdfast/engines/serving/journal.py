@@ -6,7 +6,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import TextIO
 
-from holdfast.engines.replies import Sent
+from holdfast.engines.serving.replies import Sent
 from holdfast.study.files import storing
 
 

@@ -12,8 +12,14 @@ from typing import Any, Literal, NamedTuple
 from holdfast.data.chat.rendering import render, rendering_of
 from holdfast.engines.http import Again, HttpClient
 from holdfast.engines.port import Ask
-from holdfast.engines.replies import Sent, UnansweredError, decode, encode, sent_of
 from holdfast.engines.rounds import Round
+from holdfast.engines.serving.replies import (
+    Sent,
+    UnansweredError,
+    decode,
+    encode,
+    sent_of,
+)
 from holdfast.errors import EndpointError, EngineError, SettingsError
 from holdfast.models.decoding.row_state import Sampling
 from holdfast.models.model import Adapter
