@@ -86,7 +86,7 @@ class AskedRow:
         for token, gap in zip(said.token_ids, gaps, strict=True):
             was_thinking = state.is_thinking
             state.push(Choice(token, gap, math.inf))
-            if state.finish is not None or state.is_forced:
+            if state.finish is not None or state.take_forced():
                 return
         at_tag = was_thinking and not state.is_thinking
         if said.finish == "stop" and not at_tag:
