@@ -29,31 +29,23 @@ def fake_vllm(adapter):
     class LLM:
         def __init__(self, **arguments):
             started.append(arguments)
-            self.plain = PlainEngine(adapter)
 
         def generate(self, prompts, ways, lora_request, use_tqdm):
             calls.append((prompts, ways, lora_request))
-            rows = zip(prompts, ways, lora_request, strict=True)
-            return [self.row(i, *row) for i, row in enumerate(rows)]
-
-        def row(self, number, prompt, way, lora):
-            ids = tuple(prompt["prompt_token_ids"])
-            assert way.stop_token_ids == sorted(adapter.stop_ids)
-            assert len(ids) + way.max_tokens <= started[-1]["max_model_len"]
-            stop = way.stop[0] if way.stop else ""
-            with merged(adapter.model, lora):
-                said = self.plain.answer(Round(number, ids, 0, way.max_tokens, stop))
-            tops = [{token: 0.0, -1: -2.5} for token in said.token_ids]
-            logprobs = [
-                {token: SimpleNamespace(logprob=x) for token, x in top.items()}
-                for top in tops
-            ]
-            output = SimpleNamespace(
-                token_ids=list(said.token_ids),
-                finish_reason=said.finish,
-                logprobs=logprobs if way.logprobs else None,
-            )
-            return SimpleNamespace(outputs=[output])
+            for prompt, way in zip(prompts, ways, strict=True):
+                assert way.stop_token_ids == sorted(adapter.stop_ids)
+                longest = len(prompt["prompt_token_ids"]) + way.max_tokens
+                assert longest <= started[-1]["max_model_len"]
+            made, groups = {}, {}
+            for place, lora in enumerate(lora_request):
+                groups.setdefault(lora and lora.path, []).append(place)
+            for places in groups.values():
+                lora = lora_request[places[0]]
+                rounds = [round_of(i, prompts[i], ways[i]) for i in places]
+                with merged(adapter.model, lora):
+                    said = PlainEngine(adapter)(rounds)
+                made |= dict(zip(places, said, strict=True))
+            return [output(made[i], way) for i, way in enumerate(ways)]
 
     names = ("vllm", "vllm.lora", "vllm.lora.request", "vllm.platforms")
     modules = {name: ModuleType(name) for name in names}
@@ -62,6 +54,26 @@ def fake_vllm(adapter):
     platform = SimpleNamespace(is_cpu=lambda: True)
     modules["vllm.platforms"].current_platform = platform
     return modules, started, calls
+
+
+def round_of(place, prompt, way):
+    """Return a row as the engine of the test takes it."""
+    ids = tuple(prompt["prompt_token_ids"])
+    return Round(place, ids, 0, way.max_tokens, way.stop[0] if way.stop else "")
+
+
+def output(said, way):
+    """Return a row as vLLM does, every token 2.5 ahead of the next."""
+    told = [
+        {token: SimpleNamespace(logprob=0.0), -1: SimpleNamespace(logprob=-2.5)}
+        for token in said.token_ids
+    ]
+    made = SimpleNamespace(
+        token_ids=list(said.token_ids),
+        finish_reason=said.finish,
+        logprobs=told if way.logprobs else None,
+    )
+    return SimpleNamespace(outputs=[made])
 
 
 @contextmanager
