@@ -77,8 +77,8 @@ class Extracted:
             raise EndpointError(
                 "a vLLM that extracts hidden states and says where they lie",
                 f"an answer without hidden_states_path: {str(told)[:80]}",
-                "Serve with --speculative-config and --kv-transfer-config as "
-                "docs/scale.md has them.",
+                "Serve it as docs/scale.md says, with extract_hidden_states and a "
+                "connector that keeps them.",
             )
         # Only the name is taken from the server: it names no file of another folder.
         return states_of(self._folder / Path(name).name, token_ids, self._adapter)
