@@ -15,6 +15,14 @@ from holdfast.judges.verdict import Verdict
 
 def open_judge(settings: JudgeSettings) -> Judge:
     """Open a judge; a guard model is loaded, a server is not asked yet."""
+    if settings.judge_cascade:
+        from holdfast.judges.cascade import open_cascade
+
+        return open_cascade(_open(settings), settings)
+    return _open(settings)
+
+
+def _open(settings: JudgeSettings) -> Judge:
     # Imported here so that each judge loads only what it needs itself.
     if settings.judge in JUDGES:
         return JUDGES[settings.judge](settings)
@@ -39,6 +47,10 @@ def check_guard(settings: JudgeSettings) -> None:
     from holdfast.judges.templates import guard_template
     from holdfast.models.scoring import check_scorer
 
+    if settings.judge_cascade:
+        from holdfast.judges.cascade import require_record
+
+        require_record(settings)
     model = settings.guard or ""
     guard_template(model, settings.judge_template)
     check_scorer(model, revision=settings.judge_revision)
