@@ -234,8 +234,8 @@ def open_cascade(judge: Judge, settings: JudgeSettings) -> CascadeJudge:
             f"rules that differ from {judge.identity.label} on at most {bound:g} of "
             "the answers that they are sure of (--judge-cascade-error)",
             f"upper ends of {listed}",
-            f"Calibrate on more labelled answers ({_calibrate(settings)}), allow a larger error, or "
-            "leave out --judge-cascade.",
+            f"Calibrate on more labelled answers ({_calibrate(settings)}), allow a "
+            "larger error, or leave out --judge-cascade.",
         )
     return CascadeJudge(judge, sure, settings.judge_cascade_check)
 
