@@ -12,10 +12,10 @@ from typing import Any
 from holdfast.data.sources import load
 from holdfast.data.tables import Table, TableRow
 from holdfast.errors import EvidenceError, PromptFileError, SettingsError
-from holdfast.judges.base import Exchange, Judge
+from holdfast.judges.base import Exchange, Judge, RulesJudge
 from holdfast.judges.calibration import SCHEMA, file_name, identity_record
 from holdfast.judges.cascade import CascadeJudge, beside_rules
-from holdfast.judges.choose import RulesJudge, open_judge
+from holdfast.judges.choose import open_judge
 from holdfast.judges.settings import JudgeSettings
 from holdfast.judges.verdict import Verdict
 from holdfast.report.progress import Progress, Silent

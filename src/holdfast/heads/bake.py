@@ -19,7 +19,7 @@ from holdfast.heads.rank import ranking_of
 from holdfast.heads.ranking import Head, count_heads, parse_heads, top_heads
 from holdfast.heads.readings import Prompts, choose_prompts
 from holdfast.heads.settings import BakeSettings
-from holdfast.judges.choose import RulesJudge
+from holdfast.judges.base import RulesJudge
 from holdfast.judges.rows import verdicts_on
 from holdfast.models.export import (
     Measured,

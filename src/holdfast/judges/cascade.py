@@ -21,11 +21,11 @@ from holdfast.judges.base import (
     Judge,
     JudgeIdentity,
     Measures,
+    RulesJudge,
     by_rules,
     screen,
 )
 from holdfast.judges.calibration import find_calibration
-from holdfast.judges.choose import RulesJudge
 from holdfast.judges.rows import Row, exchange_of, without_judge
 from holdfast.judges.rules.rules import JUDGE_ID
 from holdfast.judges.settings import JudgeSettings
