@@ -98,7 +98,7 @@ def test_an_engine_that_says_nothing_is_named(cliff):
 
 def test_the_model_itself_holds_no_adapter(cliff):
     with pytest.raises(SettingsError, match="adapter 'top'"):
-        HfEngine(cliff).draw((), SHORT, Around(condition="top"))
+        HfEngine(cliff).draw([Ask((1,), 0, condition="top")], SHORT)
 
 
 def test_the_model_itself_is_generate(cliff):

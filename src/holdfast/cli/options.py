@@ -37,7 +37,13 @@ def written(words: str) -> Parameter:
     return about(words, "Output", name=["--output", "-o"])
 
 
-ModelName = Annotated[str, about("organism:NAME, a model directory, or a Hub id.")]
+ModelName = Annotated[
+    str,
+    about(
+        "organism:NAME, the directory of a model or of a LoRA adapter, a GGUF file, "
+        "or a Hub id."
+    ),
+]
 StudyPath = Annotated[Path, about("The study.")]
 Loading = Annotated[ModelSettings, flat("Model")]
 Judging = Annotated[JudgeSettings, flat("Judge")]

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 from holdfast.errors import SettingsError
 from holdfast.models.decoding.generate import generate
@@ -21,6 +21,7 @@ class Ask(NamedTuple):
     # The same prompt before it was rendered, for a server that renders it itself; empty
     # where it holds more than a chat template can write.
     messages: Messages = ()
+    condition: str | None = None  # The adapter that answers; None for the model itself.
 
 
 class Around(NamedTuple):
@@ -29,7 +30,6 @@ class Around(NamedTuple):
     batch_size: int = 32  # Rows decoded together, where that is for us to say.
     # Whether the prompts hold their thinking and its end.
     thinking_done: bool = False
-    condition: str | None = None  # The adapter that answers; None for the model itself.
     told: Callable[[Tick], None] | None = None  # Told of what is done.
     # Told which row nobody answered, by its place, and why; it is in no batch then.
     failed: Callable[[int, str], None] | None = None
@@ -41,6 +41,7 @@ PLAINLY = Around()
 """Nothing but what is asked."""
 
 
+@runtime_checkable
 class Engine(Protocol):
     """Whoever draws completions.
 
@@ -58,7 +59,15 @@ class Engine(Protocol):
         """Complete prompts, batch by batch, under the contract of `generate`.
 
         Raises:
-            SettingsError: If it cannot hold the condition.
+            SettingsError: If it does not hold the adapter of a row.
+        """
+        ...
+
+    def hold(self, adapters: Mapping[str, Path]) -> None:
+        """Take adapters, by the names that rows ask for, in place of earlier ones.
+
+        Raises:
+            SettingsError: If it takes none, or not these.
         """
         ...
 
@@ -85,7 +94,7 @@ class HfEngine:
         self, asks: Sequence[Ask], sampling: Sampling, around: Around = PLAINLY
     ) -> Iterator[list[Completion]]:
         """Complete prompts as `generate` does."""
-        require_no_condition(self.name, around)
+        require_no_condition(self.name, asks)
         return generate(
             self.adapter,
             [(each.token_ids, each.seed) for each in asks],
@@ -94,6 +103,10 @@ class HfEngine:
             thinking_done=around.thinking_done,
             told=around.told,
         )
+
+    def hold(self, adapters: Mapping[str, Path]) -> None:
+        """Refuse adapters: heads are scaled while the model runs."""
+        raise no_adapters(self.name, next(iter(adapters), None))
 
     def identity(self) -> dict[str, Any]:
         """Return nothing: rows depend on the model alone."""
@@ -104,11 +117,17 @@ class HfEngine:
         return {"name": self.name}
 
 
-def require_no_condition(name: str, around: Around) -> None:
+def require_no_condition(name: str, asks: Sequence[Ask]) -> None:
     """Refuse an adapter where the engine holds none."""
-    if around.condition is not None:
-        raise SettingsError(
-            f"an engine that holds the adapter {around.condition!r}",
-            f"--engine {name}",
-            "Use an engine that takes adapters.",
-        )
+    for each in asks:
+        if each.condition is not None:
+            raise no_adapters(name, each.condition)
+
+
+def no_adapters(name: str, condition: str | None) -> SettingsError:
+    """Return the error of an engine that holds no adapter."""
+    return SettingsError(
+        f"an engine that holds the adapter {condition!r}",
+        f"--engine {name}",
+        "Use an engine that takes adapters.",
+    )

@@ -40,7 +40,7 @@ class Said(NamedTuple):
 
 
 @dataclass
-class Row:
+class AskedRow:
     """A row on its way, and the engine's part in it."""
 
     state: GenerationState
@@ -101,14 +101,14 @@ class Row:
 
 def rows_of(
     states: Sequence[GenerationState], seeds: Sequence[int], close: str, end: int
-) -> list[Row]:
+) -> list[AskedRow]:
     """Return rows that have not begun."""
     pairs = zip(states, seeds, strict=True)
-    return [Row(state, seed, close, end) for state, seed in pairs]
+    return [AskedRow(state, seed, close, end) for state, seed in pairs]
 
 
 def rounds(
-    rows: Sequence[Row], ask: Callable[[list[Round]], Sequence[Said]]
+    rows: Sequence[AskedRow], ask: Callable[[list[Round]], Sequence[Said]]
 ) -> Iterator[list[Completion]]:
     """Draw rows by an engine that takes many at once; yield them as they end.
 
