@@ -64,6 +64,7 @@ OWNERS = {  # Who may import what; everybody else may not.
     "peft": {"models", "finetune"},
     "trl": {"finetune"},
     "datasets": {"finetune"},
+    "ray": {"reading"},
     "altair": {"report", "panel"},
 }
 MAX_MODULES, MAX_LINES, MAX_STATEMENTS = 12, 450, 40

@@ -36,7 +36,7 @@ def test_doctor_finds_the_one_row_that_is_no_number(thinker, tmp_path, capsys, n
 def test_doctor_shows_every_proof(thinker, capsys):
     assert run(["doctor", str(thinker), "--json"]) == 0
     found = json.loads(capsys.readouterr().out)
-    assert len(found["proofs"]) == 11
+    assert len(found["proofs"]) == 12
     assert all(proof["passed"] for proof in found["proofs"])
     assert found["model"]["thinking"]["end_template"] == "\n</think>\n\n"
     asked = {"option": None, "thinks": True, "prompt_end": "<|assistant|><think>\n"}

@@ -11,4 +11,8 @@ def open_engine(settings: EngineSettings, adapter: Adapter) -> Engine:
     `adapter`: The model, whose tokenizer, template and stop tokens hold for it.
     """
     # Imported here so that each engine loads only what it needs itself.
+    if settings.engine == "vllm":
+        from holdfast.engines.vllm import VllmEngine
+
+        return VllmEngine(settings, adapter)
     return HfEngine(adapter)

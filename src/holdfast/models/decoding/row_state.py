@@ -302,6 +302,11 @@ class GenerationState:
         return len(self.token_ids) - self.n_prompt
 
     @property
+    def longest(self) -> int:
+        """Most tokens that the row can come to, its prompt included."""
+        return self.n_prompt + self._rules.budget
+
+    @property
     def is_thinking(self) -> bool:
         """Whether the closing tag of the thinking has not been written yet."""
         return self._template is None

@@ -242,7 +242,8 @@ def proved(
     with library_errors(
         AdapterError,
         f"a model that runs on two short rows of tokens ({identity.model_id})",
-        "Its config.json does not fit its architecture: restore that file.",
+        "Its config.json does not fit its architecture: restore that file. If it is as "
+        "published, this type cannot be read here yet: use another model.",
     ):
         named = name_parts()
 

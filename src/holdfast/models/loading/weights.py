@@ -275,7 +275,9 @@ def _check_sizes(
     shapes = shapes_of(weight_files(checkpoint.directory, "model"))
     numbers = [found[1] for found in map(_LAYER.search, shapes) if found]
     held = max(map(int, numbers), default=-1) + 1
-    wanted = config.get_text_config().num_hidden_layers
+    text = config.get_text_config()
+    # Where layers run several times, each run is counted as a layer.
+    wanted = getattr(text, "num_layers_per_stack", None) or text.num_hidden_layers
     if wanted > held:
         raise _other_size(checkpoint, f"{wanted} layers", f"{held}")
     with torch.device("meta"):
