@@ -207,7 +207,7 @@ def test_ray_that_is_missing_is_named(made, tmp_path, capsys, monkeypatch):
     monkeypatch.setitem(sys.modules, "ray", None)
     words, _ = command(made, tmp_path, "x", "--workers", "2")
     assert run(words) == 5
-    assert "pip install 'holdfast[ray]'" in " ".join(capsys.readouterr().err.split())
+    assert "pip install '.[ray]'" in " ".join(capsys.readouterr().err.split())
     assert not list(tmp_path.iterdir())
 
 

@@ -38,6 +38,12 @@ from holdfast.models.interventions import HeadEdit, scale_heads
 from holdfast.models.model import Adapter
 from holdfast.report.progress import Progress
 from holdfast.rollout.edits import baked, read_edit
+from holdfast.rollout.engine import (
+    UNANSWERED,
+    engine_identity,
+    engine_notes,
+    reopen_unanswered,
+)
 from holdfast.rollout.questions import (
     Answered,
     answer_notes,
@@ -119,7 +125,8 @@ def draw(
             "applied": edited and edited.record,
             "baked": baked(session.name),
         },
-    }
+    } | engine_identity(session)
+    reopen_unanswered(study, GENERATE, GENERATIONS)
     with study.stage(
         GENERATE,
         key,
@@ -157,12 +164,14 @@ def draw(
             first.get(row["row_id"], row["answer"])
             for row in made.select(["row_id", "answer"]).to_pylist()
         ]
-        said = outgrown(to_ask, made.column(ROW_ID).to_pylist())
+        there = [*made.column(ROW_ID).to_pylist(), *stage.facts.get(UNANSWERED, {})]
+        said = outgrown(to_ask, there)
         said += answer_notes(session.speaker, openings)
         for note in said:
             session.progress.warn(note)
         stage.write_table(GENERATIONS, made)
-        stage.facts |= {"sources": list(asked.sources), "notes": [*notes, *said]}
+        notes += [*said, *engine_notes(stage)]
+        stage.facts |= {"sources": list(asked.sources), "notes": notes}
 
 
 def judge(

@@ -189,11 +189,3 @@ def after_thinking(reply: str) -> int | None:
     """
     start = max((found.end() for found in _CLOSE.finditer(reply)), default=0)
     return None if _OPEN.search(reply, start) else start
-
-
-def whole(text: str) -> str:
-    """Return a text in which every half of a surrogate pair is a replacement character.
-
-    JSON may spell one half alone, which no file and no tokenizer can hold.
-    """
-    return text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")

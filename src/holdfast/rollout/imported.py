@@ -6,7 +6,6 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any, Literal, NamedTuple
 
-from holdfast.data.chat.conversation import split_completion
 from holdfast.data.chat.thinking import ThinkingFormat
 from holdfast.data.columns import choose_column
 from holdfast.data.harm_labels import label_columns
@@ -14,8 +13,8 @@ from holdfast.data.prompts import Prompt, is_bare, placed_prompts
 from holdfast.data.served import Served, served
 from holdfast.data.sources import Content, load
 from holdfast.data.tables import Table, TableRow
+from holdfast.engines.serving.replies import Understood, has_tags, understood
 from holdfast.errors import InputError, PromptFileError, ThinkingFormatError
-from holdfast.models.decoding.row_state import Finish
 from holdfast.rollout.prompts import UNNAMED_WRAPPER, place_of, some_of
 from holdfast.rollout.rows import Turn
 
@@ -45,15 +44,6 @@ class ImportedFile(NamedTuple):
     sha256: str  # Hash of the bytes of the file, and of the requests where apart.
     # Sentences to show to the user; a doubt starts with "warning:".
     notes: tuple[str, ...]
-
-
-class Understood(NamedTuple):
-    """Thinking and answer of a completion, and how it ended."""
-
-    thinking: str
-    answer: str
-    closed: bool
-    finish: Finish
 
 
 def read_completions(
@@ -132,15 +122,15 @@ def understand(
                 "thinking format in the chat template",
                 "Name the model that wrote them, or leave that field out.",
             )
-        return [_understood(row, None, bare_answers=True) for row in file.rows], []
-    inline = sum(_has_tags(row, thinking) for row in file.rows)
+        return _all(file, None, bare_answers=True), []
+    inline = sum(has_tags(row.served, thinking) for row in file.rows)
     unclear = [
         row
         for row in file.rows
-        if not row.served.reasoning and not _has_tags(row, thinking)
+        if not row.served.reasoning and not has_tags(row.served, thinking)
     ]
     bare_is = _resolve(file, unclear, inline, bool(fields), bare)
-    made = [_understood(row, thinking, bare_answers=bare_is) for row in file.rows]
+    made = _all(file, thinking, bare_answers=bare_is)
     n = len(file.rows)
     notes = [
         f"Thinking was read from `{field}` in {count} of {n} rows."
@@ -152,6 +142,15 @@ def understand(
         what = "answers without thinking" if bare_is else "thinking that never ended"
         notes.append(f"{len(unclear)} of {n} rows without tags were read as {what}.")
     return made, notes
+
+
+def _all(
+    file: ImportedFile, thinking: ThinkingFormat | None, *, bare_answers: bool
+) -> list[Understood]:
+    return [
+        understood(each.served, thinking, bare_answers=bare_answers, place=each.place)
+        for each in file.rows
+    ]
 
 
 def _resolve(
@@ -176,53 +175,6 @@ def _resolve(
         "Say what they are: `--import-bare answer` for answers whose thinking was not "
         "kept, `--import-bare thinking` for thinking that was cut off.",
     )
-
-
-def _has_tags(row: Imported, thinking: ThinkingFormat) -> bool:
-    content = row.served.content or ""
-    if row.served.reasoning:
-        return False
-    return thinking.close in content or content.lstrip().startswith(thinking.open)
-
-
-def _understood(
-    row: Imported, thinking: ThinkingFormat | None, *, bare_answers: bool
-) -> Understood:
-    """Tell thinking from answer; a text without either mark is all of one of them."""
-    sent, text = row.served, row.served.content or ""
-    if thinking is not None and _has_tags(row, thinking):
-        thought, answer, closed = split_completion(text, thinking)
-    elif thinking is not None and sent.reasoning is not None:
-        thought, answer = _of_field(row, thinking)
-        closed = bool(answer.strip())
-    else:
-        closed = bare_answers
-        thought, answer = ("", text) if bare_answers else (text, "")
-    finish = sent.finish or ("stop" if closed else "length")
-    return Understood(thought, answer, closed, finish)
-
-
-def _of_field(row: Imported, thinking: ThinkingFormat) -> tuple[str, str]:
-    """Return what was sent apart; a server's parser keeps the newlines around it."""
-    sent = row.served
-    thought = (sent.reasoning or "").strip("\n")
-    thought = thought.removeprefix(thinking.open).strip("\n")
-    answer = (sent.content or "").lstrip("\n")
-    if thinking.close in thought or thinking.open in thought:
-        raise PromptFileError(
-            "thinking without tags, since it stands in a field of its own",
-            f"`{thinking.close}` or `{thinking.open}` inside `{sent.field}` at "
-            f"{row.place}",
-            "Take the tags out of the field.",
-        )
-    if answer.lstrip().startswith(thinking.open):
-        raise PromptFileError(
-            "thinking in a field of its own or in tags",
-            f"`{sent.field}`, and an answer that begins with `{thinking.open}`, at "
-            f"{row.place}",
-            "Leave one of the two out.",
-        )
-    return thought, answer
 
 
 def _named(prompt: Prompt) -> Prompt:

@@ -20,6 +20,12 @@ from holdfast.rollout.answers import (
     rollout_from_file,
     with_verdict,
 )
+from holdfast.rollout.engine import (
+    UNANSWERED,
+    engine_identity,
+    engine_notes,
+    reopen_unanswered,
+)
 from holdfast.rollout.imported import ImportedFile, read_completions, understand
 from holdfast.rollout.prompts import GatheredPrompts, gather
 from holdfast.rollout.questions import (
@@ -103,7 +109,12 @@ def _ask(
     notes = [*prompt_notes(session.speaker, asked), *unfit]
     for note in notes:
         session.progress.warn(note)
-    key = _key(settings, study) | {"sampling": asdict(sampling)}
+    key = (
+        _key(settings, study)
+        | {"sampling": asdict(sampling)}
+        | engine_identity(session)
+    )
+    reopen_unanswered(study, STAGE, OUTPUT)
     with _stage(study, key, {"prompts": asked.sha256}, session) as stage:
         if stage.is_done:
             return
@@ -118,9 +129,12 @@ def _ask(
 
         drawing = Drawing(sampling, rows, system_prompt=settings.system_prompt)
         table = draw_answers(stage, session, drawing, to_ask)
-        for note in outgrown(to_ask, table.column(ROW_ID).to_pylist()):
+        missing = stage.facts.get(UNANSWERED, {})
+        there = [*table.column(ROW_ID).to_pylist(), *missing]
+        for note in outgrown(to_ask, there):
             session.progress.warn(note)
             notes.append(note)
+        notes += engine_notes(stage)
         answers, steps = take_steps(table)
         made = from_table(answers)
         facts = {

@@ -170,7 +170,7 @@ def require_ray(address: str | None) -> Any:
         raise EnvironmentProblem(
             "the package ray, for more than one of --workers",
             f"that it cannot be imported ({error})",
-            "Install it with `pip install 'holdfast[ray]'`.",
+            "Install it in the folder of Holdfast: `pip install '.[ray]'`.",
         ) from error
     return ray
 
