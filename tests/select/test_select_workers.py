@@ -59,9 +59,7 @@ def plan_of(made, root, **more):
 
 
 def asked(worker, *shards):
-    return [
-        json.loads(said) for said in worker({"item": np.array(shards)})["said"].tolist()
-    ]
+    return [json.loads(said) for said in worker({"item": np.array(shards)})["said"]]
 
 
 def table(folder):
@@ -225,7 +223,7 @@ def killed_in_the_middle(output, process):
         found = list(scores.glob("scores-*/readers.json"))
         if found:
             [run_] = json.loads(found[0].read_text())
-            os.kill(int(next(iter(run_["by"])).split("/")[1]), signal.SIGKILL)
+            os.kill(int(next(iter(run_["by"])).split("/")[-1]), signal.SIGKILL)
             return
         time.sleep(0.02)
     raise AssertionError("no worker answered")
