@@ -39,7 +39,7 @@ from holdfast.heads.rank import ranking_of
 from holdfast.heads.ranking import Head, parse_heads
 from holdfast.heads.readings import Prompts, choose_prompts, select
 from holdfast.heads.settings import AblateSettings
-from holdfast.judges.exact import exact_number
+from holdfast.judges.rules.exact import exact_number
 from holdfast.judges.settings import BY_RULES, JudgeSettings
 from holdfast.models.decoding.generate import DRAFTED
 from holdfast.models.decoding.row_state import Sampling

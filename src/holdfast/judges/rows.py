@@ -20,7 +20,7 @@ from holdfast.judges.base import (
     thinking_as_response,
 )
 from holdfast.judges.degenerate import flaw
-from holdfast.judges.exact import is_correct
+from holdfast.judges.rules.exact import is_correct
 from holdfast.judges.rules.rules import JUDGE_ID
 from holdfast.judges.verdict import Verdict
 from holdfast.report.progress import Progress
