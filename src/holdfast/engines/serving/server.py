@@ -78,7 +78,7 @@ class ServerEngine:
                 f"a server with the adapters {', '.join(sorted(adapters))}",
                 f"none of the name {missing[0]} at {self.http.url}",
                 "Leave --engine out, so that heads are scaled here; use --engine vllm; "
-                "or start the server with adapters of these names (`--lora-modules`).",
+                "or start the server with adapters of these names.",
             )
 
     def identity(self) -> dict[str, Any]:
