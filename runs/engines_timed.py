@@ -23,7 +23,7 @@ from holdfast.data.chat.template import prompt_token_ids
 from holdfast.data.requests import authored_prompts
 from holdfast.engines.adapters import hold_edits
 from holdfast.engines.choose import open_engine
-from holdfast.engines.port import Ask
+from holdfast.engines.port import Ask, Engine
 from holdfast.engines.settings import EngineSettings
 from holdfast.models.decoding.row_state import Sampling
 from holdfast.models.export import baking
@@ -54,9 +54,7 @@ def edits_of(adapter: Adapter, n_conditions: int, n_heads: int) -> dict[str, Hea
     return made
 
 
-def drawn(
-    adapter: Adapter, asks: list[Ask], how: Sampling, *, engine: Any
-) -> list[Any]:
+def drawn(engine: Engine, asks: list[Ask], how: Sampling) -> list[list[int]]:
     """Return tokens of all rows, in their order."""
     parts = engine.draw(asks, how)
     made = sorted((e for p in parts for e in p), key=lambda e: e.index)

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 
 from holdfast.engines.port import Ask, Engine
-from holdfast.errors import EngineError, ModelError
+from holdfast.errors import EngineError, ModelError, SettingsError
 from holdfast.models.decoding.generate import generate
 from holdfast.models.decoding.row_state import Completion, Sampling
 from holdfast.models.export import VLLM_RANKS, adapter_rank, baking
@@ -46,14 +46,17 @@ def hold_edits(
         if rank > VLLM_RANKS[-1]:
             left_out[name] = f"a rank of {rank}, of {VLLM_RANKS[-1]} that vLLM takes"
             continue
-        place = directory / name.replace("/", "-")
+        place = directory / name
         try:
             with baking(adapter, edit, place, provenance=provenance, form="adapter"):
                 places[name] = place
         except ModelError as error:
             left_out[name] = error.found
-    if places:
-        engine.hold(places)
+    try:
+        if places:
+            engine.hold(places)
+    except SettingsError as error:
+        left_out |= dict.fromkeys(places, f"no place in the engine ({error.found})")
     return left_out
 
 

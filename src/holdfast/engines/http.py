@@ -181,6 +181,6 @@ def _httpx() -> Any:
         raise EndpointError(
             "the package httpx, to reach a server over HTTP",
             "that it is not installed",
-            "Install it with `pip install 'holdfast[serve]'`.",
+            "Install it in the folder of Holdfast: `pip install '.[serve]'`.",
         ) from error
     return httpx

@@ -30,6 +30,7 @@ from holdfast.evaluate.rows import (
 from holdfast.evaluate.settings import EvaluateSettings
 from holdfast.judges.base import Judge
 from holdfast.judges.calibration import brief, find_calibration, identity_record
+from holdfast.judges.cascade import cascade_record
 from holdfast.judges.choose import open_judge
 from holdfast.judges.rows import judge_rows
 from holdfast.judges.settings import JudgeSettings
@@ -217,6 +218,7 @@ def judge(
         "generation": generation | hashes,
         "sources": record["sources"],
         **evaluation_figures(whole.to_pylist(), identity, seed),
+        **_cascade(opened, rows, verdicts),
         "lm_eval": study.read_json(TASKS) if tasks else {},
         "notes": [
             *record.get("notes", ()),
@@ -226,6 +228,11 @@ def judge(
     study.write_json(SUMMARY, block)
     study.finish(JUDGE, [EVALUATION, SUMMARY])
     return block
+
+
+def _cascade(judge: Judge, rows: pa.Table, verdicts: pa.Table) -> dict[str, Any]:
+    found = cascade_record(judge, rows.to_pylist(), verdicts.to_pylist())
+    return {} if found is None else {"cascade": found}
 
 
 def _harness(study: Study, settings: EvaluateSettings, session: Session) -> None:

@@ -163,7 +163,7 @@ def require_trl() -> Any:
         raise EnvironmentProblem(
             "the package trl, which trains",
             "it is not installed",
-            "Install it: pip install 'holdfast[train]'.",
+            "Install it in the folder of Holdfast: `pip install '.[train]'`.",
         ) from error
     return trl
 

@@ -4,15 +4,18 @@ A judge never guesses. What it cannot read is `unparsed`, and an answer that is 
 answer is `degenerate` before any model is asked; neither counts as safe or unsafe.
 """
 
+import hashlib
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from functools import lru_cache
+from functools import cached_property, lru_cache
+from pathlib import Path
 from typing import Literal, Protocol, runtime_checkable
 
 from holdfast.data.chat.thinking_formats import TAGS
+from holdfast.judges import degenerate
 from holdfast.judges.degenerate import empty, looping, without_echo
-from holdfast.judges.rules import rules
+from holdfast.judges.rules import language, phrases, reading, rules, tone
 from holdfast.judges.verdict import Verdict
 
 Measures = Literal["refusal", "harm", "refusal and harm"]
@@ -117,6 +120,23 @@ def by_rules(exchange: Exchange) -> Verdict:
         closed=exchange.closed,
         finish=exchange.finish,
     )
+
+
+class RulesJudge:
+    """Written rules that tell refusal from help; offline, and no judge of harm."""
+
+    @cached_property
+    def identity(self) -> JudgeIdentity:
+        """The rules, by the hash of the code that states them."""
+        digest = hashlib.sha256()
+        for module in (rules, degenerate, language, phrases, reading, tone):
+            digest.update(Path(str(module.__file__)).read_bytes())
+        name, _, version = rules.JUDGE_ID.partition("-")
+        return JudgeIdentity(name, version, "refusal", digest.hexdigest())
+
+    def judge(self, exchanges: Sequence[Exchange]) -> list[Verdict]:
+        """Return one verdict for each exchange, in order."""
+        return [by_rules(exchange) for exchange in exchanges]
 
 
 def cut(exchange: Exchange) -> str:

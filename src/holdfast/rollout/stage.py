@@ -13,6 +13,7 @@ from holdfast.data.chat.thinking import require_known_format
 from holdfast.engines.serving.batch_files import batch_lines
 from holdfast.errors import HoldfastError, SettingsError
 from holdfast.judges.calibration import brief, find_calibration, identity_record
+from holdfast.judges.cascade import cascade_record
 from holdfast.judges.rows import NOT_YET, judge_rows, judged_so_far
 from holdfast.judges.settings import BY_RULES, JudgeSettings
 from holdfast.models.decoding.row_state import Sampling
@@ -346,7 +347,7 @@ def _judge(
     """Judge every answer, and assign the splits, which depend on the verdicts."""
     judge = session.open_judge(chosen)
     calibration = find_calibration(judge.identity, [chosen.calibrations])
-    known = {"calibration": calibration and brief(calibration)}
+    known: dict[str, Any] = {"calibration": calibration and brief(calibration)}
     key = {
         "judge": identity_record(judge.identity),
         "thinking": chosen.judge_thinking,
@@ -383,6 +384,8 @@ def _judge(
         study.save()
         raise
     verdicts = {each[ROW_ID]: each for each in table.to_pylist()}
+    if (cascade := cascade_record(judge, asked, verdicts.values())) is not None:
+        known["cascade"] = cascade
     facts = _write_verdicts(study, settings, rows, verdicts, NOT_YET)
     record.pop("reason", None)
     study.finish(JUDGE_STAGE, [OUTPUT], **facts, **known)

@@ -6,6 +6,7 @@ from typing import Any, Literal
 
 import pyarrow as pa
 import torch
+from torch import Tensor
 
 from holdfast.cliff.cliff import RowCliff, row_cliff
 from holdfast.cliff.probe import Probe
@@ -25,6 +26,8 @@ from holdfast.rollout.prompts import row_seed
 from holdfast.rollout.rows import ATTACK_SUCCESS_OUTCOMES
 from holdfast.study.rows import Int32, UInt64, table_of, table_schema
 
+Project = Callable[[Sequence[Sequence[int]], Tensor, float], Sequence[Tensor]]
+"""From token ids, direction and offset to the logit of every position of every text."""
 SHORT = "short thinking"
 UNANSWERED = "that nobody answered"
 NO_ROOM = "without room to answer (--max-answer)"
@@ -94,12 +97,14 @@ class PoolScorer:
         probe: Probe | None,
         rules: ScoreRules | None = None,
         batch_size: int = 32,
+        project: Project | None = None,
     ) -> None:
         """Keep the model.
 
         `probe`: The direction; None where no row is traced.
+        `project`: Who reads states; the model itself where it is None.
         """
-        self.adapter, self.probe = adapter, probe
+        self.adapter, self.probe, self.project = adapter, probe, project
         self.rules = rules or ScoreRules()
         self.batch_size = batch_size
 
@@ -130,16 +135,17 @@ class PoolScorer:
             return [None] * len(found)
         direction, offset = self.probe.raw()
         # What follows the end template is no part of the score, and costs nothing.
-        logits = project_states(
-            self.adapter,
-            [each.token_ids[: each.spans.answer[0]] for each in found],
-            direction.float()[None],
-            torch.tensor([offset]),
-            batch_size=self.batch_size,
-        )
+        ids = [each.token_ids[: each.spans.answer[0]] for each in found]
+        if self.project is not None:
+            logits = self.project(ids, direction.float(), offset)
+        else:
+            rows, shift = direction.float()[None], torch.tensor([offset])
+            size = self.batch_size
+            read = project_states(self.adapter, ids, rows, shift, batch_size=size)
+            logits = [each[:, 0] for each in read]
         return [
             row_cliff(
-                each[:, 0],
+                each,
                 slice(*conversation.spans.thinking),
                 conversation.spans.answer[0] - 1,
                 self.rules.plateau,

@@ -26,7 +26,7 @@ from holdfast.select.choice import Scores, Selection, choose_rows
 from holdfast.select.scores import DrawnRow, PoolDrawer, model_key
 from holdfast.select.settings import NEEDS_PROBE, SelectSettings
 from holdfast.select.shards import ShardFolder
-from holdfast.select.workers import Scoring, by_workers, readers, rules_of
+from holdfast.select.workers import Scoring, by_server, by_workers, readers, rules_of
 from holdfast.study import (
     atomic_file,
     atomic_write_json,
@@ -148,10 +148,15 @@ def _score(
         "probe": direction and direction.sha256,
         "drawn": thinking and thinking.fingerprint,
     }
+    if settings.states is not None:
+        # Other arithmetic, so other last digits.
+        key["states"] = "vllm"
     scored = folder("scores", key)
     scoring = Scoring(settings, scored, direction and direction.probe, thinking)
     if settings.workers:
         passing = by_workers(scoring, session, pool)
+    elif settings.states is not None:
+        passing = by_server(scoring, session, pool)
     else:
         work = scoring.work(session.adapter, session.batch_size)
         passing = partial(scored.walk, pool, work)
