@@ -11,6 +11,7 @@ fixed beforehand, so that rows are the same and not only equally likely.
 """
 
 from collections.abc import Sequence
+from contextlib import nullcontext
 from typing import Any, NamedTuple
 
 import torch
@@ -33,6 +34,7 @@ from holdfast.models.decoding.row_state import (
     sample_token,
     uniforms_of,
 )
+from holdfast.models.decoding.step_attention import stepping
 from holdfast.models.interventions import HeadEdit, LiveEdit, distinct, shared_rows
 from holdfast.models.model import Adapter
 
@@ -72,9 +74,14 @@ class Decoder:
         rules: StoppingRules,
         jobs: Sequence[Job],
         live: LiveEdit,
+        *,
+        step_attention: bool = False,
     ) -> None:
-        """Put the prompts side by side; nothing is read yet."""
-        self.adapter = adapter
+        """Put the prompts side by side; nothing is read yet.
+
+        `step_attention`: Whether the model's attention is that of `step_attention`.
+        """
+        self.adapter, self.step_attention = adapter, step_attention
         self.live = live
         self.rows = [GenerationState(job.place, job.prompt, job.rules) for job in jobs]
         self.drafts = [job.draft for job in jobs]
@@ -95,7 +102,10 @@ class Decoder:
     def advance(self) -> Drawn:
         """Run one step: a forward pass, then one token for each row."""
         self.live.locate(self.positions)
-        states, logits = self._read()
+        # The first pass reads prompts, and the cache is empty before it.
+        step = self.step_attention and self.cache.get_seq_length() > 0
+        with stepping(self.cache) if step else nullcontext():
+            states, logits = self._read()
         chosen = sample_token(
             logits.to(self.desk, torch.float32),
             self.uniforms[:, self.step],

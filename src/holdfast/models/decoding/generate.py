@@ -26,6 +26,7 @@ from holdfast.models.decoding.row_state import (
     Sampling,
     StoppingRules,
 )
+from holdfast.models.decoding.step_attention import attending
 from holdfast.models.decoding.steps import (
     NOTHING,
     Collected,
@@ -270,13 +271,13 @@ def _passes(
     number_of = {job.place: number for number, job in enumerate(jobs)}
     waiting, width = list(jobs), width or len(jobs)
     drafted = any(job.draft for job in jobs)
-    with scale_heads(adapter, edit) as live:
+    with scale_heads(adapter, edit) as live, attending(adapter) as ours:
         decoder: Decoder | None = None
         while waiting or decoder is not None:
             while waiting and (decoder is None or len(decoder.rows) <= width // 2):
                 room = width - len(decoder.rows if decoder else ())
                 chunk, waiting = waiting[:room], waiting[room:]
-                more = Decoder(adapter, rules, chunk, live)
+                more = Decoder(adapter, rules, chunk, live, step_attention=ours)
                 if drafted:
                     finished += _check_drafts(more, chunk, told)
                 if decoder is not None:

@@ -7,6 +7,7 @@ to come, and the layer shows as much of it as is used: the same numbers, bit for
 
 import copy
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -20,15 +21,29 @@ from holdfast.models.interventions import scale_heads
 from holdfast.models.model import Adapter
 
 ROOM = 64
-"""Tokens that a layer makes room for when it is full."""
+"""Most tokens that a layer makes room for when it is full."""
+
+
+@dataclass
+class Room:
+    """What one step reads of a cache: all of its room, where a mask hides the rest."""
+
+    columns: int  # Tokens that there is room for.
+    used: int  # Tokens that are there, the one that is read included.
+    mask: Tensor | None = None  # What is added to scores, once a model asks for it.
 
 
 class PreallocatedLayer(DynamicLayer):  # type: ignore[misc]
-    """A layer of the cache with room for tokens to come."""
+    """A layer of the cache with room for tokens to come.
+
+    Attributes:
+        room: The room of the step that is being run, if it is read whole.
+    """
 
     def __init__(self) -> None:
         """Start without any room."""
         super().__init__()
+        self.room: Room | None = None
         self._rooms: tuple[Tensor, Tensor] | None = None
         self._shown: tuple[Tensor, Tensor] | None = None
 
@@ -46,7 +61,19 @@ class PreallocatedLayer(DynamicLayer):  # type: ignore[misc]
             room[..., used:total, :] = new
         self.keys, self.values = (room[..., :total, :] for room in rooms)
         self._rooms, self._shown = rooms, (self.keys, self.values)
+        # Whoever was handed no mask for the whole room must not be shown it.
+        if self.room is not None and self.room.mask is not None:
+            return rooms
         return self.keys, self.values
+
+    def make_room(self, count: int) -> int:
+        """Make room for tokens to come, and return for how many there is room now."""
+        rooms = self._rooms_for(self.keys.shape[-2] + count)
+        self.keys, self.values = (
+            room[..., : self.keys.shape[-2], :] for room in rooms
+        )
+        self._rooms, self._shown = rooms, (self.keys, self.values)
+        return int(rooms[0].shape[-2])
 
     def _rooms_for(self, total: int) -> tuple[Tensor, Tensor]:
         """Return room for so many tokens, with those that are there."""
@@ -58,8 +85,11 @@ class PreallocatedLayer(DynamicLayer):  # type: ignore[misc]
         made = []
         for old in (self.keys, self.values):
             *front, used, width = old.shape
+            # Little room, since a step may read all of it; more where it is longer,
+            # so that it is seldom copied.
+            more = min(ROOM, max(ROOM // 4, total // 8))
             room = torch.zeros(
-                (*front, total + ROOM, width), dtype=old.dtype, device=old.device
+                (*front, total + more, width), dtype=old.dtype, device=old.device
             )
             room[..., :used, :] = old
             made.append(room)
