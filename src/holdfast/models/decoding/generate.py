@@ -20,6 +20,7 @@ from torch import Tensor
 from holdfast.errors import InputError, SettingsError
 from holdfast.models.batching import halving_batches, longest_first
 from holdfast.models.decoding.decoder import Decoder, Drawn, Job, fits_drafts
+from holdfast.models.decoding.kv_cache import Opening, read_opening
 from holdfast.models.decoding.row_state import (
     Completion,
     GenerationState,
@@ -262,28 +263,41 @@ def _passes(
     observe: Observe | None = None,
     finished: list[GenerationState] | None = None,
     width: int | None = None,
+    *,
+    whole: bool = True,
 ) -> Generator[DecodingPass, None, None]:
     """Yield every pass of rows, and put those that have ended into a list.
 
     At most `width` of them, or all, are in the cache at a time.
+
+    `whole`: Whether prompts are read side by side as a first pass of all rows, as who
+    looks at steps wants it; else those of a length are, with their drafts.
     """
     finished = [] if finished is None else finished
     number_of = {job.place: number for number, job in enumerate(jobs)}
     waiting, width = list(jobs), width or len(jobs)
     drafted = any(job.draft for job in jobs)
+    apart = not whole and fits_drafts(adapter, edit)
     with scale_heads(adapter, edit) as live, attending(adapter) as ours:
         decoder: Decoder | None = None
+        alike = apart and live.mask is None and not live.by_row
+        opening = read_opening(adapter, [j.prompt for j in jobs]) if alike else None
         while waiting or decoder is not None:
-            while waiting and (decoder is None or len(decoder.rows) <= width // 2):
+            filling = decoder is None or len(decoder.rows) <= width // 2
+            while waiting and filling:
                 room = width - len(decoder.rows if decoder else ())
+                room = _alike(waiting, room) if apart else room
                 chunk, waiting = waiting[:room], waiting[room:]
                 more = Decoder(adapter, rules, chunk, live, step_attention=ours)
-                if drafted:
-                    finished += _check_drafts(more, chunk, told)
+                if apart:
+                    finished += _read_prompts(more, chunk, opening, told)
                 if decoder is not None:
                     decoder.join(more)
                 elif more.rows:
                     decoder = more
+                # What is left of drafts is little, and a pass over few would not pay.
+                most = width // 2 if drafted else width - 1
+                filling = decoder is None or len(decoder.rows) <= most
             if decoder is None:
                 continue
             rows, number, read = decoder.rows, decoder.step, decoder.token_ids.numel()
@@ -302,14 +316,32 @@ def _passes(
             yield DecodingPass(number, rows, drawn, seen)
 
 
-def _check_drafts(
-    decoder: Decoder, jobs: Sequence[Job], told: Callable[[Tick], None] | None
+def _alike(jobs: Sequence[Job], most: int) -> int:
+    """Return how many jobs, from the first on, are read together without much padding.
+
+    Where none has a draft they come longest first, and a longer row costs each other
+    one as much.
+    """
+    if any(job.draft for job in jobs[:most]):
+        return most
+    longest = len(jobs[0].prompt)
+    least = longest - max(8, longest // 8)
+    short = (n for n, job in enumerate(jobs[:most]) if len(job.prompt) < least)
+    return next(short, most)
+
+
+def _read_prompts(
+    decoder: Decoder,
+    jobs: Sequence[Job],
+    opening: Opening | None,
+    told: Callable[[Tick], None] | None,
 ) -> list[GenerationState]:
-    """Read all drafts, and return the rows that end within them."""
-    ended = decoder.check_drafts()
+    """Read prompts and drafts, and return the rows that end within them."""
+    ended = decoder.read_prompts(opening)
     if told is not None:
         read = sum(len(job.read) for job in jobs)
-        told(Tick(len(ended), 0, read, is_prompt=True))
+        written = sum(not job.draft for job in jobs)
+        told(Tick(len(ended), written, read, is_prompt=True))
     return ended
 
 
@@ -324,7 +356,17 @@ def _decode(
 ) -> list[Completion]:
     finished: list[GenerationState] = []
     observed, confidence = Collected(), Collected()
-    passes = _passes(adapter, rules, jobs, edit, told, observe, finished, width)
+    passes = _passes(
+        adapter,
+        rules,
+        jobs,
+        edit,
+        told,
+        observe,
+        finished,
+        width,
+        whole=observe is not None,
+    )
     with torch.inference_mode(), closing(passes):
         for _, rows, drawn, seen in passes:
             if seen is not None:
