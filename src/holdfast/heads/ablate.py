@@ -39,7 +39,7 @@ from holdfast.heads.readings import Prompts, choose_prompts, select
 from holdfast.heads.settings import AblateSettings
 from holdfast.judges.exact import exact_number
 from holdfast.judges.settings import BY_RULES, JudgeSettings
-from holdfast.models.decoding.generate import DRAFTED, generate
+from holdfast.models.decoding.generate import TAKEN, generate
 from holdfast.models.decoding.row_state import Sampling
 from holdfast.models.interventions import check_heads
 from holdfast.models.model import Adapter
@@ -209,7 +209,7 @@ def _draw(
         drawn = zip(sizes, taken, strict=True)
         return float(sum(size for size, is_taken in drawn if not is_taken))
 
-    return Batches(stage, DRAFTED * batch_size, meter).run(
+    return Batches(stage, TAKEN * batch_size, meter).run(
         items,
         lambda batch: answer(
             work.adapter,

@@ -97,10 +97,12 @@ def generate(
     )
     if observe is not None:
         jobs = [job._replace(draft=()) for job in jobs]
-    at_once = width = batch_size
+    width = batch_size
+    # Where rows can join others that are under way, they do as these end.
+    joining = observe is None and fits_drafts(adapter, edit)
+    at_once = TAKEN * batch_size if joining else batch_size
     if any(job.draft for job in jobs):
-        # Most of them end within their drafts and need no step.
-        jobs, at_once = _like_by_like(jobs, edit), DRAFTED * batch_size
+        jobs = _like_by_like(jobs, edit)
     else:
         jobs = [jobs[i] for i in longest_first([job.prompt for job in jobs])]
 
@@ -228,8 +230,9 @@ def _job(
     return Job(index, token_ids, seed, tuple(draft[: own.budget]), own)
 
 
-DRAFTED = 8
-"""How many times as many rows are taken together where there are drafts."""
+TAKEN = 8
+"""How many times as many rows as decode side by side are taken together; the others
+wait for room, and most of those with a draft end within it and need none."""
 
 
 def _like_by_like(jobs: Sequence[Job], edit: HeadEdit | None) -> list[Job]:
