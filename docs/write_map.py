@@ -24,6 +24,7 @@ PARTS = {
         "study",
         "models",
         "organisms",
+        "engines",
         "judges",
         "rollout",
     ),

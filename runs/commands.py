@@ -29,6 +29,8 @@ LABELS = ("scope", "condition", "suite", "attack", "kind", "name", "by")
 """Keys of words that are ours and say of what a figure is."""
 VERDICTS = ("attack_succeeds", "cliff", "sparse")
 """Keys whose null says that it could not be told."""
+NUMBERS = ("head_width", "layers_with_heads")
+"""Keys of lists of numbers that say of what shape a model is; others may be tokens."""
 MOST = 32
 """Parts of a list that are kept."""
 
@@ -94,6 +96,8 @@ def figures(value: Any, key: str = "") -> Any:
 
     Of a list, the first `MOST` parts that have figures.
     """
+    if isinstance(value, list) and key in NUMBERS:
+        return value
     if isinstance(value, list):
         parts = [figures(each) for each in value[:MOST] if isinstance(each, dict)]
         return [each for each in parts if each] or None

@@ -275,7 +275,7 @@ SEEING = {
 }
 # Types that some use and that are not read head by head, all or most of them.
 FURTHER = {
-    "bloom": ("BloomConfig", {}),
+    "bloom": ("BloomConfig", {"num_key_value_heads": None}),
     "cohere": ("CohereConfig", {}),
     "cohere2": ("Cohere2Config", _SLIDING),
     "falcon": ("FalconConfig", {"head_dim": None}),

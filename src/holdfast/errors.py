@@ -8,13 +8,14 @@ HoldfastError
 ├── ModelError             exit 3   the model does not fit, or failed a check
 │   ├── AdapterError                a proof on load failed
 │   │   └── UnsupportedFamilyError  an architecture that is refused by name
+│   ├── EngineError                 another model, template or vocabulary answers
 │   └── ThinkingFormatError         thinking is required and the chat template has none
 ├── EvidenceError          exit 4   not enough evidence to say anything
 │   └── TooFewExamplesError         with the counts, and what to add
 ├── EnvironmentProblem     exit 5   the machine: disk, permissions, network
 │   ├── StorageError                full disk, read-only study
 │   ├── OfflineError                a Hub id that cannot be reached
-│   └── EndpointError               a judge's server is down, or its budget spent
+│   └── EndpointError               a server is down, or its budget spent
 └── InterruptedRun         exit 130 stopped by the user; what was computed is kept
 ```
 
@@ -88,6 +89,10 @@ class ThinkingFormatError(ModelError):
     """Thinking is required, and the chat template has no thinking format."""
 
 
+class EngineError(ModelError):
+    """An engine that draws does something else than the model it stands for."""
+
+
 class EvidenceError(HoldfastError):
     """There is not enough evidence to say anything."""
 
@@ -113,7 +118,7 @@ class OfflineError(EnvironmentProblem):
 
 
 class EndpointError(EnvironmentProblem):
-    """A judge's server is down or refuses us, or the budget for it is spent."""
+    """A server is down or refuses us, or the budget for it is spent."""
 
 
 class InterruptedRun(HoldfastError):

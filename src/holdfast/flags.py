@@ -8,6 +8,7 @@ _NAMES = (
     "Prompts",
     "Sampling",
     "Model",
+    "Engine",
     "Probe",
     "Heads",
     "Judge",

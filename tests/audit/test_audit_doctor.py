@@ -36,9 +36,13 @@ def test_doctor_finds_the_one_row_that_is_no_number(thinker, tmp_path, capsys, n
 def test_doctor_shows_every_proof(thinker, capsys):
     assert run(["doctor", str(thinker), "--json"]) == 0
     found = json.loads(capsys.readouterr().out)
-    assert len(found["proofs"]) == 11
+    assert len(found["proofs"]) == 12
     assert all(proof["passed"] for proof in found["proofs"])
     assert found["model"]["thinking"]["end_template"] == "\n</think>\n\n"
+    asked = {"option": None, "thinks": True, "prompt_end": "<|assistant|><think>\n"}
+    assert found["prompts"] == [asked]
+    assert run(["doctor", str(thinker)]) == 0
+    assert "none, as it comes" in capsys.readouterr().out
 
 
 def test_doctor_shows_what_failed_beside_what_held(broken, capsys):
@@ -90,9 +94,12 @@ def test_doctor_measures_a_model_without_a_chat_template(thinker, tmp_path, caps
     assert run(["doctor", str(model)]) == 0
     shown = " ".join(capsys.readouterr().out.split())
     assert "Not good for rollout, evaluate" in shown
-    assert "Good for: heads, ablate" in shown
+    # None of these verbs can do without prompts.
+    assert "Good for: given tokens, from Python; with prompts it would be" in shown
     prompts = tmp_path / "prompts.txt"
     prompts.write_text("Say a word.\n")
     words = ["rollout", str(model), "--benign", str(prompts)]
     assert run([*words, "-o", str(tmp_path / "s")]) == 3
-    assert "a chat template with" in capsys.readouterr().err
+    said = capsys.readouterr().err
+    assert "a chat template with" in said
+    assert "needs_template=False" in said

@@ -1,11 +1,12 @@
 import json
+import os
 import subprocess
 import sys
 
 import pytest
 
 import holdfast
-from holdfast.cli.app import run
+from holdfast.cli.app import QUIET, run
 from holdfast.cli.options import default_study
 
 HEAVY = ("torch", "transformers", "numpy", "pyarrow", "scipy", "jinja2", "httpx")
@@ -100,3 +101,19 @@ def test_every_public_name_is_there_and_no_other():
     assert dir(holdfast) == sorted(holdfast.__all__)
     with pytest.raises(AttributeError, match="no attribute 'nothing'"):
         _ = holdfast.nothing
+
+
+@pytest.mark.parametrize("library", ["tqdm", "tqdm.auto"])
+def test_libraries_draw_no_bars_between_our_lines(library):
+    code = f"from {library} import tqdm; list(tqdm(range(3)))"
+    command = [sys.executable, "-c", code]
+
+    def drawn(**more):
+        plain = {k: v for k, v in os.environ.items() if k not in QUIET}
+        done = subprocess.run(
+            command, capture_output=True, text=True, check=True, env=plain | more
+        )
+        return done.stderr
+
+    assert "3/3" in drawn()
+    assert drawn(**QUIET) == ""

@@ -28,11 +28,13 @@ from holdfast.data.chat.conversation import (
     completion_spans,
     split_completion,
 )
+from holdfast.data.chat.rendered_turns import fresh_prompt
 from holdfast.data.chat.rendering import Rendering, render
 from holdfast.data.chat.template import prompt_token_ids, render_prompt
 from holdfast.data.chat.thinking import (
     configure,
     require_known_format,
+    settings_shown,
     thinking_format,
     turn_end,
 )
@@ -342,3 +344,35 @@ def test_most_first_answers_tell_a_thinker_that_no_table_has():
     template = next(each for each in PUBLISHED if each["id"] == "qwen3")
     known = thinking_format(tokenizer_of(template, template["case"][0]))
     require_known_format(known, [thought, thought])
+
+
+SWITCHED = [each for each in CASES if {"thinking", "options"} & set(each.values[1])]
+
+
+@pytest.mark.parametrize(("template", "case"), SWITCHED)
+def test_what_each_switch_does_is_listed(template, case):
+    made = tokenizer_of(template, {})
+    rows = settings_shown(made)
+    # Looking at them leaves prompts as they come.
+    assert rows[0]["option"] is None
+    assert rows[0]["prompt_end"] == fresh_prompt(made).tail
+    if "refused" in case or "thinking" not in case:
+        return
+    wanted = "none" not in case
+    found = [row for row in rows if row["thinks"] == wanted]
+    assert found
+    if not wanted or case["opened"]:
+        assert case["tail"] in [row["prompt_end"] for row in found]
+
+
+def test_a_listed_switch_is_one_that_can_be_said():
+    [text] = [each for each in PUBLISHED if each["id"] == "qwen3"]
+    end = "<|im_end|>\n<|im_start|>assistant\n"
+    off = end + "<think>\n\n</think>\n\n"
+    assert [tuple(row.values()) for row in settings_shown(tokenizer_of(text, {}))] == [
+        (None, True, end),
+        ("enable_thinking=true", True, end),
+        ("enable_thinking=false", False, off),
+    ]
+    switched = settings_shown(tokenizer_of(text, {"thinking": "off"}))
+    assert switched[0] == {"option": None, "thinks": False, "prompt_end": off}

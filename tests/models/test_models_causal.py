@@ -27,7 +27,7 @@ from tiny_models import (
 @pytest.mark.parametrize("kind", KINDS)
 def test_every_family_keeps_the_contract(kind, tokenizer):
     adapter = adapt(tiny_model(kind), tokenizer)
-    assert len(adapter.proofs) == 11
+    assert len(adapter.proofs) == 12
     assert all(proof.passed for proof in adapter.proofs)
     assert (adapter.n_layers, adapter.n_heads, adapter.head_widths) == (
         LAYERS,

@@ -5,6 +5,7 @@ import os
 
 import pytest
 import safetensors.torch
+import torch
 from transformers import Qwen3ForCausalLM
 
 from holdfast.errors import AdapterError, ModelError
@@ -67,6 +68,13 @@ def test_another_arithmetic_is_proved_anew(copy, cache, read):
 def test_other_code_of_ours_is_proved_anew(copy, cache, read, monkeypatch):
     load(copy)
     monkeypatch.setattr(keeping, "_code", lambda: "other")
+    load(copy)
+    assert read == [*EVERYTHING, "check_numbers", "prove"]
+
+
+def test_another_number_of_threads_is_proved_anew(copy, cache, read, monkeypatch):
+    load(copy)
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 7)
     load(copy)
     assert read == [*EVERYTHING, "check_numbers", "prove"]
 

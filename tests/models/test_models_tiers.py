@@ -1,6 +1,6 @@
 """Every type of model that is read: tier by tier, as it is and corrupted."""
 
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 
 import pytest
@@ -11,6 +11,7 @@ from torch import nn
 from holdfast.errors import AdapterError
 from holdfast.heads.attribution import attribute
 from holdfast.heads.causal_effects import causal_effects
+from holdfast.models.batching import pad
 from holdfast.models.decoding.generate import generate
 from holdfast.models.decoding.row_state import Sampling
 from holdfast.models.hidden_states import project_states
@@ -258,7 +259,23 @@ def _scaled_states(adapter):
         yield
 
 
+@contextmanager
+def _mixed_heads(adapter):
+    """Columns that are moved by half a head before the projection takes them."""
+    with ExitStack() as stack:
+        for layer in adapter.layers_with_heads:
+            half = adapter.head_widths[layer] // 2
+
+            def roll(_, given, half=half):
+                return (given[0].roll(half, -1), *given[1:])
+
+            part = adapter.output_projection(layer)
+            stack.enter_context(part.register_forward_pre_hook(roll))
+        yield
+
+
 FAULTS = {
+    _mixed_heads: ("heads", "of one head alone"),
     _swapped_norm: ("heads", "root-mean-square"),
     _ignored_mask: ("text", "rows side by side"),
     _scaled_states: ("states", "read after the final norm"),
@@ -381,3 +398,43 @@ def test_a_model_of_transposed_weights_keeps_its_states():
     adapter = adapt(transformers.GPT2LMHeadModel(config).eval(), None)
     assert adapter.lacks("states") is None
     assert "root-mean-square" in adapter.lacks("heads")
+
+
+def test_layers_that_run_several_times_take_no_text_away(tokenizer, tmp_path):
+    """Its settings count each run as a layer, and its files each layer once."""
+    _other("HrmTextConfig", eos_token_id=257).save_pretrained(tmp_path)
+    tokenizer.save_pretrained(tmp_path)
+    adapter = load(tmp_path)
+    assert adapter.model.config.num_hidden_layers == 32
+    assert adapter.lacks("text") is None
+    assert "32 layers" in adapter.lacks("heads")
+
+
+@pytest.mark.parametrize(
+    ("name", "cap"),
+    [
+        ("RecurrentGemmaConfig", {"logits_soft_cap": 2.0}),
+        ("Gemma2Config", {"final_logit_softcapping": 2.0}),
+    ],
+)
+def test_a_cap_on_logits_is_known_by_each_of_its_names(name, cap):
+    model = _other(name, **cap)
+    adapter = adapt(model, None)
+    assert adapter.lacks("states") is None
+    states = adapter.states(pad([[5, 6, 7]], "right", adapter.device))
+    bare = model.get_output_embeddings()(states)
+    assert torch.allclose(adapter.lm_head(states), torch.tanh(bare / 2) * 2)
+    assert not torch.allclose(bare, adapter.lm_head(states), atol=1e-4)
+
+
+@pytest.mark.parametrize("name", ["DiffLlamaConfig", "BitNetConfig"])
+def test_a_norm_over_heads_side_by_side_leaves_no_single_heads(name):
+    """Their sums are exact, and a slice of them is of several heads."""
+    model = _other(name)
+    attention = model.config._attn_implementation
+    adapter = adapt(model, None)
+    assert adapter.lacks("states") is None
+    assert "of one head alone” does not hold" in adapter.lacks("heads")
+    sums = [each for each in adapter.proofs if "sum to" in each.name]
+    assert [each.passed for each in sums] == [True]
+    assert model.config._attn_implementation == attention

@@ -7,10 +7,14 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
+from transformers import DynamicCache
 
 from holdfast.models.decoding.row_state import Sampling
-from holdfast.models.loading.causal import load
-from holdfast.rollout.cost import Load, batch_bytes, peak_bytes
+from holdfast.models.loading.causal import adapt, load
+from holdfast.rollout.cost import Load, batch_bytes, cache_bytes, peak_bytes
+from holdfast.rollout.session import suitable_batch
+from tiny_models import tiny_of_every_kind
 
 PROBE = Path(__file__).parents[1] / "memory_probe.py"
 GREEDY = Sampling(temperature=0, max_thinking=0, max_answer=32)
@@ -75,3 +79,21 @@ def test_the_bound_grows_with_all_that_a_batch_holds(adapter):
     assert bound(drafted=True) > base
     # Nobody writes beyond the context, whatever was asked for.
     assert bound(budget=10**9) == bound(budget=156)
+
+
+@pytest.mark.parametrize("kind", ["bloom", "falcon", "gemma3n_text", "zamba2"])
+def test_a_model_without_known_heads_has_a_bound_too(kind, tokenizer):
+    adapter = adapt(tiny_of_every_kind(kind), tokenizer)
+    assert not any(adapter.head_widths)
+    cache = DynamicCache(config=adapter.model.config)
+    adapter.model(torch.tensor([[3] * 8]), past_key_values=cache, use_cache=True)
+    held = [
+        part
+        for layer in cache.layers
+        for part in (getattr(layer, "keys", None), getattr(layer, "values", None))
+        if part is not None
+    ]
+    taken = sum(part.numel() * part.element_size() for part in held) / 8
+    # Keys and values as wide as the stream, of which some families hold fewer.
+    assert 0 < taken <= cache_bytes(adapter) <= 16 * taken
+    assert suitable_batch(adapter) == 128

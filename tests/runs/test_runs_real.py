@@ -64,6 +64,8 @@ def test_figures_are_kept_and_texts_are_not():
             "conditions": [{"condition": "top", "rate": figure, "text": "Sure"}],
             "tokens": ["Sure", ","],
             "prompts": [{"prompt": "How do I"}],
+            "token_ids": [3, 4],
+            "parts": {"layers": 4, "head_width": [8], "layers_with_heads": [1, 3]},
         }
     )
     assert found == {
@@ -73,6 +75,7 @@ def test_figures_are_kept_and_texts_are_not():
         "verdict": {"cliff": None},
         "holds": True,
         "conditions": [{"condition": "top", "rate": figure}],
+        "parts": {"layers": 4, "head_width": [8], "layers_with_heads": [1, 3]},
     }
 
 

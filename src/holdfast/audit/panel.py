@@ -334,6 +334,8 @@ def comparison(found: Any) -> list[Section]:
     return made
 
 
+_SHOWN = 60
+"""Letters of the end of a prompt that are shown."""
 _TIERS = {
     "text": "Text: prompts in, answers out",
     "states": "States: what is read after the final norm",
@@ -366,9 +368,22 @@ def proofs(found: Mapping[str, Any]) -> Section:
     if "thinking" in model:
         thinking = model["thinking"]
         style = repr(thinking["end_template"]) if thinking else "none"
+        blocks.append(_prompts(found["prompts"]))
         blocks.append(Sentences([f"End-of-thinking template: {style}"]))
         blocks.append(Sentences(found["notes"], "warning"))
     return Section("", blocks)
+
+
+def _prompts(rows: Sequence[Mapping[str, Any]]) -> Table | Sentences:
+    """Return how prompts end, and what each switch of the template does to that."""
+    if not rows:
+        return Sentences([])
+    columns = {
+        "--template-option": lambda row: row["option"] or "none, as it comes",
+        "thinks": lambda row: "yes" if row["thinks"] else "no",
+        "a prompt ends with": lambda row: repr(row["prompt_end"][-_SHOWN:]),
+    }
+    return table_of("Prompts, and switches of the thinking", rows, columns)
 
 
 def organisms(cards: Sequence[Mapping[str, Any]]) -> Section:

@@ -14,6 +14,7 @@ from holdfast.audit.page import render, render_compare
 from holdfast.audit.settings import AuditSettings
 from holdfast.cliff import fit, trace
 from holdfast.cliff.trace import examples
+from holdfast.data.chat.thinking import settings_shown
 from holdfast.dynamics.panel import EXAMPLES, signal_files
 from holdfast.errors import (
     AdapterError,
@@ -149,12 +150,14 @@ def check_model(session: Session) -> dict[str, Any]:
         parts = {"layers": speaker.n_layers, **heads, **parts}
     if isinstance(speaker, MaskedModel):
         parts["mask_token_id"] = speaker.mask_id
+    chats = speaker.tokenizer is not None
     return {
         "model": session.model_record(),
         "parts": parts,
         "tiers": tiers_of(speaker),
         "proofs": _rows(speaker.proofs),
-        "notes": template_notes(speaker) if speaker.tokenizer is not None else [],
+        "prompts": settings_shown(speaker.tokenizer) if chats else [],
+        "notes": template_notes(speaker) if chats else [],
     }
 
 
@@ -165,6 +168,8 @@ def tiers_of(speaker: LanguageModel) -> dict[str, dict[str, Any]]:
         reason = speaker.lacks(tier)
         if reason is None and tier == "heads" and not isinstance(speaker, Adapter):
             reason = "it fills in masks, and heads are looked at left to right alone"
+        if speaker.tokenizer is None and tier != "text":
+            verbs = f"given tokens, from Python; with prompts it would be for {verbs}"
         tiers[tier] = {"holds": reason is None, "for": verbs, "reason": reason}
     return tiers
 

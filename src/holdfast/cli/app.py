@@ -23,6 +23,8 @@ QUIET = {
     "HF_HUB_DISABLE_TELEMETRY": "1",
     "TRANSFORMERS_VERBOSITY": "error",
     "TOKENIZERS_PARALLELISM": "false",
+    # Libraries that ask none of the above draw bars of their own.
+    "TQDM_DISABLE": "1",
 }
 
 

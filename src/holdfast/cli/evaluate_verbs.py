@@ -8,8 +8,10 @@ from cyclopts import App
 
 from holdfast.cli.options import (
     DEFAULT_MODEL,
+    ENGINE,
     JUDGE,
     MODEL,
+    Drawn,
     Json,
     Judging,
     Loading,
@@ -62,6 +64,7 @@ def evaluate(
     *,
     asking: Suites = SUITES,
     judging: Judging = JUDGE,
+    engine: Drawn = ENGINE,
     loading: Loading = MODEL,
     output: Output = None,
     list_: Listed = False,
@@ -78,7 +81,7 @@ def evaluate(
 
         return show(json, known(), "evaluate.panel:suites_and_attacks")
     place = output or default_study(model)
-    given = {"settings": asking, "flags": judging}
+    given: dict[str, Any] = {"engine": engine, "settings": asking, "flags": judging}
     block = in_study(place, model, loading, "evaluate.stage:run", **given)
     return _reported(place, block, json)
 

@@ -12,6 +12,7 @@ from typing import Annotated, Any
 
 from cyclopts import App, Parameter
 
+from holdfast.engines.settings import HERE, EngineSettings
 from holdfast.flags import GROUPS, flat
 from holdfast.judges.settings import BY_RULES, JudgeSettings
 from holdfast.rollout.settings import ModelSettings
@@ -20,7 +21,7 @@ VERBS = tomllib.loads(
     resources.files("holdfast.cli").joinpath("verbs.toml").read_text("utf-8")
 )
 DEFAULT_MODEL = "organism:cliff"
-MODEL, JUDGE = ModelSettings(), BY_RULES
+MODEL, JUDGE, ENGINE = ModelSettings(), BY_RULES, HERE
 Switch = Parameter(negative=(), show_default=False)
 
 
@@ -36,10 +37,18 @@ def written(words: str) -> Parameter:
     return about(words, "Output", name=["--output", "-o"])
 
 
-ModelName = Annotated[str, about("organism:NAME, a model directory, or a Hub id.")]
+ModelName = Annotated[
+    str,
+    about(
+        "organism:NAME, the directory of a model or of a LoRA adapter, a GGUF file, "
+        "or a Hub id."
+    ),
+]
 StudyPath = Annotated[Path, about("The study.")]
 Loading = Annotated[ModelSettings, flat("Model")]
 Judging = Annotated[JudgeSettings, flat("Judge")]
+Drawn = Annotated[EngineSettings, flat("Engine")]
+DRAWS: dict[str, tuple[Any, Any]] = {"engine": (Drawn, ENGINE)}
 Output = Annotated[Path | None, written("The study. Default: studies/MODEL-DATE.")]
 Json = Annotated[
     bool,
@@ -67,7 +76,7 @@ def add_verb(app: App, name: str, **more: tuple[Any, Any]) -> None:
         flags[where] = (Annotated[Path, written(words)], Kind.empty)
     if "judges" in row:
         flags[row["judges"]] = (Judging, JUDGE)
-    flags |= more
+    flags |= more | (DRAWS if row.get("draws") else {})
     if row.get("loads", True):
         flags["loading"] = (Loading, MODEL)
     if row["in"] == "new study":
@@ -118,7 +127,8 @@ def with_model(model: str, loading: ModelSettings, stage: str, **given: Any) -> 
     from holdfast.report.terminal import Shown
     from holdfast.rollout.session import Session
 
-    return named(stage)(session=Session(model, loading, Shown()), **given)
+    session = Session(model, loading, Shown(), engine=given.pop("engine", ENGINE))
+    return named(stage)(session=session, **given)
 
 
 def default_study(model: str) -> Path:
@@ -145,18 +155,20 @@ def in_study(
     """Open a study under its lock and run a stage in it.
 
     `model`: The model; None for that of a study that is there.
-    `given`: What the stage takes beside the study and the session.
+    `given`: What the stage takes beside the study and the session; `engine` says who
+    draws answers.
     """
     from holdfast.report.terminal import Shown
     from holdfast.rollout.session import Session
     from holdfast.study import Study
 
+    engine = given.pop("engine", ENGINE)
     study = Study.open(place) if model is None else Study.create(place)
     with study.lock():
         if model is None:
-            session = Session.of(study, loading, Shown())
+            session = Session.of(study, loading, Shown(), engine)
         else:
-            session = Session(model, loading, Shown())
+            session = Session(model, loading, Shown(), engine=engine)
             session.remember(study)
         return named(stage)(study, session=session, **given)
 

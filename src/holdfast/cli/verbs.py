@@ -2,7 +2,7 @@
 
 from importlib.metadata import version
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 from cyclopts import App
 
@@ -11,9 +11,11 @@ from holdfast.cli.evaluate_verbs import evaluate, export, judge
 from holdfast.cli.gate import Conditions, IfNull, check_asked, exit_status
 from holdfast.cli.options import (
     DEFAULT_MODEL,
+    ENGINE,
     JUDGE,
     MODEL,
     VERBS,
+    Drawn,
     Json,
     Judging,
     Loading,
@@ -93,6 +95,7 @@ def audit(
     ablating: Ablating = ABLATE,
     heads: WithHeads = True,
     judging: Judging = JUDGE,
+    engine: Drawn = ENGINE,
     loading: Loading = MODEL,
     output: Output = None,
     json: Json = False,
@@ -108,7 +111,8 @@ def audit(
     stages = (asking, fitting, tracing, ranking, ablating)
     settings = AuditSettings(*stages, with_heads=heads, judge=judging)
     place = output or default_study(model)
-    report = in_study(place, model, loading, "audit.stage:run", settings=settings)
+    given: dict[str, Any] = {"engine": engine, "settings": settings}
+    report = in_study(place, model, loading, "audit.stage:run", **given)
     show(json, report, "audit.panel:print_report", report=place / "report.html")
     return exit_status(report["verdict"], fail_if, if_null)
 

@@ -151,7 +151,10 @@ class Pool:
 
     def _raw(self) -> Iterator[Raw]:
         for path in self.files:
-            yield from raw_rows(path)
+            # A line of one file among several is no place without the file.
+            name = f"{path.name}, " if self.files[1:] else ""
+            for raw in raw_rows(path):
+                yield raw._replace(place=name + raw.place) if name else raw
 
     def _shard(self, index: int, held: list[tuple[int, Raw]]) -> Shard:
         return Shard(index, lambda: [self._row(number, raw) for number, raw in held])

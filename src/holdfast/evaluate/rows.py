@@ -82,7 +82,7 @@ def generated(
         "finish": made.finish,
         "closed": made.closed,
         "forced_close": made.forced_close,
-        "min_top2_gap": made.min_top2_gap,
+        "min_top2_gap": made.told_gap,
         "earlier": [turn._asdict() for turn in question.turns],
     }
 

@@ -10,6 +10,7 @@ from holdfast.cliff.probe_files import check_current, names, read_own_probe
 from holdfast.data.chat.template import prompt_token_ids
 from holdfast.data.requests import read_questions
 from holdfast.data.suites import SuiteFile
+from holdfast.engines.port import Around, Ask
 from holdfast.errors import InputError
 from holdfast.heads.ablation_effects import (
     JUDGE_STAGE,
@@ -21,6 +22,7 @@ from holdfast.heads.ablation_effects import (
     score_along_answers,
     second_round,
 )
+from holdfast.heads.bake import hold_conditions
 from holdfast.heads.conditions import (
     ROLE,
     Condition,
@@ -39,7 +41,7 @@ from holdfast.heads.readings import Prompts, choose_prompts, select
 from holdfast.heads.settings import AblateSettings
 from holdfast.judges.exact import exact_number
 from holdfast.judges.settings import BY_RULES, JudgeSettings
-from holdfast.models.decoding.generate import TAKEN, generate
+from holdfast.models.decoding.generate import TAKEN
 from holdfast.models.decoding.row_state import Sampling
 from holdfast.models.interventions import check_heads
 from holdfast.models.model import Adapter
@@ -57,6 +59,7 @@ from holdfast.study.figures import study_seed
 
 ROLLOUTS = "rollouts.parquet"
 HEADS = "heads.parquet"
+ENGINE = "engine"
 
 
 class _Work(NamedTuple):
@@ -66,6 +69,9 @@ class _Work(NamedTuple):
     notes: tuple[str, ...]
     repair: dict[str, Any] | None
     utility: list[Rollout]
+    # Conditions that the engine holds as adapters, by their keys, and its record.
+    held: frozenset[str] = frozenset()
+    engine: dict[str, Any] | None = None
 
 
 def run(
@@ -111,7 +117,7 @@ def _answer(study: Study, settings: AblateSettings, session: Session) -> None:
         del study.manifest["stages"][STAGE]
     with study.stage(
         STAGE,
-        asdict(settings) | file,
+        asdict(settings) | file | _identity(session),
         [ROLLOUTS, HEADS, *names("published")],
         progress=session.progress,
         done="The ablation is there and up to date.",
@@ -131,6 +137,8 @@ def _answer(study: Study, settings: AblateSettings, session: Session) -> None:
             answered, notes = draw_utility(stage, session, asked, sampling)
             work = work._replace(utility=answered, notes=(*work.notes, *notes))
             targets = {item.prompt.prompt_id: item.target or "" for item in asked.items}
+        if session.engine_settings.engine != "hf":
+            work = _held(study, settings, session, work)
         table = _draw(stage, settings, session, work, targets)
         study.manifest["stages"].pop(JUDGE_STAGE, None)
         stage.write_table(OUTPUT, table)
@@ -191,16 +199,17 @@ def _draw(
     study, batch_size = stage.study, session.batch_size
     sampling = sampling_of(study, work.adapter)
     _tell(session, work, rows, sampling, len(items))
-    kinds = [batch_key(each, settings.renormalise) for each in work.conditions]
+    how, held = settings.renormalise, work.held
+    kinds = [batch_key(each, how, held) for each in work.conditions]
     place = {kind: i for i, kind in enumerate(dict.fromkeys(kinds))}
     longest = max(len(row.token_ids) for row in rows) + 1
 
     def key(item: Item) -> int:
         # What runs in one call lies together.
-        first = len(place) - place[batch_key(item.condition, settings.renormalise)]
+        first = len(place) - place[batch_key(item.condition, how, held)]
         return first * longest + len(item.row.token_ids)
 
-    drawn_here, meter = "sampling" in study.record("rollout")["settings"], Meter()
+    drawn_here, meter = _are_these(study, session, sampling), Meter()
 
     def cost(batch: list[Item], _: list[Item]) -> float:
         # What is taken over costs nothing.
@@ -219,6 +228,8 @@ def _draw(
             batch_size,
             drawn_here=drawn_here,
             told=meter.tick,
+            engine=session.engine if held else None,
+            held=held,
         ),
         name=lambda item: item.name,
         length=key,
@@ -226,6 +237,30 @@ def _draw(
         paced=lambda pace: tell_pace(session, pace, _written(pace.table, items)),
         cost=cost,
     )
+
+
+def _held(
+    study: Study, settings: AblateSettings, session: Session, work: _Work
+) -> _Work:
+    rows = [row for part in zip(*work.prompts[:2], strict=False) for row in part]
+    held = hold_conditions(study, session, settings, work.conditions, rows)
+    notes = (*work.notes, *held.notes)
+    return work._replace(notes=notes, held=held.keys, engine=held.record)
+
+
+def _identity(session: Session) -> dict[str, Any]:
+    is_here = session.engine_settings.engine == "hf"
+    return {} if is_here else {ENGINE: session.engine.identity()}
+
+
+def _are_these(study: Study, session: Session, sampling: Sampling) -> bool:
+    """Return whether the rollouts are what would be drawn here without an edit.
+
+    Engines draw other tokens from the same seeds.
+    """
+    known = study.record("rollout")["settings"]
+    same = known.get(ENGINE) == _identity(session).get(ENGINE)
+    return "sampling" in known and (same or sampling.temperature == 0)
 
 
 def _tell(
@@ -285,6 +320,8 @@ def _described(
         "renormalise": settings.renormalise,
         "notes": list(work.notes),
     }
+    if work.engine is not None:
+        block["engine"] = work.engine
     forced = sum(row["forced_close"] for row in rows)
     if forced:
         block["notes"].append(closed_by_force(forced, len(rows)))
@@ -373,14 +410,9 @@ def draw_utility(
     meter = Meter()
 
     def work(batch: list[Question]) -> pa.Table:
-        prompts = [(question.token_ids, question.seed) for question in batch]
-        parts = generate(
-            adapter,
-            prompts,
-            sampling,
-            batch_size=session.batch_size,
-            told=meter.tick,
-        )
+        asks = [Ask(question.token_ids, question.seed) for question in batch]
+        around = Around(session.batch_size, told=meter.tick)
+        parts = session.engine.draw(asks, sampling, around)
         return to_table(
             rollout_from_completion(batch[each.index], each, system_prompt)
             for part in parts

@@ -1,24 +1,30 @@
-"""Write a model whose worst heads are off, if that makes it refuse better."""
+"""Write a model whose worst heads are off, if that makes it refuse better.
 
-from collections.abc import Mapping
+And write the conditions of an ablation as adapters, for an engine that holds them.
+"""
+
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
+from holdfast.engines.adapters import hold_edits, prove_edits
 from holdfast.errors import ModelError
 from holdfast.heads.ablation_effects import measures_of, rate
 from holdfast.heads.conditions import (
     PLAIN,
+    Condition,
     Item,
     answer_row,
     answers,
+    ask_of,
     sampling_of,
     with_outcomes,
 )
 from holdfast.heads.rank import ranking_of
 from holdfast.heads.ranking import Head, count_heads, parse_heads, top_heads
 from holdfast.heads.readings import Prompts, choose_prompts
-from holdfast.heads.settings import BakeSettings
+from holdfast.heads.settings import AblateSettings, BakeSettings
 from holdfast.judges.choose import RulesJudge
 from holdfast.judges.rows import verdicts_on
 from holdfast.models.export import (
@@ -208,3 +214,62 @@ def _extreme(figure: Mapping[str, Any], end: int) -> float:
     if bounds is not None:
         return float(bounds[end])
     return float(end if figure["value"] is None else figure["value"])
+
+
+ADAPTERS = "ablation_adapters"
+"""Folder of the conditions of an ablation, as adapters."""
+
+
+class HeldConditions(NamedTuple):
+    """What an engine holds of an ablation."""
+
+    keys: frozenset[str]  # Conditions that it draws, by their keys.
+    notes: tuple[str, ...]  # Which it does not draw, and why.
+    record: dict[str, Any]  # The engine, and what the proof of its adapters found.
+
+
+def hold_conditions(
+    study: Study,
+    session: Session,
+    settings: AblateSettings,
+    conditions: Sequence[Condition],
+    rows: Sequence[Rollout],
+) -> HeldConditions:
+    """Let the engine hold as adapters what can be one, and prove that on some rows.
+
+    Raises:
+        EngineError: If its adapters answer otherwise than the hooked model.
+    """
+    adapter, engine, notes = session.adapter, session.engine, []
+    whole = [each for each in conditions if each.scope == "everywhere"]
+    scopes = dict.fromkeys(each.scope for each in conditions if each not in whole)
+    if scopes:
+        notes.append(
+            f"{' and '.join(scopes)}: drawn by the model itself (hf), since an adapter "
+            "acts at every token."
+        )
+    if settings.renormalise != "none":
+        whole = []
+        notes.append(
+            "Everything was drawn by the model itself (hf), since no adapter restores "
+            "a norm."
+        )
+    edits = {
+        each.key: HeadEdit(head_factors(adapter, each.heads, settings.factor))
+        for each in whole
+        if each.heads
+    }
+    provenance = {"study": study.directory.name, "seed": study_seed(study)}
+    place = study.path(ADAPTERS)
+    left_out = hold_edits(engine, adapter, edits, place, provenance)
+    notes += [
+        f"{name}: drawn by the model itself (hf), since the adapter has {why}."
+        for name, why in left_out.items()
+    ]
+    keys = frozenset(each.key for each in whole if each.key not in left_out)
+    edited = [each for each in whole if each.key in keys and each.heads]
+    asks = [ask_of(Item(each, row)) for row in rows for each in edited]
+    sampling = sampling_of(study, adapter)
+    proof = prove_edits(engine, adapter, asks, edits, sampling) if asks else None
+    record = engine.record() | {"conditions": len(keys), "proof": proof}
+    return HeldConditions(keys, tuple(notes), record)

@@ -1,13 +1,14 @@
 """Conditions of an ablation: which heads are ablated, where, and the answers."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, Literal, NamedTuple
 
 import pyarrow as pa
 import torch
 
-from holdfast.errors import SettingsError
+from holdfast.engines.port import Around, Ask, Engine
+from holdfast.errors import EngineError, SettingsError
 from holdfast.heads.ranking import (
     Head,
     RankedHead,
@@ -214,6 +215,8 @@ def answer(
     *,
     drawn_here: bool = True,
     told: Callable[[Tick], None] | None = None,
+    engine: Engine | None = None,
+    held: Collection[str] = (),
 ) -> pa.Table:
     """Answer each prompt under its condition; no judge has seen the answers.
 
@@ -224,6 +227,7 @@ def answer(
     `drawn_here`: Whether the rollouts were drawn with this sampling. Then they are
     themselves the answers without an edit and with the thinking drawn anew, and are not
     drawn a second time.
+    `held`: Conditions, by their keys, that `engine` holds as adapters and draws.
     """
     groups: dict[str, list[Item]] = {}
     made: list[AnswerRow] = []
@@ -231,10 +235,13 @@ def answer(
         if drawn_here and is_as_drawn(item.condition, sampling):
             made.append(answer_row(item, item.row))
             continue
-        groups.setdefault(batch_key(item.condition, settings.renormalise), []).append(
-            item
-        )
-    for group in groups.values():
+        kind = batch_key(item.condition, settings.renormalise, held)
+        groups.setdefault(kind, []).append(item)
+    for kind, group in groups.items():
+        if engine is not None and kind == ADAPTER:
+            drawn = _drawn_by(engine, group, sampling, Around(batch_size, told=told))
+            made += [answer_row(*each) for each in zip(group, drawn, strict=True)]
+            continue
         edit = _edit(adapter, group, settings.factor, settings.renormalise)
         done = answers(
             adapter,
@@ -249,12 +256,41 @@ def answer(
     return table_of(made, AnswerRow)
 
 
-def batch_key(condition: Condition, renormalise: Renormalise) -> str:
-    """Return what the rows of one call of `generate` have in common.
+def ask_of(item: Item) -> Ask:
+    """Return what an engine is asked for a prompt under a condition that it holds."""
+    condition, row = item.condition, item.row
+    name = condition.key if condition.heads else None
+    return Ask(row.token_ids[: row.spans.prompt[1]], row.seed, condition=name)
+
+
+def _drawn_by(
+    engine: Engine, items: Sequence[Item], sampling: Sampling, around: Around
+) -> list[Completion]:
+    parts = engine.draw([ask_of(each) for each in items], sampling, around)
+    found = {each.index: each for part in parts for each in part}
+    if len(found) < len(items):
+        raise EngineError(
+            f"an answer to each of {len(items)} prompts",
+            f"{len(found)} answers of --engine {engine.name}",
+            "Run the same command again: earlier batches are kept.",
+        )
+    return [found[place] for place in range(len(items))]
+
+
+ADAPTER = "adapter"
+"""What rows of conditions have in common that an engine holds."""
+
+
+def batch_key(
+    condition: Condition, renormalise: Renormalise, held: Collection[str] = ()
+) -> str:
+    """Return what the rows of one call of an engine, or of `generate`, have in common.
 
     The norm of a whole tensor would be that of several conditions, so there each one
     runs by itself.
     """
+    if condition.key in held:
+        return ADAPTER
     fixed = "fixed" if is_fixed(condition) else "drawn"
     return f"{fixed}/{condition.key}" if renormalise == "tensor" else fixed
 

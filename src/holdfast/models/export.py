@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
@@ -168,7 +168,7 @@ def _write_adapter(adapter: Adapter, edit: HeadEdit, directory: Path) -> None:
     weights: dict[str, Tensor] = {}
     for layer in layers:
         weight = layer.projection.weight.detach().cpu()
-        found = torch.argwhere(layer.columns != 1)[:, 0]
+        found = _changed(layer)
         selection = weight.new_zeros((rank, weight.shape[1]))
         selection[torch.arange(len(found)), found] = 1
         change = weight.new_zeros((weight.shape[0], rank))
@@ -182,7 +182,15 @@ def _write_adapter(adapter: Adapter, edit: HeadEdit, directory: Path) -> None:
 
 def adapter_rank(adapter: Adapter, edit: HeadEdit) -> int:
     """Return the rank of an edit: the most columns that it changes in a layer."""
-    return max(int((layer.columns != 1).sum()) for layer in _edited(adapter, edit))
+    return max(1, *(len(_changed(layer)) for layer in _edited(adapter, edit)))
+
+
+def _changed(layer: _Layer) -> Int[Tensor, "_"]:
+    """Return the columns that an edit changes; one of zeros stays what it is."""
+    changed = layer.columns != 1
+    if is_plain(layer.projection):
+        changed &= layer.projection.weight.detach().cpu().any(0)
+    return torch.argwhere(changed)[:, 0]
 
 
 def serving(rank: int) -> str:

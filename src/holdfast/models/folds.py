@@ -1,10 +1,12 @@
 """What heads write, and how a norm folds it: read off weights, whatever their form."""
 
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
 from jaxtyping import Float
-from torch import Tensor
+from torch import Tensor, nn
 
 from holdfast.errors import AdapterError
 from holdfast.models.containers.quantised import is_packed
@@ -121,3 +123,40 @@ def folded(
         return written.float()
     weight, epsilon = rms_weight(block.norm_after, written.shape[-1], written.device)
     return written.float() * inverse_rms(written, epsilon)[..., None] * weight
+
+
+def worst_deviation(norms: Iterable[nn.Module], adapter: Adapter) -> float:
+    """Return the worst `rms_deviation` of some norms; infinite if one has none."""
+    off = 0.0
+    for norm in norms:
+        device = next((p.device for p in norm.parameters()), adapter.device)
+        try:
+            off = worst(off, rms_deviation(norm, adapter.d_model, device))
+        except AdapterError:
+            off = float("inf")
+    return off
+
+
+def worst(one: float, other: float) -> float:
+    """Return the larger deviation; one that is not a number is the largest."""
+    # `max` would drop a NaN in second place.
+    return other if other != other or other > one else one
+
+
+@contextmanager
+def zeroed_columns(
+    adapter: Adapter, factors: Float[Tensor, "layer head"]
+) -> Iterator[None]:
+    """Zero the columns of heads whose factor is 0, and put them back at the end."""
+    saved: list[tuple[Tensor, Tensor]] = []
+    try:
+        for layer, head in torch.argwhere(factors == 0).tolist():
+            width = adapter.head_widths[layer]
+            weight = adapter.output_projection(layer).weight.data
+            columns = weight[:, head * width : (head + 1) * width]
+            saved.append((columns, columns.clone()))
+            columns.zero_()
+        yield
+    finally:
+        for columns, before in saved:
+            columns.copy_(before)

@@ -4,14 +4,19 @@ Work on one head happens on the *input* of the output projection, where the head
 side by side: slicing the projection's output would cut across all of them.
 """
 
+import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, Literal
 
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
+from transformers import AttentionInterface, AttentionMaskInterface
+from transformers.integrations.sdpa_attention import sdpa_attention_forward
+from transformers.masking_utils import eager_mask, sdpa_mask
 
 from holdfast.data.chat.conversation import Spans
 from holdfast.errors import SettingsError
@@ -242,6 +247,62 @@ def scale_heads(
                 hook = _scaler(layer, edit.renormalise, live)
                 stack.enter_context(projection.register_forward_pre_hook(hook))
         yield live
+
+
+@contextmanager
+def scale_inside(
+    adapter: Adapter, factors: Float[Tensor, "layer head"]
+) -> Iterator[set[int]]:
+    """Multiply what heads read where attention itself returns it, head by head.
+
+    It is what `scale_heads` does to columns of the output projection, as long as
+    nothing in between mixes heads; only passes that prove this run it. Attention runs
+    as scaled dot products meanwhile, or by the family's own code where it has no such.
+
+    Yields:
+        The layers that were scaled so far.
+    """
+    holders = [getattr(module, "config", None) for module in adapter.base.modules()]
+    configs = {id(each): each for each in holders if each is not None}.values()
+    before = [(each, each._attn_implementation) for each in configs]
+    fused = bool(getattr(adapter.base, "_supports_sdpa", False))
+    asked: set[int] = set()
+    own = adapter.layers_with_heads
+    attentions: list[Any] = [adapter.blocks[layer].attention for layer in own]
+    try:
+        for config in configs:
+            config._attn_implementation = _INSIDE[fused]
+        for layer, attention in zip(own, attentions, strict=True):
+            attention.scaled_inside = (layer, factors[layer], asked)
+        yield asked
+    finally:
+        for attention in attentions:
+            attention.scaled_inside = None
+        for config, implementation in before:
+            config._attn_implementation = implementation
+
+
+def _attend(
+    fused: bool, module: nn.Module, *given: Any, **named: Any
+) -> tuple[Tensor, Any]:
+    """Run the attention of one layer, then scale its heads as `scale_inside` said."""
+    family = sys.modules[type(module).__module__]
+    plain = sdpa_attention_forward if fused else family.eager_attention_forward
+    # Heads stand in the last axis but one: [example, position, head, d_head].
+    heads, weights = plain(module, *given, **named)
+    scaling: Any = getattr(module, "scaled_inside", None)
+    if scaling is not None:
+        layer, factors, asked = scaling
+        asked.add(layer)
+        heads = heads * factors.to(heads)[:, None]
+    return heads, weights
+
+
+_INSIDE = {True: "holdfast_inside", False: "holdfast_inside_eager"}
+"""Names under which transformers finds `_attend`: with fused kernels, and without."""
+for _fused, _mask in ((True, sdpa_mask), (False, eager_mask)):
+    AttentionInterface.register(_INSIDE[_fused], partial(_attend, _fused))
+    AttentionMaskInterface.register(_INSIDE[_fused], _mask)
 
 
 def _scaler(layer: int, renormalise: Renormalise, live: LiveEdit) -> Hook:

@@ -40,7 +40,7 @@ def rollout_from_completion(
         finish=completion.finish,
         closed=completion.closed,
         forced_close=completion.forced_close,
-        min_top2_gap=completion.min_top2_gap,
+        min_top2_gap=completion.told_gap,
         verdict=UNJUDGED,
         reason=NOT_YET,
         judge="",
@@ -80,12 +80,11 @@ def rollout_from_file(
         finish=text.finish,
         forced_close=False,
         closed=text.closed,
-        min_top2_gap=math.inf,
-        min_margin=math.inf,
+        min_top2_gap=math.nan,
+        min_margin=math.nan,
     )
     question = Question(row.role, row.prompt, row.sample, 0, (), row.earlier)
-    row_of_file = rollout_from_completion(question, made, system_prompt)
-    return replace(row_of_file, min_top2_gap=None)
+    return rollout_from_completion(question, made, system_prompt)
 
 
 def as_asked(rows: Sequence[Rollout]) -> list[dict[str, Any]]:

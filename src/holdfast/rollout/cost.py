@@ -1,5 +1,6 @@
 """What a run will cost, said before it starts: time, memory and disk."""
 
+import math
 import sys
 from pathlib import Path
 from typing import NamedTuple
@@ -84,7 +85,7 @@ def step_work(adapter: Adapter) -> Work:
     head, for its key and for its value.
     """
     weights = sum(p.numel() for p in adapter.model.parameters())
-    attended = 2 * adapter.n_heads * sum(adapter.head_widths)
+    attended = 2 * adapter.n_heads * sum(_head_widths(adapter))
     return Work(float(weights), float(attended))
 
 
@@ -157,16 +158,27 @@ def cache_bytes(adapter: Adapter) -> int:
     # Where layers differ in it, transformers raises no AttributeError.
     except RuntimeError:
         kv_heads = adapter.n_heads
+    widths = _head_widths(adapter)
     # Keys may be wider than values, and never stand alone where values are latent.
-    keys = sum(max(w, getattr(config, "qk_head_dim", w)) for w in adapter.head_widths)
-    per_token = kv_heads * (keys + sum(adapter.head_widths))
+    keys = sum(max(w, getattr(config, "qk_head_dim", w)) for w in widths)
+    per_token = (kv_heads or 1) * (keys + sum(widths))
     return int(per_token * adapter.embedding.weight.element_size())
+
+
+def _head_widths(adapter: Adapter) -> tuple[int, ...]:
+    """Return the width of a head in each layer; a bound where heads were not found."""
+    if any(adapter.head_widths):
+        return adapter.head_widths
+    config = adapter.model.config.get_text_config()
+    # All heads of a layer are as wide as the residual stream.
+    width = math.ceil(adapter.d_model / max(1, adapter.n_heads))
+    return (width,) * int(getattr(config, "num_hidden_layers", 0) or 1)
 
 
 def _passing(adapter: Adapter, width: int, queries: int, context: int) -> int:
     """Return the bytes of what one block of one pass holds at once."""
     size = adapter.embedding.weight.element_size()
-    heads = adapter.n_heads * max(adapter.head_widths, default=0)
+    heads = max(1, adapter.n_heads) * max(_head_widths(adapter))
     # The widest layer of a block.
     inner = max(
         (

@@ -51,6 +51,14 @@ class Question(NamedTuple):
         """Length of the prompt."""
         return len(self.token_ids)
 
+    def messages(self, system_prompt: str | None) -> tuple[dict[str, str], ...]:
+        """Return the turn that is asked and those before, as a chat server has them."""
+        said = [] if system_prompt is None else [("system", system_prompt)]
+        for turn in self.turns:
+            said += [("user", turn.prompt), ("assistant", turn.answer)]
+        said.append(("user", self.asked))
+        return tuple({"role": role, "content": text} for role, text in said)
+
     @property
     def row_id(self) -> str:
         """Name of the row."""

@@ -7,6 +7,7 @@ from typing import NamedTuple
 import pyarrow as pa
 
 from holdfast.data.chat.thinking import require_known_format
+from holdfast.engines.port import Around, Ask
 from holdfast.errors import InputError, SettingsError
 from holdfast.models.decoding.generate import generate
 from holdfast.models.decoding.row_state import Completion, Drafting, Sampling
@@ -80,8 +81,8 @@ def draw_answers(
         meter.tick(tick._replace(finished=tick.finished if alone else 0))
 
     def drawn(batch: list[Question]) -> Answered:
-        prompts = [(question.token_ids, question.seed) for question in batch]
-        parts = list(_answers(session, drawing, prompts, fits[-1], told))
+        around = Around(batch_size=fits[-1], told=told)
+        parts = list(_answers(session, drawing, batch, around))
         if len(parts) > 1:
             # Memory ran out on the way, so later batches start at what fitted.
             fits.append(len(parts[0]))
@@ -131,23 +132,24 @@ def _require_answers(speaker: LanguageModel, made: Answered) -> None:
 def _answers(
     session: Session,
     drawing: Drawing,
-    prompts: Sequence[tuple[Sequence[int], int]],
-    batch_size: int,
-    told: Callable[[Tick], None],
+    batch: Sequence[Question],
+    around: Around,
 ) -> Iterator[list[Completion]]:
-    speaker, how = session.speaker, drawing.sampling
+    speaker, how, size = session.speaker, drawing.sampling, around.batch_size
+    prompts = [(question.token_ids, question.seed) for question in batch]
     if isinstance(speaker, MaskedModel) and isinstance(how, UnmaskingSchedule):
-        batches = denoise(speaker, prompts, how, batch_size=batch_size)
+        batches = denoise(speaker, prompts, how, batch_size=size)
         return ([_with_steps(each) for each in batch] for batch in batches)
     assert isinstance(how, Sampling)
-    return generate(
-        session.adapter,
-        prompts,
-        how,
-        batch_size=batch_size,
-        edit=drawing.edit,
-        told=told,
-    )
+    if drawing.edit is not None:
+        told, edit = around.told, drawing.edit
+        adapter = session.adapter
+        return generate(adapter, prompts, how, batch_size=size, edit=edit, told=told)
+    asks = [
+        Ask(*prompt, question.messages(drawing.system_prompt))
+        for prompt, question in zip(prompts, batch, strict=True)
+    ]
+    return session.engine.draw(asks, how, around)
 
 
 def _cost(

@@ -14,6 +14,9 @@ from holdfast.data.chat.rendering import (
     rendering_record,
     set_rendering,
 )
+from holdfast.engines.choose import open_engine
+from holdfast.engines.port import Engine
+from holdfast.engines.settings import HERE, EngineSettings
 from holdfast.errors import InputError, SettingsError, UnsupportedFamilyError
 from holdfast.judges.base import Judge
 from holdfast.judges.choose import check_guard, open_judge
@@ -58,6 +61,7 @@ class Session:
         progress: Progress | None = None,
         given: Given | None = None,
         directory: str | None = None,
+        engine: EngineSettings = HERE,
     ) -> None:
         """Remember the model and where it lies; nothing is loaded yet.
 
@@ -68,6 +72,7 @@ class Session:
             progress: Where a stage says what it does; silent by default.
             given: Prompts in memory, by role.
             directory: Where a model lies that was named from another place.
+            engine: Who draws answers.
         """
         self.settings = settings or ModelSettings()
         self.progress = progress or Silent()
@@ -84,13 +89,19 @@ class Session:
         # Whether a model without a chat template is refused, as all but `doctor` must.
         self.needs_template = True
         self._is_given = self._speaker is not None
+        self.engine_settings = engine
+        self._engine: Engine | None = None
         self._judge: tuple[JudgeSettings, Judge] | None = None
         self.name = model if isinstance(model, str) else model.identity.model_id
         self.directory = directory or (None if self._is_given else _lies(self.name))
 
     @classmethod
     def of(
-        cls, study: Study, settings: ModelSettings, progress: Progress | None = None
+        cls,
+        study: Study,
+        settings: ModelSettings,
+        progress: Progress | None = None,
+        engine: EngineSettings = HERE,
     ) -> "Session":
         """Return a session with the model that a study was made with.
 
@@ -117,7 +128,11 @@ class Session:
         loading.pop("directory", None)
         directory = _lay(study)
         session = cls(
-            known["id"], settings.over(loading), progress, directory=directory
+            known["id"],
+            settings.over(loading),
+            progress,
+            directory=directory,
+            engine=engine,
         )
         session.remember(study)
         return session
@@ -172,6 +187,13 @@ class Session:
         return speaker
 
     @property
+    def engine(self) -> Engine:
+        """Who draws answers, opened once."""
+        if self._engine is None:
+            self._engine = open_engine(self.engine_settings, self.adapter)
+        return self._engine
+
+    @property
     def batch_size(self) -> int:
         """Rows at once: as many as the user said, else what suits the model."""
         return self.settings.batch_size or suitable_batch(self.speaker)
@@ -194,7 +216,7 @@ class Session:
         A model that the caller holds in memory stays.
         """
         if not self._is_given:
-            self._speaker = None
+            self._speaker = self._engine = None
 
     def check_judge(self, settings: JudgeSettings) -> None:
         """Refuse a judge that cannot work, before answers are drawn for it.

@@ -10,6 +10,7 @@ import torch
 from holdfast.cliff.cliff import RowCliff, row_cliff
 from holdfast.cliff.probe import Probe
 from holdfast.data.chat.conversation import Conversation, build_conversation
+from holdfast.data.chat.rendering import rendering_record
 from holdfast.data.chat.template import prompt_token_ids
 from holdfast.data.pool import NO_THINKING, PoolRow, render_row
 from holdfast.judges.base import Exchange, Judge, harmful
@@ -304,11 +305,24 @@ def is_flagged(verdict: Verdict) -> bool:
 
 def with_drawn_thinking(rows: Sequence[PoolRow], drawn: pa.Table) -> list[PoolRow]:
     """Return rows whose thinking is the model's; none where it never ended."""
-    columns = drawn.select(["row", "thinking", "draw_kind"]).to_pydict()
-    assert columns["row"] == [row.row for row in rows]
-    return [
-        replace(row, thinking=thought if not kind and (thought or "").strip() else None)
-        for row, thought, kind in zip(
-            rows, columns["thinking"], columns["draw_kind"], strict=True
-        )
-    ]
+    columns = drawn.select(["row", "thinking", "draw_kind"]).to_pydict().values()
+    known = {row: (thought, kind) for row, thought, kind in zip(*columns, strict=True)}
+    made = []
+    for row in rows:
+        thought, kind = known[row.row]
+        whole = not kind and (thought or "").strip()
+        made.append(replace(row, thinking=thought if whole else None))
+    return made
+
+
+def model_key(adapter: Adapter) -> dict[str, Any]:
+    """Return what scores depend on of a model and of how its prompts are rendered."""
+    identity = adapter.identity
+    return {
+        "weights_sha256": identity.weights_sha256,
+        "template_sha256": identity.template_sha256,
+        "dtype": identity.dtype,
+        "tokenizer_sha256": identity.tokenizer_sha256,
+        "rendering": rendering_record(adapter.tokenizer),
+        "format": adapter.thinking and adapter.thinking.record(),
+    }

@@ -78,6 +78,14 @@ class SelectSettings:
     shard_rows: int = 2000
     """Rows a shard, which is what an interruption costs at most."""
 
+    workers: int = 0
+    """Processes that score rows, each with a model of its own, spread by Ray; with
+    --device cuda each has a GPU. 0 scores in this process."""
+
+    ray: str | None = None
+    """Address of a running Ray cluster whose machines all see model, pool and scores
+    in the same place, or auto. Default: Ray is started on this machine alone."""
+
     system_prompt: Annotated[str | None, Prompting] = None
     """System prompt of every conversation."""
 
@@ -96,10 +104,12 @@ class SelectSettings:
     def __post_init__(self) -> None:
         """Refuse what cannot be meant."""
         counts = dict.fromkeys(("shard_rows", "min_thinking", "max_answer"), 1)
-        require_numbers(self, **counts, max_thinking=0, temperature=0)
+        require_numbers(self, **counts, max_thinking=0, temperature=0, workers=0)
         if not 0 <= self.similar <= 1:
             found = str(self.similar)
             raise SettingsError("--similar from 0 to 1", found, "Choose another.")
+        if self.ray is not None and not self.workers:
+            raise SettingsError("--workers beside --ray", "none", "Say how many.")
         self.part()
         self.columns()
         self.rows_of(100)

@@ -7,15 +7,15 @@ out of date, and processes with the same settings meet in the same one.
 
 import json
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence, Set
 from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
 
-from holdfast.data.pool import Pool, PoolRow
-from holdfast.errors import InputError
+from holdfast.data.pool import Pool, PoolRow, Shard
+from holdfast.errors import HoldfastError, InputError, ModelError
 from holdfast.report.progress import Progress
 from holdfast.study import (
     DamagedTableError,
@@ -30,6 +30,8 @@ from holdfast.study import (
 WAIT_SECONDS = 0.5
 Work = Callable[[int, list[PoolRow]], pa.Table]
 """From the number and the rows of a shard to its table."""
+Passing = Callable[[Set[int]], Iterator[int]]
+"""Works on shards that are free, and yields each that it has finished."""
 
 
 class ShardFolder:
@@ -43,7 +45,7 @@ class ShardFolder:
         self.fingerprint = fingerprint(self.key)
         self.folder = root / f"{name}-{self.fingerprint[:12]}"
         self.n_shards = -(-n_rows // shard_rows)
-        self._shard_rows = shard_rows
+        self.n_rows, self.shard_rows = n_rows, shard_rows
 
     def path(self, index: int) -> Path:
         """Return where a shard lies, or will lie."""
@@ -72,14 +74,14 @@ class ShardFolder:
 
     def fill(
         self,
-        pool: Pool,
-        work: Work,
+        passing: Passing,
         part: tuple[int, int],
         progress: Progress,
         label: str,
     ) -> None:
-        """Work on the shards of a part that are not done, until all of them are.
+        """Have the shards of a part that are not done worked on, until all are done.
 
+        `passing`: Works on shards, in this process (see `walk`) or in others.
         `part`: The first shard, and in which steps the others follow.
         """
         own = range(part[0], self.n_shards, part[1])
@@ -98,37 +100,49 @@ class ShardFolder:
                     return
                 free = {i for i in own if i not in seen and self._is_free(i)}
                 # A look through the whole pool is worth it only if one can be had.
-                worked = bool(free) and self._pass(pool, work, free, seen, advance)
-                if not worked and len(seen) == before:
+                for index in passing(free) if free else ():
+                    seen.add(index)
+                    advance(1)
+                if len(seen) == before:
                     # Another process holds what is left.
                     time.sleep(WAIT_SECONDS)
 
-    def _pass(
-        self,
-        pool: Pool,
-        work: Work,
-        free: set[int],
-        seen: set[int],
-        advance: Callable[[int], None],
-    ) -> bool:
-        """Go once through the pool, and return whether anything was done."""
-        worked = False
+    def walk(self, pool: Pool, work: Work, free: Set[int]) -> Iterator[int]:
+        """Go once through the pool, work on free shards, and yield those worked on."""
 
         def skip(index: int) -> bool:
             return index not in free or self.is_done(index)
 
-        for shard in pool.shards(self._shard_rows, skip):
-            with self._claim(shard.number) as claimed:
-                # Another process may have finished it since it was looked at.
-                if claimed and not self.is_done(shard.number):
-                    table = work(shard.number, shard.read())
-                    atomic_write_table(self.path(shard.number), table)
-                    marker = {"rows": table.num_rows, "fingerprint": self.fingerprint}
-                    atomic_write_json(self._marker(shard.number), marker)
-                    seen.add(shard.number)
-                    advance(1)
-                    worked = True
-        return worked
+        for shard in pool.shards(self.shard_rows, skip):
+            if self.work_on(shard, work):
+                yield shard.number
+
+    def work_on(self, shard: Shard, work: Work) -> bool:
+        """Work on a shard unless another process does or has, and say whether.
+
+        Raises:
+            InputError: If the pool has no longer the rows that it had.
+            ModelError: If something else than an error of ours is raised over a row; it
+                names the row.
+        """
+        index = shard.number
+        with self._claim(index) as claimed:
+            # Another process may have finished it since it was looked at.
+            if not claimed or self.is_done(index):
+                return False
+            rows = shard.read()
+            n = min(self.shard_rows, self.n_rows - index * self.shard_rows)
+            if len(rows) != n:
+                raise InputError(
+                    f"{n} rows in shard {index} of the pool",
+                    f"{len(rows)}",
+                    "Leave the pool as it is while it is scored, and begin anew.",
+                )
+            table = _worked(index, rows, work)
+            atomic_write_table(self.path(index), table)
+            marker = {"rows": table.num_rows, "fingerprint": self.fingerprint}
+            atomic_write_json(self._marker(index), marker)
+        return True
 
     def _look_at(self, index: int, progress: Progress) -> None:
         """Take the mark of being finished from a shard that is not whole."""
@@ -157,3 +171,32 @@ class ShardFolder:
 
     def _claim(self, index: int) -> AbstractContextManager[bool]:
         return claim(self.folder / f".shard-{index:06d}.lock")
+
+
+def _worked(index: int, rows: list[PoolRow], work: Work) -> pa.Table:
+    """Return a table with a line for each row; name the first row that has none."""
+    try:
+        table = work(index, rows)
+    except Exception as error:
+        if isinstance(error, HoldfastError) and not isinstance(error, ModelError):
+            # It is about a file, a setting or the machine, and says so itself.
+            raise
+        if len(rows) > 1:
+            # Half by half, to the one row that it is about.
+            middle = len(rows) // 2
+            for half in (rows[:middle], rows[middle:]):
+                _worked(index, half, work)
+        places = f"{rows[0].place}" + (f" to {rows[-1].place}" if rows[1:] else "")
+        said = f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"
+        raise ModelError(
+            f"a score for the row at {places} of the pool",
+            said,
+            "Leave that row out, or mend it; the shards before it are kept.",
+        ) from error
+    if table.num_rows != len(rows):
+        raise ModelError(
+            f"{len(rows)} scores for as many rows from {rows[0].place} on",
+            f"{table.num_rows}",
+            "Report this: no row may be lost.",
+        )
+    return table

@@ -1,7 +1,9 @@
 """Score every row of a pool and choose the few that are worth training on."""
 
 import json
+from collections.abc import Callable
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -9,8 +11,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from holdfast.cliff.probe_files import read_direction
-from holdfast.data.chat.rendering import rendering_record
-from holdfast.data.pool import OWN, Pool, PoolRow
+from holdfast.data.pool import OWN, Pool
+from holdfast.engines.reading.cluster import require_ray
 from holdfast.errors import SettingsError
 from holdfast.judges.calibration import identity_record
 from holdfast.judges.choose import open_judge
@@ -19,15 +21,10 @@ from holdfast.rollout.questions import resolve_sampling
 from holdfast.rollout.session import Session
 from holdfast.rollout.settings import RolloutSettings
 from holdfast.select.choice import Scores, Selection, choose_rows
-from holdfast.select.scores import (
-    DrawnRow,
-    PoolDrawer,
-    PoolScorer,
-    ScoreRules,
-    with_drawn_thinking,
-)
+from holdfast.select.scores import DrawnRow, PoolDrawer, model_key
 from holdfast.select.settings import NEEDS_PROBE, SelectSettings
-from holdfast.select.shards import ShardFolder, Work
+from holdfast.select.shards import ShardFolder
+from holdfast.select.workers import Scoring, by_workers, readers, rules_of
 from holdfast.study import (
     atomic_file,
     atomic_write_json,
@@ -66,6 +63,7 @@ def run(
     pool = Pool(settings.pool, settings.columns())
     _check(settings, output, pool)
     budget = settings.rows_of(pool.survey.n_rows)
+    model = session.model_record()
     scores = _score(settings, flags, session, pool, output)
     n_done, n_shards = len(scores.scored.done()), scores.scored.n_shards
     if settings.shard is not None:
@@ -73,7 +71,7 @@ def run(
         return {"shards": n_shards, "done": n_done, "chosen": None}
     selection = choose_rows(scores, pool, budget)
     written = _write(scores, selection, pool, output)
-    record = _record(settings, session, pool, scores, selection) | written
+    record = _record(settings, model, pool, scores, selection) | written
     atomic_write_json(output.with_suffix(".selection.json"), record)
     return record
 
@@ -87,6 +85,8 @@ def _check(settings: SelectSettings, output: Path, pool: Pool) -> None:
             f"`{output.name}`",
             f"Write -o {output.stem}.jsonl.",
         )
+    if settings.workers:
+        require_ray(settings.ray)
     require_place(output, folder=False)
     if output.resolve() in [path.resolve() for path in pool.files]:
         raise SettingsError(
@@ -115,60 +115,64 @@ def _score(
     pool: Pool,
     output: Path,
 ) -> Scores:
-    """Run the passes that the selector needs; finished shards are not run again."""
-    adapter = session.adapter
-    identity = adapter.identity
+    """Run the passes that the selector needs; finished shards are not run again.
+
+    No model is held here: it goes once workers read in its place.
+    """
     direction = None
     if settings.direction is not None:
-        direction = read_direction(settings.direction, identity)
+        direction = read_direction(settings.direction, session.adapter.identity)
     n_rows, sha256 = pool.survey
     base = {
         "pool": sha256,
         "columns": settings.columns(),
-        "weights_sha256": identity.weights_sha256,
-        "template_sha256": identity.template_sha256,
-        "dtype": identity.dtype,
         "system_prompt": settings.system_prompt,
         "thinking": settings.thinking_of,
-        "tokenizer_sha256": identity.tokenizer_sha256,
-        "rendering": rendering_record(adapter.tokenizer),
-        "format": adapter.thinking and adapter.thinking.record(),
+        **model_key(session.adapter),
     }
     root = output.with_suffix(".scores")
     if settings.scores is not None:
         root = Path(settings.scores).expanduser()
 
-    def filled(name: str, key: dict[str, Any], work: Work, label: str) -> ShardFolder:
-        folder = ShardFolder(root, name, base | key, n_rows, settings.shard_rows)
-        folder.fill(pool, work, settings.part(), session.progress, label)
-        return folder
+    def folder(name: str, key: dict[str, Any]) -> ShardFolder:
+        # Others may work in it, from elsewhere.
+        place = root.absolute()
+        return ShardFolder(place, name, base | key, n_rows, settings.shard_rows)
 
-    drawn = None
-    if settings.needs_answer:
-        drawer, key = _drawer(settings, flags, session)
-        label = "Drawing answers, by shards"
-        drawn = filled("drawn", key, lambda _, rows: drawer(rows), label)
-    rules = ScoreRules(
-        settings.plateau,
-        settings.min_thinking,
-        settings.by == "loss",
-        settings.system_prompt,
-    )
+    drawn = _drawn(settings, flags, session, pool, folder)
     thinking = drawn if settings.thinking_of == "model" else None
-    probe = direction and direction.probe
-    scorer = PoolScorer(adapter, probe, rules, session.batch_size)
-
-    def work(index: int, rows: list[PoolRow]) -> pa.Table:
-        if thinking is not None:
-            rows = with_drawn_thinking(rows, thinking.read(index))
-        return scorer(rows)
-
     key = {
-        "rules": asdict(rules),
+        "rules": asdict(rules_of(settings)),
         "probe": direction and direction.sha256,
         "drawn": thinking and thinking.fingerprint,
     }
-    return Scores(settings, filled("scores", key, work, "Scoring shards"), drawn)
+    scored = folder("scores", key)
+    scoring = Scoring(settings, scored, direction and direction.probe, thinking)
+    if settings.workers:
+        passing = by_workers(scoring, session, pool)
+    else:
+        work = scoring.work(session.adapter, session.batch_size)
+        passing = partial(scored.walk, pool, work)
+    scored.fill(passing, settings.part(), session.progress, "Scoring shards")
+    return Scores(settings, scored, drawn)
+
+
+def _drawn(
+    settings: SelectSettings,
+    flags: JudgeSettings,
+    session: Session,
+    pool: Pool,
+    folder: Callable[[str, dict[str, Any]], ShardFolder],
+) -> ShardFolder | None:
+    """Have every row answered, by shards, where the selector needs answers."""
+    if not settings.needs_answer:
+        return None
+    drawer, key = _drawer(settings, flags, session)
+    drawn = folder("drawn", key)
+    passing = partial(drawn.walk, pool, lambda _, rows: drawer(rows))
+    label = "Drawing answers, by shards"
+    drawn.fill(passing, settings.part(), session.progress, label)
+    return drawn
 
 
 def _drawer(
@@ -245,7 +249,7 @@ def _write(
 
 def _record(
     settings: SelectSettings,
-    session: Session,
+    model: dict[str, Any],
     pool: Pool,
     scores: Scores,
     selection: Selection,
@@ -253,11 +257,12 @@ def _record(
     counted = selection.counted
     record = {
         "format": FORMAT,
-        "model": session.model_record(),
+        "model": model,
         "pool": {"source": Path(settings.pool).name, **pool.survey._asdict()},
         "settings": asdict(settings),
         "scores": scores.scored.fingerprint,
         "drawn": scores.drawn and scores.drawn.fingerprint,
+        "readers": readers(scores.scored),
         "eligible": sum(counted.eligible.values()),
         "left_out": {
             why: {"rows": n, "first": counted.places[why]}

@@ -30,13 +30,15 @@ SCHEMA = "holdfast-study/1"
 MANIFEST = "study.json"
 PARTS = "parts"
 NOT_OF_AUDIT = {
+    "heads": "Run `holdfast heads` on the study: it ranks them, or says why there are "
+    "none to rank.",
     "signal": "Run `holdfast signal` on the study first.",
     "detectors": "Run `holdfast guard fit` on the study first.",
     "generations": "Only `holdfast evaluate` writes it. To judge the answers of an "
     "audit anew, run the same `holdfast audit` or `holdfast rollout` with --judge.",
     "evaluation": "Only `holdfast evaluate` writes it; run it with this folder for -o.",
 }
-"""What to do about a file that an audit does not write, by its stem."""
+"""What to do about a file that an audit may not have written, by its stem."""
 StageState = Literal["done", "redo", "continue"]
 
 

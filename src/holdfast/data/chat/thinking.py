@@ -5,6 +5,7 @@ a template only mentions (in a comment, in a sentence, to cut past turns at it) 
 sign that the model thinks: its siblings that do not think share the very words.
 """
 
+import json
 import re
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
@@ -39,7 +40,7 @@ from holdfast.data.chat.thinking_formats import (
     named_thinker,
     tags_of,
 )
-from holdfast.errors import SettingsError, ThinkingFormatError
+from holdfast.errors import InputError, SettingsError, ThinkingFormatError
 
 _NEGATED: Final = re.compile(
     r"\b(not|no|never|without|avoid|omit|skip|cannot|don't|disabled?)\b", re.IGNORECASE
@@ -172,6 +173,32 @@ def thinking_format(tokenizer: ChatTokenizer) -> ThinkingFormat | None:
         shown.open_template,
         shown.answer_end,
     )
+
+
+def settings_shown(tokenizer: ChatTokenizer) -> list[dict[str, Any]]:
+    """Return how a prompt ends, and whether the model thinks, switch by switch.
+
+    Returns: First how prompts are rendered; then each setting that the template takes,
+    with `option` as `--template-option` names it.
+    """
+    rendering = rendering_of(tokenizer)
+    asked: dict[str, tuple[str, Any]] = {}
+    for switch in found_switches(tokenizer):
+        for value in (switch.on, switch.off):
+            said = value if isinstance(value, str) else json.dumps(value)
+            asked.setdefault(f"{switch.name}={said}", (switch.name, value))
+    found: list[dict[str, Any]] = []
+    for option, chosen in [(None, None), *asked.items()]:
+        options = {**rendering.options, **dict([chosen] if chosen else [])}
+        set_rendering(tokenizer, replace(rendering, options=options))
+        try:
+            tail, thinks = fresh_prompt(tokenizer).tail, _thinks(tokenizer)
+        except InputError:
+            continue  # A value that the template refuses.
+        finally:
+            set_rendering(tokenizer, rendering)
+        found.append({"option": option, "thinks": thinks, "prompt_end": tail})
+    return found
 
 
 def turn_end(tokenizer: ChatTokenizer, fmt: ThinkingFormat | None) -> int | None:

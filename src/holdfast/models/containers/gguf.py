@@ -230,9 +230,9 @@ def _unreadable(file: Path, found: str) -> UnsupportedFamilyError:
     return UnsupportedFamilyError(
         "a GGUF file that transformers can expand without loss",
         f"{found} in {file}",
-        "Give the safetensors that it was made from, which every verb reads. Answers "
-        "that llama.cpp wrote with this file can be imported and judged "
-        "(`holdfast rollout --import`).",
+        "Give the safetensors that it was made from. Answers that llama.cpp wrote with "
+        "this file can be imported beside them (`holdfast rollout SAFETENSORS "
+        "--import FILE`).",
     )
 
 

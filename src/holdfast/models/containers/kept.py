@@ -118,6 +118,8 @@ def machine(device: torch.device) -> dict[str, Any]:
         "device": torch.cuda.get_device_name(device) if on_cuda else device.type,
         "processor": [platform.machine(), capability],
         "float32": torch.get_float32_matmul_precision(),
+        # Another number of threads may add the same numbers in another order.
+        "threads": torch.get_num_threads(),
     }
 
 

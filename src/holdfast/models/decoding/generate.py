@@ -168,6 +168,19 @@ def _prepare(
     return rules, jobs
 
 
+def row_states(
+    adapter: Adapter, prompts: Prompts, sampling: Sampling, *, thinking_done: bool
+) -> list[GenerationState]:
+    """Return the rows that `generate` would begin with, in the order of the prompts.
+
+    Arguments and errors are those of `generate`.
+    """
+    _, jobs = _prepare(
+        adapter, prompts, sampling, None, None, thinking_done=thinking_done
+    )
+    return [GenerationState(job.place, job.prompt, job.rules) for job in jobs]
+
+
 def longest_prompt(
     adapter: LanguageModel, sampling: Sampling, *, thinking_done: bool = False
 ) -> int:

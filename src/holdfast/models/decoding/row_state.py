@@ -99,6 +99,11 @@ class Completion:
     # How each token came about, where an observer looked on; None elsewhere.
     trace: Trace | None = field(default=None, compare=False, repr=False)
 
+    @property
+    def told_gap(self) -> float | None:
+        """The smallest gap of the logits; None where the engine did not tell it."""
+        return None if isnan(self.min_top2_gap) else self.min_top2_gap
+
 
 class Choice(NamedTuple):
     """A token that was chosen, and how close the choice was."""
@@ -295,6 +300,38 @@ class GenerationState:
     def n_written(self) -> int:
         """Tokens after the prompt so far."""
         return len(self.token_ids) - self.n_prompt
+
+    @property
+    def longest(self) -> int:
+        """Most tokens that the row can come to, its prompt included."""
+        return self.n_prompt + self._rules.budget
+
+    @property
+    def is_thinking(self) -> bool:
+        """Whether the closing tag of the thinking has not been written yet."""
+        return self._template is None
+
+    @property
+    def is_forced(self) -> bool:
+        """Whether the next token is a forced one, whatever is chosen."""
+        return bool(self._queue)
+
+    @property
+    def left(self) -> int:
+        """Most tokens to choose before a limit of the row is met."""
+        sampling, n_written = self._rules.sampling, self.n_written
+        if self._template is None:
+            return sampling.max_thinking - n_written
+        begun = len(self.token_ids) - self._template[1]
+        # White space after the tag may still turn out to be template.
+        more = 0 if self._settled else len(self._rules.template_ids)
+        most = sampling.max_answer - begun + more
+        return min(most, self._rules.budget - n_written)
+
+    def take_forced(self) -> None:
+        """Take all tokens that are forced now."""
+        self.token_ids.extend(self._queue)
+        self._queue.clear()
 
     def _think(self) -> None:
         start = max(self.n_prompt, len(self.token_ids) - self._rules.window)

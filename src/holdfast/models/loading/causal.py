@@ -13,7 +13,11 @@ from holdfast.models.loading.checkpoint import Checkpoint, find_checkpoint
 from holdfast.models.loading.families import family_of
 from holdfast.models.loading.proofs import dummy_rows
 from holdfast.models.loading.structure import find_blocks, find_trunk, scaled_head
-from holdfast.models.loading.weights import identify_in_memory, read_tokenizer
+from holdfast.models.loading.weights import (
+    MissingTokenizerError,
+    identify_in_memory,
+    read_tokenizer,
+)
 from holdfast.models.model import Adapter, ModelIdentity, Proof
 
 
@@ -38,8 +42,9 @@ def load(
         dtype: "auto" takes the checkpoint's own on an accelerator, and float32 on
             the CPU, where 16-bit arithmetic is slow and inexact.
         rendering: How the chat template is rendered.
-        needs_template: Whether a model without a chat template is refused. Else it is
-            loaded without its tokenizer, and can be measured on tokens alone.
+        needs_template: Whether a model without a chat template or a tokenizer is
+            refused. Else it is loaded without a tokenizer, and can be measured on
+            tokens alone.
 
     Returns:
         The adapter, its proofs passed.
@@ -74,12 +79,13 @@ def load_found(
     def tokenize(checkpoint: Checkpoint) -> Any:
         try:
             return parts.templated_tokenizer(checkpoint, rendering)
-        except parts.MissingTemplateError as error:
+        except (parts.MissingTemplateError, MissingTokenizerError) as error:
             if needs_template:
                 raise
             name = "prompts can be rendered"
             lacking.append(Proof(name, False, None, None, str(error), "text"))
-            return read_tokenizer(checkpoint)
+            missing = isinstance(error, MissingTokenizerError)
+            return None if missing else read_tokenizer(checkpoint)
 
     model, tokenizer, identity = parts.open_model(checkpoint, device, dtype, tokenize)
     if lacking:

@@ -18,7 +18,12 @@ from holdfast.models.library import library_errors
 from holdfast.models.loading.checkpoint import Checkpoint
 from holdfast.models.loading.proofs import LIMITS, prove, require
 from holdfast.models.loading.structure import Trunk
-from holdfast.models.loading.weights import identify, read_model, read_tokenizer
+from holdfast.models.loading.weights import (
+    WITHOUT_PROMPTS,
+    identify,
+    read_model,
+    read_tokenizer,
+)
 from holdfast.models.model import LanguageModel, ModelIdentity, Proof
 
 M = TypeVar("M", bound=LanguageModel)
@@ -145,7 +150,7 @@ def _check_template(tokenizer: Any, model_id: str) -> None:
             "none",
             "A base model has none: use its chat or instruct version. Else put the "
             "chat_template.jinja that it was trained with into the directory, or "
-            "beside its GGUF file.",
+            f"beside its GGUF file. {WITHOUT_PROMPTS}",
         )
 
 
@@ -237,7 +242,8 @@ def proved(
     with library_errors(
         AdapterError,
         f"a model that runs on two short rows of tokens ({identity.model_id})",
-        "Its config.json does not fit its architecture: restore that file.",
+        "Its config.json does not fit its architecture: restore that file. If it is as "
+        "published, this type cannot be read here yet: use another model.",
     ):
         named = name_parts()
 

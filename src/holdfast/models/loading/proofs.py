@@ -11,8 +11,15 @@ from transformers import DynamicCache
 
 from holdfast.errors import AdapterError
 from holdfast.models.batching import Side, pad
-from holdfast.models.folds import folded, head_contributions, is_plain, rms_deviation
-from holdfast.models.interventions import scale_heads
+from holdfast.models.folds import (
+    folded,
+    head_contributions,
+    is_plain,
+    worst,
+    worst_deviation,
+    zeroed_columns,
+)
+from holdfast.models.interventions import scale_heads, scale_inside
 from holdfast.models.library import library_errors
 from holdfast.models.model import Adapter, LanguageModel, Proof, Tier
 
@@ -233,11 +240,11 @@ def _sums(adapter: Adapter, rows: Sequence[Sequence[int]]) -> tuple[Proof, Proof
         total = head_contributions(adapter, layer, heads).sum(-2)
         if block.projection.bias is not None:
             total = total + block.projection.bias.float()
-        heads_off = _worst(heads_off, relative(total, written))
+        heads_off = worst(heads_off, relative(total, written))
         if not (block.has_mixer or block.parallel):
             added = block.attention_scale * folded(block, written)
             moved = entering.to(added.device).float() + added
-            stream_off = _worst(stream_off, relative(after, moved))
+            stream_off = worst(stream_off, relative(after, moved))
     limit = LIMITS[adapter.dtype].one_step
     return (
         _proof(
@@ -262,15 +269,14 @@ def _sums(adapter: Adapter, rows: Sequence[Sequence[int]]) -> tuple[Proof, Proof
     )
 
 
-def _worst(one: float, other: float) -> float:
-    # `max` would drop a NaN in second place.
-    return other if other != other or other > one else one
-
-
 def _heads(adapter: Adapter, rows: Sequence[Sequence[int]]) -> tuple[Proof, ...]:
     if adapter.lacks("heads") is not None:
         return ()
-    away = [each for each in adapter.layers_with_heads if _is_away(adapter, each)]
+    away = [
+        layer
+        for layer in adapter.layers_with_heads
+        if adapter.output_projection(layer).weight.is_meta
+    ]
     if away:
         detail = f"those of layers {away} are fetched while it runs: they did not fit"
         name = "weights of the output projections lie on a device"
@@ -279,26 +285,19 @@ def _heads(adapter: Adapter, rows: Sequence[Sequence[int]]) -> tuple[Proof, ...]
     if sums[0].value == float("inf"):
         # Nothing can be scaled by heads that are not as wide as the columns.
         return sums
-    edits = _empty_edit(adapter, rows), _ablation(adapter, rows)
-    return (*sums, _norms(adapter), *edits)
-
-
-def _is_away(adapter: Adapter, layer: int) -> bool:
-    return bool(adapter.output_projection(layer).weight.is_meta)
+    return (
+        *sums,
+        _norms(adapter),
+        _empty_edit(adapter, rows),
+        *_ablation(adapter, rows),
+    )
 
 
 def _norms(adapter: Adapter) -> Proof:
     after = [block.norm_after for block in adapter.blocks if block.norm_after]
-    off = 0.0
-    for norm in (adapter.final_norm, *after):
-        device = next((p.device for p in norm.parameters()), adapter.device)
-        try:
-            off = _worst(off, rms_deviation(norm, adapter.d_model, device))
-        except AdapterError:
-            off = float("inf")
     return _proof(
         "heads are folded through root-mean-square norms",
-        off,
+        worst_deviation((adapter.final_norm, *after), adapter),
         LIMITS[adapter.dtype].one_step,
         "the final norm and those after attention, on random vectors; relative to the "
         "largest entry; infinite if one names no epsilon",
@@ -320,7 +319,7 @@ def _empty_edit(adapter: Adapter, rows: Sequence[Sequence[int]]) -> Proof:
     )
 
 
-def _ablation(adapter: Adapter, rows: Sequence[Sequence[int]]) -> Proof:
+def _ablation(adapter: Adapter, rows: Sequence[Sequence[int]]) -> tuple[Proof, Proof]:
     plain, own = _states(adapter, rows), adapter.layers_with_heads
     # Heads that were baked away write nothing; then others are tried.
     for first in range(adapter.n_heads):
@@ -334,9 +333,9 @@ def _ablation(adapter: Adapter, rows: Sequence[Sequence[int]]) -> Proof:
             break
     packed = not all(is_plain(adapter.blocks[layer].projection) for layer in own)
     if not packed and value == 0:
-        with _zeroed_columns(adapter, factors):
+        with zeroed_columns(adapter, factors):
             value = _difference(hooked, _states(adapter, rows))
-    return _proof(
+    away = _proof(
         "scaling a head by 0 takes it away"
         if packed
         else "scaling a head by 0 equals zeroing its columns of the output projection",
@@ -351,24 +350,28 @@ def _ablation(adapter: Adapter, rows: Sequence[Sequence[int]]) -> Proof:
         ),
         "heads",
     )
+    return away, _slices(adapter, rows, factors)
 
 
-@contextmanager
-def _zeroed_columns(
-    adapter: Adapter, factors: Float[Tensor, "layer head"]
-) -> Iterator[None]:
-    saved: list[tuple[Tensor, Tensor]] = []
-    try:
-        for layer, head in torch.argwhere(factors == 0).tolist():
-            width = adapter.head_widths[layer]
-            weight = adapter.output_projection(layer).weight.data
-            columns = weight[:, head * width : (head + 1) * width]
-            saved.append((columns, columns.clone()))
-            columns.zero_()
-        yield
-    finally:
-        for columns, before in saved:
-            columns.copy_(before)
+def _slices(
+    adapter: Adapter,
+    rows: Sequence[Sequence[int]],
+    factors: Float[Tensor, "layer head"],
+) -> Proof:
+    # Both ways by the same kernel, so that nothing but the place differs.
+    with scale_inside(adapter, torch.ones_like(factors)), scale_heads(adapter, factors):
+        hooked = _states(adapter, rows)
+    with scale_inside(adapter, factors) as asked:
+        inside = _states(adapter, rows)
+    every = asked == set(adapter.layers_with_heads)
+    return _proof(
+        "columns of the output projection are of one head alone",
+        _difference(hooked, inside) if every else float("inf"),
+        0.0,
+        "the same heads scaled by 0 where attention returns them, before any gate or "
+        "norm; infinite if a layer takes its attention from elsewhere; bit for bit",
+        "heads",
+    )
 
 
 def _difference(one: Sequence[Tensor], other: Sequence[Tensor]) -> float:
@@ -382,10 +385,9 @@ def _two_way(model: LanguageModel, row: Sequence[int]) -> Proof:
     # Position by position, since one of a large norm may hardly move.
     moves = (changed - states).float().norm(dim=-1) / states.float().norm(dim=-1)
     moved = float(moves[:-1].max())
-    limit = LIMITS[model.dtype].one_step
     return _proof(
         "attention goes both ways",
-        0.0 if moved > limit else float("inf"),
+        0.0 if moved > LIMITS[model.dtype].one_step else float("inf"),
         0.0,
         "the state of a token moves with one that comes after it; infinite if none "
         "does",

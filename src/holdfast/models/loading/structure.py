@@ -138,6 +138,8 @@ _FACTORS: Mapping[str, bool] = {
     "lm_head_multiplier": True,
 }
 """Settings by which families scale their logits, and whether they multiply."""
+_CAPS = ("final_logit_softcapping", "logits_soft_cap")
+"""Settings by which families cap their logits softly."""
 
 
 def scaled_head(model: Any) -> Callable[[Tensor], Tensor]:
@@ -148,7 +150,7 @@ def scaled_head(model: Any) -> Callable[[Tensor], Tensor]:
     head, config = model.get_output_embeddings(), model.config.get_text_config()
     named = [(getattr(config, key, None), up) for key, up in _FACTORS.items()]
     scale = math.prod(f if up else 1 / f for f, up in named if f)
-    cap = getattr(config, "final_logit_softcapping", None)
+    cap = next(filter(None, (getattr(config, key, None) for key in _CAPS)), None)
     if scale == 1 and not cap:
         return head  # type: ignore[no-any-return]
 

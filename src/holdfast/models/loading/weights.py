@@ -21,6 +21,7 @@ from holdfast.models.containers import gguf
 from holdfast.models.containers.kept import kept
 from holdfast.models.containers.placement import device_map, tell_places
 from holdfast.models.containers.quantised import all_tensors, is_packed, settle
+from holdfast.models.containers.vocabulary import SENTENCES, TEKKEN, others
 from holdfast.models.library import library_errors, quietly
 from holdfast.models.loading.checkpoint import Checkpoint
 from holdfast.models.loading.files import (
@@ -35,8 +36,12 @@ from holdfast.models.loading.files import (
 from holdfast.models.model import ModelIdentity
 from holdfast.study.files import file_sha256
 
-TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "vocab.json", "spiece.model")
-TEKKEN = "tekken.json"
+TOKENIZER_FILES = ("tokenizer.json", SENTENCES, "vocab.json", "spiece.model")
+WITHOUT_PROMPTS = (
+    "States and heads of given tokens can be read without it, in Python: "
+    "`holdfast.load(MODEL, needs_template=False)`."
+)
+"""What is left of a model whose prompts cannot be rendered."""
 # Buffers that old checkpoints carry and every model computes for itself.
 HARMLESS = "rotary_emb.inv_freq"
 OTHER_SIZE = 16
@@ -44,6 +49,10 @@ OTHER_SIZE = 16
 PACKED = 16
 """How many weights one number of a packed file may hold."""
 _LAYER = re.compile(r"\.(\d+)\.")
+
+
+class MissingTokenizerError(InputError):
+    """A model has no tokenizer that is read."""
 
 
 def read_tokenizer(checkpoint: Checkpoint, *, native_class: str | None = None) -> Any:
@@ -84,22 +93,22 @@ def read_tokenizer(checkpoint: Checkpoint, *, native_class: str | None = None) -
 
 def _check_second(directory: Path, tokenizer: Any) -> None:
     """Refuse a second vocabulary that gives tokens other numbers than the one read."""
-    path = directory / "vocab.json"
-    if not (directory / "tokenizer.json").is_file() or not path.is_file():
+    if not (directory / "tokenizer.json").is_file():
         return
-    known = tokenizer.get_vocab()
-    other = [
-        token
-        for token, number in read_config(path).items()
-        if known.get(token) != number
-    ]
-    if other:
-        raise InputError(
-            f"one tokenizer in {directory}",
-            f"tokenizer.json and, beside it, a {path.name} of another: {len(other)} "
-            f"tokens have other numbers, such as {other[0]!r}",
-            "Remove the files of the one that is not the model's.",
-        )
+    known, listed = tokenizer.get_vocab(), directory / "vocab.json"
+    found = read_config(listed).items() if listed.is_file() else ()
+    differ = {
+        listed.name: [token for token, number in found if known.get(token) != number],
+        **{name: others(directory / name, known) for name in (TEKKEN, SENTENCES)},
+    }
+    for name, other in differ.items():
+        if other:
+            raise InputError(
+                f"one tokenizer in {directory}",
+                f"tokenizer.json and, beside it, a {name} of another: {len(other)} "
+                f"tokens have other numbers, such as {other[0]!r}",
+                "Remove the files of the one that is not the model's.",
+            )
 
 
 def tokenizer_file(checkpoint: Checkpoint) -> Path:
@@ -111,15 +120,26 @@ def tokenizer_file(checkpoint: Checkpoint) -> Path:
     folders = [path for path in (checkpoint.adapter, checkpoint.directory) if path]
     for path in (folder / name for folder in folders for name in TOKENIZER_FILES):
         if path.is_file():
+            if path.name != "tokenizer.json" and path.with_name(TEKKEN).is_file():
+                # Which of them is read hangs on the order of names in the folder.
+                raise InputError(
+                    f"one tokenizer in {path.parent}",
+                    f"{path.name} and {TEKKEN}, and no tokenizer.json",
+                    "Add the tokenizer.json that was published for transformers, or "
+                    "remove the file that is not the model's.",
+                )
             return path
     tekken = any((folder / TEKKEN).is_file() for folder in folders)
-    raise InputError(
-        f"a tokenizer with {checkpoint.model_id}",
-        f"{TEKKEN} alone" if tekken else f"none of {', '.join(TOKENIZER_FILES)}",
+    wanted = (
         "Add the tokenizer.json, tokenizer_config.json and chat template that were "
         "published for transformers."
         if tekken
-        else "Save the tokenizer next to the model.",
+        else "Save the tokenizer next to the model."
+    )
+    raise MissingTokenizerError(
+        f"a tokenizer with {checkpoint.model_id}",
+        f"{TEKKEN} alone" if tekken else f"none of {', '.join(TOKENIZER_FILES)}",
+        f"{wanted} {WITHOUT_PROMPTS}",
     )
 
 
@@ -255,7 +275,9 @@ def _check_sizes(
     shapes = shapes_of(weight_files(checkpoint.directory, "model"))
     numbers = [found[1] for found in map(_LAYER.search, shapes) if found]
     held = max(map(int, numbers), default=-1) + 1
-    wanted = config.get_text_config().num_hidden_layers
+    text = config.get_text_config()
+    # Where layers run several times, each run is counted as a layer.
+    wanted = getattr(text, "num_layers_per_stack", None) or text.num_hidden_layers
     if wanted > held:
         raise _other_size(checkpoint, f"{wanted} layers", f"{held}")
     with torch.device("meta"):
@@ -346,7 +368,14 @@ def identify(
 ) -> ModelIdentity:
     """Return what a study records about a checkpoint."""
     templated = getattr(tokenizer, "chat_template", None)
-    vocabulary = tokenizer_file(checkpoint)
+    known: dict[str, str] = {}
+    if tokenizer is not None:
+        vocabulary = tokenizer_file(checkpoint)
+        known = {
+            "tokenizer_class": type(tokenizer).__name__,
+            "tokenizer_source": vocabulary.name,
+            "tokenizer_sha256": file_sha256(vocabulary),
+        }
     return ModelIdentity(
         model_id=checkpoint.model_id,
         revision=checkpoint.revision,
@@ -354,10 +383,8 @@ def identify(
         weights_sha256=fingerprint_files(checkpoint),
         dtype=str(dtype).removeprefix("torch."),
         model_type=str(checkpoint.config["model_type"]),
-        tokenizer_class=type(tokenizer).__name__,
-        tokenizer_source=vocabulary.name,
-        tokenizer_sha256=file_sha256(vocabulary),
         gguf_sha256=gguf.origin(checkpoint.directory),
+        **known,
     )
 
 

@@ -1,0 +1,1 @@
+"""Engines: whoever draws completions, in this process or behind a server."""

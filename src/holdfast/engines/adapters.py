@@ -1,0 +1,134 @@
+"""Edits of heads as adapters of an engine: written, held side by side, and proved."""
+
+import shutil
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from holdfast.engines.port import Ask, Engine
+from holdfast.errors import EngineError, ModelError
+from holdfast.models.decoding.generate import generate
+from holdfast.models.decoding.row_state import Completion, Sampling
+from holdfast.models.export import VLLM_RANKS, adapter_rank, baking
+from holdfast.models.interventions import HeadEdit, scale_heads
+from holdfast.models.model import Adapter
+
+NEAR_TIE = 0.25
+"""Logits that the hooked model may give its own token more than the engine's."""
+PROVED, TOLERANCE = 16, 0.25
+"""Rows that are drawn both ways, and the share of them that may differ elsewhere."""
+THINKING, ANSWER = 48, 24
+"""Most tokens of a proof's thinking and answer."""
+
+
+def hold_edits(
+    engine: Engine,
+    adapter: Adapter,
+    edits: Mapping[str, HeadEdit],
+    directory: Path,
+    provenance: Mapping[str, Any],
+) -> dict[str, str]:
+    """Write edits as adapters into a directory, and let the engine hold them.
+
+    What lay in the directory goes.
+
+    Returns:
+        Why some edits are not held, by their names.
+    """
+    shutil.rmtree(directory, ignore_errors=True)
+    left_out: dict[str, str] = {}
+    places: dict[str, Path] = {}
+    for name, edit in edits.items():
+        rank = adapter_rank(adapter, edit)
+        if rank > VLLM_RANKS[-1]:
+            left_out[name] = f"a rank of {rank}, of {VLLM_RANKS[-1]} that vLLM takes"
+            continue
+        place = directory / name.replace("/", "-")
+        try:
+            with baking(adapter, edit, place, provenance=provenance, form="adapter"):
+                places[name] = place
+        except ModelError as error:
+            left_out[name] = error.found
+    if places:
+        engine.hold(places)
+    return left_out
+
+
+def prove_edits(
+    engine: Engine,
+    adapter: Adapter,
+    asks: Sequence[Ask],
+    edits: Mapping[str, HeadEdit],
+    sampling: Sampling,
+) -> dict[str, Any]:
+    """Draw rows by the engine's adapters and by the hooked model, and compare them.
+
+    `asks`: Rows of adapters; some of each are taken.
+
+    Returns:
+        How many rows are equal token for token, and where the others part.
+
+    Raises:
+        EngineError: If too many part where it was no near-tie.
+    """
+    # As far apart as rows of so many adapters lie, so that each has its turn.
+    step = max(1, len(asks) // PROVED)
+    tried = list(asks[::step][:PROVED])
+    few = replace(
+        sampling,
+        temperature=0,
+        top_p=1.0,
+        max_thinking=min(THINKING, sampling.max_thinking),
+        max_answer=min(ANSWER, sampling.max_answer),
+    )
+    own = [edits[each.condition or ""] for each in tried]
+    edit = HeadEdit(torch.stack([each.factors for each in own]))
+    prompts = [(each.token_ids, each.seed) for each in tried]
+    hooked = _in_order(generate(adapter, prompts, few, edit=edit))
+    drawn = _in_order(engine.draw(tried, few))
+    apart = [
+        {"condition": ask.condition} | parting
+        for ask, one, a, b in zip(tried, own, hooked, drawn, strict=True)
+        if (parting := _parting(adapter, one, a, b)) is not None
+    ]
+    far = [each for each in apart if each["gap"] >= NEAR_TIE]
+    if len(far) > TOLERANCE * len(tried):
+        raise EngineError(
+            f"adapters that answer as the model does without those heads, in all but "
+            f"{TOLERANCE:.0%} of {len(tried)} rows",
+            f"{len(far)} that differ where it was no near-tie, the first under "
+            f"{far[0]['condition']} at token {far[0]['token']} with a gap of "
+            f"{far[0]['gap']:.2f}",
+            "Use --engine hf, or another version of the engine.",
+        )
+    return {
+        "rows": len(tried),
+        "equal": len(tried) - len(apart),
+        "near_tie": NEAR_TIE,
+        "apart": apart,
+    }
+
+
+def _in_order(parts: Any) -> list[Completion]:
+    made = [each for part in parts for each in part]
+    return sorted(made, key=lambda each: each.index)
+
+
+def _parting(
+    adapter: Adapter, edit: HeadEdit, ours: Completion, theirs: Completion
+) -> dict[str, Any] | None:
+    """Return the first token that differs, and what the hooked model gave its own."""
+    a, b = ours.token_ids, theirs.token_ids
+    at = next(
+        (i for i, pair in enumerate(zip(a, b, strict=False)) if len({*pair}) > 1), None
+    )
+    if at is None:
+        return None
+    ids = torch.tensor([a[:at]], device=adapter.device)
+    with scale_heads(adapter, edit), torch.inference_mode():
+        logits = adapter.model(input_ids=ids).logits[0, -1].float()
+    token = at - ours.spans.prompt[1]
+    return {"token": token, "gap": float(logits[a[at]] - logits[b[at]])}

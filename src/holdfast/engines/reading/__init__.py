@@ -1,0 +1,1 @@
+"""Reading elsewhere: hidden states by other processes, machines and engines."""
