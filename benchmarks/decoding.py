@@ -45,11 +45,15 @@ def holdfast(options: argparse.Namespace, prompts: list[list[int]]) -> Draw:
     """Draw with this project, or with an older commit of it."""
     from dataclasses import replace
 
-    from holdfast.models.decoding import generate as module
+    from holdfast.models.decoding.decoder import Job
+    from holdfast.models.decoding.generate import generate
     from holdfast.models.decoding.row_state import Sampling
     from holdfast.models.loading.causal import load
 
     adapter = load(options.model, dtype=options.dtype, device="cpu")
+    module = sys.modules[Job.__module__]
+    # Older commits have both in one module.
+    module = module if hasattr(module, "_job") else sys.modules[generate.__module__]
     prepare = module._job
 
     def draw(lengths: list[int]) -> list[list[int]]:
@@ -59,7 +63,7 @@ def holdfast(options: argparse.Namespace, prompts: list[list[int]]) -> Draw:
             return made._replace(rules=replace(made.rules, sampling=sampling))
 
         module._job = job
-        done = module.generate(
+        done = generate(
             adapter,
             [(prompt, row) for row, prompt in enumerate(prompts)],
             Sampling(temperature=0, max_thinking=0, max_answer=max(lengths)),

@@ -3,7 +3,8 @@ import torch
 
 from holdfast.errors import InputError
 from holdfast.models.decoding import generate as decoding_generate
-from holdfast.models.decoding.generate import generate, longest_prompt
+from holdfast.models.decoding.generate import generate
+from holdfast.models.decoding.jobs import longest_prompt
 from holdfast.models.decoding.row_state import Sampling, sample_token
 from holdfast.models.loading.causal import adapt
 from tiny_models import PLAIN_TEMPLATE, random_sequences, tiny_model, tiny_tokenizer

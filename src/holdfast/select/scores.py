@@ -16,7 +16,8 @@ from holdfast.data.pool import NO_THINKING, PoolRow, render_row
 from holdfast.judges.base import Exchange, Judge, harmful
 from holdfast.judges.rules.rules import judge as by_rules
 from holdfast.judges.verdict import Verdict
-from holdfast.models.decoding.generate import generate, longest_prompt
+from holdfast.models.decoding.generate import generate
+from holdfast.models.decoding.jobs import longest_prompt
 from holdfast.models.decoding.row_state import Completion, Sampling
 from holdfast.models.hidden_states import project_states, target_losses
 from holdfast.models.model import Adapter

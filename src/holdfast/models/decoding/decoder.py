@@ -17,9 +17,9 @@ from typing import Any, NamedTuple
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
-from transformers import DynamicCache
 
 from holdfast.models.batching import pad
+from holdfast.models.decoding.jobs import Job
 from holdfast.models.decoding.kv_cache import (
     Opening,
     keep_prefixes,
@@ -36,23 +36,8 @@ from holdfast.models.decoding.row_state import (
     uniforms_of,
 )
 from holdfast.models.decoding.step_attention import stepping
-from holdfast.models.interventions import HeadEdit, LiveEdit, distinct, shared_rows
+from holdfast.models.interventions import LiveEdit, distinct, shared_rows
 from holdfast.models.model import Adapter
-
-
-class Job(NamedTuple):
-    """A row that is to be written."""
-
-    place: int  # Which prompt it follows.
-    prompt: tuple[int, ...]  # Tokens of the prompt.
-    seed: int  # Seed of the row's random numbers.
-    draft: tuple[int, ...]  # What it will probably say; may be empty.
-    rules: StoppingRules  # When its thinking closes and it ends.
-
-    @property
-    def read(self) -> tuple[int, ...]:
-        """What the first pass reads; the last token of a draft is only compared."""
-        return (*self.prompt, *self.draft[:-1])
 
 
 class Drawn(NamedTuple):
@@ -290,18 +275,6 @@ def _side_by_side(one: Tensor, other: Tensor, axis: int) -> Tensor:
 
 MAX_LOGITS = 1 << 24
 """Logits that are looked at together, which bounds their memory."""
-
-
-def fits_drafts(adapter: Adapter, edit: HeadEdit | None) -> bool:
-    """Return whether a draft leaves its row as it is.
-
-    All layers must keep all tokens, so that those of a wrong draft can be forgotten,
-    no norm may be restored over a whole pass, which would be another pass, and logits
-    must be known to come from states.
-    """
-    whole = edit is not None and edit.renormalise == "tensor"
-    kept = keeps_all_tokens(DynamicCache(config=adapter.model.config))
-    return kept and not whole and adapter.lacks("states") is None
 
 
 def take_drafts(

@@ -17,9 +17,9 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from holdfast.errors import InputError, SettingsError
 from holdfast.models.batching import halving_batches, longest_first
-from holdfast.models.decoding.decoder import Decoder, Drawn, Job, fits_drafts
+from holdfast.models.decoding.decoder import Decoder, Drawn
+from holdfast.models.decoding.jobs import Job, Prompts, fits_drafts, prepare
 from holdfast.models.decoding.kv_cache import Opening, read_opening
 from holdfast.models.decoding.row_state import (
     Completion,
@@ -37,11 +37,8 @@ from holdfast.models.decoding.steps import (
     Trace,
 )
 from holdfast.models.interventions import HeadEdit, first_layer, scale_heads
-from holdfast.models.model import Adapter, LanguageModel
+from holdfast.models.model import Adapter
 from holdfast.report.progress import Tick
-
-Prompts = Sequence[tuple[str | Sequence[int], int]]
-"""Rendered prompts, as text or tokens, each with the seed of its row."""
 
 
 def generate(
@@ -92,7 +89,7 @@ def generate(
         SettingsError: If the batch size is not positive, or the edit does not fit.
         EnvironmentProblem: If one row alone does not fit in memory.
     """
-    rules, jobs = _prepare(
+    rules, jobs = prepare(
         adapter, prompts, sampling, stop_ids, edit, drafts, thinking_done=thinking_done
     )
     if observe is not None:
@@ -134,113 +131,10 @@ def decoding_steps(
     Arguments and errors are those of `generate`. Whoever stops the iterator early saves
     the rest.
     """
-    rules, jobs = _prepare(
+    rules, jobs = prepare(
         adapter, prompts, sampling, stop_ids, edit, thinking_done=thinking_done
     )
     return _steps(jobs, _passes(adapter, rules, jobs, edit, observe=observe))
-
-
-def _prepare(
-    adapter: Adapter,
-    prompts: Prompts,
-    sampling: Sampling,
-    stop_ids: Collection[int] | None,
-    edit: HeadEdit | None,
-    drafts: Sequence[Sequence[int]] | None = None,
-    *,
-    thinking_done: bool,
-) -> tuple[StoppingRules, list[Job]]:
-    """Check what `generate` is given; return the rules of all rows, and their jobs."""
-    stops = adapter.stop_ids if stop_ids is None else frozenset(stop_ids)
-    rules = _rules(adapter, sampling, stops, thinking_done=thinking_done)
-    if not stops:
-        raise InputError(
-            "a token that ends an answer",
-            "none in the model's generation_config or tokenizer",
-            "Add `eos_token_id` to the model's generation_config.json.",
-        )
-    _check_rows(edit, drafts, len(prompts))
-    known = drafts if drafts is not None and fits_drafts(adapter, edit) else ()
-    jobs = [
-        _job(adapter, rules, index, prompt, seed, known[index] if known else ())
-        for index, (prompt, seed) in enumerate(prompts)
-    ]
-    return rules, jobs
-
-
-def row_states(
-    adapter: Adapter, prompts: Prompts, sampling: Sampling, *, thinking_done: bool
-) -> list[GenerationState]:
-    """Return the rows that `generate` would begin with, in the order of the prompts.
-
-    Arguments and errors are those of `generate`.
-    """
-    _, jobs = _prepare(
-        adapter, prompts, sampling, None, None, thinking_done=thinking_done
-    )
-    return [GenerationState(job.place, job.prompt, job.rules) for job in jobs]
-
-
-def longest_prompt(
-    adapter: LanguageModel, sampling: Sampling, *, thinking_done: bool = False
-) -> int:
-    """Return how many tokens a prompt may have, for an answer to fit behind it.
-
-    Behind it there is room for the whole answer, the end of the thinking, and at
-    least one token of thinking where thinking is asked for.
-
-    Returns:
-        Tokens; not above 0 where no prompt fits.
-
-    Raises:
-        InputError: If there is no tokenizer.
-    """
-    rules = _rules(adapter, sampling, frozenset(), thinking_done=thinking_done)
-    return adapter.max_positions - rules.least
-
-
-def _rules(
-    adapter: LanguageModel,
-    sampling: Sampling,
-    stops: frozenset[int],
-    *,
-    thinking_done: bool,
-) -> StoppingRules:
-    if adapter.tokenizer is None:
-        raise InputError(
-            "a tokenizer to read prompts and write answers",
-            f"none with {adapter.identity.model_id}",
-            "Give `adapt` the tokenizer of the model.",
-        )
-    thinking = adapter.thinking
-    ends = "" if thinking is None else thinking.answer_end
-    thinking = None if thinking_done else thinking
-    return StoppingRules(adapter.tokenizer, thinking, sampling, stops, ends)
-
-
-def _job(
-    adapter: Adapter,
-    rules: StoppingRules,
-    index: int,
-    prompt: str | Sequence[int],
-    seed: int,
-    draft: Sequence[int],
-) -> Job:
-    token_ids = adapter.encode(prompt)
-    most, room = adapter.max_positions - rules.least, adapter.max_positions
-    if not 0 < len(token_ids) <= most:
-        raise InputError(
-            f"prompts of 1 to {most} tokens, which leaves room for an answer of "
-            f"{rules.sampling.max_answer} in the model's {room}"
-            if most > 0
-            else f"an answer that fits in the model's {room} tokens",
-            f"{len(token_ids)} tokens in prompt {index}"
-            if most > 0
-            else f"a limit of {rules.sampling.max_answer} tokens on it",
-            "Shorten the prompt, or lower the limit on the answer.",
-        )
-    own = rules.within(room - len(token_ids))
-    return Job(index, token_ids, seed, tuple(draft[: own.budget]), own)
 
 
 TAKEN = 8
@@ -466,22 +360,3 @@ def _probability(drawn: Drawn) -> Float[Tensor, "example"]:
     taken = logits.gather(-1, drawn.tokens)[:, 0]
     shares = (taken - logits.logsumexp(-1)).exp().cpu()
     return shares.masked_fill(~torch.tensor(drawn.going), torch.nan)
-
-
-def _check_rows(
-    edit: HeadEdit | None, drafts: Sequence[Sequence[int]] | None, n_prompts: int
-) -> None:
-    n_rows = edit.n_rows() if edit is not None else None
-    if n_rows not in (None, n_prompts):
-        raise SettingsError(
-            f"one range of positions, or table of factors, for each of {n_prompts} "
-            "prompts",
-            f"{n_rows} in the edit",
-            "Give each prompt its own, or edit all alike.",
-        )
-    if drafts is not None and len(drafts) != n_prompts:
-        raise SettingsError(
-            f"one draft for each of {n_prompts} prompts",
-            f"{len(drafts)} drafts",
-            "Give an empty one where nothing is known.",
-        )

@@ -143,7 +143,8 @@ def read_opening(adapter: Adapter, prompts: Sequence[Sequence[int]]) -> Opening 
 
     At least one token of each prompt is left. All layers must keep all tokens.
     """
-    first, last = min(prompts), max(prompts)
+    rows = sorted(map(tuple, prompts))
+    first, last = rows[0], rows[-1]
     same = [a == b for a, b in zip(first, last, strict=False)]
     length = (*same, False).index(False)
     length = min(length, min(map(len, prompts)) - 1)
