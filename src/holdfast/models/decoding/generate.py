@@ -96,8 +96,8 @@ def generate(
         jobs = [job._replace(draft=()) for job in jobs]
     width = batch_size
     # Where rows can join others that are under way, they do as these end.
-    joining = observe is None and fits_drafts(adapter, edit)
-    at_once = TAKEN * batch_size if joining else batch_size
+    more = observe is None and len(jobs) > width and fits_drafts(adapter, edit)
+    at_once = TAKEN * width if more else width
     if any(job.draft for job in jobs):
         jobs = _like_by_like(jobs, edit)
     else:
