@@ -104,7 +104,8 @@ def test_an_edit_of_single_rows_reads_each_prompt_whole(plain, stops):
     prompts = _prompts(random_sequences([1 + LEAST_SAVED // 7])[0])
     heads = [[(0, i % 4)] for i in range(len(prompts))]
     tables = torch.stack([head_factors(plain, each, -2.0) for each in heads])
-    found = _rows(plain, prompts, edit=HeadEdit(tables), stop_ids=stops)
+    # Of a model that has not decoded before, whose attention is tried now.
+    found = _rows(_fresh(), prompts, edit=HeadEdit(tables), stop_ids=stops)
     alone = [
         _rows(plain, [prompt], edit=HeadEdit(table), stop_ids=stops)[0]
         for prompt, table in zip(prompts, tables, strict=True)

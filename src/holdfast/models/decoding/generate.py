@@ -188,7 +188,8 @@ def _passes(
     waiting, width = list(jobs), width or len(jobs)
     drafted = any(job.draft for job in jobs)
     apart = not whole and fits_drafts(adapter, edit)
-    with scale_heads(adapter, edit) as live, attending(adapter) as ours:
+    # Attention is tried first, on a model as it is.
+    with attending(adapter) as ours, scale_heads(adapter, edit) as live:
         decoder: Decoder | None = None
         alike = apart and live.mask is None and not live.by_row
         opening = read_opening(adapter, [j.prompt for j in jobs]) if alike else None
