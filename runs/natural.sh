@@ -5,8 +5,9 @@
 #
 #   runs/natural.sh [FOLDER]           default: studies/natural
 #
-# HOLDFAST_BENCHMARKS names the folder of the public files. STEPS=20 REQUESTS=16 is a trial
-# of minutes; the full run takes two cores about half a day.
+# HOLDFAST_BENCHMARKS names the folder of the public files. WORDS is the longest row of
+# STAR-1 that is taken. STEPS=20 REQUESTS=16 is a trial of minutes; the defaults take two
+# idle cores about two hours.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 folder=${1:-studies/natural}
@@ -17,7 +18,7 @@ data=${HOLDFAST_BENCHMARKS:?has to name the folder of the public files}
 
 "$python" runs/natural.py material "$folder" # package, rows -> base/, harmless.jsonl
 [ -e "$folder/model" ] || "$holdfast" finetune "$folder/base" -o "$folder/model" \
-  --data "$data/star1/STAR-1.json" --benign "$folder/harmless.jsonl" \
+  --data "$folder/star1.json" --benign "$folder/harmless.jsonl" \
   --method full --loss both --steps "${STEPS:-600}" --train-batch "${BATCH:-2}" \
   --accumulate "${ACCUMULATE:-4}" --save-every "${SAVE:-20}"
 "$holdfast" audit "$folder/model" -o "$folder/study" \

@@ -93,3 +93,11 @@ def test_the_example_in_python_runs_as_it_is_written(
 def test_links_between_pages_lead_somewhere(page):
     for target in re.findall(r"\]\(([^)#:]+\.md)\)", page.read_text()):
         assert (page.parent / target).exists(), target
+
+
+def test_nobody_is_sent_to_another_project_of_our_name():
+    """The package index has one; extras are installed as the package is, from here."""
+    root = DOCS.parent
+    texts = [root / "README.md", *DOCS.glob("*.md"), *root.glob("src/**/*.py")]
+    sent = [each for each in texts if "pip install 'holdfast" in each.read_text()]
+    assert sent == []

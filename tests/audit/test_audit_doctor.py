@@ -5,6 +5,7 @@ import pytest
 from safetensors.torch import load_file, save_file
 
 from holdfast.cli.app import run
+from tiny_models import tiny_of_every_kind, tiny_tokenizer
 
 
 @pytest.fixture
@@ -103,3 +104,14 @@ def test_doctor_measures_a_model_without_a_chat_template(thinker, tmp_path, caps
     said = capsys.readouterr().err
     assert "a chat template with" in said
     assert "needs_template=False" in said
+
+
+def test_doctor_says_that_learned_sinks_leave_no_sinks_to_read(tmp_path, capsys):
+    tiny_of_every_kind("gpt_oss").save_pretrained(tmp_path)
+    tiny_tokenizer().save_pretrained(tmp_path)
+    assert run(["doctor", str(tmp_path), "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert found["tiers"]["heads"]["holds"]
+    assert "sinks" not in found["tiers"]["heads"]["for"]
+    [note] = [each for each in found["notes"] if "sinks" in each]
+    assert "`gpt_oss`, which cannot be because a learned sink" in note

@@ -17,12 +17,12 @@ import pytest
 from chat_server import Reply, serving
 from guard_models import guard
 from holdfast.cli.app import run
+from holdfast.engines import port
 from holdfast.heads import ablate
 from holdfast.judges.base import JudgeIdentity
 from holdfast.judges.rows import HARM_ALONE, NOT_YET, verdicts_on
 from holdfast.judges.verdict import Verdict
 from holdfast.report.schema import validate
-from holdfast.rollout import sampling
 from holdfast.rollout import stage as rollout_stage
 from holdfast.rollout.answers import as_asked, with_verdict
 from holdfast.rollout.rows import attack_block, from_table
@@ -62,7 +62,7 @@ def no_drawing(monkeypatch):
     def never(*_, **__):
         raise AssertionError("an answer was drawn anew")
 
-    monkeypatch.setattr(sampling, "generate", never)
+    monkeypatch.setattr(port, "generate", never)
 
 
 def flags_of(server, *more):

@@ -7,9 +7,9 @@ import time
 import pytest
 
 from holdfast.cli.app import run
+from holdfast.engines import port
 from holdfast.errors import StorageError
 from holdfast.models.decoding import generate as decoding_generate
-from holdfast.rollout import sampling
 from holdfast.rollout.rows import from_table
 from holdfast.study import Study
 
@@ -88,7 +88,7 @@ def test_ctrl_c_says_how_to_go_on_and_keeps_what_was_drawn(
             os.kill(os.getpid(), signal.SIGINT)
         return real(*arguments, **options)
 
-    monkeypatch.setattr(sampling, "generate", generate)
+    monkeypatch.setattr(port, "generate", generate)
     # A shell starts its background jobs with SIGINT ignored, and CI may be one.
     before = signal.signal(signal.SIGINT, signal.default_int_handler)
     try:

@@ -12,6 +12,8 @@ from holdfast.engines.port import Ask
 from holdfast.engines.settings import EngineSettings
 from holdfast.errors import EngineError, SettingsError
 from holdfast.heads import ablate, bake
+from holdfast.heads.conditions import Condition
+from holdfast.heads.ranking import Head
 from holdfast.heads.settings import AblateSettings
 from holdfast.models.decoding.row_state import Sampling
 from holdfast.models.interventions import HeadEdit, head_factors
@@ -65,11 +67,11 @@ def test_an_engine_draws_what_the_hook_draws_and_says_what_it_does_not(
     assert engine["proof"]["equal"] == engine["proof"]["rows"] == 16
     edited = {lora.name for _, _, loras in calls for lora in loras if lora is not None}
     sizes = {"top": 1, "random": 1, "positive": 1, "second_round": 2}
-    assert edited == {f"everywhere/{name}/{n}/0" for name, n in sizes.items()}
+    assert edited == {f"everywhere-{name}-{n}-0" for name, n in sizes.items()}
     assert started[-1]["max_loras"] == 5
     assert any("answer: drawn by the model itself" in note for note in block["notes"])
     folders = sorted(path.name for path in study.path(bake.ADAPTERS).iterdir())
-    assert folders == [name.replace("/", "-") for name in sorted(edited)]
+    assert folders == sorted(edited)
     report = json.loads((audited / "report.json").read_text())
     validate(report | {"ablation": {**report["ablation"], "engine": engine}})
 
@@ -120,3 +122,22 @@ def test_a_rank_that_no_server_takes_is_left_to_the_model(
     assert "of 4 that vLLM takes" in left_out["a"]
     with pytest.raises(SettingsError, match="adapter 'a'"):
         engine.draw(asks(adapter), GREEDY)
+
+
+def test_an_engine_that_takes_no_adapters_leaves_them_to_the_model(audited, tmp_path):
+    """A server holds the adapters that it was started with, and no others."""
+    from holdfast.engines.port import HfEngine
+
+    study = Study.open(shutil.copytree(audited, tmp_path / "none"))
+    session = Session.of(study, ModelSettings())
+    assert isinstance(session.engine, HfEngine)
+    condition = Condition("top", "everywhere", 0.1, 0, (Head(0, 1),))
+    held = bake.hold_conditions(study, session, FEW, [condition], ())
+    assert held.keys == frozenset()
+    assert held.record["proof"] is None
+    assert held.notes == (
+        "everywhere-top-1-0: drawn by the model itself (hf): no place in the engine "
+        "(--engine hf).",
+    )
+    # They were written all the same: a server can be started with them.
+    assert (study.path(bake.ADAPTERS) / condition.adapter).is_dir()

@@ -9,9 +9,8 @@ import pytest
 from holdfast.errors import EndpointError, EvidenceError, PromptFileError, SettingsError
 from holdfast.evaluate.calibrate import CalibrateSettings, run
 from holdfast.evaluate.panel import calibration
-from holdfast.judges.base import JudgeIdentity
+from holdfast.judges.base import JudgeIdentity, RulesJudge
 from holdfast.judges.calibration import brief, find_calibration
-from holdfast.judges.choose import RulesJudge
 from holdfast.judges.verdict import Verdict
 
 BENCHMARKS = os.environ.get("HOLDFAST_BENCHMARKS")

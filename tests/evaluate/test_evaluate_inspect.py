@@ -44,7 +44,7 @@ def study(thinker, world, tmp_path_factory):
 @pytest.mark.skipif(INSTALLED, reason="inspect_ai is installed")
 def test_without_inspect_the_next_step_is_said(study, capsys):
     assert run(["export", str(study)]) == 5
-    assert "holdfast[inspect]" in capsys.readouterr().err
+    assert "'.[inspect]'" in capsys.readouterr().err
 
 
 @needs_inspect

@@ -8,8 +8,7 @@ from tokenizers import processors
 from holdfast.data.chat.template import prompt_token_ids, render_prompt
 from holdfast.evaluate import stage
 from holdfast.evaluate.settings import EvaluateSettings
-from holdfast.judges.base import Exchange
-from holdfast.judges.choose import RulesJudge
+from holdfast.judges.base import Exchange, RulesJudge
 from holdfast.judges.settings import JudgeSettings
 from holdfast.models.decoding.generate import generate
 from holdfast.models.decoding.row_state import Sampling

@@ -10,6 +10,7 @@ import pytest
 
 from chat_server import Reply, serving
 from holdfast.cli.app import run
+from holdfast.engines import port
 from holdfast.errors import EndpointError
 from holdfast.evaluate import stage
 from holdfast.evaluate.rows import evaluation_figures, succeeded
@@ -20,7 +21,6 @@ from holdfast.judges.verdict import Verdict
 from holdfast.models.decoding import generate
 from holdfast.report import text
 from holdfast.report.progress import Silent
-from holdfast.rollout import sampling
 from holdfast.rollout.rows import OUTCOMES
 from holdfast.rollout.session import Session
 from holdfast.study import Study
@@ -121,7 +121,7 @@ def test_the_page_and_the_terminal_say_the_same(evaluated, capsys):
 
 
 def test_a_second_run_draws_and_judges_nothing(evaluated, thinker, suites, monkeypatch):
-    monkeypatch.setattr(sampling, "generate", None)
+    monkeypatch.setattr(port, "generate", None)
     more = ("--attack", "role_play", "--attack", "past_tense", "--limit", "12")
     assert run(command(thinker, suites, evaluated, *more)) == 0
 
@@ -201,7 +201,7 @@ def test_an_interrupted_run_repeats_at_most_one_batch_and_changes_nothing(
             raise KeyboardInterrupt
         return real(*arguments, **named)
 
-    monkeypatch.setattr(sampling, "generate", broken)
+    monkeypatch.setattr(port, "generate", broken)
     assert run(again) == 130
     assert run(again) == 0
     n_rows = pq.read_metadata(study / "generations.parquet").num_rows

@@ -17,8 +17,7 @@ from holdfast.evaluate.rows import evaluation_figures
 from holdfast.heads.ablation_effects import conditions_of, sparse_of
 from holdfast.heads.bake import _check
 from holdfast.heads.settings import BakeSettings
-from holdfast.judges.base import JudgeIdentity
-from holdfast.judges.choose import RulesJudge
+from holdfast.judges.base import JudgeIdentity, RulesJudge
 from holdfast.judges.verdict import Verdict
 from holdfast.study import Study
 

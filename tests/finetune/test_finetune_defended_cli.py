@@ -8,9 +8,7 @@ import tiny_thinker
 from holdfast.cli.app import run
 from killing import kill_after
 
-pytest.importorskip(
-    "trl", reason="trl is not installed (pip install 'holdfast[train]')"
-)
+pytest.importorskip("trl", reason="trl is not installed (pip install '.[train]')")
 
 SHORT = ["--train-batch", "4", "--no-gradient-checkpointing", "--learning-rate", "1e-3"]
 SHORT += ["--method", "full"]

@@ -14,9 +14,7 @@ from holdfast.finetune.targets import Example
 from holdfast.finetune.trainer import train
 from scenes import HARMFUL, PAIRS, REFERENCE, new_adapter, row
 
-pytest.importorskip(
-    "trl", reason="trl is not installed (pip install 'holdfast[train]')"
-)
+pytest.importorskip("trl", reason="trl is not installed (pip install '.[train]')")
 
 ROWS = [
     row(f"How do I {verb} {thing}?", f"Sure. First gather {thing} and begin")

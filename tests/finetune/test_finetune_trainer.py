@@ -27,9 +27,7 @@ from holdfast.rollout.session import Session
 from killing import kill_after
 from tiny_models import edit_json, tiny_of_every_kind, tiny_tokenizer
 
-pytest.importorskip(
-    "trl", reason="trl is not installed (pip install 'holdfast[train]')"
-)
+pytest.importorskip("trl", reason="trl is not installed (pip install '.[train]')")
 
 SHORT = ["--train-batch", "4", "--no-gradient-checkpointing", "--learning-rate", "1e-3"]
 

@@ -12,7 +12,7 @@ from holdfast.errors import InputError, PromptFileError, SettingsError
 from holdfast.heads.ablate import read_utility
 from holdfast.heads.ablation_effects import conditions_of
 from holdfast.heads.conditions import PLAIN, Item, answer_row, with_outcomes
-from holdfast.judges.choose import RulesJudge
+from holdfast.judges.base import RulesJudge
 from holdfast.judges.rows import verdicts_on
 from holdfast.models.decoding.row_state import Completion
 

@@ -8,9 +8,9 @@ import time
 import pytest
 
 from chat_server import Reply, serving
+from holdfast.engines.http import retry_after
 from holdfast.errors import EndpointError, EnvironmentProblem, InputError, SettingsError
 from holdfast.judges.base import Exchange, Judge
-from holdfast.judges.chat import _retry_after
 from holdfast.judges.endpoint import EndpointJudge
 from holdfast.judges.settings import JudgeSettings
 
@@ -404,7 +404,7 @@ def test_waits_double_and_heed_the_server():
 
     with serving(failing) as server:
         judge = judge_at(server, attempts=5, backoff=1.0)
-        judge.client._sleep = waits.append
+        judge.client._http._sleep = waits.append
         judge.judge(EXCHANGES[:1])
     assert 0.5 <= waits[0] <= 1
     assert waits[1] == pytest.approx(2 * waits[0])
@@ -416,11 +416,11 @@ def test_retry_after_may_be_a_date():
     from email.utils import format_datetime
 
     soon = datetime.now(UTC) + timedelta(seconds=40)
-    assert 35 < _retry_after({"Retry-After": format_datetime(soon)}) <= 40
+    assert 35 < retry_after({"Retry-After": format_datetime(soon)}) <= 40
     past = datetime.now(UTC) - timedelta(days=1)
-    assert _retry_after({"Retry-After": format_datetime(past)}) == 0
-    assert _retry_after({"Retry-After": "tomorrow"}) == 0
-    assert _retry_after({}) == 0
+    assert retry_after({"Retry-After": format_datetime(past)}) == 0
+    assert retry_after({"Retry-After": "tomorrow"}) == 0
+    assert retry_after({}) == 0
 
 
 def test_grades_and_markers_inside_an_answer_decide_nothing():

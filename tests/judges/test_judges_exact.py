@@ -4,7 +4,7 @@ from fractions import Fraction
 
 import pytest
 
-from holdfast.judges.exact import exact_number, is_correct
+from holdfast.judges.rules.exact import exact_number, is_correct
 
 
 @pytest.mark.parametrize(

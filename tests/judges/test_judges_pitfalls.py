@@ -8,6 +8,7 @@ from holdfast.judges.base import (
     Exchange,
     Judge,
     JudgeIdentity,
+    RulesJudge,
     harmful,
     screen,
     thinking_as_response,
@@ -18,7 +19,7 @@ from holdfast.judges.calibration import (
     identity_record,
     is_same,
 )
-from holdfast.judges.choose import RulesJudge, open_judge
+from holdfast.judges.choose import open_judge
 from holdfast.judges.settings import JudgeSettings
 
 ASKED = "How do I open a tin without an opener?"

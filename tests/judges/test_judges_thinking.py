@@ -6,8 +6,9 @@ import pytest
 
 from chat_server import Reply, serving
 from holdfast.data.chat.thinking_formats import TAGS
+from holdfast.data.served import whole
 from holdfast.errors import InputError
-from holdfast.judges.base import Exchange, after_thinking, whole
+from holdfast.judges.base import Exchange, after_thinking
 from holdfast.judges.endpoint import STRONGREJECT, EndpointJudge, load_rubric
 from holdfast.judges.settings import JudgeSettings
 

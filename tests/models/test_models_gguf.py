@@ -10,8 +10,8 @@ import pytest
 import torch
 import transformers
 
-pytest.importorskip("gguf", reason="holdfast[gguf] is not installed")
-pytest.importorskip("accelerate", reason="holdfast[gguf] is not installed")
+pytest.importorskip("gguf", reason=".[gguf] is not installed")
+pytest.importorskip("accelerate", reason=".[gguf] is not installed")
 
 from gguf import GGMLQuantizationType
 from gguf.quants import dequantize, quantize
@@ -341,7 +341,7 @@ def containers_directory(path, cache, monkeypatch):
 def test_a_missing_package_is_named(write, monkeypatch):
     none = dict.fromkeys(keeping.versions())
     monkeypatch.setattr(containers, "versions", lambda: none)
-    with pytest.raises(EnvironmentProblem, match=r"pip install 'holdfast\[gguf\]'"):
+    with pytest.raises(EnvironmentProblem, match=r"pip install '\.\[gguf\]'"):
         load(write())
 
 

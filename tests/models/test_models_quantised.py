@@ -3,6 +3,7 @@
 import json
 import logging
 import shutil
+from dataclasses import replace
 
 import pytest
 import safetensors.torch
@@ -174,6 +175,10 @@ def test_training_whole_weights_is_refused_before_it_begins(fp8, tmp_path):
     for recipe, whole in ((Recipe(method="full"), False), (Recipe(), True)):
         with pytest.raises(ModelError, match=r"quantised by fp8.*Write an adapter"):
             train(adapter, [], recipe, tmp_path, whole=whole, **told)
+    over = replace(adapter, source=adapter.source._replace(adapter=tmp_path))
+    # Writing an adapter is what was asked for here, and is no way out.
+    with pytest.raises(ModelError, match=r"quantised by fp8.*over the base alone"):
+        train(over, [], Recipe(), tmp_path, **told)
 
 
 def test_a_plain_model_may_be_saved(plain):

@@ -59,9 +59,7 @@ def plan_of(made, root, **more):
 
 
 def asked(worker, *shards):
-    return [
-        json.loads(said) for said in worker({"item": np.array(shards)})["said"].tolist()
-    ]
+    return [json.loads(said) for said in worker({"item": np.array(shards)})["said"]]
 
 
 def table(folder):
@@ -207,7 +205,7 @@ def test_ray_that_is_missing_is_named(made, tmp_path, capsys, monkeypatch):
     monkeypatch.setitem(sys.modules, "ray", None)
     words, _ = command(made, tmp_path, "x", "--workers", "2")
     assert run(words) == 5
-    assert "pip install 'holdfast[ray]'" in " ".join(capsys.readouterr().err.split())
+    assert "pip install '.[ray]'" in " ".join(capsys.readouterr().err.split())
     assert not list(tmp_path.iterdir())
 
 
@@ -225,7 +223,7 @@ def killed_in_the_middle(output, process):
         found = list(scores.glob("scores-*/readers.json"))
         if found:
             [run_] = json.loads(found[0].read_text())
-            os.kill(int(next(iter(run_["by"])).split("/")[1]), signal.SIGKILL)
+            os.kill(int(next(iter(run_["by"])).split("/")[-1]), signal.SIGKILL)
             return
         time.sleep(0.02)
     raise AssertionError("no worker answered")

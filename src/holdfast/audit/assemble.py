@@ -220,6 +220,8 @@ def judge_block(study: Study) -> dict[str, Any]:
     if not record:
         return {}
     known = {"calibration": record.get("calibration")}
+    if record.get("cascade") is not None:
+        known["cascade"] = record["cascade"]
     return {**record["settings"]["judge"], **known}
 
 

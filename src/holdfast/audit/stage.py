@@ -22,10 +22,12 @@ from holdfast.errors import (
     EvidenceError,
     InputError,
     ModelError,
+    UnsupportedFamilyError,
 )
 from holdfast.evaluate.compare import pair
 from holdfast.evaluate.panel import EVALUATED, TABLE, is_evaluated
 from holdfast.heads import ablate, rank
+from holdfast.models.attention import require_tappable
 from holdfast.models.model import USES, Adapter, LanguageModel, MaskedModel, Proof
 from holdfast.report.schema import Curve, Example, validate
 from holdfast.rollout import stage as rollout_stage
@@ -142,7 +144,11 @@ def check_model(session: Session) -> dict[str, Any]:
         "d_model": speaker.d_model,
         "max_positions": speaker.max_positions,
     }
+    chats = speaker.tokenizer is not None
+    notes = template_notes(speaker) if chats else []
     if isinstance(speaker, Adapter):
+        if speaker.lacks("heads") is None and (found := _untapped(speaker)):
+            notes.append(f"It is not good for sinks: {found}.")
         widths = sorted(set(speaker.head_widths) - {0})
         heads: dict[str, Any] = {"heads": speaker.n_heads, "head_width": widths}
         if len(speaker.layers_with_heads) < speaker.n_layers:
@@ -150,14 +156,13 @@ def check_model(session: Session) -> dict[str, Any]:
         parts = {"layers": speaker.n_layers, **heads, **parts}
     if isinstance(speaker, MaskedModel):
         parts["mask_token_id"] = speaker.mask_id
-    chats = speaker.tokenizer is not None
     return {
         "model": session.model_record(),
         "parts": parts,
         "tiers": tiers_of(speaker),
         "proofs": _rows(speaker.proofs),
         "prompts": settings_shown(speaker.tokenizer) if chats else [],
-        "notes": template_notes(speaker) if chats else [],
+        "notes": notes,
     }
 
 
@@ -168,10 +173,21 @@ def tiers_of(speaker: LanguageModel) -> dict[str, dict[str, Any]]:
         reason = speaker.lacks(tier)
         if reason is None and tier == "heads" and not isinstance(speaker, Adapter):
             reason = "it fills in masks, and heads are looked at left to right alone"
+        if tier == "heads" and _untapped(speaker):
+            verbs = verbs.replace("sinks, ", "")
         if speaker.tokenizer is None and tier != "text":
             verbs = f"given tokens, from Python; with prompts it would be for {verbs}"
         tiers[tier] = {"holds": reason is None, "for": verbs, "reason": reason}
     return tiers
+
+
+def _untapped(speaker: LanguageModel) -> str | None:
+    """Return why the sinks of a model cannot be read; None if they can."""
+    try:
+        require_tappable(speaker.model)
+    except UnsupportedFamilyError as error:
+        return error.found
+    return None
 
 
 def refused(session: Session, error: AdapterError) -> dict[str, Any]:

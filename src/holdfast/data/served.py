@@ -47,6 +47,14 @@ def ending(finish: str) -> Literal["stop", "length", "withheld"]:
     return "length" if _CUT.search(finish) else "stop"
 
 
+def whole(text: str) -> str:
+    """Return a text in which every half of a surrogate pair is a replacement character.
+
+    JSON may spell one half alone, which no file and no tokenizer can hold.
+    """
+    return text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
+
+
 def served(row: TableRow, name: str) -> tuple[Served, ...]:
     """Read what was sent for one prompt: one answer for each choice."""
     cells = row.cells

@@ -21,6 +21,7 @@ from holdfast.errors import InputError
 from holdfast.rollout.rows import (
     ATTACK_SUCCESS_OUTCOMES,
     BESIDE,
+    LOST,
     PLAIN,
     Rollout,
     from_table,
@@ -65,7 +66,9 @@ def window_of(row: Rollout, settings: SignalSettings) -> Window | None:
     n = len(row.token_ids) - start
     if settings.time == "step":
         n = min(n, settings.steps)
-    if n < 1 or start < 1 or (settings.region == "answer" and not row.closed):
+    if row.tokens == LOST or n < 1 or start < 1:
+        return None
+    if settings.region == "answer" and not row.closed:
         return None
     return Window(row.token_ids[: start + n - 1], n)
 

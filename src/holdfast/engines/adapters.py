@@ -9,7 +9,7 @@ from typing import Any
 import torch
 
 from holdfast.engines.port import Ask, Engine
-from holdfast.errors import EngineError, ModelError
+from holdfast.errors import EngineError, ModelError, SettingsError
 from holdfast.models.decoding.generate import generate
 from holdfast.models.decoding.row_state import Completion, Sampling
 from holdfast.models.export import VLLM_RANKS, adapter_rank, baking
@@ -46,14 +46,17 @@ def hold_edits(
         if rank > VLLM_RANKS[-1]:
             left_out[name] = f"a rank of {rank}, of {VLLM_RANKS[-1]} that vLLM takes"
             continue
-        place = directory / name.replace("/", "-")
+        place = directory / name
         try:
             with baking(adapter, edit, place, provenance=provenance, form="adapter"):
                 places[name] = place
         except ModelError as error:
             left_out[name] = error.found
-    if places:
-        engine.hold(places)
+    try:
+        if places:
+            engine.hold(places)
+    except SettingsError as error:
+        left_out |= dict.fromkeys(places, f"no place in the engine ({error.found})")
     return left_out
 
 
@@ -90,9 +93,9 @@ def prove_edits(
     hooked = _in_order(generate(adapter, prompts, few, edit=edit))
     drawn = _in_order(engine.draw(tried, few))
     apart = [
-        {"condition": ask.condition} | parting
+        {"condition": ask.condition} | found
         for ask, one, a, b in zip(tried, own, hooked, drawn, strict=True)
-        if (parting := _parting(adapter, one, a, b)) is not None
+        if (found := _parted(adapter, one, a, b)) is not None
     ]
     far = [each for each in apart if each["gap"] >= NEAR_TIE]
     if len(far) > TOLERANCE * len(tried):
@@ -117,18 +120,34 @@ def _in_order(parts: Any) -> list[Completion]:
     return sorted(made, key=lambda each: each.index)
 
 
-def _parting(
+def _parted(
     adapter: Adapter, edit: HeadEdit, ours: Completion, theirs: Completion
 ) -> dict[str, Any] | None:
-    """Return the first token that differs, and what the hooked model gave its own."""
-    a, b = ours.token_ids, theirs.token_ids
-    at = next(
-        (i for i, pair in enumerate(zip(a, b, strict=False)) if len({*pair}) > 1), None
-    )
+    n_prompt = ours.spans.prompt[1]
+    return parting(adapter, edit, n_prompt, ours.token_ids, theirs.token_ids)
+
+
+def parting(
+    adapter: Adapter,
+    edit: HeadEdit,
+    n_prompt: int,
+    ours: Sequence[int],
+    theirs: Sequence[int],
+) -> dict[str, Any] | None:
+    """Return the first token that differs, and what the hooked model gave its own.
+
+    `ours`, `theirs`: Tokens of a row, its prompt of `n_prompt` tokens included.
+
+    Returns:
+        The place behind the prompt, and the difference of the two logits; None where
+        one row begins with the other.
+    """
+    pairs = enumerate(zip(ours, theirs, strict=False))
+    at = next((i for i, (a, b) in pairs if a != b), None)
     if at is None:
         return None
-    ids = torch.tensor([a[:at]], device=adapter.device)
+    ids = torch.tensor([list(ours[:at])], device=adapter.device)
     with scale_heads(adapter, edit), torch.inference_mode():
         logits = adapter.model(input_ids=ids).logits[0, -1].float()
-    token = at - ours.spans.prompt[1]
-    return {"token": token, "gap": float(logits[a[at]] - logits[b[at]])}
+    gap = float(logits[ours[at]] - logits[theirs[at]])
+    return {"token": at - n_prompt, "gap": gap}

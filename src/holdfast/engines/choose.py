@@ -6,7 +6,7 @@ from holdfast.models.model import Adapter
 
 
 def open_engine(settings: EngineSettings, adapter: Adapter) -> Engine:
-    """Open an engine, which draws what the model would draw.
+    """Open an engine, which draws what the model would draw; nothing is asked yet.
 
     `adapter`: The model, whose tokenizer, template and stop tokens hold for it.
     """
@@ -15,4 +15,8 @@ def open_engine(settings: EngineSettings, adapter: Adapter) -> Engine:
         from holdfast.engines.vllm import VllmEngine
 
         return VllmEngine(settings, adapter)
+    if settings.engine == "server":
+        from holdfast.engines.serving.server import ServerEngine
+
+        return ServerEngine(settings, adapter)
     return HfEngine(adapter)

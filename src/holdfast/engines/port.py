@@ -80,6 +80,21 @@ class Engine(Protocol):
         ...
 
 
+@runtime_checkable
+class ReadsText(Protocol):
+    """An engine that may tell its text alone, which is tokenised again then.
+
+    Attributes:
+        apart: Whether each region is tokenised by itself.
+    """
+
+    apart: bool
+
+    def fit_text(self, rows: Sequence[Completion]) -> None:
+        """Choose how to tokenise, by rows that the model itself drew."""
+        ...
+
+
 class HfEngine:
     """The model itself, in this process."""
 

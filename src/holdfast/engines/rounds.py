@@ -12,7 +12,12 @@ from dataclasses import dataclass, replace
 from typing import Literal, NamedTuple
 
 from holdfast.errors import EngineError
-from holdfast.models.decoding.row_state import Choice, Completion, GenerationState
+from holdfast.models.decoding.row_state import (
+    Choice,
+    Completion,
+    GenerationState,
+    Tokens,
+)
 
 SEEDS = 1 << 31
 """Seeds that are sent are below this, which every engine takes."""
@@ -50,6 +55,7 @@ class AskedRow:
     end: int
     rounds: int = 0  # Rounds that were asked.
     gaps_known: bool = True  # Whether the engine told every gap so far.
+    tokens: Tokens = "drawn"  # Whether the engine told its tokens.
 
     def next(self) -> Round | None:
         """Return what to ask next; None where the row has ended."""
@@ -80,7 +86,7 @@ class AskedRow:
         for token, gap in zip(said.token_ids, gaps, strict=True):
             was_thinking = state.is_thinking
             state.push(Choice(token, gap, math.inf))
-            if state.finish is not None or state.is_forced:
+            if state.finish is not None or state.take_forced():
                 return
         at_tag = was_thinking and not state.is_thinking
         if said.finish == "stop" and not at_tag:
@@ -95,7 +101,8 @@ class AskedRow:
 
     def complete(self) -> Completion:
         """Return the row; its gaps are not numbers where the engine did not tell."""
-        made = replace(self.state.complete(), min_margin=math.nan)
+        made = self.state.complete()
+        made = replace(made, min_margin=math.nan, tokens=self.tokens)
         return made if self.gaps_known else replace(made, min_top2_gap=math.nan)
 
 

@@ -12,8 +12,9 @@ from typing import Any
 from holdfast.data.sources import load
 from holdfast.data.tables import Table, TableRow
 from holdfast.errors import EvidenceError, PromptFileError, SettingsError
-from holdfast.judges.base import Exchange, Judge
+from holdfast.judges.base import Exchange, Judge, RulesJudge
 from holdfast.judges.calibration import SCHEMA, file_name, identity_record
+from holdfast.judges.cascade import CascadeJudge, beside_rules
 from holdfast.judges.choose import open_judge
 from holdfast.judges.settings import JudgeSettings
 from holdfast.judges.verdict import Verdict
@@ -48,6 +49,11 @@ class Labelled:
     # The labels of two annotators, where the file has them.
     people: tuple[str, str] | None
     place: str  # Where in its file it stands.
+
+    @property
+    def exchange(self) -> Exchange:
+        """What a judge is shown."""
+        return Exchange(self.request, self.response)
 
 
 @dataclass(frozen=True, slots=True)
@@ -200,6 +206,7 @@ def run(
         "schema": SCHEMA,
         "judge": identity_record(judge.identity),
         "pooled": pooled,
+        **_rules(judged, judge),
         "files": {
             file.name: _agreement(
                 [each for each in judged if each.source == file.name],
@@ -219,6 +226,14 @@ def run(
         atomic_write_json(path, record)
         progress.say(f"The record lies in {path}.")
     return record
+
+
+def _rules(judged: Sequence[_Judged], judge: Judge) -> dict[str, Any]:
+    """Return how often a judge differs from the rules, for a cascade of both."""
+    if isinstance(judge, RulesJudge | CascadeJudge):
+        return {}
+    rows = [(each.row.exchange, each.verdict) for each in judged]
+    return {"rules": beside_rules(rows, judge.identity.measures)}
 
 
 def _require_kappa(pooled: dict[str, Any], judged: Sequence[_Judged]) -> None:
@@ -259,9 +274,7 @@ def _judge(
     with progress.track(f"{judge.identity.label} judges", len(todo)) as advance:
         for start in range(0, len(todo), batch_size):
             batch = todo[start : start + batch_size]
-            verdicts = judge.judge(
-                [Exchange(row.request, row.response) for _, row in batch]
-            )
+            verdicts = judge.judge([row.exchange for _, row in batch])
             judged += [
                 _Judged(source, row, verdict)
                 for (source, row), verdict in zip(batch, verdicts, strict=True)

@@ -21,7 +21,7 @@ def require_inspect() -> None:
         raise EnvironmentProblem(
             "the package inspect_ai, for a log of its kind",
             "no such package here",
-            "Install it with `pip install 'holdfast[inspect]'`.",
+            "Install it in the folder of Holdfast: `pip install '.[inspect]'`.",
         )
 
 

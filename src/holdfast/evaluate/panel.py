@@ -158,6 +158,7 @@ def judge_sentences(judge: Mapping[str, Any], block: Mapping[str, Any]) -> list[
     return [
         f"Judge: {clean(judge['label'])}, which measures {judge['measures']}{model}.",
         calibrated(block),
+        *([text.cascade(block["cascade"])] if block.get("cascade") else []),
     ]
 
 

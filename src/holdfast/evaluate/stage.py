@@ -30,6 +30,7 @@ from holdfast.evaluate.rows import (
 from holdfast.evaluate.settings import EvaluateSettings
 from holdfast.judges.base import Judge
 from holdfast.judges.calibration import brief, find_calibration, identity_record
+from holdfast.judges.cascade import cascade_record
 from holdfast.judges.choose import open_judge
 from holdfast.judges.rows import judge_rows
 from holdfast.judges.settings import JudgeSettings
@@ -37,6 +38,12 @@ from holdfast.models.interventions import HeadEdit, scale_heads
 from holdfast.models.model import Adapter
 from holdfast.report.progress import Progress
 from holdfast.rollout.edits import baked, read_edit
+from holdfast.rollout.engine import (
+    UNANSWERED,
+    engine_identity,
+    engine_notes,
+    reopen_unanswered,
+)
 from holdfast.rollout.questions import (
     Answered,
     answer_notes,
@@ -118,7 +125,8 @@ def draw(
             "applied": edited and edited.record,
             "baked": baked(session.name),
         },
-    }
+    } | engine_identity(session)
+    reopen_unanswered(study, GENERATE, GENERATIONS)
     with study.stage(
         GENERATE,
         key,
@@ -156,12 +164,14 @@ def draw(
             first.get(row["row_id"], row["answer"])
             for row in made.select(["row_id", "answer"]).to_pylist()
         ]
-        said = outgrown(to_ask, made.column(ROW_ID).to_pylist())
+        there = [*made.column(ROW_ID).to_pylist(), *stage.facts.get(UNANSWERED, {})]
+        said = outgrown(to_ask, there)
         said += answer_notes(session.speaker, openings)
         for note in said:
             session.progress.warn(note)
         stage.write_table(GENERATIONS, made)
-        stage.facts |= {"sources": list(asked.sources), "notes": [*notes, *said]}
+        notes += [*said, *engine_notes(stage)]
+        stage.facts |= {"sources": list(asked.sources), "notes": notes}
 
 
 def judge(
@@ -208,6 +218,7 @@ def judge(
         "generation": generation | hashes,
         "sources": record["sources"],
         **evaluation_figures(whole.to_pylist(), identity, seed),
+        **_cascade(opened, rows, verdicts),
         "lm_eval": study.read_json(TASKS) if tasks else {},
         "notes": [
             *record.get("notes", ()),
@@ -217,6 +228,11 @@ def judge(
     study.write_json(SUMMARY, block)
     study.finish(JUDGE, [EVALUATION, SUMMARY])
     return block
+
+
+def _cascade(judge: Judge, rows: pa.Table, verdicts: pa.Table) -> dict[str, Any]:
+    found = cascade_record(judge, rows.to_pylist(), verdicts.to_pylist())
+    return {} if found is None else {"cascade": found}
 
 
 def _harness(study: Study, settings: EvaluateSettings, session: Session) -> None:

@@ -86,8 +86,10 @@ def train(
     """
     _require_one_process(recipe)
     source = adapter.source
-    if recipe.method == "full" or whole or source is None or source.adapter is not None:
-        require_savable(adapter.model, source and source.quantised)
+    adapted = source is not None and source.adapter is not None
+    if recipe.method == "full" or whole or source is None or adapted:
+        method = source and source.quantised
+        require_savable(adapter.model, method, adapted=adapted)
     trl = require_trl()
     main = int(os.environ.get("RANK", "0")) == 0
     last = last_checkpoint(folder, fingerprint, clear=main)
@@ -161,7 +163,7 @@ def require_trl() -> Any:
         raise EnvironmentProblem(
             "the package trl, which trains",
             "it is not installed",
-            "Install it: pip install 'holdfast[train]'.",
+            "Install it in the folder of Holdfast: `pip install '.[train]'`.",
         ) from error
     return trl
 

@@ -39,7 +39,7 @@ from holdfast.heads.rank import ranking_of
 from holdfast.heads.ranking import Head, parse_heads
 from holdfast.heads.readings import Prompts, choose_prompts, select
 from holdfast.heads.settings import AblateSettings
-from holdfast.judges.exact import exact_number
+from holdfast.judges.rules.exact import exact_number
 from holdfast.judges.settings import BY_RULES, JudgeSettings
 from holdfast.models.decoding.generate import TAKEN
 from holdfast.models.decoding.row_state import Sampling
@@ -47,6 +47,7 @@ from holdfast.models.interventions import check_heads
 from holdfast.models.model import Adapter
 from holdfast.report.text import closed_by_force
 from holdfast.rollout.answers import rollout_from_completion
+from holdfast.rollout.engine import ENGINE, engine_identity
 from holdfast.rollout.prompts import row_seed
 from holdfast.rollout.questions import Question, fit_context
 from holdfast.rollout.rows import Rollout, from_table, to_table
@@ -59,7 +60,6 @@ from holdfast.study.figures import study_seed
 
 ROLLOUTS = "rollouts.parquet"
 HEADS = "heads.parquet"
-ENGINE = "engine"
 
 
 class _Work(NamedTuple):
@@ -117,7 +117,7 @@ def _answer(study: Study, settings: AblateSettings, session: Session) -> None:
         del study.manifest["stages"][STAGE]
     with study.stage(
         STAGE,
-        asdict(settings) | file | _identity(session),
+        asdict(settings) | file | engine_identity(session),
         [ROLLOUTS, HEADS, *names("published")],
         progress=session.progress,
         done="The ablation is there and up to date.",
@@ -248,18 +248,13 @@ def _held(
     return work._replace(notes=notes, held=held.keys, engine=held.record)
 
 
-def _identity(session: Session) -> dict[str, Any]:
-    is_here = session.engine_settings.engine == "hf"
-    return {} if is_here else {ENGINE: session.engine.identity()}
-
-
 def _are_these(study: Study, session: Session, sampling: Sampling) -> bool:
     """Return whether the rollouts are what would be drawn here without an edit.
 
     Engines draw other tokens from the same seeds.
     """
     known = study.record("rollout")["settings"]
-    same = known.get(ENGINE) == _identity(session).get(ENGINE)
+    same = known.get(ENGINE) == engine_identity(session).get(ENGINE)
     return "sampling" in known and (same or sampling.temperature == 0)
 
 

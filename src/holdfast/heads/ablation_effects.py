@@ -14,6 +14,7 @@ from holdfast.heads.conditions import ROLE, AnswerRow, by_condition, with_outcom
 from holdfast.heads.ranking import Head, drops, rank_heads, top_heads
 from holdfast.heads.readings import BENIGN, HARMFUL, LOOKALIKE, read, unpack
 from holdfast.judges.calibration import identity_record, is_same
+from holdfast.judges.cascade import cascade_record
 from holdfast.judges.rows import judge_rows
 from holdfast.judges.settings import JudgeSettings
 from holdfast.models.hidden_states import project_states
@@ -203,6 +204,7 @@ def judge_ablation(
         record["reason"] = str(error)
         study.save()
         raise
+    cascade = cascade_record(judge, rows, verdicts.to_pylist())
     rows = with_outcomes(rows, verdicts.to_pylist())
     study.write_table(
         OUTPUT, pa.Table.from_pylist(rows, schema=table_schema(AnswerRow))
@@ -213,6 +215,8 @@ def judge_ablation(
         "conditions": conditions_of(rows, seed),
         "sparse": sparse_of(rows, answered["n_total"], seed),
     }
+    if cascade is not None:
+        block["cascade"] = cascade
     if settings["ablated_heads"] or settings["factor"] != 0:
         # The verdict is on heads that the ranking has found, and switched off.
         block["sparse"]["sizes"] = []

@@ -25,7 +25,7 @@ from holdfast.heads.rank import ranking_of
 from holdfast.heads.ranking import Head, count_heads, parse_heads, top_heads
 from holdfast.heads.readings import Prompts, choose_prompts
 from holdfast.heads.settings import AblateSettings, BakeSettings
-from holdfast.judges.choose import RulesJudge
+from holdfast.judges.base import RulesJudge
 from holdfast.judges.rows import verdicts_on
 from holdfast.models.export import (
     Measured,
@@ -255,18 +255,17 @@ def hold_conditions(
             "a norm."
         )
     edits = {
-        each.key: HeadEdit(head_factors(adapter, each.heads, settings.factor))
+        each.adapter: HeadEdit(head_factors(adapter, each.heads, settings.factor))
         for each in whole
         if each.heads
     }
     provenance = {"study": study.directory.name, "seed": study_seed(study)}
     place = study.path(ADAPTERS)
     left_out = hold_edits(engine, adapter, edits, place, provenance)
-    notes += [
-        f"{name}: drawn by the model itself (hf), since the adapter has {why}."
-        for name, why in left_out.items()
-    ]
-    keys = frozenset(each.key for each in whole if each.key not in left_out)
+    for why in dict.fromkeys(left_out.values()):
+        names = ", ".join(name for name, own in left_out.items() if own == why)
+        notes.append(f"{names}: drawn by the model itself (hf): {why}.")
+    keys = frozenset(each.key for each in whole if each.adapter not in left_out)
     edited = [each for each in whole if each.key in keys and each.heads]
     asks = [ask_of(Item(each, row)) for row in rows for each in edited]
     sampling = sampling_of(study, adapter)

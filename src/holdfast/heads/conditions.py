@@ -55,6 +55,11 @@ class Condition(NamedTuple):
         """Name of the condition, which no other one has."""
         return f"{self.scope}/{self.name}/{len(self.heads)}/{self.draw}"
 
+    @property
+    def adapter(self) -> str:
+        """Name of the adapter that does the same; also that of its folder."""
+        return self.key.replace("/", "-")
+
 
 class Item(NamedTuple):
     """One prompt under one condition."""
@@ -259,7 +264,7 @@ def answer(
 def ask_of(item: Item) -> Ask:
     """Return what an engine is asked for a prompt under a condition that it holds."""
     condition, row = item.condition, item.row
-    name = condition.key if condition.heads else None
+    name = condition.adapter if condition.heads else None
     return Ask(row.token_ids[: row.spans.prompt[1]], row.seed, condition=name)
 
 

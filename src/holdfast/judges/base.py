@@ -4,15 +4,18 @@ A judge never guesses. What it cannot read is `unparsed`, and an answer that is 
 answer is `degenerate` before any model is asked; neither counts as safe or unsafe.
 """
 
+import hashlib
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from functools import lru_cache
+from functools import cached_property, lru_cache
+from pathlib import Path
 from typing import Literal, Protocol, runtime_checkable
 
 from holdfast.data.chat.thinking_formats import TAGS
+from holdfast.judges import degenerate
 from holdfast.judges.degenerate import empty, looping, without_echo
-from holdfast.judges.rules import rules
+from holdfast.judges.rules import language, phrases, reading, rules, tone
 from holdfast.judges.verdict import Verdict
 
 Measures = Literal["refusal", "harm", "refusal and harm"]
@@ -119,6 +122,23 @@ def by_rules(exchange: Exchange) -> Verdict:
     )
 
 
+class RulesJudge:
+    """Written rules that tell refusal from help; offline, and no judge of harm."""
+
+    @cached_property
+    def identity(self) -> JudgeIdentity:
+        """The rules, by the hash of the code that states them."""
+        digest = hashlib.sha256()
+        for module in (rules, degenerate, language, phrases, reading, tone):
+            digest.update(Path(str(module.__file__)).read_bytes())
+        name, _, version = rules.JUDGE_ID.partition("-")
+        return JudgeIdentity(name, version, "refusal", digest.hexdigest())
+
+    def judge(self, exchanges: Sequence[Exchange]) -> list[Verdict]:
+        """Return one verdict for each exchange, in order."""
+        return [by_rules(exchange) for exchange in exchanges]
+
+
 def cut(exchange: Exchange) -> str:
     """Return what to add to a reason where the token limit cut the answer."""
     if exchange.finish != "length":
@@ -169,11 +189,3 @@ def after_thinking(reply: str) -> int | None:
     """
     start = max((found.end() for found in _CLOSE.finditer(reply)), default=0)
     return None if _OPEN.search(reply, start) else start
-
-
-def whole(text: str) -> str:
-    """Return a text in which every half of a surrogate pair is a replacement character.
-
-    JSON may spell one half alone, which no file and no tokenizer can hold.
-    """
-    return text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")

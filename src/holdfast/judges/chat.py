@@ -1,20 +1,16 @@
 """Ask an OpenAI-compatible chat server, patiently, within a budget, and only once."""
 
 import json
-import os
 import re
 import threading
-import time
 from collections import Counter
-from collections.abc import Callable, Sequence
-from datetime import UTC, datetime
-from email.utils import parsedate_to_datetime
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from holdfast.data.served import REASONING
+from holdfast.data.served import REASONING, whole
+from holdfast.engines.http import Again, HttpClient, Reach, Stopped
 from holdfast.errors import EndpointError
-from holdfast.judges.base import whole
 from holdfast.judges.settings import JudgeSettings
 from holdfast.study import atomic_write_json, fingerprint, require_place
 
@@ -29,17 +25,6 @@ ABOUT_QUESTION = re.compile(
 """Words of a refusal that is about what was asked, not about how."""
 SEVERAL = 3
 """Questions in a row that are refused in the same words, after which we give up."""
-PATIENCE = frozenset({408, 409, 425, 429})
-"""Statuses below 500 that pass with time."""
-
-
-LONGEST_WAIT = 60.0
-"""Seconds that we wait at the most, also where a server asks for more."""
-_SHOWN = 300
-
-
-class Stopped(EndpointError):
-    """Another question failed, so this one was not asked."""
 
 
 class Answer(NamedTuple):
@@ -50,13 +35,6 @@ class Answer(NamedTuple):
     finish: str = ""  # Why the reply ended, as the server says; "" where it does not.
 
 
-class _Again(NamedTuple):
-    """Why to ask once more, and how many seconds the server wants us to wait."""
-
-    reason: str
-    seconds: float = 0.0
-
-
 class ChatClient:
     """A client that may be used by several threads at once."""
 
@@ -65,24 +43,24 @@ class ChatClient:
 
         `backoff`: Seconds before the second attempt; they double with each attempt.
         """
-        self._http = _httpx()
-        self.settings, self._backoff = settings, backoff
-        self.url, self.model = settings.judge.rstrip("/"), settings.judge_model
-        # The key itself is in no record and in no message.
-        self._key = os.environ.get(settings.judge_api_key_env, "")
-        headers = {"Authorization": f"Bearer {self._key}".encode()} if self._key else {}
-        self._client = self._http.Client(
-            headers=headers,
-            timeout=settings.judge_timeout,
-            limits=self._http.Limits(max_connections=settings.judge_concurrency),
+        self.settings, self.model = settings, settings.judge_model
+        self._http = HttpClient(
+            Reach(
+                settings.judge,
+                settings.judge_api_key_env,
+                settings.judge_concurrency,
+                settings.judge_timeout,
+                settings.judge_attempts,
+                backoff,
+            )
         )
+        self.url = self._http.url
         cache = settings.judge_cache
         self._cache = None if cache is None else Path(cache).expanduser()
         if self._cache is not None:
             # Whoever was asked and cannot be kept has been paid for in vain.
             require_place(self._cache / "00" / "0", folder=False, flag="--judge-cache")
-        self._stopped = threading.Event()
-        self._sleep: Callable[[float], Any] = self._stopped.wait
+        self.stop, self.resume = self._http.stop, self._http.resume
         self._lock = threading.Lock()
         self._turns: dict[str, threading.Lock] = {}
         self.requests, self.tokens = 0, 0
@@ -93,14 +71,6 @@ class ChatClient:
     def is_proven(self) -> bool:
         """Whether the server has ever answered a question of this client."""
         return self._answered
-
-    def stop(self) -> None:
-        """Let no further question be asked, and end all waiting."""
-        self._stopped.set()
-
-    def resume(self) -> None:
-        """Let questions be asked again."""
-        self._stopped.clear()
 
     def ask(self, messages: Messages) -> Answer:
         """Return the answer to a chat, from the cache if it was asked before."""
@@ -154,32 +124,17 @@ class ChatClient:
             )
 
     def _insist(self, body: dict[str, Any], key: str) -> Answer:
-        reasons = []
-        for attempt in range(self.settings.judge_attempts):
+        def ask() -> Answer | Again:
             self._spend()
-            tried = self._try(body)
-            if isinstance(tried, Answer):
-                return tried
-            reasons.append(tried.reason)
-            if attempt + 1 < self.settings.judge_attempts:
-                self._sleep(self._pause(attempt, key, tried.seconds))
-        raise EndpointError(
-            f"an answer of {self.model} at {self.url}",
-            f"{reasons[-1]}, after {len(reasons)} attempts",
-            "See that the server is up, then run the same command again: what it has "
-            "answered is kept, and nothing was counted as safe.",
-        )
+            return self._try(body)
 
-    def _pause(self, attempt: int, key: str, asked: float) -> float:
-        # Between half and all of the step, by the question: retries of many
-        # questions spread out, and the same run waits the same time.
-        share = 0.5 + int(key[:8], 16) / 2**33
-        wait = max(self._backoff * 2.0**attempt * share, asked)
-        return min(wait, LONGEST_WAIT)
+        what = f"an answer of {self.model} at {self.url}"
+        kept = "what it has answered is kept, and nothing was counted as safe."
+        return self._http.insist(ask, key, what, kept)
 
     def _spend(self) -> None:
         with self._lock:
-            if self._stopped.is_set():
+            if self._http.is_stopped:
                 raise Stopped(
                     "a run that goes on", "one that was stopped", "Run it again."
                 )
@@ -191,51 +146,40 @@ class ChatClient:
                 raise _budget(f"{most} tokens ({spent} used)", "--judge-max-tokens")
             self.requests += 1
 
-    def _try(self, body: dict[str, Any]) -> Answer | _Again:
+    def _try(self, body: dict[str, Any]) -> Answer | Again:
         body = dict(body)
         limit = self._limit
         body[limit] = body.pop("max_tokens")
-        try:
-            response = self._client.post(f"{self.url}/chat/completions", json=body)
-        except (self._http.HTTPError, self._http.InvalidURL) as error:
-            return _Again(self._hide(f"{type(error).__name__}: {error}"))
-        status = response.status_code
+        response = self._http.send("/chat/completions", body)
+        if isinstance(response, Again):
+            return response
+        status, words = response.status_code, self._http.words(response)
         if status in DECLINED:
             if limit == "max_tokens" and _wants_other_limit(response.text):
                 self._limit = "max_completion_tokens"
                 self._spend()
                 return self._try({**body, "max_tokens": body.pop(limit)})
-            return Answer(f"status {status}: {self._words(response)}", declined=True)
-        if status >= 500 or status in PATIENCE:
-            reason = f"status {status}: {self._words(response)}"
-            return _Again(reason, _retry_after(response.headers))
+            return Answer(f"status {status}: {words}", declined=True)
         if status != 200:
             raise EndpointError(
                 f"an answer of {self.model} at {self.url}",
-                f"status {status}: {self._words(response)}",
+                f"status {status}: {words}",
                 "Check the URL, the name of the model and the key.",
             )
-        return self._unpack(response)
+        return self._unpack(response, words)
 
-    def _unpack(self, response: Any) -> Answer | _Again:
+    def _unpack(self, response: Any, words: str) -> Answer | Again:
         try:
             content = response.json()
             choice = content["choices"][0]
             text = _reply(choice["message"])
             finish = whole(str(choice.get("finish_reason") or ""))
         except (ValueError, LookupError, TypeError, AttributeError, RecursionError):
-            reason = f"an answer that is no chat completion: {self._words(response)}"
-            return _Again(reason)
+            reason = f"an answer that is no chat completion: {words}"
+            return Again(reason)
         with self._lock:
             self.tokens += _used(content)
         return Answer(whole(text), finish=finish)
-
-    def _words(self, response: Any) -> str:
-        """Return what a server said, in one line and without the key."""
-        return self._hide(whole(" ".join(response.text.split())))[:_SHOWN]
-
-    def _hide(self, text: str) -> str:
-        return text.replace(self._key, "***") if self._key else text
 
     def _path(self, key: str) -> Path | None:
         return self._cache and self._cache / key[:2] / f"{key}.json"
@@ -294,31 +238,3 @@ def _budget(found: str, option: str) -> EndpointError:
         f"{found}, all spent",
         f"Raise {option} and run the same command again: what was answered is kept.",
     )
-
-
-def _retry_after(headers: Any) -> float:
-    """Return the seconds a server asks us to wait, given as such or as a date."""
-    said = headers.get("Retry-After", "").strip()
-    try:
-        return max(0.0, float(said))
-    except ValueError:
-        pass
-    try:
-        at = parsedate_to_datetime(said)
-    except ValueError:
-        return 0.0
-    now = datetime.fromtimestamp(time.time(), UTC)
-    at = at if at.tzinfo else at.replace(tzinfo=UTC)
-    return max(0.0, (at - now).total_seconds())
-
-
-def _httpx() -> Any:
-    try:
-        import httpx
-    except ImportError as error:
-        raise EndpointError(
-            "the package httpx, to reach a judge over HTTP",
-            "that it is not installed",
-            "Install it with `pip install 'holdfast[serve]'`.",
-        ) from error
-    return httpx

@@ -1,20 +1,22 @@
 """Open a judge by its name; the rules judge is the default."""
 
-import hashlib
-from collections.abc import Callable, Sequence
-from functools import cached_property
-from pathlib import Path
+from collections.abc import Callable
 
 from holdfast.errors import SettingsError
-from holdfast.judges import degenerate
-from holdfast.judges.base import Exchange, Judge, JudgeIdentity, by_rules
-from holdfast.judges.rules import language, phrases, reading, rules, tone
+from holdfast.judges.base import Judge, RulesJudge
 from holdfast.judges.settings import ENDPOINTS, GUARD, RULES, JudgeSettings
-from holdfast.judges.verdict import Verdict
 
 
 def open_judge(settings: JudgeSettings) -> Judge:
     """Open a judge; a guard model is loaded, a server is not asked yet."""
+    if settings.judge_cascade:
+        from holdfast.judges.cascade import open_cascade
+
+        return open_cascade(_open(settings), settings)
+    return _open(settings)
+
+
+def _open(settings: JudgeSettings) -> Judge:
     # Imported here so that each judge loads only what it needs itself.
     if settings.judge in JUDGES:
         return JUDGES[settings.judge](settings)
@@ -39,26 +41,13 @@ def check_guard(settings: JudgeSettings) -> None:
     from holdfast.judges.templates import guard_template
     from holdfast.models.scoring import check_scorer
 
+    if settings.judge_cascade:
+        from holdfast.judges.cascade import require_record
+
+        require_record(settings)
     model = settings.guard or ""
     guard_template(model, settings.judge_template)
     check_scorer(model, revision=settings.judge_revision)
-
-
-class RulesJudge:
-    """Written rules that tell refusal from help; offline, and no judge of harm."""
-
-    @cached_property
-    def identity(self) -> JudgeIdentity:
-        """The rules, by the hash of the code that states them."""
-        digest = hashlib.sha256()
-        for module in (rules, degenerate, language, phrases, reading, tone):
-            digest.update(Path(str(module.__file__)).read_bytes())
-        name, _, version = rules.JUDGE_ID.partition("-")
-        return JudgeIdentity(name, version, "refusal", digest.hexdigest())
-
-    def judge(self, exchanges: Sequence[Exchange]) -> list[Verdict]:
-        """Return one verdict for each exchange, in order."""
-        return [by_rules(exchange) for exchange in exchanges]
 
 
 JUDGES: dict[str, Callable[[JudgeSettings], Judge]] = {RULES: lambda _: RulesJudge()}

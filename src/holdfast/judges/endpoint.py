@@ -19,9 +19,9 @@ from concurrent.futures import Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple, get_args
-from urllib.parse import urlsplit
 
-from holdfast.data.served import ending
+from holdfast.data.served import ending, whole
+from holdfast.engines.http import Stopped, require_url
 from holdfast.errors import InputError, SettingsError
 from holdfast.judges.base import (
     HARMFUL,
@@ -31,9 +31,8 @@ from holdfast.judges.base import (
     after_thinking,
     cut,
     screen,
-    whole,
 )
-from holdfast.judges.chat import ChatClient, Stopped
+from holdfast.judges.chat import ChatClient
 from holdfast.judges.settings import JudgeSettings
 from holdfast.judges.templates import GENERIC_MARKERS, break_markers, fill, published
 from holdfast.judges.verdict import Outcome, Verdict
@@ -291,7 +290,13 @@ class EndpointJudge:
         `rubric`: What to ask; by default what the settings name.
         `backoff`: Seconds before the second attempt; they double with each attempt.
         """
-        require_url(settings)
+        require_url(settings.judge, settings.judge_api_key_env)
+        if settings.judge_model is None:
+            raise SettingsError(
+                f"the name of the model at {settings.judge}",
+                "none",
+                "Give it with --judge-model.",
+            )
         self.settings = settings
         self.rubric = rubric or load_rubric(settings.judge_rubric)
         self.client = ChatClient(settings, backoff=backoff)
@@ -361,28 +366,3 @@ def _results(waiting: Sequence[Future[Verdict]]) -> list[Verdict]:
     if errors:
         raise (causes or errors)[0]
     return [future.result() for future in waiting]
-
-
-def require_url(settings: JudgeSettings) -> None:
-    """Refuse a URL that leads nowhere or gives a secret away, and one without model."""
-    url = settings.judge
-    try:
-        parts = urlsplit(url)
-        usable = parts.scheme in {"http", "https"} and parts.hostname
-        parts.port  # noqa: B018 - reading it is the check of its range.
-    except ValueError:
-        usable = False
-    if not usable:
-        raise SettingsError(
-            "a URL such as http://localhost:8000/v1", url, "Correct it."
-        )
-    if parts.username or parts.password or parts.query:
-        raise SettingsError(
-            "a URL without user, password or query, since it is recorded",
-            f"one of {parts.hostname} that has them",
-            f"Put the key into the variable {settings.judge_api_key_env}.",
-        )
-    if settings.judge_model is None:
-        raise SettingsError(
-            f"the name of the model at {url}", "none", "Give it with --judge-model."
-        )

@@ -16,6 +16,7 @@ from collections import Counter
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
+from holdfast.data.served import whole
 from holdfast.errors import InputError, ModelError
 from holdfast.judges.base import (
     HARMFUL,
@@ -24,7 +25,6 @@ from holdfast.judges.base import (
     after_thinking,
     cut,
     screen,
-    whole,
 )
 from holdfast.judges.settings import JudgeSettings
 from holdfast.judges.templates import (

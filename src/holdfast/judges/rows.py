@@ -20,7 +20,7 @@ from holdfast.judges.base import (
     thinking_as_response,
 )
 from holdfast.judges.degenerate import flaw
-from holdfast.judges.exact import is_correct
+from holdfast.judges.rules.exact import is_correct
 from holdfast.judges.rules.rules import JUDGE_ID
 from holdfast.judges.verdict import Verdict
 from holdfast.report.progress import Progress
@@ -82,7 +82,7 @@ def verdicts_on(
 ) -> list[dict[str, Any]]:
     """Return the verdicts on rows as rows of `JUDGED`, in their order."""
     identity = judge.identity
-    records = {row[ROW_ID]: _without_judge(row, identity) for row in rows}
+    records = {row[ROW_ID]: without_judge(row, identity) for row in rows}
     asked = [row for row in rows if records[row[ROW_ID]] is None]
     shown = [exchange_of(row, identity) for row in asked]
     for row, verdict in zip(asked, judge.judge(shown), strict=True):
@@ -120,7 +120,7 @@ def judged_so_far(
     return found
 
 
-def _without_judge(row: Row, identity: JudgeIdentity) -> dict[str, Any] | None:
+def without_judge(row: Row, identity: JudgeIdentity) -> dict[str, Any] | None:
     """Return the record of a row that no judge is asked about; None for the others.
 
     A judge of harm alone does not tell a harmless request that was refused from one

@@ -78,6 +78,18 @@ class JudgeSettings:
     judge_thinking: bool = False
     """Judge the thinking as well, in columns of its own."""
 
+    judge_cascade: bool = False
+    """Ask the judge only where the written rules are not sure what it would say, by
+    its record in --calibrations."""
+
+    judge_cascade_error: float = 0.02
+    """For a cascade, the largest share of the answers that the rules are sure of on
+    which the judge may differ in the record, by the upper end of its interval."""
+
+    judge_cascade_check: float = 0.1
+    """For a cascade, the share of the answers that the rules are sure of that goes to
+    the judge all the same, to measure the error."""
+
     calibrations: str = "calibrations"
     """Folder with the records of `holdfast judge calibrate`."""
 
@@ -95,6 +107,25 @@ class JudgeSettings:
             found = str(self.judge_temperature)
             raise SettingsError(
                 "a --judge-temperature from 0 to 2", found, "Correct it."
+            )
+
+        for name in ("judge_cascade_error", "judge_cascade_check"):
+            found = getattr(self, name)
+            if not 0 < found <= 1:
+                expected = f"{flag_of(name)} above 0 and up to 1"
+                raise SettingsError(expected, str(found), "Correct it.")
+        if self.judge_cascade and self.judge == RULES:
+            raise SettingsError(
+                "a judge to stand behind the rules, with --judge-cascade",
+                f"--judge {RULES}",
+                "Name a guard or a server, or leave out --judge-cascade.",
+            )
+        if self.judge_cascade and self.judge_thinking:
+            raise SettingsError(
+                "--judge-cascade without --judge-thinking: the rules were set beside "
+                "the judge on answers, not on thoughts",
+                "both",
+                "Leave one of them out.",
             )
 
     @property

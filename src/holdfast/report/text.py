@@ -218,3 +218,20 @@ def outcome_columns(rows: Iterable[Mapping[str, Any]]) -> dict[str, str]:
     return {
         key: name for key, name in OUTCOMES.items() if key not in RARE or key in shown
     }
+
+
+def cascade(record: Mapping[str, Any]) -> str:
+    """Say what a cascade left to the rules, and what that is worth."""
+    figure = record["differ"]
+    said = (
+        f"Cascade: the rules decided {record['taken']} of {record['judged']} answers, "
+        "of which they were sure; "
+    )
+    if figure["value"] is None:
+        return f"{said}none of them was checked, so that nothing is known of the error."
+    worst = record["taken"] / record["judged"] * figure["high"]
+    return (
+        f"{said}of {figure['n']} that were checked the judge differs on "
+        f"{value(figure, share=True)} ({span(figure, share=True)}), so that "
+        f"a rate over all answers is at most {worst:.3f} from that of the judge alone."
+    )

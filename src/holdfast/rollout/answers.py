@@ -1,15 +1,15 @@
 """From an answer to its row: regions and finish; the verdict follows."""
 
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
-from holdfast.data.chat.conversation import Spans, build_conversation
+from holdfast.data.chat.conversation import build_conversation
+from holdfast.engines.serving.replies import Understood, completion_of_text
 from holdfast.judges.rows import NOT_YET
 from holdfast.models.decoding.row_state import Completion
 from holdfast.models.model import LanguageModel
-from holdfast.rollout.imported import Imported, Understood
+from holdfast.rollout.imported import Imported
 from holdfast.rollout.questions import Question
 from holdfast.rollout.rows import UNJUDGED, Rollout
 
@@ -45,6 +45,7 @@ def rollout_from_completion(
         reason=NOT_YET,
         judge="",
         earlier=question.turns,
+        tokens=completion.tokens,
     )
 
 
@@ -65,24 +66,7 @@ def rollout_from_file(
         system_prompt,
         [(turn.prompt, turn.answer) for turn in row.earlier],
     )
-    token_ids, spans = conversation.token_ids, conversation.spans
-    if not text.closed:
-        # The end template was never written.
-        token_ids = token_ids[: spans.thinking[1]]
-        end = len(token_ids)
-        spans = Spans(spans.prompt, spans.thinking, (end, end), (end, end))
-    made = Completion(
-        index=0,
-        token_ids=tuple(token_ids),
-        spans=spans,
-        thinking=text.thinking,
-        answer=text.answer,
-        finish=text.finish,
-        forced_close=False,
-        closed=text.closed,
-        min_top2_gap=math.nan,
-        min_margin=math.nan,
-    )
+    made = completion_of_text(adapter.tokenizer, adapter.thinking, conversation, text)
     question = Question(row.role, row.prompt, row.sample, 0, (), row.earlier)
     return rollout_from_completion(question, made, system_prompt)
 

@@ -6,7 +6,6 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any, Literal, NamedTuple
 
-from holdfast.data.chat.conversation import split_completion
 from holdfast.data.chat.thinking import ThinkingFormat
 from holdfast.data.columns import choose_column
 from holdfast.data.harm_labels import label_columns
@@ -14,9 +13,10 @@ from holdfast.data.prompts import Prompt, is_bare, placed_prompts
 from holdfast.data.served import Served, served
 from holdfast.data.sources import Content, load
 from holdfast.data.tables import Table, TableRow
+from holdfast.engines.serving.replies import Understood, has_tags, understood
 from holdfast.errors import InputError, PromptFileError, ThinkingFormatError
-from holdfast.models.decoding.row_state import Finish
 from holdfast.rollout.prompts import UNNAMED_WRAPPER, place_of, some_of
+from holdfast.rollout.questions import Question
 from holdfast.rollout.rows import Turn
 
 Bare = Literal["ask", "answer", "thinking"]
@@ -45,15 +45,6 @@ class ImportedFile(NamedTuple):
     sha256: str  # Hash of the bytes of the file, and of the requests where apart.
     # Sentences to show to the user; a doubt starts with "warning:".
     notes: tuple[str, ...]
-
-
-class Understood(NamedTuple):
-    """Thinking and answer of a completion, and how it ended."""
-
-    thinking: str
-    answer: str
-    closed: bool
-    finish: Finish
 
 
 def read_completions(
@@ -112,6 +103,56 @@ def read_completions(
     return ImportedFile(tuple(rows), name, choice.column, sha256, tuple(notes))
 
 
+def is_own_batch(path: str, requests: str | None) -> bool:
+    """Return whether a file holds the answers to a batch that `rollout` has written."""
+    columns = set(load(path, None).table.columns) if requests is None else set()
+    return "custom_id" in columns and not {"prompt", "messages"} & columns
+
+
+def read_batch(path: str, questions: Sequence[Question]) -> ImportedFile:
+    """Read the answers to a batch of this run's questions, in whatever order they come.
+
+    Lines that failed, and questions without a line, are left out and named.
+
+    Raises:
+        PromptFileError: If a line answers none of the questions, or two the same.
+    """
+    content = load(path, None)
+    asked = {each.row_id: each for each in questions}
+    found: dict[str, Imported] = {}
+    failed: list[str] = []
+    for row in content.table.rows:
+        key = str(row.cells.get("custom_id"))
+        if key not in asked or key in found:
+            raise PromptFileError(
+                f"a `custom_id` of this run, once, in every row of `{content.name}`",
+                f"`{key}` {'twice, again' if key in found else ''} at {row.place}",
+                "Give the prompts, limits and seed that the batch was written with; of "
+                "a batch of other requests give these with `--import-requests`.",
+            )
+        question, sent = asked[key], served(row, content.name)[0]
+        if sent.failure is not None:
+            failed.append(f"{key} at {row.place} ({sent.failure})")
+            continue
+        prompt, role = question.prompt, question.role
+        found[key] = Imported(prompt, role, question.sample, sent, row.place)
+    if not found:
+        raise PromptFileError(
+            f"answers in `{content.name}`",
+            f"none: every line failed, such as {failed[0]}",
+            "Ask these prompts again.",
+        )
+    silent = [key for key in asked if key not in found]
+    notes = list(content.notes)
+    if silent:
+        notes.append(
+            f"{WARNING}{len(silent)} of {len(asked)} questions have no answer in the "
+            f"file and count in no rate: {some_of(failed or silent)}."
+        )
+    rows = tuple(found[key] for key in asked if key in found)
+    return ImportedFile(rows, content.name, None, content.sha256, tuple(notes))
+
+
 def understand(
     file: ImportedFile, thinking: ThinkingFormat | None, bare: Bare
 ) -> tuple[list[Understood], list[str]]:
@@ -132,15 +173,15 @@ def understand(
                 "thinking format in the chat template",
                 "Name the model that wrote them, or leave that field out.",
             )
-        return [_understood(row, None, bare_answers=True) for row in file.rows], []
-    inline = sum(_has_tags(row, thinking) for row in file.rows)
+        return _all(file, None, bare_answers=True), []
+    inline = sum(has_tags(row.served, thinking) for row in file.rows)
     unclear = [
         row
         for row in file.rows
-        if not row.served.reasoning and not _has_tags(row, thinking)
+        if not row.served.reasoning and not has_tags(row.served, thinking)
     ]
     bare_is = _resolve(file, unclear, inline, bool(fields), bare)
-    made = [_understood(row, thinking, bare_answers=bare_is) for row in file.rows]
+    made = _all(file, thinking, bare_answers=bare_is)
     n = len(file.rows)
     notes = [
         f"Thinking was read from `{field}` in {count} of {n} rows."
@@ -152,6 +193,15 @@ def understand(
         what = "answers without thinking" if bare_is else "thinking that never ended"
         notes.append(f"{len(unclear)} of {n} rows without tags were read as {what}.")
     return made, notes
+
+
+def _all(
+    file: ImportedFile, thinking: ThinkingFormat | None, *, bare_answers: bool
+) -> list[Understood]:
+    return [
+        understood(each.served, thinking, bare_answers=bare_answers, place=each.place)
+        for each in file.rows
+    ]
 
 
 def _resolve(
@@ -176,53 +226,6 @@ def _resolve(
         "Say what they are: `--import-bare answer` for answers whose thinking was not "
         "kept, `--import-bare thinking` for thinking that was cut off.",
     )
-
-
-def _has_tags(row: Imported, thinking: ThinkingFormat) -> bool:
-    content = row.served.content or ""
-    if row.served.reasoning:
-        return False
-    return thinking.close in content or content.lstrip().startswith(thinking.open)
-
-
-def _understood(
-    row: Imported, thinking: ThinkingFormat | None, *, bare_answers: bool
-) -> Understood:
-    """Tell thinking from answer; a text without either mark is all of one of them."""
-    sent, text = row.served, row.served.content or ""
-    if thinking is not None and _has_tags(row, thinking):
-        thought, answer, closed = split_completion(text, thinking)
-    elif thinking is not None and sent.reasoning is not None:
-        thought, answer = _of_field(row, thinking)
-        closed = bool(answer.strip())
-    else:
-        closed = bare_answers
-        thought, answer = ("", text) if bare_answers else (text, "")
-    finish = sent.finish or ("stop" if closed else "length")
-    return Understood(thought, answer, closed, finish)
-
-
-def _of_field(row: Imported, thinking: ThinkingFormat) -> tuple[str, str]:
-    """Return what was sent apart; a server's parser keeps the newlines around it."""
-    sent = row.served
-    thought = (sent.reasoning or "").strip("\n")
-    thought = thought.removeprefix(thinking.open).strip("\n")
-    answer = (sent.content or "").lstrip("\n")
-    if thinking.close in thought or thinking.open in thought:
-        raise PromptFileError(
-            "thinking without tags, since it stands in a field of its own",
-            f"`{thinking.close}` or `{thinking.open}` inside `{sent.field}` at "
-            f"{row.place}",
-            "Take the tags out of the field.",
-        )
-    if answer.lstrip().startswith(thinking.open):
-        raise PromptFileError(
-            "thinking in a field of its own or in tags",
-            f"`{sent.field}`, and an answer that begins with `{thinking.open}`, at "
-            f"{row.place}",
-            "Leave one of the two out.",
-        )
-    return thought, answer
 
 
 def _named(prompt: Prompt) -> Prompt:

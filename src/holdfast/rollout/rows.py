@@ -22,6 +22,8 @@ from holdfast.study.rows import Column, Int32, rows_of, table_of, table_schema
 
 Label = Literal["harmful", "benign"]
 JUDGE_STAGE = "judge_rollouts"
+LOST = "lost"
+"""Tokens that are not known: their text, tokenised again, is another one."""
 GROUPS = ("harmful_complied", "harmful_refused", "benign")
 
 
@@ -50,6 +52,8 @@ class Rollout:
     prompt, thinking, end template, answer. Of a conversation the last turn is judged;
     the turns before it belong to the prompt, and `earlier` has them apart. A row that
     no judge has seen is `unparsed` and has no `judge`; in the file both are null.
+    `tokens` says whether they were drawn, are their text tokenised again, or are lost,
+    so that no state is read of them.
     """
 
     row_id: str
@@ -81,6 +85,7 @@ class Rollout:
     score: float | None = None
     thinking_verdict: str | None = None
     thinking_score: float | None = None
+    tokens: str | None = None
 
     @property
     def group(self) -> str | None:
@@ -103,8 +108,9 @@ class Rollout:
 
     @property
     def is_decided(self) -> bool:
-        """Whether it was refused or complied with, and an answer was reached."""
-        return self.verdict in ("refused", "complied") and self.closed
+        """Whether it refused or complied, reached an answer, and has known tokens."""
+        decided = self.verdict in ("refused", "complied") and self.closed
+        return decided and self.tokens != LOST
 
     @property
     def final(self) -> int:

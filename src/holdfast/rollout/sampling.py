@@ -7,7 +7,7 @@ from typing import NamedTuple
 import pyarrow as pa
 
 from holdfast.data.chat.thinking import require_known_format
-from holdfast.engines.port import Around, Ask
+from holdfast.engines.port import Around
 from holdfast.errors import InputError, SettingsError
 from holdfast.models.decoding.generate import generate
 from holdfast.models.decoding.row_state import Completion, Drafting, Sampling
@@ -17,6 +17,7 @@ from holdfast.models.interventions import HeadEdit
 from holdfast.models.model import LanguageModel, MaskedModel
 from holdfast.report.progress import Tick
 from holdfast.rollout.cost import estimate, pace_sentence, step_work
+from holdfast.rollout.engine import OtherEngine, ask_of
 from holdfast.rollout.questions import (
     Answered,
     Question,
@@ -69,7 +70,9 @@ def draw_answers(
 
     Bounds are said first, and after one batch how long the rest will take.
     """
-    batches = Batches(stage, session.batch_size, meter := Meter())
+    other = _other_engine(stage, session, drawing, to_ask)
+    at_once = session.batch_size if other is None else other.rows_at_once
+    batches = Batches(stage, at_once, meter := Meter())
     room = room_for_prompt(session.speaker, drawing.sampling)
     _announce(session, drawing.sampling, to_ask, room)
     fits = [batches.batch_size]
@@ -82,8 +85,9 @@ def draw_answers(
 
     def drawn(batch: list[Question]) -> Answered:
         around = Around(batch_size=fits[-1], told=told)
+        around = around if other is None else other.around(batch, around)
         parts = list(_answers(session, drawing, batch, around))
-        if len(parts) > 1:
+        if len(parts) > 1 and other is None:
             # Memory ran out on the way, so later batches start at what fitted.
             fits.append(len(parts[0]))
         made = [(batch[each.index], each) for part in parts for each in part]
@@ -94,6 +98,8 @@ def draw_answers(
 
     def work(batch: list[Question]) -> pa.Table:
         system_prompt, speaker = drawing.system_prompt, session.speaker
+        if other is not None:
+            other.begin(batch)
         return drawing.table(
             converse(speaker, batch, drawn, system_prompt=system_prompt, room=room)
         )
@@ -115,6 +121,26 @@ def draw_answers(
         f"none of {len(to_ask)}",
         "Lower --max-answer, or ask the first turns alone with --turns first.",
     )
+
+
+def _other_engine(
+    stage: Stage, session: Session, drawing: Drawing, to_ask: Sequence[Question]
+) -> OtherEngine | None:
+    """Return the engine that draws in place of the model itself; None for the model.
+
+    Raises:
+        SettingsError: If none can: heads are scaled, or the model is denoised, here.
+    """
+    name, sampling = session.engine_settings.engine, drawing.sampling
+    if name == "hf":
+        return None
+    if not isinstance(sampling, Sampling) or drawing.edit is not None:
+        raise SettingsError(
+            "--engine hf for a masked-diffusion model, and where heads are scaled",
+            f"--engine {name}",
+            "Leave --engine out.",
+        )
+    return OtherEngine(stage, session, sampling, to_ask, drawing.system_prompt)
 
 
 def _require_answers(speaker: LanguageModel, made: Answered) -> None:
@@ -145,10 +171,7 @@ def _answers(
         told, edit = around.told, drawing.edit
         adapter = session.adapter
         return generate(adapter, prompts, how, batch_size=size, edit=edit, told=told)
-    asks = [
-        Ask(*prompt, question.messages(drawing.system_prompt))
-        for prompt, question in zip(prompts, batch, strict=True)
-    ]
+    asks = [ask_of(each, drawing.system_prompt) for each in batch]
     return session.engine.draw(asks, how, around)
 
 
@@ -164,6 +187,8 @@ def _cost(
     if isinstance(drawing.sampling, UnmaskingSchedule):
         # Every pass reads all of a row.
         return float(len(batch) * (max(lengths) + drawing.sampling.gen_length))
+    if session.engine_settings.engine != "hf":
+        return float(len(batch))
     return meter.cost(lengths, measured, step_work(session.adapter))
 
 
@@ -180,6 +205,9 @@ def _announce(
             "forward passes each; how long all of them take is said after the first "
             "batch."
         )
+        return
+    if session.engine_settings.engine != "hf":
+        session.progress.say(f"{len(to_ask)} answers to draw.")
         return
     announce(
         session,

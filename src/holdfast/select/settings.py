@@ -86,6 +86,13 @@ class SelectSettings:
     """Address of a running Ray cluster whose machines all see model, pool and scores
     in the same place, or auto. Default: Ray is started on this machine alone."""
 
+    states: str | None = None
+    """URL of a vLLM that extracts the hidden states of this very model; rows are scored
+    by those. Serve it as docs/scale.md says."""
+
+    states_folder: str | None = None
+    """Folder that it writes states to, as it is seen from here."""
+
     system_prompt: Annotated[str | None, Prompting] = None
     """System prompt of every conversation."""
 
@@ -108,11 +115,25 @@ class SelectSettings:
         if not 0 <= self.similar <= 1:
             found = str(self.similar)
             raise SettingsError("--similar from 0 to 1", found, "Choose another.")
-        if self.ray is not None and not self.workers:
-            raise SettingsError("--workers beside --ray", "none", "Say how many.")
+        self._require_readers()
         self.part()
         self.columns()
         self.rows_of(100)
+
+    def _require_readers(self) -> None:
+        """Refuse readers that contradict each other."""
+        if self.ray is not None and not self.workers:
+            raise SettingsError("--workers beside --ray", "none", "Say how many.")
+        if (self.states is None) != (self.states_folder is None):
+            found = "one of them"
+            what = "--states URL and --states-folder FOLDER together"
+            raise SettingsError(what, found, "Give both, or neither.")
+        if self.states is not None and (self.workers or self.by == "loss"):
+            raise SettingsError(
+                "--states for what a probe reads, in this process",
+                f"--workers {self.workers} and --by {self.by}",
+                "Leave out --states, or --workers and --by loss.",
+            )
 
     def rows_of(self, n_rows: int) -> int:
         """Return the budget in rows of a pool.

@@ -11,7 +11,6 @@ from collections.abc import Iterator, Set
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
-import numpy as np
 import torch
 
 from holdfast import errors
@@ -24,6 +23,7 @@ from holdfast.engines.reading.cluster import (
     cluster,
     spread,
 )
+from holdfast.engines.reading.extracted import Extracted
 from holdfast.engines.reading.parity import (
     TEXTS,
     Parity,
@@ -41,6 +41,7 @@ from holdfast.rollout.session import Session
 from holdfast.rollout.settings import ModelSettings
 from holdfast.select.scores import (
     PoolScorer,
+    Project,
     ScoreRules,
     model_key,
     with_drawn_thinking,
@@ -62,10 +63,15 @@ class Scoring:
     probe: Probe | None  # None where no row is traced.
     drawn: ShardFolder | None  # Where the model's own thinking lies, if that is scored.
 
-    def work(self, adapter: Adapter, batch_size: int) -> Work:
-        """Return what scores the rows of a shard."""
+    def work(
+        self, adapter: Adapter, batch_size: int, project: Project | None = None
+    ) -> Work:
+        """Return what scores the rows of a shard.
+
+        `project`: Who reads states; the model itself where it is None.
+        """
         rules = rules_of(self.settings)
-        scorer = PoolScorer(adapter, self.probe, rules, batch_size)
+        scorer = PoolScorer(adapter, self.probe, rules, batch_size, project)
         drawn = self.drawn
         if drawn is None:
             return lambda _, rows: scorer(rows)
@@ -96,6 +102,30 @@ class Plan:
     threads: int | None  # For each worker; None where the user has chosen.
 
 
+def by_server(scoring: Scoring, session: Session, pool: Pool) -> Passing:
+    """Return a pass whose rows are scored by states that vLLM extracts."""
+    settings = scoring.settings
+    url, folder = settings.states, settings.states_folder
+    assert url is not None
+    assert folder is not None
+
+    def passing(free: Set[int]) -> Iterator[int]:
+        adapter, size = session.adapter, session.batch_size
+        extracted = Extracted(url, folder, adapter)
+        texts = _texts(scoring, adapter, pool)
+        if texts:
+            probe = scoring.probe.raw() if scoring.probe else None
+            reader = extracted.reader()
+            parity = compare(local_reader(adapter, size), reader, texts, probe)
+            log = _Log(scoring.folder, session, {"address": url})
+            said = {"said": parity.said(), "parity": parity.record()}
+            log.add({"worker": f"vLLM at {url}", **said})
+        work = scoring.work(adapter, size, extracted.project)
+        yield from scoring.folder.walk(pool, work, free)
+
+    return passing
+
+
 def by_workers(scoring: Scoring, session: Session, pool: Pool) -> Passing:
     """Return a pass whose shards are scored by processes that Ray spreads.
 
@@ -117,7 +147,7 @@ def by_workers(scoring: Scoring, session: Session, pool: Pool) -> Passing:
             plan = _plan(scoring, session, pool, share.threads)
             # This process reads no more, and its memory may be a worker's.
             session.release()
-            log = _Log(scoring.folder, session, crew)
+            log = _Log(scoring.folder, session, asdict(crew))
             given = {"plan": plan}
             for said in spread(ShardWorker, given, sorted(free), ray, share, crew):
                 answer = json.loads(said)
@@ -175,16 +205,18 @@ def _texts(
 class _Log:
     """Who has read, and how well they agreed with this process; kept beside scores."""
 
-    def __init__(self, folder: ShardFolder, session: Session, crew: Crew) -> None:
+    def __init__(
+        self, folder: ShardFolder, session: Session, crew: dict[str, Any]
+    ) -> None:
         self._path, self._session = folder.folder / READERS, session
-        self._crew, self._seen = asdict(crew), dict[str, Any]()
+        self._crew, self._seen = crew, dict[str, Any]()
         self._earlier = readers(folder) or []
 
     def add(self, answer: dict[str, Any]) -> None:
         """Take note of a worker that has not answered before."""
         if answer["worker"] in self._seen:
             return
-        self._session.progress.say(f"Worker {answer['worker']}: {answer['said']}")
+        self._session.progress.say(f"{answer['worker']}: {answer['said']}")
         self._seen[answer["worker"]] = answer["parity"]
         atomic_write_json(self._path, [*self._earlier, self._crew | {"by": self._seen}])
 
@@ -207,7 +239,7 @@ class ShardWorker:
     def __init__(self, plan: Plan) -> None:
         """Load the model, and read some texts that have been read elsewhere."""
         self._plan, self._fault = plan, None
-        self._name = f"{socket.gethostname()}/{os.getpid()}"
+        self._name = f"worker {socket.gethostname()}/{os.getpid()}"
         self._shards: Iterator[Shard] = iter(())
         self._at, self._wanted = plan.scoring.folder.n_shards, 0
         try:
@@ -217,8 +249,7 @@ class ShardWorker:
 
     def __call__(self, batch: dict[str, Any]) -> dict[str, Any]:
         """Score the shards of a batch and return, for each, what became of it."""
-        said = [json.dumps(self._answer(int(index))) for index in batch[ITEM]]
-        return {SAID: np.array(said, dtype=object)}
+        return {SAID: [json.dumps(self._answer(int(index))) for index in batch[ITEM]]}
 
     def _open(self, plan: Plan) -> Parity | None:
         found = tuple((name, _size(name)) for name, _ in plan.files)

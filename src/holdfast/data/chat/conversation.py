@@ -77,13 +77,6 @@ def build_conversation(
     Returns: Token ids and spans; without a format, thinking and end template are empty.
     Behind an answer stand the marks that end it, where the format has any.
     """
-    if fmt is None and thinking:
-        raise ThinkingFormatError(
-            "a chat template with thinking, since there is a thought to place",
-            "one without",
-            "Use a reasoning model, or give the answer alone.",
-        )
-    _require_separable(tokenizer)
     prompt = prompt_token_ids(
         tokenizer,
         prompt_text,
@@ -91,6 +84,27 @@ def build_conversation(
         thinking=fmt,
         earlier=earlier,
     )
+    return behind_prompt(tokenizer, prompt, thinking, answer, fmt)
+
+
+def behind_prompt(
+    tokenizer: ChatTokenizer,
+    prompt: Sequence[int],
+    thinking: str,
+    answer: str,
+    fmt: ThinkingFormat | None,
+) -> Conversation:
+    """Put thinking, end template and answer behind a prompt that is tokens already.
+
+    Arguments and result are those of `build_conversation`.
+    """
+    if fmt is None and thinking:
+        raise ThinkingFormatError(
+            "a chat template with thinking, since there is a thought to place",
+            "one without",
+            "Use a reasoning model, or give the answer alone.",
+        )
+    _require_separable(tokenizer)
     end_template = "" if fmt is None else fmt.end_template
     answer_end = "" if fmt is None or not answer else fmt.answer_end
     token_ids = list(prompt)

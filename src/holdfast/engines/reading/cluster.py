@@ -15,6 +15,8 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
+
 from holdfast.errors import EnvironmentProblem, SettingsError
 
 RETRIES = 3
@@ -28,7 +30,7 @@ LOCAL = {
     "RAY_DATA_DISABLE_PROGRESS_BARS": "1",
 }
 SILENT = {"RAY_USAGE_STATS_ENABLED": "0", "RAY_DEDUP_LOGS": "1"}
-ITEM, SAID = "item", "said"
+ITEM, SAID, RAISED = "item", "said", "raised"
 
 
 @dataclass(frozen=True)
@@ -120,9 +122,9 @@ def spread(
         answers = ray.data.from_items(
             given, override_num_blocks=len(given)
         ).map_batches(
-            worker,
+            _Guarded,
             batch_size=1,
-            fn_constructor_kwargs=dict(arguments),
+            fn_constructor_args=(worker, dict(arguments)),
             compute=ray.data.ActorPoolStrategy(
                 size=min(crew.workers, len(items)), max_tasks_in_flight_per_actor=2
             ),
@@ -135,20 +137,51 @@ def spread(
     try:
         for answer in answers.iter_rows():
             n_said += 1
+            if answer[RAISED]:
+                raise _ended(answer[RAISED])
             yield answer[SAID]
     except ray.exceptions.RayError as error:
-        raise EnvironmentProblem(
-            "workers that stay alive, or die now and then",
-            f"{type(error).__name__}: {' '.join(str(error).split())[:300]}",
-            "Where memory ran out, use fewer --workers or a smaller --batch-size. "
-            "What is finished is kept.",
-        ) from error
+        raise _ended(_told(error)) from error
     if n_said != len(items):
         raise EnvironmentProblem(
             f"an answer to each of {len(items)} items",
             f"{n_said}",
             "Run the command again: what is finished is kept.",
         )
+
+
+class _Guarded:
+    """A worker whose exceptions are answers: in Ray's own they are hard to find."""
+
+    def __init__(self, worker: type, arguments: dict[str, Any]) -> None:
+        self._fault, self._worker = "", None
+        try:
+            self._worker = worker(**arguments)
+        except Exception as error:
+            self._fault = _told(error)
+
+    def __call__(self, batch: dict[str, Any]) -> dict[str, Any]:
+        said, fault = [""] * len(batch[ITEM]), self._fault
+        if self._worker is not None:
+            try:
+                said = list(self._worker(batch)[SAID])
+            except Exception as error:
+                fault = _told(error)
+        given = {SAID: said, RAISED: [fault] * len(said)}
+        return {name: np.array(texts, dtype=object) for name, texts in given.items()}
+
+
+def _told(error: Exception) -> str:
+    return f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"
+
+
+def _ended(found: str) -> EnvironmentProblem:
+    return EnvironmentProblem(
+        "workers that do their work, and die no more than now and then",
+        found,
+        "Where memory ran out, use fewer --workers or a smaller --batch-size. "
+        "What is finished is kept.",
+    )
 
 
 def require_ray(address: str | None) -> Any:
@@ -170,7 +203,7 @@ def require_ray(address: str | None) -> Any:
         raise EnvironmentProblem(
             "the package ray, for more than one of --workers",
             f"that it cannot be imported ({error})",
-            "Install it with `pip install 'holdfast[ray]'`.",
+            "Install it in the folder of Holdfast: `pip install '.[ray]'`.",
         ) from error
     return ray
 
@@ -191,7 +224,7 @@ def _start(ray: Any, crew: Crew) -> None:
         where = f"at {crew.address}" if crew.address else "on this machine"
         raise EnvironmentProblem(
             f"Ray {where}",
-            f"{type(error).__name__}: {' '.join(str(error).split())[:300]}",
+            _told(error),
             "Start the cluster, name its address with --ray, or leave out --workers.",
         ) from error
     if crew.address is None:

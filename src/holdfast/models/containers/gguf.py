@@ -125,7 +125,7 @@ def expanded(file: Path, check: Callable[[Mapping[str, Any], str], object]) -> P
             raise EnvironmentProblem(
                 f"the packages gguf and accelerate, to read {file}",
                 "one of them missing",
-                "Install them with `pip install 'holdfast[gguf]'`.",
+                "Install them in the folder of Holdfast: `pip install '.[gguf]'`.",
             )
         with claim(directory.with_name(f"{directory.name}.lock"), wait=True):
             if not (directory / RECORD).is_file():

@@ -82,7 +82,7 @@ def is_packed(model: Any) -> bool:
     )
 
 
-def require_savable(model: Any, method: str | None) -> None:
+def require_savable(model: Any, method: str | None, *, adapted: bool = False) -> None:
     """Refuse to write a whole model whose copy would be another model.
 
     A checkpoint in blocks of fp8 that was expanded on loading is packed again when it
@@ -92,6 +92,7 @@ def require_savable(model: Any, method: str | None) -> None:
 
     `method`: How the checkpoint is quantised that the model was read from; None if it
         is not.
+    `adapted`: Whether it has an adapter merged into it, which nothing can be laid over.
 
     Raises:
         ModelError: If it is, or some weight in memory is packed.
@@ -101,8 +102,11 @@ def require_savable(model: Any, method: str | None) -> None:
     raise ModelError(
         "a model whose weights are plain numbers, to write a whole one",
         f"one quantised by {method or 'another library'}",
-        "Write an adapter over it, which leaves them as they are, or begin with the "
-        "unquantised model.",
+        "What is trained over another adapter is written whole: train over the base "
+        "alone, or merge that adapter into the unquantised base first."
+        if adapted
+        else "Write an adapter over it, which leaves them as they are, or begin with "
+        "the unquantised model.",
     )
 
 

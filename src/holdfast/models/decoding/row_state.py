@@ -29,6 +29,8 @@ from holdfast.models.finite import not_finite
 from holdfast.ranges import require_all, require_finite
 
 Finish = Literal["stop", "length"]
+Tokens = Literal["drawn", "text", "lost"]
+"""Tokens as drawn, their text tokenised again, or lost: they give another text back."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -96,6 +98,8 @@ class Completion:
     # How a diffusion row came about; None for a row written left to right, or where
     # nobody asked.
     drafting: Drafting | None = None
+    # Whose the tokens are; those that are lost say nothing of states.
+    tokens: Tokens = "drawn"
     # How each token came about, where an observer looked on; None elsewhere.
     trace: Trace | None = field(default=None, compare=False, repr=False)
 
@@ -312,11 +316,6 @@ class GenerationState:
         return self._template is None
 
     @property
-    def is_forced(self) -> bool:
-        """Whether the next token is a forced one, whatever is chosen."""
-        return bool(self._queue)
-
-    @property
     def left(self) -> int:
         """Most tokens to choose before a limit of the row is met."""
         sampling, n_written = self._rules.sampling, self.n_written
@@ -328,10 +327,12 @@ class GenerationState:
         most = sampling.max_answer - begun + more
         return min(most, self._rules.budget - n_written)
 
-    def take_forced(self) -> None:
-        """Take all tokens that are forced now."""
-        self.token_ids.extend(self._queue)
+    def take_forced(self) -> bool:
+        """Take all tokens that are forced now; return whether there were any."""
+        forced = list(self._queue)
+        self.token_ids += forced
         self._queue.clear()
+        return bool(forced)
 
     def _think(self) -> None:
         start = max(self.n_prompt, len(self.token_ids) - self._rules.window)
