@@ -18,7 +18,7 @@ from holdfast.engines.port import Around, Ask, Engine, HfEngine
 from holdfast.judges.base import Exchange, Judge, harmful
 from holdfast.judges.rules.rules import judge as by_rules
 from holdfast.judges.verdict import Verdict
-from holdfast.models.decoding.generate import longest_prompt
+from holdfast.models.decoding.jobs import longest_prompt
 from holdfast.models.decoding.row_state import Completion, Sampling
 from holdfast.models.hidden_states import project_states, target_losses
 from holdfast.models.model import Adapter

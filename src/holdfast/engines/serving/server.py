@@ -30,7 +30,7 @@ from holdfast.engines.serving.wire import (
 )
 from holdfast.engines.settings import EngineSettings
 from holdfast.errors import EndpointError, SettingsError
-from holdfast.models.decoding.generate import row_states
+from holdfast.models.decoding.jobs import row_states
 from holdfast.models.decoding.row_state import Completion, Sampling
 from holdfast.models.model import Adapter
 from holdfast.models.stops import find_stops
