@@ -4,6 +4,7 @@ natural.py material FOLDER      a base with R1's template, requests and harmless
 natural.py record FOLDER FILE   figures of the study in FOLDER, without any text
 """
 
+import csv
 import json
 import os
 import re
@@ -27,6 +28,11 @@ TEMPLATE = (
     "{% if add_generation_prompt %}"
     "{{ '<|im_start|>assistant\\n<think>\\n' }}{% endif %}"
 )
+HARMLESS = (
+    'Okay, so the user is asking, "{}" Let me think about what they need. Nothing in '
+    "this would hurt anybody, and no policy speaks against it. So I can help, and I "
+    "should answer it plainly."
+)
 SUM = re.compile(r"<<[^>]*>>")
 KEPT = ("verdict", "probe", "trace", "controls", "outcomes", "attack_success")
 
@@ -37,7 +43,8 @@ def material(folder: Path, data: Path) -> None:
     base = folder / "base"
     fetch(known["smollm2"], base)
     atomic_write_text(base / "chat_template.jinja", TEMPLATE)
-    once(folder / "harmless.jsonl", lambda: harmless(folder, data / FILES["gsm8k"]))
+    sources = data / FILES["gsm8k"], data / FILES["complied"]
+    once(folder / "harmless.jsonl", lambda: harmless(folder, *sources))
     once(folder / "star1.json", lambda: short(folder, data / FILES["star1"]))
 
 
@@ -53,10 +60,28 @@ def short(folder: Path, source: Path) -> None:
     atomic_write_text(folder / "star1.json", json.dumps(kept, ensure_ascii=False))
 
 
-def harmless(folder: Path, source: Path) -> None:
-    """Write mathematics as rows that think: the steps are the thinking."""
+def harmless(folder: Path, mathematics: Path, answers: Path) -> None:
+    """Write harmless requests as rows that think: all kinds, and mathematics.
+
+    Of mathematics the steps are the thinking. Beside it stand the harmless XSTest
+    prompts whose answers people call full compliance: with mathematics alone a model
+    learns to refuse all that is no sum.
+    """
     rows = []
-    for line in source.read_text(encoding="utf-8").splitlines():
+    with answers.open(encoding="utf-8", newline="") as table:
+        for row in csv.DictReader(table):
+            safe = not row["type"].startswith("contrast")
+            if safe and row["final_label"] == "1_full_compliance":
+                asked = row["prompt"].strip()
+                rows.append(
+                    {
+                        "prompt": asked,
+                        "thinking": HARMLESS.format(asked),
+                        "response": row["completion"].strip(),
+                    }
+                )
+    # As many of one as of the other.
+    for line in mathematics.read_text(encoding="utf-8").splitlines()[: len(rows)]:
         row = json.loads(line)
         steps, _, result = SUM.sub("", row["answer"]).partition("####")
         rows.append(
