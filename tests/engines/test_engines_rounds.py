@@ -11,7 +11,8 @@ from holdfast.data.chat.template import prompt_token_ids
 from holdfast.engines.port import Around, Ask, HfEngine
 from holdfast.engines.rounds import Said, rounds, rows_of
 from holdfast.errors import EngineError, SettingsError
-from holdfast.models.decoding.generate import generate, row_states
+from holdfast.models.decoding.generate import generate
+from holdfast.models.decoding.jobs import row_states
 from holdfast.models.decoding.row_state import Sampling
 
 PROMPTS = (

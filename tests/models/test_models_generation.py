@@ -3,7 +3,8 @@ import torch
 
 from holdfast.errors import InputError
 from holdfast.models.decoding import generate as decoding_generate
-from holdfast.models.decoding.generate import generate, longest_prompt
+from holdfast.models.decoding.generate import generate
+from holdfast.models.decoding.jobs import longest_prompt
 from holdfast.models.decoding.row_state import Sampling, sample_token
 from holdfast.models.loading.causal import adapt
 from tiny_models import PLAIN_TEMPLATE, random_sequences, tiny_model, tiny_tokenizer
@@ -118,15 +119,19 @@ def test_the_batch_is_halved_when_memory_ends(qwen3, monkeypatch):
     sizes = []
 
     def narrow(adapter, rules, jobs, *others):
-        sizes.append(len(jobs))
-        if len(jobs) > 2:
+        sizes.append((len(jobs), others[-1]))
+        if others[-1] > 2:
             raise torch.OutOfMemoryError("out of memory")
         return decode(adapter, rules, jobs, *others)
 
     decode = decoding_generate._decode
     monkeypatch.setattr(decoding_generate, "_decode", narrow)
     found = _complete(qwen3, prompts, DRAWN, 8)
-    assert sizes == [8, 4, 2, 2, 2, 2, 2, 1]
+    # Rows that wait take no room; those side by side are halved until they fit.
+    assert sizes == [(11, 8), (11, 4), (11, 2)]
+    sizes.clear()
+    found[:8] = _complete(qwen3, prompts[:8], DRAWN, 8)
+    assert sizes == [(8, 8), (4, 4), *[(2, 2)] * 4]
     assert [row.token_ids for row in found] == [row.token_ids for row in expected]
 
 

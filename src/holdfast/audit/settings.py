@@ -29,6 +29,13 @@ class AuditSettings:
         from holdfast.data.splits import MINIMUM_TEST_ROWS
 
         asked, folds = self.rollout, self.probe.folds
+        if asked.write_batch is not None:
+            raise SettingsError(
+                "--write-batch of `holdfast rollout`, which ends there",
+                "one of an audit",
+                "Write it with `holdfast rollout`, then give its results to the audit "
+                "with --import.",
+            )
         least = -(-MINIMUM_TEST_ROWS // asked.samples) + folds
         if asked.imported is None and asked.limit is not None and asked.limit < least:
             raise SettingsError(

@@ -11,7 +11,7 @@ from holdfast.engines.port import PLAINLY, Around, Ask, no_adapters
 from holdfast.engines.rounds import Round, Said, rounds, rows_of
 from holdfast.engines.settings import EngineSettings
 from holdfast.errors import EngineError, EnvironmentProblem, SettingsError
-from holdfast.models.decoding.generate import row_states
+from holdfast.models.decoding.jobs import row_states
 from holdfast.models.decoding.row_state import Completion, Sampling
 from holdfast.models.export import VLLM_RANKS
 from holdfast.models.library import library_errors

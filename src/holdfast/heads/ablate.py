@@ -41,7 +41,7 @@ from holdfast.heads.readings import Prompts, choose_prompts, select
 from holdfast.heads.settings import AblateSettings
 from holdfast.judges.rules.exact import exact_number
 from holdfast.judges.settings import BY_RULES, JudgeSettings
-from holdfast.models.decoding.generate import DRAFTED
+from holdfast.models.decoding.generate import TAKEN
 from holdfast.models.decoding.row_state import Sampling
 from holdfast.models.interventions import check_heads
 from holdfast.models.model import Adapter
@@ -218,7 +218,7 @@ def _draw(
         drawn = zip(sizes, taken, strict=True)
         return float(sum(size for size, is_taken in drawn if not is_taken))
 
-    return Batches(stage, DRAFTED * batch_size, meter).run(
+    return Batches(stage, TAKEN * batch_size, meter).run(
         items,
         lambda batch: answer(
             work.adapter,

@@ -16,6 +16,7 @@ from holdfast.data.tables import Table, TableRow
 from holdfast.engines.serving.replies import Understood, has_tags, understood
 from holdfast.errors import InputError, PromptFileError, ThinkingFormatError
 from holdfast.rollout.prompts import UNNAMED_WRAPPER, place_of, some_of
+from holdfast.rollout.questions import Question
 from holdfast.rollout.rows import Turn
 
 Bare = Literal["ask", "answer", "thinking"]
@@ -100,6 +101,56 @@ def read_completions(
             f"were left out: {some_of(failed)}."
         )
     return ImportedFile(tuple(rows), name, choice.column, sha256, tuple(notes))
+
+
+def is_own_batch(path: str, requests: str | None) -> bool:
+    """Return whether a file holds the answers to a batch that `rollout` has written."""
+    columns = set(load(path, None).table.columns) if requests is None else set()
+    return "custom_id" in columns and not {"prompt", "messages"} & columns
+
+
+def read_batch(path: str, questions: Sequence[Question]) -> ImportedFile:
+    """Read the answers to a batch of this run's questions, in whatever order they come.
+
+    Lines that failed, and questions without a line, are left out and named.
+
+    Raises:
+        PromptFileError: If a line answers none of the questions, or two the same.
+    """
+    content = load(path, None)
+    asked = {each.row_id: each for each in questions}
+    found: dict[str, Imported] = {}
+    failed: list[str] = []
+    for row in content.table.rows:
+        key = str(row.cells.get("custom_id"))
+        if key not in asked or key in found:
+            raise PromptFileError(
+                f"a `custom_id` of this run, once, in every row of `{content.name}`",
+                f"`{key}` {'twice, again' if key in found else ''} at {row.place}",
+                "Give the prompts, limits and seed that the batch was written with; of "
+                "a batch of other requests give these with `--import-requests`.",
+            )
+        question, sent = asked[key], served(row, content.name)[0]
+        if sent.failure is not None:
+            failed.append(f"{key} at {row.place} ({sent.failure})")
+            continue
+        prompt, role = question.prompt, question.role
+        found[key] = Imported(prompt, role, question.sample, sent, row.place)
+    if not found:
+        raise PromptFileError(
+            f"answers in `{content.name}`",
+            f"none: every line failed, such as {failed[0]}",
+            "Ask these prompts again.",
+        )
+    silent = [key for key in asked if key not in found]
+    notes = list(content.notes)
+    if silent:
+        notes.append(
+            f"{WARNING}{len(silent)} of {len(asked)} questions have no answer in the "
+            f"file and count in no rate: {some_of(failed or silent)}."
+        )
+    rows = tuple(found[key] for key in asked if key in found)
+    return ImportedFile(rows, content.name, None, content.sha256, tuple(notes))
 
 
 def understand(

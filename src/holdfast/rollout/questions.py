@@ -9,7 +9,7 @@ from holdfast.data.chat.template import control_literals, prompt_token_ids
 from holdfast.data.chat.thinking import strange_openings
 from holdfast.data.prompts import Prompt
 from holdfast.errors import InputError
-from holdfast.models.decoding.generate import longest_prompt
+from holdfast.models.decoding.jobs import longest_prompt
 from holdfast.models.decoding.row_state import Completion, Sampling
 from holdfast.models.diffusion.unmasking import UnmaskingSchedule
 from holdfast.models.model import Adapter, LanguageModel, MaskedModel

@@ -234,6 +234,10 @@ class RolloutSettings(DrawingSettings):
     import_requests: str | None = None
     """The requests of a batch, where --import names the lines of its answers."""
 
+    write_batch: Annotated[str | None, Parameter(show_default=False)] = None
+    """Write the questions to this JSONL file, as a batch for OpenAI or vLLM, and draw
+    nothing. The same command with --import and the file of its results goes on."""
+
     import_bare: Literal["ask", "answer", "thinking"] = "ask"
     """What imported rows are that have neither thinking nor its tags: answers whose
     thinking was not kept, or thinking that was cut off. Default: refuse to guess."""
@@ -253,6 +257,12 @@ class RolloutSettings(DrawingSettings):
                 "--import beside --import-requests",
                 "the requests alone",
                 "Name the file of the answers with --import.",
+            )
+        if self.write_batch is not None and self.imported is not None:
+            raise SettingsError(
+                "--write-batch or --import",
+                "both",
+                "Write the batch first, and import its results then.",
             )
         self.columns()
 

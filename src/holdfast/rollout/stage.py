@@ -4,16 +4,20 @@ from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import asdict
+from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
 
 from holdfast.data.chat.thinking import require_known_format
-from holdfast.errors import HoldfastError
+from holdfast.engines.serving.batch_files import batch_lines
+from holdfast.errors import HoldfastError, SettingsError
 from holdfast.judges.calibration import brief, find_calibration, identity_record
 from holdfast.judges.cascade import cascade_record
 from holdfast.judges.rows import NOT_YET, judge_rows, judged_so_far
 from holdfast.judges.settings import BY_RULES, JudgeSettings
+from holdfast.models.decoding.row_state import Sampling
+from holdfast.models.diffusion.unmasking import UnmaskingSchedule
 from holdfast.rollout.answers import (
     as_asked,
     rollout_from_completion,
@@ -22,14 +26,22 @@ from holdfast.rollout.answers import (
 )
 from holdfast.rollout.engine import (
     UNANSWERED,
+    ask_of,
     engine_identity,
     engine_notes,
     reopen_unanswered,
 )
-from holdfast.rollout.imported import ImportedFile, read_completions, understand
+from holdfast.rollout.imported import (
+    ImportedFile,
+    is_own_batch,
+    read_batch,
+    read_completions,
+    understand,
+)
 from holdfast.rollout.prompts import GatheredPrompts, gather
 from holdfast.rollout.questions import (
     Answered,
+    Question,
     answer_notes,
     first_words,
     fit_context,
@@ -37,7 +49,14 @@ from holdfast.rollout.questions import (
     prompt_notes,
     questions,
 )
-from holdfast.rollout.rows import JUDGE_STAGE, Rollout, assign, from_table, to_table
+from holdfast.rollout.rows import (
+    JUDGE_STAGE,
+    LOST,
+    Rollout,
+    assign,
+    from_table,
+    to_table,
+)
 from holdfast.rollout.sampling import (
     STEPS,
     Drawing,
@@ -48,9 +67,10 @@ from holdfast.rollout.sampling import (
 )
 from holdfast.rollout.session import Session
 from holdfast.rollout.settings import RolloutSettings
-from holdfast.study import Study
+from holdfast.study import Study, require_place
 from holdfast.study.batches import ROW_ID
 from holdfast.study.directory import Stage
+from holdfast.study.files import atomic_write_text
 
 STAGE = "rollout"
 OUTPUT = "rollouts.parquet"
@@ -83,18 +103,66 @@ def run(
             judged until then is kept; a row without a verdict says why.
     """
     session.check_judge(judge)
+    if settings.write_batch is not None:
+        return _write_batch(settings, session, settings.write_batch)
     if settings.imported is not None:
-        file = read_completions(
-            settings.imported,
-            settings.import_requests,
-            accept=settings.yes,
-            system_prompt=settings.system_prompt,
-        )
-        _import(study, settings, session, file)
+        _import(study, settings, session, _read(settings, session, settings.imported))
     else:
         _ask(study, settings, session, gather(settings, session.given))
     _judge(study, settings, session, judge)
     return _summary(study)
+
+
+def _write_batch(
+    settings: RolloutSettings, session: Session, place: str
+) -> dict[str, Any]:
+    """Write the questions as a batch, and draw nothing."""
+    sampling, to_ask, notes = _questions(
+        settings, session, gather(settings, session.given)
+    )
+    if not isinstance(sampling, Sampling) or any(e.prompt.earlier for e in to_ask):
+        raise SettingsError(
+            "--write-batch with a model that writes from left to right, and prompts of "
+            "one turn",
+            "later turns, which need the answers to those before, or another model",
+            "Give --turns first, or leave --write-batch out.",
+        )
+    for note in notes:
+        session.progress.warn(note)
+    asks = [(each.row_id, ask_of(each, settings.system_prompt)) for each in to_ask]
+    model = session.engine_settings.endpoint_model or session.name
+    lines = batch_lines(asks, model, session.adapter, sampling)
+    require_place(Path(place), folder=False, flag="--write-batch")
+    atomic_write_text(Path(place), lines)
+    session.progress.say(
+        f"{len(asks)} requests for the model `{model}` are in {place}. Run them, then "
+        "the same command with --import and the file of the results in place of "
+        "--write-batch."
+    )
+    return {"rows": 0, "verdicts": {}, "cut": 0, "forced_close": 0, "batch": place}
+
+
+def _read(settings: RolloutSettings, session: Session, place: str) -> ImportedFile:
+    """Read completions: answers to a batch of this run, or rows with their prompts."""
+    if is_own_batch(place, settings.import_requests):
+        asked = gather(settings, session.given)
+        return read_batch(place, _questions(settings, session, asked)[1])
+    return read_completions(
+        place,
+        settings.import_requests,
+        accept=settings.yes,
+        system_prompt=settings.system_prompt,
+    )
+
+
+def _questions(
+    settings: RolloutSettings, session: Session, asked: GatheredPrompts
+) -> tuple[Sampling | UnmaskingSchedule, list[Question], list[str]]:
+    """Return how questions are asked, which fit, and what to say of the others."""
+    sampling = sampling_for(session, settings)
+    every = questions(session.speaker, asked, settings)
+    to_ask, unfit = fit_context(session.speaker, every, sampling)
+    return sampling, to_ask, [*prompt_notes(session.speaker, asked), *unfit]
 
 
 def _ask(
@@ -103,10 +171,7 @@ def _ask(
     """Draw the answers, unless they are there."""
     _tell(asked.sources, asked.overlap, session)
     session.claim(study)
-    sampling = sampling_for(session, settings)
-    every = questions(session.speaker, asked, settings)
-    to_ask, unfit = fit_context(session.speaker, every, sampling)
-    notes = [*prompt_notes(session.speaker, asked), *unfit]
+    sampling, to_ask, notes = _questions(settings, session, asked)
     for note in notes:
         session.progress.warn(note)
     key = (
@@ -137,6 +202,9 @@ def _ask(
         notes += engine_notes(stage)
         answers, steps = take_steps(table)
         made = from_table(answers)
+        if lost := sum(row.tokens == LOST for row in made):
+            notes.append(lost_tokens(lost, len(made)))
+            session.progress.warn(notes[-1])
         facts = {
             "sources": list(asked.sources),
             "overlap": asked.overlap,
@@ -150,6 +218,14 @@ def _stage(
 ) -> AbstractContextManager[Stage]:
     done = f"{OUTPUT} is there and up to date."
     return study.stage(STAGE, key, inputs, progress=session.progress, done=done)
+
+
+def lost_tokens(n: int, rows: int) -> str:
+    """Return what to say of rows whose tokens are not known."""
+    return (
+        f"{n} of {rows} answers came as text whose tokens, tokenised again, give "
+        "another text: they count in rates, and no state is read of them."
+    )
 
 
 def _openings(rows: Sequence[Rollout], session: Session) -> list[str]:
@@ -227,6 +303,8 @@ def _import(
         ]
         # What is said of the file stands once, beside the first of its roles.
         every = ["Completions were imported, not drawn here."]
+        if lost := sum(row.tokens == LOST for row in rows):
+            notes.append(lost_tokens(lost, len(rows)))
         sources = [
             {
                 "role": role,

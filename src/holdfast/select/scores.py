@@ -14,10 +14,11 @@ from holdfast.data.chat.conversation import Conversation, build_conversation
 from holdfast.data.chat.rendering import rendering_record
 from holdfast.data.chat.template import prompt_token_ids
 from holdfast.data.pool import NO_THINKING, PoolRow, render_row
+from holdfast.engines.port import Around, Ask, Engine, HfEngine
 from holdfast.judges.base import Exchange, Judge, harmful
 from holdfast.judges.rules.rules import judge as by_rules
 from holdfast.judges.verdict import Verdict
-from holdfast.models.decoding.generate import generate, longest_prompt
+from holdfast.models.decoding.jobs import longest_prompt
 from holdfast.models.decoding.row_state import Completion, Sampling
 from holdfast.models.hidden_states import project_states, target_losses
 from holdfast.models.model import Adapter
@@ -28,6 +29,7 @@ from holdfast.study.rows import Int32, UInt64, table_of, table_schema
 Project = Callable[[Sequence[Sequence[int]], Tensor, float], Sequence[Tensor]]
 """From token ids, direction and offset to the logit of every position of every text."""
 SHORT = "short thinking"
+UNANSWERED = "that nobody answered"
 NO_ROOM = "without room to answer (--max-answer)"
 
 
@@ -194,6 +196,8 @@ class PoolDrawer:
     system_prompt: str | None = None  # System prompt of every conversation.
     seed: int = 0  # Seed of the draws; each row adds its own.
     batch_size: int = 32  # Rows at once.
+    # Returns who draws, proved; by default the model itself.
+    engine: Callable[[], Engine] | None = None
 
     def __call__(self, rows: Sequence[PoolRow]) -> pa.Table:
         """Answer rows.
@@ -201,28 +205,36 @@ class PoolDrawer:
         Returns: A table of `DrawnRow`, in the order of the rows.
         """
         records: list[dict[str, Any]] = [{"row": row.row} for row in rows]
-        prompts: dict[int, tuple[tuple[int, ...], int]] = {}
+        asks: dict[int, Ask] = {}
         for index, row in enumerate(rows):
             prompt = self._prompt(row)
             if isinstance(prompt, dict):
                 records[index] |= prompt
             else:
                 seed = row_seed(self.seed, f"{row.content:016x}", 0)
-                prompts[index] = prompt, seed
-        asked = list(prompts)
-        parts = generate(
-            self.adapter,
-            list(prompts.values()),
-            self.sampling,
-            batch_size=self.batch_size,
-            thinking_done=self.own_thinking,
-        )
+                asks[index] = Ask(prompt, seed, self._messages(row))
+        asked = list(asks)
+
+        def failed(place: int, why: str) -> None:
+            records[asked[place]] |= _left_out(UNANSWERED, why)
+
+        own = self.own_thinking
+        around = Around(self.batch_size, thinking_done=own, failed=failed)
+        engine = HfEngine(self.adapter) if self.engine is None else self.engine()
+        parts = engine.draw(list(asks.values()), self.sampling, around)
         for completion in (each for part in parts for each in part):
             index = asked[completion.index]
             records[index] |= self._record(rows[index], completion)
         if self.judge is not None:
-            self._judge(self.judge, rows, records, asked)
+            answered = [index for index in asked if "answer" in records[index]]
+            self._judge(self.judge, rows, records, answered)
         return pa.Table.from_pylist(records, schema=table_schema(DrawnRow))
+
+    def _messages(self, row: PoolRow) -> tuple[dict[str, str], ...]:
+        said = {"role": "user", "content": row.prompt}
+        if self.system_prompt is None:
+            return (said,)
+        return {"role": "system", "content": self.system_prompt}, said
 
     def _prompt(self, row: PoolRow) -> tuple[int, ...] | dict[str, str]:
         """Return the tokens that are there before the model goes on, or why none."""

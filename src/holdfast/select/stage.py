@@ -3,7 +3,7 @@
 import json
 from collections.abc import Callable
 from dataclasses import asdict
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -12,11 +12,13 @@ import pyarrow.parquet as pq
 
 from holdfast.cliff.probe_files import read_direction
 from holdfast.data.pool import OWN, Pool
+from holdfast.engines.port import Engine
 from holdfast.engines.reading.cluster import require_ray
 from holdfast.errors import SettingsError
 from holdfast.judges.calibration import identity_record
 from holdfast.judges.choose import open_judge
 from holdfast.judges.settings import JudgeSettings
+from holdfast.rollout.engine import engine_identity, prove_engine
 from holdfast.rollout.questions import resolve_sampling
 from holdfast.rollout.session import Session
 from holdfast.rollout.settings import RolloutSettings
@@ -171,6 +173,12 @@ def _drawn(
 ) -> ShardFolder | None:
     """Have every row answered, by shards, where the selector needs answers."""
     if not settings.needs_answer:
+        if session.engine_settings.engine != "hf":
+            raise SettingsError(
+                "--engine where answers are drawn",
+                "a selection that draws none",
+                "Leave --engine out; rows are read by the model itself.",
+            )
         return None
     drawer, key = _drawer(settings, flags, session)
     drawn = folder("drawn", key)
@@ -200,7 +208,14 @@ def _drawer(
         "seed": settings.seed if sampling.temperature > 0 else None,
         "judge": identity_record(judge.identity),
         "columns": table_schema(DrawnRow).names,
-    }
+    } | engine_identity(session)
+
+    @cache
+    def engine() -> Engine:
+        if session.engine_settings.engine != "hf":
+            prove_engine(session, sampling, (), settings.system_prompt)
+        return session.engine
+
     drawer = PoolDrawer(
         session.adapter,
         sampling,
@@ -209,6 +224,7 @@ def _drawer(
         settings.system_prompt,
         settings.seed,
         session.batch_size,
+        engine,
     )
     return drawer, key
 

@@ -30,7 +30,7 @@ from holdfast.engines.serving.wire import (
 )
 from holdfast.engines.settings import EngineSettings
 from holdfast.errors import EndpointError, SettingsError
-from holdfast.models.decoding.generate import row_states
+from holdfast.models.decoding.jobs import row_states
 from holdfast.models.decoding.row_state import Completion, Sampling
 from holdfast.models.model import Adapter
 from holdfast.models.stops import find_stops
@@ -78,7 +78,7 @@ class ServerEngine:
                 f"a server with the adapters {', '.join(sorted(adapters))}",
                 f"none of the name {missing[0]} at {self.http.url}",
                 "Leave --engine out, so that heads are scaled here; use --engine vllm; "
-                "or start the server with adapters of these names (`--lora-modules`).",
+                "or start the server with adapters of these names.",
             )
 
     def identity(self) -> dict[str, Any]:

@@ -11,15 +11,17 @@ fixed beforehand, so that rows are the same and not only equally likely.
 """
 
 from collections.abc import Sequence
+from contextlib import nullcontext
 from typing import Any, NamedTuple
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
-from transformers import DynamicCache
 
 from holdfast.models.batching import pad
+from holdfast.models.decoding.jobs import Job
 from holdfast.models.decoding.kv_cache import (
+    Opening,
     keep_prefixes,
     keeps_all_tokens,
     preallocated_cache,
@@ -33,23 +35,9 @@ from holdfast.models.decoding.row_state import (
     sample_token,
     uniforms_of,
 )
-from holdfast.models.interventions import HeadEdit, LiveEdit, distinct, shared_rows
+from holdfast.models.decoding.step_attention import stepping
+from holdfast.models.interventions import LiveEdit, distinct, shared_rows
 from holdfast.models.model import Adapter
-
-
-class Job(NamedTuple):
-    """A row that is to be written."""
-
-    place: int  # Which prompt it follows.
-    prompt: tuple[int, ...]  # Tokens of the prompt.
-    seed: int  # Seed of the row's random numbers.
-    draft: tuple[int, ...]  # What it will probably say; may be empty.
-    rules: StoppingRules  # When its thinking closes and it ends.
-
-    @property
-    def read(self) -> tuple[int, ...]:
-        """What the first pass reads; the last token of a draft is only compared."""
-        return (*self.prompt, *self.draft[:-1])
 
 
 class Drawn(NamedTuple):
@@ -63,6 +51,10 @@ class Drawn(NamedTuple):
     going: tuple[bool, ...]  # Whether each row was still being written.
 
 
+WASTED = 0.1
+"""Steps of a whole batch that finished rows may cost before they are taken out."""
+
+
 class Decoder:
     """The rows of a batch that are still in the cache, side by side."""
 
@@ -72,9 +64,14 @@ class Decoder:
         rules: StoppingRules,
         jobs: Sequence[Job],
         live: LiveEdit,
+        *,
+        step_attention: bool = False,
     ) -> None:
-        """Put the prompts side by side; nothing is read yet."""
-        self.adapter = adapter
+        """Put the prompts side by side; nothing is read yet.
+
+        `step_attention`: Whether the model's attention is that of `step_attention`.
+        """
+        self.adapter, self.step_attention = adapter, step_attention
         self.live = live
         self.rows = [GenerationState(job.place, job.prompt, job.rules) for job in jobs]
         self.drafts = [job.draft for job in jobs]
@@ -83,6 +80,8 @@ class Decoder:
         self.mask = batch.mask.long()
         self.live.take([job.place for job in jobs])
         self.cache: Any = preallocated_cache(adapter.model.config)
+        # Steps that rows ran along after their end, as a share of the batch.
+        self.wasted = 0.0
         self.step, self._reads_states = 0, adapter.lacks("states") is None
         # Float64 is missing on some accelerators, and there choices are made here.
         self.desk = adapter.device if adapter.device.type == "cuda" else "cpu"
@@ -95,7 +94,10 @@ class Decoder:
     def advance(self) -> Drawn:
         """Run one step: a forward pass, then one token for each row."""
         self.live.locate(self.positions)
-        states, logits = self._read()
+        # The first pass reads prompts, and the cache is empty before it.
+        step = self.step_attention and self.cache.get_seq_length() > 0
+        with stepping(self.cache) if step else nullcontext():
+            states, logits = self._read()
         chosen = sample_token(
             logits.to(self.desk, torch.float32),
             self.uniforms[:, self.step],
@@ -131,11 +133,15 @@ class Decoder:
         logits = self.adapter.model(**inputs, logits_to_keep=1).logits[:, -1]
         return logits[:, :0], logits
 
-    def check_drafts(self) -> list[GenerationState]:
-        """Read all drafts in one pass, and return the rows that end within them."""
+    def read_prompts(self, opening: Opening | None = None) -> list[GenerationState]:
+        """Read prompts and drafts in one pass; return the rows that end within them.
+
+        `opening`: What all prompts begin with, if that is read already.
+        """
         # Padding on the right needs no mask, which is the fast path of attention.
+        start = 0 if opening is None else opening.length
         read = [
-            (*row.token_ids, *draft[:-1])
+            (*row.token_ids[start:], *draft[:-1])
             for row, draft in zip(self.rows, self.drafts, strict=True)
         ]
         batch = pad(read, "right", self.adapter.device)
@@ -143,17 +149,31 @@ class Decoder:
         # Up to the first block with a scaled head, the same tokens are the same row.
         rows, copy_of = distinct(batch.token_ids)
         first = min(self.live.columns, default=self.adapter.n_layers - 1)
+        # Where all rows begin alike, one line of keys stands for all of them.
+        if opening is not None:
+            config = self.adapter.model.config
+            self.cache, first = opening.cache(config, len(rows)), self.adapter.n_layers
         # One line of positions for all rows, so that layers may have more of them.
-        places = torch.arange(rows.shape[1], device=rows.device)[None]
-        with shared_rows(self.adapter, first, copy_of):
+        places = torch.arange(rows.shape[1], device=rows.device)[None] + start
+        share = shared_rows(self.adapter, first, copy_of)
+        with share if first < self.adapter.n_layers else nullcontext():
             states = self.adapter.base(
                 input_ids=rows,
                 position_ids=places,
                 past_key_values=self.cache,
                 use_cache=True,
             ).last_hidden_state
+        if first == self.adapter.n_layers:
+            states = states[copy_of.to(states.device)]
+        starts = torch.tensor([row.n_prompt - 1 - start for row in self.rows])
         take_drafts(
-            self.adapter, states, self.rows, self.drafts, self.uniforms, self.sampling
+            self.adapter,
+            states,
+            starts,
+            self.rows,
+            self.drafts,
+            self.uniforms,
+            self.sampling,
         )
         keep, finished = self._part()
         if self.rows:
@@ -192,24 +212,51 @@ class Decoder:
         self.step = 0
 
     def drop_finished(self) -> list[GenerationState]:
-        """Take finished rows out of the cache once they are half of it."""
-        if 2 * sum([row.finish is None for row in self.rows]) > len(self.rows):
+        """Take finished rows out of the cache once they cost more than that.
+
+        Where a cache can only be copied whole, that is once they are half of it.
+        """
+        over = sum([row.finish is not None for row in self.rows])
+        self.wasted += over / len(self.rows)
+        in_place = keeps_all_tokens(self.cache)
+        enough = self.wasted >= WASTED if in_place else 2 * over >= len(self.rows)
+        if not over or not (enough or over == len(self.rows)):
             return []
-        keep, finished = self._part()
-        if self.rows:
+        self.wasted = 0.0
+        keep, finished = self._part(in_place=in_place)
+        if not self.rows:
+            return finished
+        self.live.take([row.index for row in self.rows])
+        self.token_ids = self.token_ids[keep]
+        self.positions = self.positions[keep]
+        self.uniforms = self.uniforms[keep.to(self.uniforms.device)]
+        if in_place:
+            moved = keep != torch.arange(len(keep), device=keep.device)
+            to, of = moved.nonzero()[:, 0], keep[moved]
+            for layer in self.cache.layers:
+                place = layer.keys.device
+                layer.move_rows(to.to(place), of.to(place), len(keep))
+        else:
             # The one way to choose rows that every kind of layer has.
             self.cache.reorder_cache(keep)
-            self.live.take([row.index for row in self.rows])
-            self.token_ids = self.token_ids[keep]
-            self.positions = self.positions[keep]
-            self.mask = without_padding(self.cache, self.mask[keep])
-            self.uniforms = self.uniforms[keep.to(self.uniforms.device)]
+        self.mask = without_padding(self.cache, self.mask[keep])
         return finished
 
-    def _part(self) -> tuple[Int[Tensor, "_"], list[GenerationState]]:
-        """Keep the rows that go on; return which they were, and those that ended."""
+    def _part(
+        self, *, in_place: bool = False
+    ) -> tuple[Int[Tensor, "_"], list[GenerationState]]:
+        """Keep the rows that go on; return which they were, and those that ended.
+
+        `in_place`: Put the last of those that go on in the places of those that ended,
+        and leave the others where they are.
+        """
         going = [index for index, row in enumerate(self.rows) if row.finish is None]
         finished = [row for row in self.rows if row.finish is not None]
+        if in_place:
+            stay = [index for index in going if index < len(going)]
+            last = iter(going[len(stay) :])
+            held = set(stay)
+            going = [i if i in held else next(last) for i in range(len(going))]
         self.rows = [self.rows[index] for index in going]
         keep = torch.tensor(going, dtype=torch.long, device=self.mask.device)
         return keep, finished
@@ -230,21 +277,10 @@ MAX_LOGITS = 1 << 24
 """Logits that are looked at together, which bounds their memory."""
 
 
-def fits_drafts(adapter: Adapter, edit: HeadEdit | None) -> bool:
-    """Return whether a draft leaves its row as it is.
-
-    All layers must keep all tokens, so that those of a wrong draft can be forgotten,
-    no norm may be restored over a whole pass, which would be another pass, and logits
-    must be known to come from states.
-    """
-    whole = edit is not None and edit.renormalise == "tensor"
-    kept = keeps_all_tokens(DynamicCache(config=adapter.model.config))
-    return kept and not whole and adapter.lacks("states") is None
-
-
 def take_drafts(
     adapter: Adapter,
     states: Float[Tensor, "example position d_model"],
+    starts: Int[Tensor, "example"],
     rows: Sequence[GenerationState],
     drafts: Sequence[Sequence[int]],
     uniforms: Float[Tensor, "example step"],
@@ -254,10 +290,10 @@ def take_drafts(
 
     `states`: After the final norm, of each prompt and all of its draft but the last
     token, padded on the right.
+    `starts`: Where the last token of each prompt stands.
     `uniforms`: Random numbers of each row, on the device where choices are made.
     """
     ends = torch.tensor([max(1, len(draft)) for draft in drafts])
-    starts = torch.tensor([row.n_prompt - 1 for row in rows])
     following, step = list(range(len(rows))), 0
     while following:
         vocab = adapter.model.config.get_text_config().vocab_size

@@ -17,15 +17,17 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from holdfast.errors import InputError, SettingsError
 from holdfast.models.batching import halving_batches, longest_first
-from holdfast.models.decoding.decoder import Decoder, Drawn, Job, fits_drafts
+from holdfast.models.decoding.decoder import Decoder, Drawn
+from holdfast.models.decoding.jobs import Job, Prompts, fits_drafts, prepare
+from holdfast.models.decoding.kv_cache import Opening, read_opening
 from holdfast.models.decoding.row_state import (
     Completion,
     GenerationState,
     Sampling,
     StoppingRules,
 )
+from holdfast.models.decoding.step_attention import attending
 from holdfast.models.decoding.steps import (
     NOTHING,
     Collected,
@@ -35,11 +37,8 @@ from holdfast.models.decoding.steps import (
     Trace,
 )
 from holdfast.models.interventions import HeadEdit, first_layer, scale_heads
-from holdfast.models.model import Adapter, LanguageModel
+from holdfast.models.model import Adapter
 from holdfast.report.progress import Tick
-
-Prompts = Sequence[tuple[str | Sequence[int], int]]
-"""Rendered prompts, as text or tokens, each with the seed of its row."""
 
 
 def generate(
@@ -90,15 +89,17 @@ def generate(
         SettingsError: If the batch size is not positive, or the edit does not fit.
         EnvironmentProblem: If one row alone does not fit in memory.
     """
-    rules, jobs = _prepare(
+    rules, jobs = prepare(
         adapter, prompts, sampling, stop_ids, edit, drafts, thinking_done=thinking_done
     )
     if observe is not None:
         jobs = [job._replace(draft=()) for job in jobs]
-    at_once = width = batch_size
+    width = batch_size
+    # Where rows can join others that are under way, they do as these end.
+    more = observe is None and len(jobs) > width and fits_drafts(adapter, edit)
+    at_once = TAKEN * width if more else width
     if any(job.draft for job in jobs):
-        # Most of them end within their drafts and need no step.
-        jobs, at_once = _like_by_like(jobs, edit), DRAFTED * batch_size
+        jobs = _like_by_like(jobs, edit)
     else:
         jobs = [jobs[i] for i in longest_first([job.prompt for job in jobs])]
 
@@ -130,117 +131,15 @@ def decoding_steps(
     Arguments and errors are those of `generate`. Whoever stops the iterator early saves
     the rest.
     """
-    rules, jobs = _prepare(
+    rules, jobs = prepare(
         adapter, prompts, sampling, stop_ids, edit, thinking_done=thinking_done
     )
     return _steps(jobs, _passes(adapter, rules, jobs, edit, observe=observe))
 
 
-def _prepare(
-    adapter: Adapter,
-    prompts: Prompts,
-    sampling: Sampling,
-    stop_ids: Collection[int] | None,
-    edit: HeadEdit | None,
-    drafts: Sequence[Sequence[int]] | None = None,
-    *,
-    thinking_done: bool,
-) -> tuple[StoppingRules, list[Job]]:
-    """Check what `generate` is given; return the rules of all rows, and their jobs."""
-    stops = adapter.stop_ids if stop_ids is None else frozenset(stop_ids)
-    rules = _rules(adapter, sampling, stops, thinking_done=thinking_done)
-    if not stops:
-        raise InputError(
-            "a token that ends an answer",
-            "none in the model's generation_config or tokenizer",
-            "Add `eos_token_id` to the model's generation_config.json.",
-        )
-    _check_rows(edit, drafts, len(prompts))
-    known = drafts if drafts is not None and fits_drafts(adapter, edit) else ()
-    jobs = [
-        _job(adapter, rules, index, prompt, seed, known[index] if known else ())
-        for index, (prompt, seed) in enumerate(prompts)
-    ]
-    return rules, jobs
-
-
-def row_states(
-    adapter: Adapter, prompts: Prompts, sampling: Sampling, *, thinking_done: bool
-) -> list[GenerationState]:
-    """Return the rows that `generate` would begin with, in the order of the prompts.
-
-    Arguments and errors are those of `generate`.
-    """
-    _, jobs = _prepare(
-        adapter, prompts, sampling, None, None, thinking_done=thinking_done
-    )
-    return [GenerationState(job.place, job.prompt, job.rules) for job in jobs]
-
-
-def longest_prompt(
-    adapter: LanguageModel, sampling: Sampling, *, thinking_done: bool = False
-) -> int:
-    """Return how many tokens a prompt may have, for an answer to fit behind it.
-
-    Behind it there is room for the whole answer, the end of the thinking, and at
-    least one token of thinking where thinking is asked for.
-
-    Returns:
-        Tokens; not above 0 where no prompt fits.
-
-    Raises:
-        InputError: If there is no tokenizer.
-    """
-    rules = _rules(adapter, sampling, frozenset(), thinking_done=thinking_done)
-    return adapter.max_positions - rules.least
-
-
-def _rules(
-    adapter: LanguageModel,
-    sampling: Sampling,
-    stops: frozenset[int],
-    *,
-    thinking_done: bool,
-) -> StoppingRules:
-    if adapter.tokenizer is None:
-        raise InputError(
-            "a tokenizer to read prompts and write answers",
-            f"none with {adapter.identity.model_id}",
-            "Give `adapt` the tokenizer of the model.",
-        )
-    thinking = adapter.thinking
-    ends = "" if thinking is None else thinking.answer_end
-    thinking = None if thinking_done else thinking
-    return StoppingRules(adapter.tokenizer, thinking, sampling, stops, ends)
-
-
-def _job(
-    adapter: Adapter,
-    rules: StoppingRules,
-    index: int,
-    prompt: str | Sequence[int],
-    seed: int,
-    draft: Sequence[int],
-) -> Job:
-    token_ids = adapter.encode(prompt)
-    most, room = adapter.max_positions - rules.least, adapter.max_positions
-    if not 0 < len(token_ids) <= most:
-        raise InputError(
-            f"prompts of 1 to {most} tokens, which leaves room for an answer of "
-            f"{rules.sampling.max_answer} in the model's {room}"
-            if most > 0
-            else f"an answer that fits in the model's {room} tokens",
-            f"{len(token_ids)} tokens in prompt {index}"
-            if most > 0
-            else f"a limit of {rules.sampling.max_answer} tokens on it",
-            "Shorten the prompt, or lower the limit on the answer.",
-        )
-    own = rules.within(room - len(token_ids))
-    return Job(index, token_ids, seed, tuple(draft[: own.budget]), own)
-
-
-DRAFTED = 8
-"""How many times as many rows are taken together where there are drafts."""
+TAKEN = 8
+"""How many times as many rows as decode side by side are taken together; the others
+wait for room, and most of those with a draft end within it and need none."""
 
 
 def _like_by_like(jobs: Sequence[Job], edit: HeadEdit | None) -> list[Job]:
@@ -274,28 +173,42 @@ def _passes(
     observe: Observe | None = None,
     finished: list[GenerationState] | None = None,
     width: int | None = None,
+    *,
+    whole: bool = True,
 ) -> Generator[DecodingPass, None, None]:
     """Yield every pass of rows, and put those that have ended into a list.
 
     At most `width` of them, or all, are in the cache at a time.
+
+    `whole`: Whether prompts are read side by side as a first pass of all rows, as who
+    looks at steps wants it; else those of a length are, with their drafts.
     """
     finished = [] if finished is None else finished
     number_of = {job.place: number for number, job in enumerate(jobs)}
     waiting, width = list(jobs), width or len(jobs)
     drafted = any(job.draft for job in jobs)
-    with scale_heads(adapter, edit) as live:
+    apart = not whole and fits_drafts(adapter, edit)
+    # Attention is tried first, on a model as it is.
+    with attending(adapter) as ours, scale_heads(adapter, edit) as live:
         decoder: Decoder | None = None
+        alike = apart and live.mask is None and not live.by_row
+        opening = read_opening(adapter, [j.prompt for j in jobs]) if alike else None
         while waiting or decoder is not None:
-            while waiting and (decoder is None or len(decoder.rows) <= width // 2):
+            filling = decoder is None or len(decoder.rows) <= width // 2
+            while waiting and filling:
                 room = width - len(decoder.rows if decoder else ())
+                room = _alike(waiting, room) if apart else room
                 chunk, waiting = waiting[:room], waiting[room:]
-                more = Decoder(adapter, rules, chunk, live)
-                if drafted:
-                    finished += _check_drafts(more, chunk, told)
+                more = Decoder(adapter, rules, chunk, live, step_attention=ours)
+                if apart:
+                    finished += _read_prompts(more, chunk, opening, told)
                 if decoder is not None:
                     decoder.join(more)
                 elif more.rows:
                     decoder = more
+                # What is left of drafts is little, and a pass over few would not pay.
+                most = width // 2 if drafted else width - 1
+                filling = decoder is None or len(decoder.rows) <= most
             if decoder is None:
                 continue
             rows, number, read = decoder.rows, decoder.step, decoder.token_ids.numel()
@@ -314,14 +227,32 @@ def _passes(
             yield DecodingPass(number, rows, drawn, seen)
 
 
-def _check_drafts(
-    decoder: Decoder, jobs: Sequence[Job], told: Callable[[Tick], None] | None
+def _alike(jobs: Sequence[Job], most: int) -> int:
+    """Return how many jobs, from the first on, are read together without much padding.
+
+    Where none has a draft they come longest first, and a longer row costs each other
+    one as much.
+    """
+    if any(job.draft for job in jobs[:most]):
+        return most
+    longest = len(jobs[0].prompt)
+    least = longest - max(8, longest // 8)
+    short = (n for n, job in enumerate(jobs[:most]) if len(job.prompt) < least)
+    return next(short, most)
+
+
+def _read_prompts(
+    decoder: Decoder,
+    jobs: Sequence[Job],
+    opening: Opening | None,
+    told: Callable[[Tick], None] | None,
 ) -> list[GenerationState]:
-    """Read all drafts, and return the rows that end within them."""
-    ended = decoder.check_drafts()
+    """Read prompts and drafts, and return the rows that end within them."""
+    ended = decoder.read_prompts(opening)
     if told is not None:
         read = sum(len(job.read) for job in jobs)
-        told(Tick(len(ended), 0, read, is_prompt=True))
+        written = sum(not job.draft for job in jobs)
+        told(Tick(len(ended), written, read, is_prompt=True))
     return ended
 
 
@@ -336,7 +267,17 @@ def _decode(
 ) -> list[Completion]:
     finished: list[GenerationState] = []
     observed, confidence = Collected(), Collected()
-    passes = _passes(adapter, rules, jobs, edit, told, observe, finished, width)
+    passes = _passes(
+        adapter,
+        rules,
+        jobs,
+        edit,
+        told,
+        observe,
+        finished,
+        width,
+        whole=observe is not None,
+    )
     with torch.inference_mode(), closing(passes):
         for _, rows, drawn, seen in passes:
             if seen is not None:
@@ -420,22 +361,3 @@ def _probability(drawn: Drawn) -> Float[Tensor, "example"]:
     taken = logits.gather(-1, drawn.tokens)[:, 0]
     shares = (taken - logits.logsumexp(-1)).exp().cpu()
     return shares.masked_fill(~torch.tensor(drawn.going), torch.nan)
-
-
-def _check_rows(
-    edit: HeadEdit | None, drafts: Sequence[Sequence[int]] | None, n_prompts: int
-) -> None:
-    n_rows = edit.n_rows() if edit is not None else None
-    if n_rows not in (None, n_prompts):
-        raise SettingsError(
-            f"one range of positions, or table of factors, for each of {n_prompts} "
-            "prompts",
-            f"{n_rows} in the edit",
-            "Give each prompt its own, or edit all alike.",
-        )
-    if drafts is not None and len(drafts) != n_prompts:
-        raise SettingsError(
-            f"one draft for each of {n_prompts} prompts",
-            f"{len(drafts)} drafts",
-            "Give an empty one where nothing is known.",
-        )

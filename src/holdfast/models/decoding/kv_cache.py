@@ -7,7 +7,8 @@ to come, and the layer shows as much of it as is used: the same numbers, bit for
 
 import copy
 from collections.abc import Sequence
-from typing import Any
+from dataclasses import dataclass
+from typing import Any, NamedTuple
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -20,15 +21,29 @@ from holdfast.models.interventions import scale_heads
 from holdfast.models.model import Adapter
 
 ROOM = 64
-"""Tokens that a layer makes room for when it is full."""
+"""Most tokens that a layer makes room for when it is full."""
+
+
+@dataclass
+class Room:
+    """What one step reads of a cache: all of its room, where a mask hides the rest."""
+
+    columns: int  # Tokens that there is room for.
+    used: int  # Tokens that are there, the one that is read included.
+    mask: Tensor | None = None  # What is added to scores, once a model asks for it.
 
 
 class PreallocatedLayer(DynamicLayer):  # type: ignore[misc]
-    """A layer of the cache with room for tokens to come."""
+    """A layer of the cache with room for tokens to come.
+
+    Attributes:
+        room: The room of the step that is being run, if it is read whole.
+    """
 
     def __init__(self) -> None:
         """Start without any room."""
         super().__init__()
+        self.room: Room | None = None
         self._rooms: tuple[Tensor, Tensor] | None = None
         self._shown: tuple[Tensor, Tensor] | None = None
 
@@ -46,7 +61,30 @@ class PreallocatedLayer(DynamicLayer):  # type: ignore[misc]
             room[..., used:total, :] = new
         self.keys, self.values = (room[..., :total, :] for room in rooms)
         self._rooms, self._shown = rooms, (self.keys, self.values)
+        # Whoever was handed no mask for the whole room must not be shown it.
+        if self.room is not None and self.room.mask is not None:
+            return rooms
         return self.keys, self.values
+
+    def move_rows(self, to: Tensor, of: Tensor, count: int) -> None:
+        """Put rows in the place of others, and keep the first ones.
+
+        Nothing else is copied; the room is let go when it is full.
+        """
+        rooms = self._rooms_for(self.keys.shape[-2])
+        used = self.keys.shape[-2]
+        for room in rooms:
+            room[to] = room[of]
+        self._rooms = rooms[0][:count], rooms[1][:count]
+        self.keys, self.values = (room[..., :used, :] for room in self._rooms)
+        self._shown = self.keys, self.values
+
+    def make_room(self, count: int) -> int:
+        """Make room for tokens to come, and return for how many there is room now."""
+        rooms = self._rooms_for(self.keys.shape[-2] + count)
+        self.keys, self.values = (room[..., : self.keys.shape[-2], :] for room in rooms)
+        self._rooms, self._shown = rooms, (self.keys, self.values)
+        return int(rooms[0].shape[-2])
 
     def _rooms_for(self, total: int) -> tuple[Tensor, Tensor]:
         """Return room for so many tokens, with those that are there."""
@@ -58,10 +96,13 @@ class PreallocatedLayer(DynamicLayer):  # type: ignore[misc]
         made = []
         for old in (self.keys, self.values):
             *front, used, width = old.shape
-            room = torch.zeros(
-                (*front, total + ROOM, width), dtype=old.dtype, device=old.device
-            )
+            # Little room, since a step may read all of it; more where it is longer,
+            # so that it is seldom copied.
+            more = min(ROOM, max(ROOM // 4, total // 8))
+            room = old.new_empty((*front, total + more, width))
             room[..., :used, :] = old
+            # Hidden by a mask, but no numbers would be seen through it.
+            room[..., used:, :] = 0
             made.append(room)
         return made[0], made[1]
 
@@ -74,6 +115,45 @@ def preallocated_cache(config: Any) -> DynamicCache:
         for layer in cache.layers
     ]
     return cache
+
+
+class Opening(NamedTuple):
+    """What all prompts begin with, read once."""
+
+    length: int  # Tokens.
+    layers: tuple[tuple[Tensor, Tensor], ...]  # Keys and values of one row.
+
+    def cache(self, config: Any, n_rows: int) -> DynamicCache:
+        """Return a cache of so many rows that have read it."""
+        cache = preallocated_cache(config)
+        for layer, (keys, values) in zip(cache.layers, self.layers, strict=True):
+            layer.lazy_initialization(keys, values)
+            # One row in memory; the first tokens that follow make it one for each.
+            layer.keys = keys.expand(n_rows, -1, -1, -1)
+            layer.values = values.expand(n_rows, -1, -1, -1)
+        return cache
+
+
+LEAST_SAVED = 256
+"""Tokens that an opening must save to be read by itself."""
+
+
+def read_opening(adapter: Adapter, prompts: Sequence[Sequence[int]]) -> Opening | None:
+    """Read what all prompts begin with; None where that saves little.
+
+    At least one token of each prompt is left. All layers must keep all tokens.
+    """
+    rows = sorted(map(tuple, prompts))
+    first, last = rows[0], rows[-1]
+    same = [a == b for a, b in zip(first, last, strict=False)]
+    length = (*same, False).index(False)
+    length = min(length, min(map(len, prompts)) - 1)
+    if length * (len(prompts) - 1) < LEAST_SAVED:
+        return None
+    cache: Any = DynamicCache(config=adapter.model.config)
+    tokens = torch.tensor([list(first[:length])], device=adapter.device)
+    adapter.base(input_ids=tokens, past_key_values=cache, use_cache=True)
+    return Opening(length, tuple((each.keys, each.values) for each in cache.layers))
 
 
 def keeps_all_tokens(cache: Any) -> bool:
