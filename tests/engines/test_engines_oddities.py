@@ -1,7 +1,6 @@
 """What servers send that looks like an answer of this row, and is none."""
 
 import json
-from types import SimpleNamespace
 
 import pytest
 
@@ -11,14 +10,19 @@ from engines.test_engines_server import asks, engine_at, rows
 from holdfast.data.chat.template import prompt_token_ids
 from holdfast.data.prompts import Prompt
 from holdfast.data.served import Served
+from holdfast.data.suites import Item, SuiteFile
 from holdfast.engines import proof
 from holdfast.engines.port import Around, Ask, HfEngine
 from holdfast.engines.serving.journal import Journal
 from holdfast.engines.serving.replies import Sent, is_text_of, understood
+from holdfast.engines.settings import EngineSettings
 from holdfast.errors import EngineError
 from holdfast.heads import ablate
 from holdfast.models.decoding.row_state import Sampling
-from holdfast.report.progress import Progress
+from holdfast.report.progress import Silent
+from holdfast.rollout.session import Session
+from holdfast.study import Study
+from holdfast.study.directory import Stage
 
 pytest.importorskip("httpx")
 
@@ -118,14 +122,17 @@ def test_rows_are_found_again_whatever_batch_they_were_in(tmp_path):
     assert known == [Sent("Yes", token_ids=(1, 2), finish="stop")]
 
 
-def test_questions_of_an_ablation_are_not_drawn_by_another_model(cliff, monkeypatch):
+def test_questions_of_an_ablation_are_not_drawn_by_another_model(
+    cliff, monkeypatch, tmp_path
+):
     """Nothing else of an ablation may need the engine, so that nothing else sees it."""
     monkeypatch.setattr(proof, "THINKING", 6)
     monkeypatch.setattr(proof, "ANSWER", 4)
     settings = {"rollout": {"system_prompt": None, "seed": 0}}
-    study = SimpleNamespace(manifest={"settings": settings})
-    prompt = Prompt("p", "p", "How many lamps are two lamps?", "benign", "t")
-    asked = SimpleNamespace(items=[SimpleNamespace(prompt=prompt)])
+    study = Study(tmp_path, {"settings": settings, "stages": {}})
+    stage = Stage(study, "ablation", "redo", Silent())
+    prompt = Prompt("p", "p", "How many lamps are two lamps?", "benign", "t", None)
+    asked = SuiteFile((Item("own", "utility", prompt, prompt.text),), {})
     with serving_organism(cliff, VLLM) as server:
 
         def odd(path, body, number):
@@ -139,14 +146,6 @@ def test_questions_of_an_ablation_are_not_drawn_by_another_model(cliff, monkeypa
             return reply_of(said)
 
         server.odd = odd
-        engine = engine_at(server, cliff)
-        session = SimpleNamespace(
-            adapter=cliff,
-            speaker=cliff,
-            engine=engine,
-            engine_settings=engine.settings,
-            batch_size=4,
-            progress=Progress(),
-        )
+        session = Session(cliff, engine=EngineSettings("server", server.url))
         with pytest.raises(EngineError, match="another model"):
-            ablate.draw_utility(SimpleNamespace(study=study), session, asked, FEW)
+            ablate.draw_utility(stage, session, asked, FEW)
