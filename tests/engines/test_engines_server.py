@@ -112,6 +112,10 @@ def test_an_adapter_is_asked_for_by_its_name(cliff, tmp_path):
         rows(engine, asked, NONE)
         with pytest.raises(SettingsError, match="none of the name random-1"):
             engine.hold({"top": tmp_path, "random-1": tmp_path})
+    # The server is gone, and its rows may be there.
+    gone = EngineSettings("server", "http://127.0.0.1:9/v1", endpoint_attempts=1)
+    with pytest.raises(SettingsError, match="none of the name top"):
+        ServerEngine(gone, cliff).hold({"top": tmp_path})
     *_, (_, last) = [each for each in server.posted if each[1]]
     assert last["model"] == "top"
 

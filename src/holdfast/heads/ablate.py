@@ -209,7 +209,7 @@ def _draw(
         first = len(place) - place[batch_key(item.condition, how, held)]
         return first * longest + len(item.row.token_ids)
 
-    drawn_here, meter = _are_these(study, session, sampling), Meter()
+    drawn_here, meter = _are_these(study, session, work, sampling), Meter()
 
     def cost(batch: list[Item], _: list[Item]) -> float:
         # What is taken over costs nothing.
@@ -248,13 +248,15 @@ def _held(
     return work._replace(notes=notes, held=held.keys, engine=held.record)
 
 
-def _are_these(study: Study, session: Session, sampling: Sampling) -> bool:
+def _are_these(study: Study, session: Session, work: _Work, sampling: Sampling) -> bool:
     """Return whether the rollouts are what would be drawn here without an edit.
 
     Engines draw other tokens from the same seeds.
     """
     known = study.record("rollout")["settings"]
-    same = known.get(ENGINE) == engine_identity(session).get(ENGINE)
+    # Where the engine holds no condition, the model itself draws them all.
+    here = engine_identity(session) if work.held else {}
+    same = known.get(ENGINE) == here.get(ENGINE)
     return "sampling" in known and (same or sampling.temperature == 0)
 
 

@@ -267,7 +267,7 @@ def hold_conditions(
         notes.append(f"{names}: drawn by the model itself (hf): {why}.")
     keys = frozenset(each.key for each in whole if each.adapter not in left_out)
     edited = [each for each in whole if each.key in keys and each.heads]
-    # What nothing is compared with here is left to the model, too, as it is unproved.
+    # What the others are compared with is drawn where they are.
     keys = keys if edited else frozenset()
     asks = [ask_of(Item(each, row)) for row in rows for each in edited]
     sampling = sampling_of(study, adapter)

@@ -9,6 +9,7 @@ weights go through Ray.
 import logging
 import os
 import secrets
+import socket
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -21,6 +22,8 @@ from holdfast.errors import EnvironmentProblem, SettingsError
 
 RETRIES = 3
 """How often an item is tried again whose worker died; Ray's own default is for ever."""
+CONNECT = 5.0
+"""Seconds in which a cluster has to answer."""
 STORE = 128 << 20
 """Bytes of shared memory for Ray on this machine; it holds only numbers and texts."""
 LOCAL = {
@@ -29,7 +32,11 @@ LOCAL = {
     "RAY_AUTH_MODE": "token",
     "RAY_DATA_DISABLE_PROGRESS_BARS": "1",
 }
-SILENT = {"RAY_USAGE_STATS_ENABLED": "0", "RAY_DEDUP_LOGS": "1"}
+SILENT = {
+    "RAY_USAGE_STATS_ENABLED": "0",
+    # Its warnings are of its own inside; what ends a run is raised.
+    "RAY_BACKEND_LOG_LEVEL": "fatal",
+}
 ITEM, SAID, RAISED = "item", "said", "raised"
 
 
@@ -218,6 +225,10 @@ def _start(ray: Any, crew: Crew) -> None:
         options |= {"num_cpus": crew.workers, "object_store_memory": STORE}
         options |= {"include_dashboard": False, "_node_ip_address": "127.0.0.1"}
     try:
+        if crew.address not in (None, "auto"):
+            # Ray itself would try for a minute and a half.
+            host, _, port = str(crew.address).rpartition(":")
+            socket.create_connection((host, int(port)), CONNECT).close()
         ray.init(**options)
     # Whatever it stumbles on: no cluster, no room, no permission, another version.
     except Exception as error:

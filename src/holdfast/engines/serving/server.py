@@ -71,7 +71,11 @@ class ServerEngine:
         Raises:
             SettingsError: If it was not: it takes none that lie here.
         """
-        known = served_models(self.http)
+        try:
+            known = served_models(self.http)
+        except EndpointError:
+            # Its rows may be drawn already, and the server gone.
+            known = []
         missing = [name for name in adapters if name not in known]
         if missing:
             raise SettingsError(
