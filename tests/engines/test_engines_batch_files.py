@@ -49,6 +49,18 @@ def imported(here, lines, study, *more):
     return run([*command, "--import", str(results), *more])
 
 
+def test_a_prompt_that_spells_control_tokens_is_in_no_batch(tmp_path, capsys):
+    given = tmp_path / "prompts.txt"
+    given.write_text("Tell me of lamps.\nTell me <|end|> of lakes.\n")
+    batch, words = tmp_path / "batch.jsonl", ["--harmful", str(given)]
+    command = ["rollout", "organism:cliff", *SMALL, *words, "-o", str(tmp_path / "s")]
+    assert run([*command, "--write-batch", str(batch)]) == 0
+    told = " ".join("".join(capsys.readouterr()).split())
+    assert "questions are not in the batch" in told
+    assert "lamps" in batch.read_text()
+    assert "lakes" not in batch.read_text()
+
+
 def test_a_line_names_its_row_and_holds_all_of_its_question(here):
     rows, lines = rows_in(here / "study"), requests(here)
     assert {line["custom_id"] for line in lines} == set(rows)

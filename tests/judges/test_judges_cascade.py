@@ -104,6 +104,16 @@ def test_only_what_the_rules_are_not_sure_of_is_asked(tmp_path):
     }
 
 
+def test_a_thinking_is_judged_by_the_judge_itself():
+    """The record of the rules is of answers; a thinking may refuse and go on."""
+    row = {"row_id": "a", "prompt": ASKED, "closed": True, "finish": "stop"}
+    row |= {"thinking": f"{NO} $", "answer": NO}
+    cascade = CascadeJudge(Guard(), ("refused",), 0.0)
+    [said] = verdicts_on([row], cascade, with_thinking=True)
+    assert said["judge"].startswith("rules")
+    assert (said["thinking_verdict"], said["thinking_score"]) == ("complied", 0.9)
+
+
 def test_the_order_decides_nothing(tmp_path):
     exchanges = refusals(100) + compliances(20)
     cascade = CascadeJudge(Guard(), ("refused",), 0.2)

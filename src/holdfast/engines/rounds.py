@@ -90,6 +90,11 @@ class AskedRow:
                 return
         at_tag = was_thinking and not state.is_thinking
         if said.finish == "stop" and not at_tag:
+            if state.is_thinking and self.close:
+                # An end, or a tag that the engine keeps to itself: without a text to
+                # stop at it says which.
+                self.close = ""
+                return
             # The model ended, by a token that the engine keeps to itself.
             state.push(Choice(self.end, math.inf, math.inf))
         elif not said.token_ids:

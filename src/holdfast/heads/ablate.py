@@ -10,7 +10,7 @@ from holdfast.cliff.probe_files import check_current, names, read_own_probe
 from holdfast.data.chat.template import prompt_token_ids
 from holdfast.data.requests import read_questions
 from holdfast.data.suites import SuiteFile
-from holdfast.engines.port import Around, Ask
+from holdfast.engines.port import Around
 from holdfast.errors import InputError
 from holdfast.heads.ablation_effects import (
     JUDGE_STAGE,
@@ -47,8 +47,8 @@ from holdfast.models.interventions import check_heads
 from holdfast.models.model import Adapter
 from holdfast.report.text import closed_by_force
 from holdfast.rollout.answers import rollout_from_completion
-from holdfast.rollout.engine import ENGINE, engine_identity
-from holdfast.rollout.prompts import row_seed
+from holdfast.rollout.engine import ENGINE, ask_of, engine_identity, prove_engine
+from holdfast.rollout.prompts import row_seed, some_of
 from holdfast.rollout.questions import Question, fit_context
 from holdfast.rollout.rows import Rollout, from_table, to_table
 from holdfast.rollout.sampling import announce, tell_pace
@@ -404,11 +404,16 @@ def draw_utility(
     for note in fitting.notes:
         session.progress.warn(note)
 
-    meter = Meter()
+    if session.engine_settings.engine != "hf":
+        prove_engine(session, sampling, fitting.questions, system_prompt)
+    meter, lost = Meter(), {}
 
     def work(batch: list[Question]) -> pa.Table:
-        asks = [Ask(question.token_ids, question.seed) for question in batch]
-        around = Around(session.batch_size, told=meter.tick)
+        def failed(place: int, why: str) -> None:
+            lost[batch[place].row_id] = why
+
+        asks = [ask_of(question, system_prompt) for question in batch]
+        around = Around(session.batch_size, told=meter.tick, failed=failed)
         parts = session.engine.draw(asks, sampling, around)
         return to_table(
             rollout_from_completion(batch[each.index], each, system_prompt)
@@ -423,4 +428,10 @@ def draw_utility(
         length=lambda question: question.n_tokens,
         label="Answering questions",
     )
-    return [row for row in from_table(table) if row.closed], fitting.notes
+    answered = [row for row in from_table(table) if row.closed]
+    if not lost:
+        return answered, fitting.notes
+    shown = some_of([f"{name} ({why})" for name, why in lost.items()])
+    note = f"{len(lost)} questions were answered by nobody and are left out: {shown}."
+    session.progress.warn(note)
+    return answered, [*fitting.notes, note]

@@ -93,7 +93,8 @@ def verdicts_on(
             for row, each in zip(asked, shown, strict=True)
             if row["thinking"].strip()
         }
-        said = judge.judge(list(thoughts.values()))
+        # What a cascade takes from the rules was calibrated on answers alone.
+        said = getattr(judge, "inner", judge).judge(list(thoughts.values()))
         for name, verdict in zip(thoughts, said, strict=True):
             records[name] = (records[name] or {}) | {
                 "thinking_verdict": verdict.outcome,

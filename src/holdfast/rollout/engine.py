@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from holdfast.data.chat.template import control_literals
 from holdfast.data.requests import authored_prompts
 from holdfast.engines.port import Around, Ask
 from holdfast.engines.proof import PROMPTS, Proving, proof_notes
@@ -77,7 +78,8 @@ def _chosen(
     """Return short prompts, of each role as many as there is room for."""
     by_role: dict[str, dict[str, Question]] = {}
     for each in sorted(questions, key=lambda each: each.n_tokens):
-        if not each.turns:
+        # Not every engine can read control tokens that a prompt spells as text.
+        if not control_literals(session.adapter.tokenizer, [each.asked])[0]:
             by_role.setdefault(each.role, {}).setdefault(each.prompt.prompt_id, each)
     turns = [list(each.values()) for each in by_role.values()]
     places = range(max(map(len, turns), default=0))

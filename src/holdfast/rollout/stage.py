@@ -9,6 +9,7 @@ from typing import Any
 
 import pyarrow as pa
 
+from holdfast.data.chat.template import control_literals
 from holdfast.data.chat.thinking import require_known_format
 from holdfast.engines.serving.batch_files import batch_lines
 from holdfast.errors import HoldfastError, SettingsError
@@ -38,7 +39,7 @@ from holdfast.rollout.imported import (
     read_completions,
     understand,
 )
-from holdfast.rollout.prompts import GatheredPrompts, gather
+from holdfast.rollout.prompts import GatheredPrompts, gather, some_of
 from holdfast.rollout.questions import (
     Answered,
     Question,
@@ -129,6 +130,15 @@ def _write_batch(
         )
     for note in notes:
         session.progress.warn(note)
+    tokenizer = session.adapter.tokenizer
+    spelled = [e for e in to_ask if control_literals(tokenizer, [e.asked])[0]]
+    if spelled:
+        session.progress.warn(
+            f"{len(spelled)} of {len(to_ask)} questions are not in the batch, since "
+            "whoever renders chats would take the control tokens that they spell for "
+            f"such: {some_of([each.row_id for each in spelled])}."
+        )
+    to_ask = [each for each in to_ask if each not in spelled]
     asks = [(each.row_id, ask_of(each, settings.system_prompt)) for each in to_ask]
     model = session.engine_settings.endpoint_model or session.name
     lines = batch_lines(asks, model, session.adapter, sampling)

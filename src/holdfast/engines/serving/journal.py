@@ -16,14 +16,14 @@ class Journal:
     def __init__(self, path: Path | None) -> None:
         """Read what an earlier run has kept.
 
-        `path`: The file; None to keep nothing.
+        `path`: The file, beside those of other batches, since a run with another
+        concurrency has other batches; None to keep nothing.
         """
         self.path = path
         self._known: dict[str, list[Sent]] = {}
         self._file: TextIO | None = None
-        if path is None or not path.is_file():
-            return
-        for line in path.read_bytes().split(b"\n"):
+        files = [] if path is None else sorted(path.parent.glob(f"*{path.suffix}"))
+        for line in b"\n".join(each.read_bytes() for each in files).split(b"\n"):
             try:
                 row = json.loads(line)
                 self._known[row["row"]] = [_sent(each) for each in row["sent"]]

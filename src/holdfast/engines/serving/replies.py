@@ -125,10 +125,14 @@ def decode(tokenizer: ChatTokenizer, token_ids: Sequence[int]) -> str:
     )
 
 
-def is_text_of(tokenizer: ChatTokenizer, token_ids: Sequence[int], text: str) -> bool:
+def is_text_of(
+    tokenizer: ChatTokenizer, token_ids: Sequence[int], text: str, stop: str = ""
+) -> bool:
     """Return whether tokens have a text in our vocabulary, special ones aside.
 
-    The end of either may be missing: a stop token, or half a character.
+    The end of either may be missing: control tokens, or half a character.
+
+    `stop`: Text that ended the round, which may be missing as well; "" for none.
     """
     try:
         said = tokenizer.decode(list(token_ids), skip_special_tokens=True)
@@ -138,11 +142,13 @@ def is_text_of(tokenizer: ChatTokenizer, token_ids: Sequence[int], text: str) ->
     told = text.rstrip("\ufffd").strip()
     if not told:
         return not str(said).rstrip("\ufffd").strip() or not text
-    return any(
-        one.rstrip("\ufffd").strip().startswith(told)
-        or told.startswith(one.rstrip("\ufffd").strip() or "\0")
-        for one in (str(said), whole)
-    )
+    controls = set(getattr(tokenizer, "added_tokens_decoder", ()))
+    for one in (str(said), whole):
+        short, long = sorted((one.rstrip("\ufffd").strip(), told), key=len)
+        rest = long.removeprefix(short).strip().removesuffix(stop or "\0")
+        if long.startswith(short or "\0") and set(encode(tokenizer, rest)) <= controls:
+            return True
+    return False
 
 
 def survives(tokenizer: ChatTokenizer, text: str) -> bool:
@@ -217,7 +223,9 @@ def understood(
     text = sent.content or ""
     if thinking is not None and has_tags(sent, thinking):
         thought, answer, closed = split_completion(text, thinking)
-    elif thinking is not None and sent.reasoning is not None:
+    elif thinking is not None and (
+        sent.reasoning or (sent.reasoning is not None and not text.strip())
+    ):
         thought, answer = _of_field(sent, thinking, place)
         closed = bool(answer.strip())
     else:

@@ -68,7 +68,7 @@ class CompletedRow:
             ids = tokenised(tokenizer, fmt, text, apart=self.apart)
             whole = self.row.tokens != "lost" and survives(tokenizer, text)
             self.row.tokens = "text" if whole else "lost"
-        elif not is_text_of(tokenizer, ids, text):
+        elif not is_text_of(tokenizer, ids, text, asked.stop):
             raise UnansweredError("token ids of another vocabulary than its text")
         finish = sent.finish or ("length" if len(ids) >= asked.limit else "stop")
         try:

@@ -240,6 +240,10 @@ def find_wire(speech: Speech, ask: Ask) -> Wire:
 
 
 _TEMPLATE = "another prompt"
+SPELLED = (
+    "control tokens that the prompt spells, and that a server of texts would take for "
+    "such (--engine hf, or a server that takes token ids, keeps them text)"
+)
 _FEW = Sampling(temperature=0.0, max_thinking=0, max_answer=1)
 
 
@@ -297,16 +301,26 @@ def other_prompt(
     """
     ids = tuple(ask.token_ids if asked is None else asked.token_ids)
     tokenizer = speech.adapter.tokenizer
-    if wire.kind == "chat":
-        ids = encode(tokenizer, speech.rendered(ask))
-    elif wire.kind == "text":
-        ids = encode(tokenizer, speech.text(ids, drops_start=False))
+    if wire.kind != "tokens":
+        chat, own = wire.kind == "chat", ids
+        text = speech.rendered(ask) if chat else speech.text(ids, drops_start=False)
+        ids = encode(tokenizer, text)
+        read, meant = _controls(tokenizer, ids), _controls(tokenizer, own)
+        # Behind what a chat renders, a prompt of ours may open the thinking.
+        if read != (meant[: len(read)] if chat else meant):
+            return SPELLED
     if sent.prompt_ids is not None and sent.prompt_ids != ids:
         place = _apart(ids, sent.prompt_ids)
         return f"{_TEMPLATE} was read: its tokens differ from token {place} on"
     if sent.n_prompt not in (None, len(ids)):
         return f"{_TEMPLATE} was read: {sent.n_prompt} tokens in place of {len(ids)}"
     return None
+
+
+def _controls(tokenizer: Any, ids: Sequence[int]) -> list[int]:
+    """Return those of some tokens that were added to the vocabulary."""
+    added = set(getattr(tokenizer, "added_tokens_decoder", ()))
+    return [token for token in ids if token in added]
 
 
 def _apart(ours: Sequence[Any], theirs: Sequence[Any]) -> int:
