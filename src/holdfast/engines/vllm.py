@@ -32,7 +32,7 @@ QUIETLY = {
 ON_CPU: dict[str, Any] = {
     "enforce_eager": True,
     "kv_cache_memory_bytes": 1 << 30,
-    # A seeded prompt that is read in two parts ends vLLM 0.32 there.
+    # vLLM 0.32 is not steady there with prompts that are read in parts.
     "enable_chunked_prefill": False,
 }
 READ_AT_ONCE = 512
