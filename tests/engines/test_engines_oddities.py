@@ -1,6 +1,7 @@
 """What servers send that looks like an answer of this row, and is none."""
 
 import json
+import sys
 
 import pytest
 
@@ -16,10 +17,13 @@ from holdfast.engines.port import Around, Ask, HfEngine
 from holdfast.engines.serving.journal import Journal
 from holdfast.engines.serving.replies import Sent, is_text_of, understood
 from holdfast.engines.settings import EngineSettings
-from holdfast.errors import EngineError
+from holdfast.errors import EndpointError, EngineError
 from holdfast.heads import ablate
 from holdfast.models.decoding.row_state import Sampling
 from holdfast.report.progress import Silent
+from holdfast.rollout.questions import Question
+from holdfast.rollout.rows import to_table
+from holdfast.rollout.sampling import Drawing, draw_answers
 from holdfast.rollout.session import Session
 from holdfast.study import Study
 from holdfast.study.directory import Stage
@@ -149,3 +153,27 @@ def test_questions_of_an_ablation_are_not_drawn_by_another_model(
         session = Session(cliff, engine=EngineSettings("server", server.url))
         with pytest.raises(EngineError, match="another model"):
             ablate.draw_utility(stage, session, asked, FEW)
+
+
+def test_questions_that_nobody_answers_are_not_called_too_long(
+    cliff, monkeypatch, tmp_path
+):
+    here = sys.modules["holdfast.rollout.engine"]
+    monkeypatch.setattr(here, "prove_engine", lambda *_: {})
+    study = Study.create(tmp_path / "study")
+    [ask] = list(asks(cliff))[:1]
+    prompt = Prompt("p", "p", PROMPTS[0], "benign", "t", None)
+    question = Question("benign", prompt, 0, 0, ask.token_ids)
+
+    def odd(path, body, number):
+        long = body.get("max_tokens", 0) > 2
+        return reply_of({"error": {"message": "too long"}}, 400) if long else None
+
+    with serving_organism(cliff, VLLM, odd=odd) as server:
+        session = Session(cliff, engine=EngineSettings("server", server.url))
+        drawing = Drawing(FEW, lambda made: to_table([]))
+        with (
+            pytest.raises(EndpointError, match="too long"),
+            study.stage("rollout", {}, {}, progress=Silent(), done="") as stage,
+        ):
+            draw_answers(stage, session, drawing, [question])
