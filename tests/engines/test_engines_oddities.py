@@ -17,10 +17,11 @@ from holdfast.engines.port import Around, Ask, HfEngine
 from holdfast.engines.serving.journal import Journal
 from holdfast.engines.serving.replies import Sent, is_text_of, understood
 from holdfast.engines.settings import EngineSettings
-from holdfast.errors import EndpointError, EngineError
+from holdfast.errors import EndpointError, EngineError, SettingsError
 from holdfast.heads import ablate
 from holdfast.models.decoding.row_state import Sampling
 from holdfast.report.progress import Silent
+from holdfast.rollout.engine import OtherEngine
 from holdfast.rollout.questions import Question
 from holdfast.rollout.rows import to_table
 from holdfast.rollout.sampling import Drawing, draw_answers
@@ -177,3 +178,27 @@ def test_questions_that_nobody_answers_are_not_called_too_long(
             study.stage("rollout", {}, {}, progress=Silent(), done="") as stage,
         ):
             draw_answers(stage, session, drawing, [question])
+
+
+def test_a_run_does_not_go_on_with_another_model_of_the_endpoint(
+    cliff, monkeypatch, tmp_path
+):
+    here = sys.modules["holdfast.rollout.engine"]
+    study = Study.create(tmp_path / "study")
+    prompt = Prompt("p", "p", PROMPTS[0], "benign", "t", None)
+    question = Question("benign", prompt, 0, 0, (1, 2))
+    settings = EngineSettings("server", "http://127.0.0.1:9/v1")
+
+    def begun(model):
+        record = {"name": "server", "model": model}
+        monkeypatch.setattr(here, "prove_engine", lambda *_: record)
+        session = Session(cliff, engine=settings)
+        with study.stage("rollout", {}, {}, progress=Silent(), done="") as stage:
+            OtherEngine(stage, session, FEW, [question], None).begin([question])
+            raise KeyboardInterrupt
+
+    for _ in range(2):
+        with pytest.raises(KeyboardInterrupt):
+            begun("first")
+    with pytest.raises(SettingsError, match="by which this stage has begun"):
+        begun("second")
