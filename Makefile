@@ -36,7 +36,7 @@ real: $(VENV)/.installed-dev
 
 # A real vLLM in an environment of its own, in about an hour of two cores; not part of CI.
 engines: $(ENGINES)/.installed
-	$(ENGINES)/bin/python runs/engines.py
+	$(ENGINES)/bin/python runs/engines_real.py
 	@echo "The records lie in docs/records/engines"
 
 docs: $(VENV)/.installed-docs

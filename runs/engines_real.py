@@ -1,6 +1,6 @@
 """What a real vLLM draws, beside the model itself; `make engines`.
 
-    python runs/engines.py [FOLDER] [--records FOLDER] [--conditions 39] [--apart 39]
+    python runs/engines_real.py [FOLDER] [--records FOLDER] [--apart 39]
 
 Organisms are written with heads that vLLM runs (see `engines_widened.py`) and are
 audited three times: drawn by the model itself, by vLLM in the process, and by `vllm
