@@ -4,6 +4,7 @@ import json
 import sys
 
 import pytest
+import torch
 
 from engines.served_organism import LLAMA, OLLAMA, VLLM, reply_of, serving_organism
 from engines.test_engines_rounds import PROMPTS
@@ -13,13 +14,15 @@ from holdfast.data.prompts import Prompt
 from holdfast.data.served import Served
 from holdfast.data.suites import Item, SuiteFile
 from holdfast.engines import proof
-from holdfast.engines.port import Around, Ask, HfEngine
+from holdfast.engines.adapters import prove_edits
+from holdfast.engines.port import PLAINLY, Around, Ask, HfEngine
 from holdfast.engines.serving.journal import Journal
 from holdfast.engines.serving.replies import Sent, is_text_of, understood
 from holdfast.engines.settings import EngineSettings
 from holdfast.errors import EndpointError, EngineError, SettingsError
 from holdfast.heads import ablate
 from holdfast.models.decoding.row_state import Sampling
+from holdfast.models.interventions import HeadEdit
 from holdfast.report.progress import Silent
 from holdfast.rollout.engine import OtherEngine
 from holdfast.rollout.questions import Question
@@ -202,3 +205,26 @@ def test_a_run_does_not_go_on_with_another_model_of_the_endpoint(
             begun("first")
     with pytest.raises(SettingsError, match="by which this stage has begun"):
         begun("second")
+
+
+@pytest.mark.parametrize(("adapters", "rows_of_each"), [(5, 16), (39, 32), (20, 1)])
+def test_every_adapter_is_proved_however_many_rows_there_are(
+    cliff, adapters, rows_of_each
+):
+    """Sixteenths of the rows may all be rows of one adapter."""
+    names = [str(n) for n in range(adapters)]
+    shape = cliff.n_layers, cliff.n_heads
+    edits = {name: HeadEdit(torch.ones(shape)) for name in names}
+    prompts = [tuple(cliff.encode(f"Say {n}"))[:3] for n in range(rows_of_each)]
+    every = [Ask(ids, 0, condition=name) for ids in prompts for name in names]
+    tried = []
+
+    class Faithful(HfEngine):
+        def draw(self, asks, sampling, around=PLAINLY):
+            tried.extend(asks)
+            return super().draw([e._replace(condition=None) for e in asks], sampling)
+
+    one = Sampling(temperature=0, max_thinking=0, max_answer=1)
+    found = prove_edits(Faithful(cliff), cliff, every, edits, one)
+    assert {each.condition for each in tried} == set(names)
+    assert found["rows"] == len(tried) == max(min(16, len(every)), adapters)
