@@ -1,8 +1,10 @@
 """What servers send that looks like an answer of this row, and is none."""
 
 import json
+import sys
 
 import pytest
+import torch
 
 from engines.served_organism import LLAMA, OLLAMA, VLLM, reply_of, serving_organism
 from engines.test_engines_rounds import PROMPTS
@@ -12,14 +14,20 @@ from holdfast.data.prompts import Prompt
 from holdfast.data.served import Served
 from holdfast.data.suites import Item, SuiteFile
 from holdfast.engines import proof
-from holdfast.engines.port import Around, Ask, HfEngine
+from holdfast.engines.adapters import prove_edits
+from holdfast.engines.port import PLAINLY, Around, Ask, HfEngine
 from holdfast.engines.serving.journal import Journal
 from holdfast.engines.serving.replies import Sent, is_text_of, understood
 from holdfast.engines.settings import EngineSettings
-from holdfast.errors import EngineError
+from holdfast.errors import EndpointError, EngineError, SettingsError
 from holdfast.heads import ablate
 from holdfast.models.decoding.row_state import Sampling
+from holdfast.models.interventions import HeadEdit
 from holdfast.report.progress import Silent
+from holdfast.rollout.engine import OtherEngine
+from holdfast.rollout.questions import Question
+from holdfast.rollout.rows import to_table
+from holdfast.rollout.sampling import Drawing, draw_answers
 from holdfast.rollout.session import Session
 from holdfast.study import Study
 from holdfast.study.directory import Stage
@@ -149,3 +157,74 @@ def test_questions_of_an_ablation_are_not_drawn_by_another_model(
         session = Session(cliff, engine=EngineSettings("server", server.url))
         with pytest.raises(EngineError, match="another model"):
             ablate.draw_utility(stage, session, asked, FEW)
+
+
+def test_questions_that_nobody_answers_are_not_called_too_long(
+    cliff, monkeypatch, tmp_path
+):
+    here = sys.modules["holdfast.rollout.engine"]
+    monkeypatch.setattr(here, "prove_engine", lambda *_: {})
+    study = Study.create(tmp_path / "study")
+    [ask] = list(asks(cliff))[:1]
+    prompt = Prompt("p", "p", PROMPTS[0], "benign", "t", None)
+    question = Question("benign", prompt, 0, 0, ask.token_ids)
+
+    def odd(path, body, number):
+        long = body.get("max_tokens", 0) > 2
+        return reply_of({"error": {"message": "too long"}}, 400) if long else None
+
+    with serving_organism(cliff, VLLM, odd=odd) as server:
+        session = Session(cliff, engine=EngineSettings("server", server.url))
+        drawing = Drawing(FEW, lambda made: to_table([]))
+        with (
+            pytest.raises(EndpointError, match="too long"),
+            study.stage("rollout", {}, {}, progress=Silent(), done="") as stage,
+        ):
+            draw_answers(stage, session, drawing, [question])
+
+
+def test_a_run_does_not_go_on_with_another_model_of_the_endpoint(
+    cliff, monkeypatch, tmp_path
+):
+    here = sys.modules["holdfast.rollout.engine"]
+    study = Study.create(tmp_path / "study")
+    prompt = Prompt("p", "p", PROMPTS[0], "benign", "t", None)
+    question = Question("benign", prompt, 0, 0, (1, 2))
+    settings = EngineSettings("server", "http://127.0.0.1:9/v1")
+
+    def begun(model):
+        record = {"name": "server", "model": model}
+        monkeypatch.setattr(here, "prove_engine", lambda *_: record)
+        session = Session(cliff, engine=settings)
+        with study.stage("rollout", {}, {}, progress=Silent(), done="") as stage:
+            OtherEngine(stage, session, FEW, [question], None).begin([question])
+            raise KeyboardInterrupt
+
+    for _ in range(2):
+        with pytest.raises(KeyboardInterrupt):
+            begun("first")
+    with pytest.raises(SettingsError, match="by which this stage has begun"):
+        begun("second")
+
+
+@pytest.mark.parametrize(("adapters", "rows_of_each"), [(5, 16), (39, 32), (20, 1)])
+def test_every_adapter_is_proved_however_many_rows_there_are(
+    cliff, adapters, rows_of_each
+):
+    """Sixteenths of the rows may all be rows of one adapter."""
+    names = [str(n) for n in range(adapters)]
+    shape = cliff.n_layers, cliff.n_heads
+    edits = {name: HeadEdit(torch.ones(shape)) for name in names}
+    prompts = [tuple(cliff.encode(f"Say {n}"))[:3] for n in range(rows_of_each)]
+    every = [Ask(ids, 0, condition=name) for ids in prompts for name in names]
+    tried = []
+
+    class Faithful(HfEngine):
+        def draw(self, asks, sampling, around=PLAINLY):
+            tried.extend(asks)
+            return super().draw([e._replace(condition=None) for e in asks], sampling)
+
+    one = Sampling(temperature=0, max_thinking=0, max_answer=1)
+    found = prove_edits(Faithful(cliff), cliff, every, edits, one)
+    assert {each.condition for each in tried} == set(names)
+    assert found["rows"] == len(tried) == max(min(16, len(every)), adapters)

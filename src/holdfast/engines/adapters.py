@@ -19,7 +19,8 @@ from holdfast.models.model import Adapter
 NEAR_TIE = 0.25
 """Logits that the hooked model may give its own token more than the engine's."""
 PROVED, TOLERANCE = 16, 0.25
-"""Rows that are drawn both ways, and the share of them that may differ elsewhere."""
+"""Fewest rows that are drawn both ways, of each adapter one, and the share of them that
+may differ elsewhere."""
 THINKING, ANSWER = 48, 24
 """Most tokens of a proof's thinking and answer."""
 
@@ -77,9 +78,7 @@ def prove_edits(
     Raises:
         EngineError: If too many part where it was no near-tie.
     """
-    # As far apart as rows of so many adapters lie, so that each has its turn.
-    step = max(1, len(asks) // PROVED)
-    tried = list(asks[::step][:PROVED])
+    tried = _some_of_each(asks)
     few = replace(
         sampling,
         temperature=0,
@@ -113,6 +112,17 @@ def prove_edits(
         "near_tie": NEAR_TIE,
         "apart": apart,
     }
+
+
+def _some_of_each(asks: Sequence[Ask]) -> list[Ask]:
+    """Return rows of every adapter, as many as are proved, by prompts far apart."""
+    by_name: dict[str | None, list[Ask]] = {}
+    for each in asks:
+        by_name.setdefault(each.condition, []).append(each)
+    turns = list(by_name.values())
+    count = min(len(asks), max(PROVED, len(turns)))
+    groups = [turns[place % len(turns)] for place in range(count)]
+    return [own[place * len(own) // count] for place, own in enumerate(groups)]
 
 
 def _in_order(parts: Any) -> list[Completion]:

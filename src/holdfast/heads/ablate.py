@@ -404,11 +404,16 @@ def draw_utility(
     for note in fitting.notes:
         session.progress.warn(note)
 
-    if session.engine_settings.engine != "hf":
-        prove_engine(session, sampling, fitting.questions, system_prompt)
     meter, lost = Meter(), {}
+    proved = session.engine_settings.engine == "hf"
 
     def work(batch: list[Question]) -> pa.Table:
+        nonlocal proved
+        if not proved:
+            # Not before: a server may be gone that has answered everything.
+            prove_engine(session, sampling, fitting.questions, system_prompt)
+            proved = True
+
         def failed(place: int, why: str) -> None:
             lost[batch[place].row_id] = why
 

@@ -9,6 +9,7 @@ from holdfast.data.chat.template import control_literals
 from holdfast.data.requests import authored_prompts
 from holdfast.engines.port import Around, Ask
 from holdfast.engines.proof import PROMPTS, Proving, proof_notes
+from holdfast.errors import SettingsError
 from holdfast.judges.base import Exchange, by_rules
 from holdfast.models.decoding.row_state import Completion, Sampling
 from holdfast.rollout.prompts import some_of
@@ -117,6 +118,14 @@ class OtherEngine:
             record = prove_engine(
                 self.session, self.sampling, self.questions, self.system_prompt
             )
+            before = self.stage.study.record(self.stage.name).get(ENGINE, {})
+            if before.get("model") not in (None, record.get("model")):
+                raise SettingsError(
+                    f"the model `{before['model']}`, by which this stage has begun",
+                    f"`{record['model']}` at the same endpoint",
+                    "Serve the first again, or give --endpoint-model, which draws all "
+                    "rows anew.",
+                )
             # Written before anything is drawn, for a run that does not end.
             self.stage.study.manifest["stages"][self.stage.name][ENGINE] = record
             self.stage.study.save()

@@ -8,7 +8,7 @@ import pyarrow as pa
 
 from holdfast.data.chat.thinking import require_known_format
 from holdfast.engines.port import Around
-from holdfast.errors import InputError, SettingsError
+from holdfast.errors import EndpointError, InputError, SettingsError
 from holdfast.models.decoding.generate import generate
 from holdfast.models.decoding.row_state import Completion, Drafting, Sampling
 from holdfast.models.diffusion.denoise import denoise
@@ -17,7 +17,7 @@ from holdfast.models.interventions import HeadEdit
 from holdfast.models.model import LanguageModel, MaskedModel
 from holdfast.report.progress import Tick
 from holdfast.rollout.cost import estimate, pace_sentence, step_work
-from holdfast.rollout.engine import OtherEngine, ask_of
+from holdfast.rollout.engine import UNANSWERED, OtherEngine, ask_of
 from holdfast.rollout.questions import (
     Answered,
     Question,
@@ -116,6 +116,12 @@ def draw_answers(
     stage.facts["batch_size"] = min(fits)
     if table.num_rows:
         return table
+    if failed := stage.facts.get(UNANSWERED):
+        raise EndpointError(
+            f"an answer to one of {len(to_ask)} questions",
+            f"none, such as for {next(iter(failed.items()))}",
+            "Read the server's words and its log, then run the same command again.",
+        )
     raise InputError(
         "a conversation that fits in the model's context",
         f"none of {len(to_ask)}",
