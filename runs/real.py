@@ -33,9 +33,9 @@ from holdfast.study import atomic_write_json
 from holdfast.study.files import atomic_file, file_sha256
 
 ROOT = Path(__file__).parents[1]
-REQUESTS = int(os.environ.get("REQUESTS", "32"))
-ANSWER = int(os.environ.get("ANSWER", "32"))
-STEPS = int(os.environ.get("STEPS", "4"))
+REQUESTS = int(os.environ.get("REQUESTS", "25"))
+ANSWER = int(os.environ.get("ANSWER", "24"))
+STEPS = int(os.environ.get("STEPS", "2"))
 VERSIONS = ("holdfast", "torch", "transformers", "tokenizers", "peft", "gguf")
 FILES = {
     "advbench": "advbench/harmful_behaviors.csv",
