@@ -323,7 +323,7 @@ def test_questions_without_answers_are_refused(copy, capsys, tmp_path):
 
 def test_a_study_without_heads_says_which_stage_is_missing(copy, capsys):
     (copy / "heads.parquet").unlink()
-    fails(capsys, 2, "ablate", copy, says=["heads.parquet", "earlier stages"])
+    fails(capsys, 2, "ablate", copy, says=["heads.parquet", "holdfast heads"])
     assert run(["report", str(copy), "--json"]) == 0
     report = json.loads(capsys.readouterr().out)
     assert report["verdict"]["sparse"] is None

@@ -477,5 +477,5 @@ def test_settings_that_cannot_work_are_refused(changes):
 
 def test_a_missing_package_is_named(monkeypatch):
     monkeypatch.setitem(__import__("sys").modules, "httpx", None)
-    with pytest.raises(EndpointError, match=r"holdfast\[serve\]"):
+    with pytest.raises(EndpointError, match=r"\.\[serve\]"):
         EndpointJudge(settings_of("http://127.0.0.1:9/v1"))
