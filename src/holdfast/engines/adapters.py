@@ -2,13 +2,13 @@
 
 import shutil
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from holdfast.engines.port import Ask, Engine
+from holdfast.engines.proof import NEAR_TIE, greedy_and_short, in_order, next_logits
 from holdfast.errors import EngineError, ModelError, SettingsError
 from holdfast.models.decoding.generate import generate
 from holdfast.models.decoding.row_state import Completion, Sampling
@@ -16,13 +16,9 @@ from holdfast.models.export import VLLM_RANKS, adapter_rank, baking
 from holdfast.models.interventions import HeadEdit, scale_heads
 from holdfast.models.model import Adapter
 
-NEAR_TIE = 0.25
-"""Logits that the hooked model may give its own token more than the engine's."""
 PROVED, TOLERANCE = 16, 0.25
 """Fewest rows that are drawn both ways, of each adapter one, and the share of them that
 may differ elsewhere."""
-THINKING, ANSWER = 48, 24
-"""Most tokens of a proof's thinking and answer."""
 
 
 def hold_edits(
@@ -79,18 +75,12 @@ def prove_edits(
         EngineError: If too many part where it was no near-tie.
     """
     tried = _some_of_each(asks)
-    few = replace(
-        sampling,
-        temperature=0,
-        top_p=1.0,
-        max_thinking=min(THINKING, sampling.max_thinking),
-        max_answer=min(ANSWER, sampling.max_answer),
-    )
+    few = greedy_and_short(sampling)
     own = [edits[each.condition or ""] for each in tried]
     edit = HeadEdit(torch.stack([each.factors for each in own]))
     prompts = [(each.token_ids, each.seed) for each in tried]
-    hooked = _in_order(generate(adapter, prompts, few, edit=edit))
-    drawn = _in_order(engine.draw(tried, few))
+    hooked = in_order(generate(adapter, prompts, few, edit=edit))
+    drawn = in_order(engine.draw(tried, few))
     apart = [
         {"condition": ask.condition} | found
         for ask, one, a, b in zip(tried, own, hooked, drawn, strict=True)
@@ -125,11 +115,6 @@ def _some_of_each(asks: Sequence[Ask]) -> list[Ask]:
     return [own[place * len(own) // count] for place, own in enumerate(groups)]
 
 
-def _in_order(parts: Any) -> list[Completion]:
-    made = [each for part in parts for each in part]
-    return sorted(made, key=lambda each: each.index)
-
-
 def _parted(
     adapter: Adapter, edit: HeadEdit, ours: Completion, theirs: Completion
 ) -> dict[str, Any] | None:
@@ -156,8 +141,7 @@ def parting(
     at = next((i for i, (a, b) in pairs if a != b), None)
     if at is None:
         return None
-    ids = torch.tensor([list(ours[:at])], device=adapter.device)
-    with scale_heads(adapter, edit), torch.inference_mode():
-        logits = adapter.model(input_ids=ids).logits[0, -1].float()
+    with scale_heads(adapter, edit):
+        logits = next_logits(adapter, ours[:at])
     gap = float(logits[ours[at]] - logits[theirs[at]])
     return {"token": at - n_prompt, "gap": gap}

@@ -6,11 +6,13 @@ of summation, or another precision, may well choose it; everywhere else it is a
 difference. Too many of these, and it is another model, or the same behind other words.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
 import torch
+from jaxtyping import Float
+from torch import Tensor
 
 from holdfast.data.chat.thinking import strange_openings
 from holdfast.engines.port import Around, Ask, Engine, HfEngine, ReadsText
@@ -66,14 +68,8 @@ class Proving:
             EngineError: If it is another model, template or vocabulary, thinks where
                 the model does not, or drops the seed.
         """
-        few = replace(
-            sampling,
-            temperature=0,
-            top_p=1.0,
-            max_thinking=min(THINKING, sampling.max_thinking),
-            max_answer=min(ANSWER, sampling.max_answer),
-        )
-        ours = _in_order(HfEngine(self.adapter).draw(self.asks, few))
+        few = greedy_and_short(sampling)
+        ours = in_order(HfEngine(self.adapter).draw(self.asks, few))
         if isinstance(self.engine, ReadsText):
             self.engine.fit_text(ours)
         theirs = self._drawn(self.asks, few)
@@ -103,7 +99,7 @@ class Proving:
         failed: dict[int, str] = {}
         around = Around(failed=failed.__setitem__)
         try:
-            made = _in_order(self.engine.draw(asks, sampling, around))
+            made = in_order(self.engine.draw(asks, sampling, around))
         except EndpointError:
             if not failed:
                 raise
@@ -149,9 +145,7 @@ class Proving:
         at = next((i for i in range(both) if a[i] != b[i]), None)
         if at is None:
             return None, both
-        ids = torch.tensor([[*prompt, *a[:at]]], device=self.adapter.device)
-        with torch.inference_mode():
-            logits = self.adapter.model(input_ids=ids).logits[0, -1].float()
+        logits = next_logits(self.adapter, [*prompt, *a[:at]])
         if b[at] >= len(logits):
             return Parting(place, at, float("inf")), at
         return Parting(place, at, abs(float(logits[a[at]] - logits[b[at]]))), at
@@ -250,7 +244,7 @@ class Proving:
         both = [
             [
                 each.token_ids
-                for each in _in_order(HfEngine(self.adapter).draw(s, sampling))
+                for each in in_order(HfEngine(self.adapter).draw(s, sampling))
             ]
             for s in ([each._replace(seed=seed) for each in asks] for seed in (1, 2))
         ]
@@ -262,8 +256,28 @@ def is_cut(ours: Completion, theirs: Completion) -> bool:
     return ours.forced_close and not theirs.forced_close
 
 
-def _in_order(parts: Any) -> list[Completion]:
+def in_order(parts: Iterable[Sequence[Completion]]) -> list[Completion]:
+    """Return what was drawn batch by batch, in the order of the prompts."""
     return sorted((each for part in parts for each in part), key=lambda e: e.index)
+
+
+def greedy_and_short(sampling: Sampling) -> Sampling:
+    """Return how the rows of a proof are drawn: greedily, within its own limits."""
+    return replace(
+        sampling,
+        temperature=0,
+        top_p=1.0,
+        max_thinking=min(THINKING, sampling.max_thinking),
+        max_answer=min(ANSWER, sampling.max_answer),
+    )
+
+
+def next_logits(adapter: Adapter, token_ids: Sequence[int]) -> Float[Tensor, "vocab"]:
+    """Return the logits behind tokens, under whatever hooks are set, in float32."""
+    ids = torch.tensor([list(token_ids)], device=adapter.device)
+    with torch.inference_mode():
+        logits: Tensor = adapter.model(input_ids=ids).logits[0, -1].float()
+    return logits
 
 
 def proof_notes(record: dict[str, Any]) -> list[str]:
