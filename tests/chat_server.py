@@ -10,8 +10,11 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 class Reply:
     """What the server sends: a status, headers, and a body or nothing at all."""
 
-    def __init__(self, text=None, *, status=200, headers=(), body=None, drop=False):
+    def __init__(
+        self, text=None, *, status=200, headers=(), body=None, drop=False, half=False
+    ):
         self.status, self.headers, self.drop = status, dict(headers), drop
+        self.half = half  # Whether the connection ends in the middle of the body.
         if body is None:
             message = {"role": "assistant", "content": text}
             usage = {"total_tokens": 10}
@@ -25,7 +28,7 @@ class ChatServer(ThreadingHTTPServer):
     daemon_threads = True
 
     def __init__(self, answer: Callable[[dict, int], Reply]) -> None:
-        super().__init__(("127.0.0.1", 0), _Handler)
+        super().__init__(("127.0.0.1", 0), _ChatHandler)
         self.answer, self.lock = answer, threading.Lock()
         self.bodies, self.keys, self.busy, self.busiest = [], [], 0, 0
 
@@ -37,7 +40,27 @@ class ChatServer(ThreadingHTTPServer):
         """Keep quiet: clients that give up are what some tests are about."""
 
 
-class _Handler(BaseHTTPRequestHandler):
+class Handler(BaseHTTPRequestHandler):
+    """Sends replies, and says nothing on the terminal."""
+
+    def respond(self, reply):
+        if reply.drop:
+            self.close_connection = True
+            return
+        self.send_response(reply.status)
+        for name, value in reply.headers.items():
+            self.send_header(name, value)
+        self.send_header("Content-Length", str(len(reply.body)))
+        self.end_headers()
+        sent = len(reply.body) // 2 if reply.half else len(reply.body)
+        self.wfile.write(reply.body[:sent])
+        self.close_connection = self.close_connection or reply.half
+
+    def log_message(self, *arguments):
+        """Say nothing on the terminal."""
+
+
+class _ChatHandler(Handler):
     def do_POST(self):
         server = self.server
         length = int(self.headers["Content-Length"])
@@ -56,24 +79,10 @@ class _Handler(BaseHTTPRequestHandler):
                 server.busy -= 1
         self.respond(reply)
 
-    def respond(self, reply):
-        if reply.drop:
-            self.close_connection = True
-            return
-        self.send_response(reply.status)
-        for name, value in reply.headers.items():
-            self.send_header(name, value)
-        self.send_header("Content-Length", str(len(reply.body)))
-        self.end_headers()
-        self.wfile.write(reply.body)
-
-    def log_message(self, *arguments):
-        """Say nothing on the terminal."""
-
 
 @contextmanager
-def serving(answer):
-    server = ChatServer(answer)
+def running(server):
+    """Let a server answer in a thread of its own, as long as the block lasts."""
     thread = threading.Thread(target=server.serve_forever, args=(0.02,), daemon=True)
     thread.start()
     try:
@@ -82,3 +91,7 @@ def serving(answer):
         server.shutdown()
         server.server_close()
         thread.join()
+
+
+def serving(answer):
+    return running(ChatServer(answer))

@@ -8,11 +8,12 @@ import fcntl
 import json
 import threading
 from contextlib import contextmanager
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from http.server import ThreadingHTTPServer
 
 import torch
 from safetensors.torch import save_file
 
+from chat_server import Handler, Reply, running
 from holdfast.models.hidden_states import read_states
 
 
@@ -57,31 +58,15 @@ class Stub:
 
 @contextmanager
 def serving(stub):
-    class Handler(BaseHTTPRequestHandler):
-        def reply(self, answer):
-            text = json.dumps(answer).encode()
-            self.send_response(200)
-            self.send_header("Content-Length", str(len(text)))
-            self.end_headers()
-            self.wfile.write(text)
-
+    class Answering(Handler):
         def do_GET(self):
-            self.reply(stub.models_answer())
+            self.respond(Reply(body=json.dumps(stub.models_answer())))
 
         def do_POST(self):
             size = int(self.headers["Content-Length"])
-            self.reply(stub.complete(json.loads(self.rfile.read(size))))
+            answer = stub.complete(json.loads(self.rfile.read(size)))
+            self.respond(Reply(body=json.dumps(answer)))
 
-        def log_message(self, *arguments):
-            pass
-
-    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-    thread = threading.Thread(target=server.serve_forever)
-    thread.start()
-    stub.url = f"http://127.0.0.1:{server.server_port}/v1"
-    try:
+    with running(ThreadingHTTPServer(("127.0.0.1", 0), Answering)) as server:
+        stub.url = f"http://127.0.0.1:{server.server_port}/v1"
         yield stub
-    finally:
-        server.shutdown()
-        server.server_close()
-        thread.join()

@@ -6,12 +6,11 @@ decoded here, one at a time. `odd` may send something else in place of any answe
 
 import json
 import threading
-from contextlib import contextmanager
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from http.server import ThreadingHTTPServer
 
 import torch
 
-from chat_server import Reply
+from chat_server import Handler, Reply, running
 from holdfast.data.chat.rendering import render
 
 VLLM = {"ids": True, "counts": True, "field": "reasoning", "cut": None}
@@ -151,7 +150,7 @@ def _user(text):
     return {"role": "user", "content": text}
 
 
-class _Handler(BaseHTTPRequestHandler):
+class _Handler(Handler):
     protocol_version = "HTTP/1.1"
 
     def do_GET(self):
@@ -161,31 +160,6 @@ class _Handler(BaseHTTPRequestHandler):
         body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
         self.respond(self.server.answer(self.path, body))
 
-    def respond(self, reply):
-        if reply.drop:
-            self.close_connection = True
-            return
-        self.send_response(reply.status)
-        for name, value in reply.headers.items():
-            self.send_header(name, value)
-        half = getattr(reply, "half", False)
-        self.send_header("Content-Length", str(len(reply.body)))
-        self.end_headers()
-        self.wfile.write(reply.body[: len(reply.body) // 2] if half else reply.body)
-        self.close_connection = self.close_connection or half
 
-    def log_message(self, *arguments):
-        """Say nothing on the terminal."""
-
-
-@contextmanager
 def serving_organism(*arguments, **named):
-    server = OrganismServer(*arguments, **named)
-    thread = threading.Thread(target=server.serve_forever, args=(0.02,), daemon=True)
-    thread.start()
-    try:
-        yield server
-    finally:
-        server.shutdown()
-        server.server_close()
-        thread.join()
+    return running(OrganismServer(*arguments, **named))

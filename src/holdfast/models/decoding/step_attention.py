@@ -179,27 +179,18 @@ def attend(
 ) -> tuple[Tensor, Tensor | None]:
     """Run the attention of one layer, as transformers' attention interface asks."""
     room = _rooms[-1] if _rooms else None
-    if room is None or room.mask is None:
+    odd = dropout or any(others.get(n) is not None for n in ("position_bias", "cache"))
+    if room is None or room.mask is None or attention_mask is not room.mask or odd:
+        if room is not None and room.mask is not None:
+            # Something is added that knows of no room.
+            key, value = key[..., : room.used, :], value[..., : room.used, :]
+            if attention_mask is not None:
+                attention_mask = attention_mask[..., : room.used]
         return sdpa_attention_forward(  # type: ignore[no-any-return]
             module,
             query,
             key,
             value,
-            attention_mask,
-            dropout=dropout,
-            scaling=scaling,
-            **others,
-        )
-    odd = dropout or any(others.get(n) is not None for n in ("position_bias", "cache"))
-    if attention_mask is not room.mask or odd:
-        # Something is added that knows of no room.
-        if attention_mask is not None:
-            attention_mask = attention_mask[..., : room.used]
-        return sdpa_attention_forward(  # type: ignore[no-any-return]
-            module,
-            query,
-            key[..., : room.used, :],
-            value[..., : room.used, :],
             attention_mask,
             dropout=dropout,
             scaling=scaling,
