@@ -1,0 +1,242 @@
+"""A bundle: live detectors with their thresholds, and all that these belong to.
+
+A directory of three files: tensors in safetensors, everything else in JSON, and a card
+to read. Nothing in it is run.
+"""
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from jaxtyping import Float
+from safetensors.torch import load, save
+from torch import Tensor
+
+from holdfast.dynamics.signal import AnchorSignal
+from holdfast.errors import InputError, SettingsError
+from holdfast.guard.conformal import Threshold
+from holdfast.guard.monitor.card import card_of
+from holdfast.guard.monitor.rules import ANY, LiveDetector, Scale
+from holdfast.models.model import LanguageModel
+from holdfast.study import atomic_write_bytes, atomic_write_text, file_sha256
+from holdfast.study.files import staging, storing
+
+FORMAT = "holdfast-guard-bundle/1"
+TENSORS, FACTS, CARD = "bundle.safetensors", "bundle.json", "README.md"
+_ANCHORS = ("compliant", "refused", "origin", "kept")
+
+
+class Serving(NamedTuple):
+    """How a model is served: what may move a score, and leaves the model the same."""
+
+    engine: str = "holdfast"  # What decodes: holdfast, transformers, vllm, ...
+    dtype: str = "float32"  # Arithmetic the model runs in.
+    temperature: float = 0.0
+    top_p: float = 1.0
+    quantisation: str = ""  # How weights are packed; empty if they are not.
+
+
+class Calibration(NamedTuple):
+    """The benign requests on which thresholds were set; nothing was fitted on them."""
+
+    n_rows: int
+    n_requests: int
+    requests: Mapping[str, int]  # Base requests by domain.
+    sha256: str  # Hash of what was read: requests and tokens of each row.
+    longest: Mapping[str, int]  # Most tokens of prompt, thinking and answer.
+    scripts: tuple[str, ...]  # Scripts that prompts are written in.
+
+
+class Direction(NamedTuple):
+    """A direction in the states after the final norm, and its offset."""
+
+    weight: Float[Tensor, "d_model"]
+    offset: float
+
+
+@dataclass(frozen=True, eq=False, kw_only=True)
+class Bundle:
+    """Detectors, their thresholds, and what they belong to."""
+
+    model: Mapping[str, str]  # `id`, `weights_sha256` and `template_sha256`.
+    serving: Serving  # How the answers were drawn on which thresholds were set.
+    detectors: tuple[LiveDetector, ...]
+    directions: Mapping[str, Direction]  # By name, as detectors read them.
+    # By detector (and `any`, all together), then by rate of false stops a request.
+    thresholds: Mapping[str, Mapping[float, Threshold]]
+    scales: Mapping[str, Scale]  # Of benign requests, by detector.
+    calibration: Calibration
+    anchors: AnchorSignal | None = None  # Of the step-wise signal.
+    # Factors of heads, for the policies `steer` and `redraw`.
+    edit: Float[Tensor, "layer head"] | None = None
+    acts_on: str = ANY  # The detector on whose firing a policy acts.
+    study: Mapping[str, Any] = field(default_factory=dict)  # Where it came from.
+
+    @property
+    def rates(self) -> tuple[float, ...]:
+        """Rates of false stops that there are thresholds for."""
+        return tuple(sorted({rate for by in self.thresholds.values() for rate in by}))
+
+    def at(self, rate: float) -> dict[str, Threshold]:
+        """Return the threshold of each detector at a rate.
+
+        Raises:
+            SettingsError: If there are none.
+        """
+        found = {name: by[rate] for name, by in self.thresholds.items() if rate in by}
+        if not found:
+            raise SettingsError(
+                f"a rate among {', '.join(f'{each:g}' for each in self.rates)}",
+                f"{rate:g}",
+                "Choose one, or write a bundle for it (--rates).",
+            )
+        return found
+
+    def facts(self) -> dict[str, Any]:
+        """Return all but the tensors, as JSON holds it."""
+        return {
+            "format": FORMAT,
+            "model": dict(self.model),
+            "serving": self.serving._asdict(),
+            "acts_on": self.acts_on,
+            "detectors": [each._asdict() for each in self.detectors],
+            "offsets": {name: each.offset for name, each in self.directions.items()},
+            "thresholds": {
+                name: [each._asdict() for each in by.values()]
+                for name, by in self.thresholds.items()
+            },
+            "scales": {name: each._asdict() for name, each in self.scales.items()},
+            "calibration": self.calibration._asdict(),
+            "study": dict(self.study),
+        }
+
+    def tensors(self) -> dict[str, Tensor]:
+        """Return the tensors by name."""
+        found = {f"direction/{name}": d.weight for name, d in self.directions.items()}
+        if self.anchors is not None:
+            found |= {f"anchors/{key}": getattr(self.anchors, key) for key in _ANCHORS}
+        if self.edit is not None:
+            found["edit"] = self.edit
+        return {name: each.contiguous().cpu() for name, each in found.items()}
+
+
+def write_bundle(directory: Path, bundle: Bundle) -> Path:
+    """Write a bundle; the directory appears whole or not at all.
+
+    Raises:
+        InputError: If there is something in the directory.
+        StorageError: If the disk is full or not ours to write.
+    """
+    tensors = save(bundle.tensors())
+    with staging(directory) as staged:
+        atomic_write_bytes(staged / TENSORS, tensors)
+        facts = bundle.facts() | {"tensors_sha256": file_sha256(staged / TENSORS)}
+        text = json.dumps(facts, indent=1, ensure_ascii=False)
+        atomic_write_text(staged / FACTS, text + "\n")
+        atomic_write_text(staged / CARD, card_of(facts))
+    return directory
+
+
+def read_bundle(directory: Path) -> Bundle:
+    """Read a bundle.
+
+    Raises:
+        InputError: If there is none, it is damaged, or of another format.
+    """
+    again = "Write one with `holdfast guard bundle STUDY -o DIR`."
+    try:
+        with storing(directory):
+            facts = json.loads((directory / FACTS).read_text(encoding="utf-8"))
+            data = (directory / TENSORS).read_bytes()
+            own = file_sha256(directory / TENSORS)
+        if facts["format"] != FORMAT or facts["tensors_sha256"] != own:
+            raise ValueError("another format, or tensors of another bundle")
+        return _unpack(facts, load(data))
+    # The reader of safetensors raises its own error, which is no ValueError.
+    except Exception as error:
+        raise InputError(
+            f"a guard bundle in {directory}",
+            f"none that can be read ({type(error).__name__}: {error})",
+            again,
+        ) from error
+
+
+def _unpack(facts: Mapping[str, Any], tensors: dict[str, Tensor]) -> Bundle:
+    anchors = {key: tensors.pop(f"anchors/{key}", None) for key in _ANCHORS}
+    own: Any = {key: each for key, each in anchors.items() if each is not None}
+    calibration = dict(facts["calibration"])
+    calibration["scripts"] = tuple(calibration["scripts"])
+    return Bundle(
+        model=facts["model"],
+        serving=Serving(**facts["serving"]),
+        acts_on=facts["acts_on"],
+        detectors=tuple(LiveDetector(**each) for each in facts["detectors"]),
+        directions={
+            name: Direction(tensors[f"direction/{name}"], offset)
+            for name, offset in facts["offsets"].items()
+        },
+        thresholds={
+            name: {each["level"]: Threshold(**each) for each in by}
+            for name, by in facts["thresholds"].items()
+        },
+        scales={name: Scale(**each) for name, each in facts["scales"].items()},
+        calibration=Calibration(**calibration),
+        anchors=AnchorSignal(**own) if own else None,
+        edit=tensors.get("edit"),
+        study=facts["study"],
+    )
+
+
+def serving_of(model: LanguageModel, temperature: float, top_p: float) -> Serving:
+    """Return how a model is served by our own decoding."""
+    return Serving("holdfast", model.identity.dtype, temperature, top_p)
+
+
+def require_match(
+    bundle: Bundle, model: LanguageModel, serving: Serving | None = None
+) -> list[str]:
+    """Refuse a bundle of another model; say what thresholds were not set on.
+
+    Args:
+        bundle: The bundle.
+        model: The model whose states are read.
+        serving: How answers are drawn; None if that is the same, or unknown.
+
+    Returns:
+        A sentence for each difference that makes thresholds stale: scores are still
+        scores, and nothing is promised about how often they are passed. Empty if there
+        is none.
+
+    Raises:
+        InputError: If weights or chat template are others.
+        AdapterError: If states of the model cannot be read.
+    """
+    model.require("states")
+    own = {
+        key: getattr(model.identity, key)
+        for key in ("weights_sha256", "template_sha256")
+    }
+    different = [key for key in own if bundle.model.get(key) != own[key]]
+    if different:
+        raise InputError(
+            f"a guard bundle of {model.identity.model_id}",
+            f"one of {bundle.model.get('id')} that differs in {', '.join(different)}",
+            "Write one from a study of this model (`holdfast guard bundle`); detectors "
+            "read no other.",
+        )
+    if serving is None:
+        return []
+    return [
+        f"Thresholds were set with {name} {_said(before)} and are stale with "
+        f"{_said(now)}: measure their false stops again before you rely on them."
+        for name, before, now in zip(
+            Serving._fields, bundle.serving, serving, strict=True
+        )
+        if before != now
+    ]
+
+
+def _said(value: object) -> str:
+    return f"{value:g}" if isinstance(value, float) else str(value) or "none"

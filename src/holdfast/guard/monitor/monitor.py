@@ -1,0 +1,298 @@
+"""The monitor: scores of each sequence of a batch, at every token, as it is written.
+
+It reads states that the model computed anyway, and holds a few numbers of each sequence
+and detector. Fed token by token, chunk by chunk or in one prefill, a sequence has the
+same scores, but for the rounding of sums in batches of another shape.
+"""
+
+import math
+from collections.abc import Sequence
+from typing import Literal, NamedTuple
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from holdfast.errors import InputError
+from holdfast.guard.monitor.bundle import Bundle, Serving, require_match
+from holdfast.guard.monitor.rules import SIGNAL, Channel, Place, Scorer
+from holdfast.guard.monitor.scripts import scripts_of
+from holdfast.models.decoding.row_state import (
+    Choice,
+    GenerationState,
+    Sampling,
+    StoppingRules,
+)
+from holdfast.models.hidden_states import read_windows
+from holdfast.models.model import Adapter, LanguageModel
+
+Policy = Literal["observe", "stop", "refuse", "steer", "redraw"]
+RATE = 0.01
+ENDLESS = 1 << 40
+"""A limit on tokens that none comes to."""
+
+
+class TokenScore(NamedTuple):
+    """What the monitor says after a token."""
+
+    # Of the token in the sequence; the prompt is not counted. It hides a method of
+    # tuples that nobody calls.
+    index: int  # type: ignore[assignment]
+    channel: Channel  # What it belongs to; the end of the thinking is thinking.
+    # Highest score of each detector so far, and of all together; none where a detector
+    # has had nothing to read yet.
+    scores: dict[str, float]
+    # Detectors that are over their threshold, at this token or before.
+    fired: tuple[str, ...]
+    # Why nothing is promised of this sequence, and nothing fires any more; None where
+    # all is as it was when thresholds were set.
+    abstains: str | None
+
+
+class _Written(GenerationState):
+    """Where thinking, its end and the answer are, told from the tokens alone."""
+
+    def __init__(self, prompt: tuple[int, ...], rules: StoppingRules) -> None:
+        super().__init__(0, prompt, rules)
+
+    def take(self, token: int) -> Place:
+        """Take the next token; return where it stands."""
+        self.push(Choice(token, math.inf, math.inf))
+        ends = self._template is not None and not self.answering
+        begins = None if self._template is None else self._template[0]
+        n_thinking = (len(self.token_ids) if begins is None else begins) - self.n_prompt
+        channel: Channel = "answer" if self.answering else "thinking"
+        return Place(channel, ends, n_thinking)
+
+
+class Watch:
+    """One sequence under watch; cheap, and of no use to any other monitor."""
+
+    def __init__(self, monitor: "Monitor", prompt: tuple[int, ...]) -> None:
+        """Begin behind a prompt; see `Monitor.open`."""
+        self.written = _Written(prompt, monitor.rules)
+        self.scorer = Scorer(monitor.bundle.detectors, monitor.bundle.scales)
+        self.fired: tuple[str, ...] = ()
+        self.abstains = monitor.out_of_range(prompt)
+        self.counts = {"thinking": 0, "answer": 0}
+        # Sum over the answer's states so far, for the step-wise signal.
+        self.sum: Tensor | None = None
+        self.last: TokenScore | None = None
+
+    @property
+    def n_read(self) -> int:
+        """Tokens read behind the prompt."""
+        return self.written.n_written
+
+
+class Monitor:
+    """Live detectors on a model, at one rate of false stops a request.
+
+    Attributes:
+        bundle: The detectors.
+        rate: Rate of false stops by request that thresholds are for.
+        stale: A sentence for each thing that thresholds were not set on.
+    """
+
+    def __init__(
+        self,
+        model: LanguageModel,
+        bundle: Bundle,
+        rate: float = RATE,
+        serving: Serving | None = None,
+    ) -> None:
+        """Put the bundle's directions where the model computes its states.
+
+        `serving`: How answers are drawn, where that is known; see `require_match`.
+
+        Raises:
+            InputError: If the bundle is of another model or chat template.
+            SettingsError: If it has no thresholds for the rate.
+        """
+        self.stale = require_match(bundle, model, serving)
+        self.model, self.bundle, self.rate = model, bundle, rate
+        self.limits = {name: each.value for name, each in bundle.at(rate).items()}
+        if model.tokenizer is None:
+            raise InputError(
+                "a tokenizer, by which thinking is told from answer",
+                f"none with {model.identity.model_id}",
+                "Give `adapt` the tokenizer of the model.",
+            )
+        endless = Sampling(temperature=0, max_thinking=ENDLESS, max_answer=ENDLESS)
+        self.rules = StoppingRules(
+            model.tokenizer, model.thinking, endless, frozenset()
+        )
+        self._names = tuple(bundle.directions)
+        weights = [each.weight.float() for each in bundle.directions.values()]
+        empty = torch.zeros((0, model.d_model))
+        self._weights = torch.stack(weights) if weights else empty
+        self._weights = self._weights.to(model.device)
+        offsets = [each.offset for each in bundle.directions.values()]
+        self._offsets = torch.tensor(offsets, device=model.device)
+        reads_signal = any(each.reads == SIGNAL for each in bundle.detectors)
+        self._anchors = bundle.anchors if reads_signal else None
+        if self._anchors is not None:
+            self._anchors = self._anchors.to(model.device)
+
+    def open(self, prompt_ids: Sequence[int]) -> Watch:
+        """Begin to watch what follows a prompt, which has been rendered and encoded."""
+        return Watch(self, tuple(prompt_ids))
+
+    def read(
+        self,
+        watches: Sequence[Watch],
+        states: Float[Tensor, "row d_model"],
+        token_ids: Sequence[int],
+    ) -> list[TokenScore]:
+        """Read one new token of each sequence.
+
+        Args:
+            watches: The sequences.
+            states: State of each new token after the final norm, as the model computed
+                it when it read that token.
+            token_ids: The tokens.
+        """
+        table = self._project(states)
+        places = [
+            watch.written.take(token)
+            for watch, token in zip(watches, token_ids, strict=True)
+        ]
+        signals = self._signals(watches, places, states)
+        return [
+            self._take(*row)
+            for row in zip(watches, places, table, signals, strict=True)
+        ]
+
+    def read_many(
+        self,
+        watch: Watch,
+        states: Float[Tensor, "position d_model"],
+        token_ids: Sequence[int],
+    ) -> list[TokenScore]:
+        """Read several new tokens of one sequence, as `read` would one by one."""
+        scores: list[TokenScore] = []
+        for row, token in zip(self._project(states), token_ids, strict=True):
+            place = watch.written.take(token)
+            [signal] = self._signals([watch], [place], states[len(scores)][None])
+            scores.append(self._take(watch, place, row, signal))
+        return scores
+
+    def score_text(
+        self, prompt_ids: Sequence[int], token_ids: Sequence[int]
+    ) -> list[TokenScore]:
+        """Read a finished answer, of whomever, in one prefill.
+
+        Raises:
+            InputError: If it is empty, or longer than the model is sound for.
+        """
+        return self.score_texts([(prompt_ids, token_ids)])[0]
+
+    def score_texts(
+        self,
+        pairs: Sequence[tuple[Sequence[int], Sequence[int]]],
+        batch_size: int = 16,
+    ) -> list[list[TokenScore]]:
+        """Read finished answers, each a pair of prompt and tokens, in batches."""
+        if not isinstance(self.model, Adapter):
+            raise InputError(
+                "a model that writes from left to right",
+                f"{self.model.identity.model_id}, which fills in masks",
+                "Watch its steps while it decodes.",
+            )
+        watched = iter(
+            read_windows(
+                self.model,
+                [(*prompt, *written) for prompt, written in pairs],
+                [len(written) for _, written in pairs],
+                self._kept,
+                batch_size=batch_size,
+            )
+        )
+        return [
+            self.read_many(self.open(prompt), next(watched), written)
+            for prompt, written in pairs
+        ]
+
+    def _kept(self, states: Tensor) -> Tensor:
+        return states
+
+    def out_of_range(self, prompt: tuple[int, ...]) -> str | None:
+        """Return why a prompt is none of those that thresholds were set on."""
+        calibration = self.bundle.calibration
+        if len(prompt) > calibration.longest["prompt"]:
+            return _longer("prompt", len(prompt), calibration.longest["prompt"])
+        text = self.rules.text(list(prompt), special=False)
+        others = sorted({*scripts_of(text)} - {*calibration.scripts})
+        if others:
+            known = ", ".join(calibration.scripts)
+            return f"a prompt in {', '.join(others)}; thresholds were set on {known}"
+        return None
+
+    def _project(self, states: Tensor) -> list[list[float]]:
+        """Return what every direction reads off each state, in one product."""
+        rows = states.to(self._weights)
+        return (rows @ self._weights.T + self._offsets).cpu().double().tolist()
+
+    def _signals(
+        self, watches: Sequence[Watch], places: Sequence[Place], states: Tensor
+    ) -> list[float | None]:
+        """Return the log-odds of compliance of each row; None beyond the anchors.
+
+        The state that stands for step t is the mean over the first t tokens of the
+        answer, as in the mode `paper`.
+        """
+        found: list[float | None] = [None] * len(watches)
+        if self._anchors is None:
+            return found
+        rows, steps, means = [], [], []
+        for row, (watch, place) in enumerate(zip(watches, places, strict=True)):
+            step = watch.counts["answer"] + 1
+            if place.channel != "answer" or step >= self._anchors.n_steps:
+                watch.sum = None
+                continue
+            state = states[row].float()
+            watch.sum = state.clone() if watch.sum is None else watch.sum + state
+            rows.append(row)
+            steps.append(step)
+            means.append(watch.sum / step)
+        if rows:
+            at = torch.tensor(steps, device=means[0].device)
+            logits = self._anchors.logit_at(at, torch.stack(means)).cpu().tolist()
+            for row, logit in zip(rows, logits, strict=True):
+                found[row] = logit
+        return found
+
+    def _take(
+        self, watch: Watch, place: Place, row: Sequence[float], signal: float | None
+    ) -> TokenScore:
+        """Give one token to the detectors of its sequence."""
+        readings = dict(zip(self._names, row, strict=True))
+        if signal is not None:
+            readings[SIGNAL] = signal
+        watch.counts[place.channel] += 1
+        if not all(map(math.isfinite, readings.values())):
+            watch.abstains = watch.abstains or "a state that is not finite"
+            readings = {}
+        if watch.abstains is None:
+            n, most = (
+                watch.counts[place.channel],
+                self.bundle.calibration.longest[place.channel],
+            )
+            if n > most:
+                watch.abstains = _longer(place.channel, n, most)
+        watch.scorer.push(place, readings)
+        scores = watch.scorer.scores()
+        if watch.abstains is None:
+            watch.fired = tuple(
+                name
+                for name, score in scores.items()
+                if score > self.limits.get(name, math.inf)
+            )
+        watch.last = TokenScore(
+            watch.n_read - 1, place.channel, scores, watch.fired, watch.abstains
+        )
+        return watch.last
+
+
+def _longer(what: str, n: int, most: int) -> str:
+    return f"{n} tokens of {what}; thresholds were set on at most {most}"

@@ -1,0 +1,164 @@
+"""Live detectors: what each makes of one number a token, so far and in one pass.
+
+A detector reads one direction (or the step-wise signal) in one channel, the thinking or
+the answer. Its score is the highest of the request so far, so that one threshold holds
+however often and however long one looks.
+"""
+
+import math
+from bisect import insort
+from collections import deque
+from collections.abc import Mapping, Sequence
+from typing import Literal, NamedTuple
+
+from holdfast.cliff.cliff import LAST_SHARE, MIN_TOKENS
+
+Channel = Literal["thinking", "answer"]
+Rule = Literal["end", "cliff", "rolling", "segment", "hesitation", "last"]
+SIGNAL = "signal"
+"""What a detector reads that holds the step-wise signal against anchors."""
+ANY = "any"
+"""The highest of all detectors, each on the scale of benign requests: one threshold
+for all of them, and so one promise."""
+
+
+class LiveDetector(NamedTuple):
+    """What is read, where, and by which rule."""
+
+    name: str  # By which thresholds and scores are known.
+    reads: str  # Name of a direction, or `SIGNAL`.
+    channel: Channel  # Tokens that count; the end of the thinking belongs to it.
+    # `end`: the reading at the end of the thinking. `cliff`: the middle of the thinking
+    # less that. `rolling`: the mean of the last `window` tokens. `segment`: the
+    # `support`-th highest of them, which is over a threshold where so many tokens are.
+    # `hesitation`: the share of tokens so far within `band` of 0. `last`: the reading
+    # itself.
+    rule: Rule
+    window: int = 1  # Tokens that a score needs, at least.
+    support: int = 1  # Tokens of the window that must agree.
+    band: float = 0.0  # Distance from the boundary that counts as near.
+    sign: float = 1.0  # -1 where low readings are those to look for.
+
+
+class Scale(NamedTuple):
+    """What makes scores of different detectors comparable."""
+
+    middle: float  # Median of the highest scores of benign requests.
+    reach: float  # From there to their 95 % quantile.
+
+
+class Place(NamedTuple):
+    """Where a token stands."""
+
+    channel: Channel
+    # Whether it belongs to the tokens that end the thinking.
+    ends: bool
+    n_thinking: int  # Tokens of thinking before that end; so far, while it goes on.
+
+
+class _Line:
+    """One detector at work on one request."""
+
+    def __init__(self, detector: LiveDetector) -> None:
+        self.detector = detector
+        self.best = -math.inf
+        self._near = self._count = 0
+        self._sum = 0.0
+        self._recent: deque[float] = deque()
+        self._ordered: list[float] = []
+
+    def push(self, value: float) -> None:
+        """Take the next reading of the channel."""
+        detector = self.detector
+        value *= detector.sign
+        self._count += 1
+        if detector.rule in ("end", "last"):
+            score = value
+        elif detector.rule == "hesitation":
+            self._near += abs(value) < detector.band
+            score = self._near / self._count
+        else:
+            score = self._windowed(value)
+        if self._count >= detector.window:
+            self.best = max(self.best, score)
+
+    def fall(self, middle: float, value: float) -> None:
+        """Take a reading at the end of a thinking whose middle is known."""
+        self.best = max(self.best, self.detector.sign * (middle - value))
+
+    def _windowed(self, value: float) -> float:
+        """Return the mean of the window, or the reading that enough of it reach."""
+        recent, detector = self._recent, self.detector
+        recent.append(value)
+        out = recent.popleft() if len(recent) > detector.window else None
+        if detector.rule == "rolling":
+            # Added up anew: a sum that is carried along drifts from what it stands for.
+            return math.fsum(recent) / len(recent)
+        if out is not None:
+            self._ordered.remove(out)
+        insort(self._ordered, value)
+        return self._ordered[-min(detector.support, len(self._ordered))]
+
+
+class Scorer:
+    """All detectors at work on one request."""
+
+    def __init__(
+        self, detectors: Sequence[LiveDetector], scales: Mapping[str, Scale]
+    ) -> None:
+        """Begin a request. Without scales there is no score of all together."""
+        self._lines = [_Line(detector) for detector in detectors]
+        self._scales = [
+            (scales[line.detector.name], line)
+            for line in self._lines
+            if line.detector.name in scales
+        ]
+        self._thought: dict[str, list[float]] = {
+            line.detector.reads: []
+            for line in self._lines
+            if line.detector.rule == "cliff"
+        }
+        self._middles: dict[str, float | None] = {}
+
+    def push(self, place: Place, readings: Mapping[str, float]) -> None:
+        """Take the readings of the next token; those of no number are left out."""
+        for name, values in self._thought.items():
+            if name in readings and place.channel == "thinking" and not place.ends:
+                values.append(readings[name])
+        for line in self._lines:
+            detector = line.detector
+            value = readings.get(detector.reads)
+            if value is None or detector.channel != place.channel:
+                continue
+            if detector.rule == "cliff":
+                middle = self._middle(detector.reads, place) if place.ends else None
+                if middle is not None:
+                    line.fall(middle, value)
+            elif place.ends == (detector.rule == "end"):
+                line.push(value)
+
+    def scores(self) -> dict[str, float]:
+        """Return the highest score of each detector so far; none where it has none."""
+        found = {
+            line.detector.name: line.best
+            for line in self._lines
+            if line.best > -math.inf
+        }
+        scaled = [
+            (line.best - scale.middle) / scale.reach
+            for scale, line in self._scales
+            if line.best > -math.inf
+        ]
+        return found | {ANY: max(scaled)} if scaled else found
+
+    def _middle(self, reads: str, place: Place) -> float | None:
+        """Return the median of the thinking without its last part, once it is over."""
+        if reads not in self._middles:
+            kept = place.n_thinking - math.ceil(LAST_SHARE * place.n_thinking)
+            values = sorted(self._thought[reads][:kept])
+            half = len(values) // 2
+            enough = place.n_thinking >= MIN_TOKENS and kept == len(values) > 0
+            self._middles[reads] = (
+                (values[half] + values[-half - 1]) / 2 if enough else None
+            )
+        return self._middles[reads]
