@@ -182,6 +182,11 @@ class LiveEdit:
             start, end = self._bounds[:, :1], self._bounds[:, 1:]
             self.mask = (positions >= start) & (positions < end)
 
+    def begin(self, row: int, position: int) -> None:
+        """Let the edit act on one of its rows from a position on."""
+        if self._all_bounds is not None:
+            self._all_bounds[row, 0] = position
+
     def take(self, rows: Sequence[int]) -> None:
         """Let the batch be these rows of the edit, in their order."""
         if self._all_bounds is not None:

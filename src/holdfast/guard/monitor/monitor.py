@@ -138,6 +138,20 @@ class Monitor:
         """Begin to watch what follows a prompt, which has been rendered and encoded."""
         return Watch(self, tuple(prompt_ids))
 
+    def begin(
+        self, watches: Sequence[Watch], states: Float[Tensor, "row d_model"]
+    ) -> None:
+        """Read the last state of prompts, where one is at hand.
+
+        Of a model that does not think it is where refusing or complying is decided, as
+        the end of the thinking is elsewhere; of one that thinks it says nothing.
+        """
+        if self.rules.thinking is not None:
+            return
+        place = Place("thinking", True, 0)
+        for watch, row in zip(watches, self._project(states), strict=True):
+            watch.scorer.push(place, dict(zip(self._names, row, strict=True)))
+
     def read(
         self,
         watches: Sequence[Watch],
@@ -199,22 +213,21 @@ class Monitor:
                 f"{self.model.identity.model_id}, which fills in masks",
                 "Watch its steps while it decodes.",
             )
-        watched = iter(
-            read_windows(
+        scores: list[list[TokenScore]] = []
+        for start in range(0, len(pairs), batch_size):
+            part = pairs[start : start + batch_size]
+            watched = read_windows(
                 self.model,
-                [(*prompt, *written) for prompt, written in pairs],
-                [len(written) for _, written in pairs],
-                self._kept,
+                [(*prompt, *written) for prompt, written in part],
+                [len(written) + 1 for _, written in part],
+                lambda states: states,
                 batch_size=batch_size,
             )
-        )
-        return [
-            self.read_many(self.open(prompt), next(watched), written)
-            for prompt, written in pairs
-        ]
-
-    def _kept(self, states: Tensor) -> Tensor:
-        return states
+            for (prompt, written), states in zip(part, watched, strict=True):
+                watch = self.open(prompt)
+                self.begin([watch], states[:1])
+                scores.append(self.read_many(watch, states[1:], written))
+        return scores
 
     def out_of_range(self, prompt: tuple[int, ...]) -> str | None:
         """Return why a prompt is none of those that thresholds were set on."""

@@ -10,7 +10,7 @@ with a known text in place of a small model, and with the random number of each 
 fixed beforehand, so that rows are the same and not only equally likely.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
 from typing import Any, NamedTuple
 
@@ -51,6 +51,14 @@ class Drawn(NamedTuple):
     going: tuple[bool, ...]  # Whether each row was still being written.
 
 
+Control = Callable[
+    [Sequence[GenerationState], Float[Tensor, "example d_model"], LiveEdit],
+    Mapping[int, int],
+]
+"""Who may act between the reading of a token and the choice of the next: from the rows
+of the batch, the state of the last token that each has read and the edit at work, to
+the tokens that some rows have to take, by their number in the batch. It may end a row
+(`finish`); rows that have ended run along and are not to be looked at."""
 WASTED = 0.1
 """Steps of a whole batch that finished rows may cost before they are taken out."""
 
@@ -66,12 +74,15 @@ class Decoder:
         live: LiveEdit,
         *,
         step_attention: bool = False,
+        control: Control | None = None,
     ) -> None:
         """Put the prompts side by side; nothing is read yet.
 
         `step_attention`: Whether the model's attention is that of `step_attention`.
+        `control`: Who may act on rows at every pass.
         """
         self.adapter, self.step_attention = adapter, step_attention
+        self.control = control
         self.live = live
         self.rows = [GenerationState(job.place, job.prompt, job.rules) for job in jobs]
         self.drafts = [job.draft for job in jobs]
@@ -98,6 +109,7 @@ class Decoder:
         step = self.step_attention and self.cache.get_seq_length() > 0
         with stepping(self.cache) if step else nullcontext():
             states, logits = self._read()
+        forced = self.control(self.rows, states, self.live) if self.control else {}
         chosen = sample_token(
             logits.to(self.desk, torch.float32),
             self.uniforms[:, self.step],
@@ -108,8 +120,16 @@ class Decoder:
         going = tuple([row.finish is None for row in self.rows])
         taken = [
             # A finished row runs along, unread, until the cache is compacted.
-            0 if row.finish else row.push(Choice(int(token), gap, margin))
-            for row, (token, gap, margin) in zip(self.rows, table, strict=True)
+            0
+            if row.finish
+            else row.push(
+                Choice(forced[number], torch.inf, torch.inf)
+                if number in forced
+                else Choice(int(token), gap, margin)
+            )
+            for number, (row, (token, gap, margin)) in enumerate(
+                zip(self.rows, table, strict=True)
+            )
         ]
         self.token_ids = torch.tensor(taken, device=self.mask.device)[:, None]
         self.positions = self.positions[:, -1:] + 1

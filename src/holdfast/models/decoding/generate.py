@@ -18,7 +18,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from holdfast.models.batching import halving_batches, longest_first
-from holdfast.models.decoding.decoder import Decoder, Drawn
+from holdfast.models.decoding.decoder import Control, Decoder, Drawn
 from holdfast.models.decoding.jobs import Job, Prompts, fits_drafts, prepare
 from holdfast.models.decoding.kv_cache import Opening, read_opening
 from holdfast.models.decoding.row_state import (
@@ -52,6 +52,7 @@ def generate(
     thinking_done: bool = False,
     drafts: Sequence[Sequence[int]] | None = None,
     observe: Observe | None = None,
+    control: Control | None = None,
     told: Callable[[Tick], None] | None = None,
 ) -> Iterator[list[Completion]]:
     """Complete prompts, batch by batch, the longest prompts first.
@@ -73,6 +74,7 @@ def generate(
         observe: Shown every step; what it returns is kept in the traces of the
             completions. A row has one step per token, its stop token included. Drafts,
             which would skip steps, are not used then.
+        control: May end rows and force tokens at every step. Drafts are not used then.
         told: Called after every pass; where memory runs out, passes are told again.
 
     Returns:
@@ -92,11 +94,12 @@ def generate(
     rules, jobs = prepare(
         adapter, prompts, sampling, stop_ids, edit, drafts, thinking_done=thinking_done
     )
-    if observe is not None:
+    seen = observe is not None or control is not None
+    if seen:
         jobs = [job._replace(draft=()) for job in jobs]
     width = batch_size
     # Where rows can join others that are under way, they do as these end.
-    more = observe is None and len(jobs) > width and fits_drafts(adapter, edit)
+    more = not seen and len(jobs) > width and fits_drafts(adapter, edit)
     at_once = TAKEN * width if more else width
     if any(job.draft for job in jobs):
         jobs = _like_by_like(jobs, edit)
@@ -106,7 +109,7 @@ def generate(
     def decode(batch: Sequence[Job]) -> list[Completion]:
         nonlocal width
         try:
-            return _decode(adapter, rules, batch, edit, told, observe, width)
+            return _decode(adapter, rules, batch, edit, told, observe, control, width)
         except (RuntimeError, MemoryError):
             # If memory ran out, the batch is halved, and so are the rows in the cache.
             width = max(1, width // 2)
@@ -125,6 +128,7 @@ def decoding_steps(
     edit: HeadEdit | None = None,
     thinking_done: bool = False,
     observe: Observe | None = None,
+    control: Control | None = None,
 ) -> Iterator[Step]:
     """Answer prompts as one batch, and yield every step when it has been taken.
 
@@ -134,7 +138,8 @@ def decoding_steps(
     rules, jobs = prepare(
         adapter, prompts, sampling, stop_ids, edit, thinking_done=thinking_done
     )
-    return _steps(jobs, _passes(adapter, rules, jobs, edit, observe=observe))
+    passes = _passes(adapter, rules, jobs, edit, observe=observe, control=control)
+    return _steps(jobs, passes)
 
 
 TAKEN = 8
@@ -174,6 +179,7 @@ def _passes(
     finished: list[GenerationState] | None = None,
     width: int | None = None,
     *,
+    control: Control | None = None,
     whole: bool = True,
 ) -> Generator[DecodingPass, None, None]:
     """Yield every pass of rows, and put those that have ended into a list.
@@ -199,7 +205,9 @@ def _passes(
                 room = width - len(decoder.rows if decoder else ())
                 room = _alike(waiting, room) if apart else room
                 chunk, waiting = waiting[:room], waiting[room:]
-                more = Decoder(adapter, rules, chunk, live, step_attention=ours)
+                more = Decoder(
+                    adapter, rules, chunk, live, step_attention=ours, control=control
+                )
                 if apart:
                     finished += _read_prompts(more, chunk, opening, told)
                 if decoder is not None:
@@ -263,6 +271,7 @@ def _decode(
     edit: HeadEdit | None,
     told: Callable[[Tick], None] | None,
     observe: Observe | None,
+    control: Control | None,
     width: int,
 ) -> list[Completion]:
     finished: list[GenerationState] = []
@@ -276,7 +285,8 @@ def _decode(
         observe,
         finished,
         width,
-        whole=observe is not None,
+        control=control,
+        whole=observe is not None or control is not None,
     )
     with torch.inference_mode(), closing(passes):
         for _, rows, drawn, seen in passes:

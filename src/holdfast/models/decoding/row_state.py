@@ -82,8 +82,8 @@ class Completion:
     spans: Spans
     thinking: str  # Text of the thinking, without tags.
     answer: str  # Text of the answer.
-    # "stop" if the model stopped by itself, "length" if it ran into a limit.
-    finish: Finish
+    # "stop" if the model stopped by itself, "length" at a limit, "guard" by a control.
+    finish: Finish | Literal["guard"]
     forced_close: bool  # Whether the thinking passed its limit and was closed by force.
     closed: bool  # Whether the answer began; True for a model without thinking.
     # Smallest difference of the two largest logits over the steps where a token was
@@ -232,7 +232,7 @@ class GenerationState:
         self.index = index
         self.n_prompt = len(prompt)
         self.token_ids = list(prompt)
-        self.finish: Finish | None = None
+        self.finish: Finish | Literal["guard"] | None = None
         self.forced_close = False
         self._rules = rules
         self._queue: deque[int] = deque()
@@ -293,7 +293,7 @@ class GenerationState:
             spans=spans,
             thinking=rules.thought(self.token_ids[n_prompt:start]),
             answer=answer,
-            finish="stop" if self.finish == "stop" else "length",
+            finish=self.finish or "length",
             forced_close=self.forced_close,
             closed=self._template is not None,
             min_top2_gap=self._gap,
