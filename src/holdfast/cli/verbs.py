@@ -218,7 +218,7 @@ def sinks(
     show(json, found, "sinks.panel:section", report=place / "report.html")
 
 
-guard = App(name="guard", help="Detectors on the step-wise signal: fit and evaluate.")
+guard = App(name="guard", help="Detectors on answers: fit, evaluate, and watch live.")
 for _each in (organism, judge, guard, evaluate, export):
     app.command(_each)
 for _name in VERBS:
@@ -226,3 +226,4 @@ for _name in VERBS:
         add_verb(app, _name)
 add_verb(guard, "guard fit")
 add_verb(guard, "guard evaluate", others=(Others, ()))
+add_verb(guard, "guard bundle")

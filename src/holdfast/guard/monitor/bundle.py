@@ -5,7 +5,9 @@ to read. Nothing in it is run.
 """
 
 import json
-from collections.abc import Mapping
+import unicodedata
+from collections import Counter
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -107,7 +109,7 @@ class Bundle:
                 name: [each._asdict() for each in by.values()]
                 for name, by in self.thresholds.items()
             },
-            "scales": {name: each._asdict() for name, each in self.scales.items()},
+            "scales": {name: list(each.knots) for name, each in self.scales.items()},
             "calibration": self.calibration._asdict(),
             "study": dict(self.study),
         }
@@ -181,7 +183,7 @@ def _unpack(facts: Mapping[str, Any], tensors: dict[str, Tensor]) -> Bundle:
             name: {each["level"]: Threshold(**each) for each in by}
             for name, by in facts["thresholds"].items()
         },
-        scales={name: Scale(**each) for name, each in facts["scales"].items()},
+        scales={name: Scale(tuple(each)) for name, each in facts["scales"].items()},
         calibration=Calibration(**calibration),
         anchors=AnchorSignal(**own) if own else None,
         edit=tensors.get("edit"),
@@ -240,3 +242,29 @@ def require_match(
 
 def _said(value: object) -> str:
     return f"{value:g}" if isinstance(value, float) else str(value) or "none"
+
+
+LEAST_SHARE = 0.1
+"""Share of its letters that a script of a text has, at least."""
+
+
+def scripts_of(text: str) -> tuple[str, ...]:
+    """Return the scripts that have a tenth of the letters of a text, by name.
+
+    The first word of a letter's name stands for its script: LATIN, CYRILLIC, CJK. It
+    says which alphabet, and not which language.
+    """
+    letters = Counter(
+        unicodedata.name(letter, "UNKNOWN").split()[0].split("-")[0]
+        for letter in text
+        if letter.isalpha()
+    )
+    total = sum(letters.values())
+    return tuple(
+        sorted(name for name, n in letters.items() if n >= LEAST_SHARE * total)
+    )
+
+
+def range_of(texts: Iterable[str]) -> tuple[str, ...]:
+    """Return the scripts of some texts together."""
+    return tuple(sorted({name for text in texts for name in scripts_of(text)}))

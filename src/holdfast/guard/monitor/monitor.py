@@ -14,9 +14,8 @@ from jaxtyping import Float
 from torch import Tensor
 
 from holdfast.errors import InputError
-from holdfast.guard.monitor.bundle import Bundle, Serving, require_match
+from holdfast.guard.monitor.bundle import Bundle, Serving, require_match, scripts_of
 from holdfast.guard.monitor.rules import SIGNAL, Channel, Place, Scorer
-from holdfast.guard.monitor.scripts import scripts_of
 from holdfast.models.decoding.row_state import (
     Choice,
     GenerationState,

@@ -18,8 +18,8 @@ Rule = Literal["end", "cliff", "rolling", "segment", "hesitation", "last"]
 SIGNAL = "signal"
 """What a detector reads that holds the step-wise signal against anchors."""
 ANY = "any"
-"""The highest of all detectors, each on the scale of benign requests: one threshold
-for all of them, and so one promise."""
+"""The rarest score of all detectors, as benign requests have them: one threshold for
+all of them, and so one promise."""
 
 
 class LiveDetector(NamedTuple):
@@ -40,11 +40,29 @@ class LiveDetector(NamedTuple):
     sign: float = 1.0  # -1 where low readings are those to look for.
 
 
-class Scale(NamedTuple):
-    """What makes scores of different detectors comparable."""
+TAILS = (0.5, 0.1, 0.01, 0.001)
+"""Shares of benign requests that score above the knots of a scale."""
 
-    middle: float  # Median of the highest scores of benign requests.
-    reach: float  # From there to their 95 % quantile.
+
+class Scale(NamedTuple):
+    """What makes scores of different detectors comparable: how rare each is."""
+
+    # Scores that those shares of benign requests are above; they rise.
+    knots: tuple[float, ...]
+
+    def rarity(self, score: float) -> float:
+        """Return minus the logarithm, to base 10, of the share that scores higher.
+
+        Between knots and beyond them along straight lines, so that it rises with the
+        score without end. It is an estimate: promises rest on thresholds alone.
+        """
+        knots = self.knots
+        at = next(
+            (i for i, knot in enumerate(knots[1:-1]) if score < knot), len(knots) - 2
+        )
+        low, high = -math.log10(TAILS[at]), -math.log10(TAILS[at + 1])
+        share = (score - knots[at]) / (knots[at + 1] - knots[at])
+        return low + share * (high - low)
 
 
 class Place(NamedTuple):
@@ -145,7 +163,7 @@ class Scorer:
             if line.best > -math.inf
         }
         scaled = [
-            (line.best - scale.middle) / scale.reach
+            scale.rarity(line.best)
             for scale, line in self._scales
             if line.best > -math.inf
         ]
