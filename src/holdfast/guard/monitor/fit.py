@@ -177,7 +177,7 @@ def anchors_of(study: Study) -> AnchorSignal | None:
     if not study.path(anchor_names(PUBLISHED)[1]).exists():
         return None
     identity = study.read_json(anchor_names(PUBLISHED)[1])["identity"]
-    settings = study.record("signal").get("settings", {})
+    settings = study.record("signal").get("settings", {}).get("settings", {})
     mode, region = (settings.get(key) for key in ("mode", "region"))
     stepwise = settings.get("time") == "step" and region == "answer"
     own = model_fingerprint(study)

@@ -1,0 +1,164 @@
+"""The monitor in the `generate` of transformers, held against our own decoding."""
+
+import pytest
+import torch
+from live_bundles import random_bundle
+
+from holdfast.errors import InputError, SettingsError
+from holdfast.guard.monitor.control import MESSAGE, guarded
+from holdfast.guard.monitor.monitor import Monitor
+from holdfast.guard.monitor.processors import watch_generate
+from holdfast.models.decoding.row_state import Sampling
+from holdfast.models.loading.causal import adapt
+from tiny_models import PLAIN_TEMPLATE, tiny_model, tiny_tokenizer
+
+GREEDY = Sampling(temperature=0, max_thinking=0, max_answer=24)
+TEXTS = [
+    f"<|user|>{words}<|end|><|assistant|>"
+    for words in ["How are you?", "Tell me of boats and of the sea.", "Why", "A b c d"]
+]
+
+
+@pytest.fixture(scope="module")
+def plain():
+    """A model without thinking: nothing is forced, so that both ways are the same."""
+    return adapt(tiny_model(), tiny_tokenizer(PLAIN_TEMPLATE, tags=False))
+
+
+def ours(monitor, policy="observe", sampling=GREEDY):
+    asked = [(text, seed) for seed, text in enumerate(TEXTS)]
+    return guarded(monitor, asked, sampling, policy=policy)
+
+
+def firing(adapter, name="last"):
+    """A bundle whose detector fires on one row alone."""
+    best = [
+        row.last.scores[name] for row in ours(Monitor(adapter, random_bundle(adapter)))
+    ]
+    first, second = sorted(best)[-1:-3:-1]
+    limit = (first + second) / 2
+    bundle = random_bundle(adapter, {name: limit}, acts_on=name)
+    return Monitor(adapter, bundle), best.index(first)
+
+
+def inputs(adapter, texts=TEXTS, side="left"):
+    rows = [adapter.encode(text) for text in texts]
+    width = max(map(len, rows))
+    pads = [[257] * (width - len(row)) for row in rows]
+    seen = [[1] * len(row) for row in rows]
+    ids, mask = [], []
+    for row, pad, own in zip(rows, pads, seen, strict=True):
+        none = [0] * len(pad)
+        ids.append([*pad, *row] if side == "left" else [*row, *pad])
+        mask.append([*none, *own] if side == "left" else [*own, *none])
+    return {"input_ids": torch.tensor(ids), "attention_mask": torch.tensor(mask)}
+
+
+def drawn(adapter, watched, given=None, **more):
+    given = inputs(adapter) if given is None else given
+    more = {"max_new_tokens": 24, "do_sample": False, "pad_token_id": 257} | more
+    found = adapter.model.generate(**given, **more, **watched.arguments)
+    width = given["input_ids"].shape[1]
+    return [tuple(row[width:].tolist()) for row in found]
+
+
+def cut(row):
+    """What a row said, up to its first end."""
+    return row[: row.index(257)] if 257 in row else row
+
+
+def said(found):
+    row = found.completion
+    return cut(row.token_ids[row.spans.prompt[1] :])
+
+
+@pytest.mark.parametrize("policy", ["observe", "stop", "refuse", "steer"])
+def test_every_policy_is_what_it_is_in_our_own_decoding(plain, policy):
+    monitor, top = firing(plain)
+    expected = ours(monitor, policy)
+    with watch_generate(monitor, policy) as watched:
+        rows = drawn(plain, watched)
+    assert watched.fired_at == {top: expected[top].fired_at}
+    for row, other in zip(rows, expected, strict=True):
+        assert cut(row)[: len(said(other))] == said(other)
+    for index, (watch, other) in enumerate(zip(watched.watches, expected, strict=True)):
+        if index != top or policy in ("observe", "steer"):
+            for name, score in other.last.scores.items():
+                assert watch.last.scores[name] == pytest.approx(score, abs=2e-4)
+    at = expected[top].fired_at
+    if policy == "stop":
+        assert cut(rows[top]) == rows[top][: at + 1]
+    if policy == "refuse":
+        text = plain.tokenizer.decode(cut(rows[top])[at + 1 :])
+        assert MESSAGE.startswith(text)
+        assert len(text) > 5 or at > 15
+
+
+def test_nothing_of_one_call_is_left_in_the_next(plain):
+    monitor, top = firing(plain)
+    with watch_generate(monitor, "stop") as watched:
+        first = drawn(plain, watched)
+        others = [text for index, text in enumerate(TEXTS) if index != top]
+        calm = drawn(plain, watched, inputs(plain, others))
+        assert watched.fired_at == {}
+        assert drawn(plain, watched) == first
+        assert set(watched.fired_at) == {top}
+    assert [cut(row) for row in calm] == [
+        cut(row) for index, row in enumerate(first) if index != top
+    ]
+    # Behind the context the model is as it was.
+    again = plain.model.generate(
+        **inputs(plain), max_new_tokens=24, do_sample=False, pad_token_id=257
+    )
+    assert len(
+        cut(tuple(again[top].tolist()[inputs(plain)["input_ids"].shape[1] :]))
+    ) > (len(cut(first[top])))
+
+
+def test_sampled_rows_are_stopped_as_well(plain):
+    monitor = Monitor(plain, random_bundle(plain, {"last": -1e9}))
+    with watch_generate(monitor, "stop") as watched:
+        torch.manual_seed(0)
+        rows = drawn(plain, watched, do_sample=True, temperature=2.0)
+    # The state of the first token is there when the second is drawn.
+    assert all(len(cut(row)) <= 1 for row in rows)
+    assert {at for at in watched.fired_at.values()} <= {0}
+
+
+@pytest.mark.parametrize(
+    ("more", "match"),
+    [
+        ({"num_beams": 2}, "rows that grow|one pass over all prompts"),
+        ({"use_cache": False}, "a pass with a cache"),
+    ],
+)
+def test_what_cannot_be_watched_is_refused(plain, more, match):
+    monitor = Monitor(plain, random_bundle(plain))
+    with watch_generate(monitor) as watched, pytest.raises(SettingsError, match=match):
+        drawn(plain, watched, **more)
+
+
+def test_padding_on_the_right_is_refused(plain):
+    monitor = Monitor(plain, random_bundle(plain))
+    given = inputs(plain, side="right")
+    with watch_generate(monitor) as watched, pytest.raises(InputError, match="left"):
+        drawn(plain, watched, given)
+
+
+def test_continuous_batching_which_asks_no_criterion_is_refused(plain):
+    monitor = Monitor(plain, random_bundle(plain))
+    with (
+        watch_generate(monitor, "stop"),
+        pytest.raises(SettingsError, match="generate_batch"),
+    ):
+        plain.model.generate_batch([list(plain.encode(TEXTS[0]))])
+    assert "generate_batch" not in vars(plain.model)
+
+
+def test_an_answer_is_not_drawn_again_within_a_call(plain):
+    monitor = Monitor(plain, random_bundle(plain))
+    with (
+        pytest.raises(SettingsError, match="guarded"),
+        watch_generate(monitor, "redraw"),
+    ):
+        pass
