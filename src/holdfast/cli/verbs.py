@@ -227,3 +227,4 @@ for _name in VERBS:
 add_verb(guard, "guard fit")
 add_verb(guard, "guard evaluate", others=(Others, ()))
 add_verb(guard, "guard bundle")
+add_verb(guard, "guard live")

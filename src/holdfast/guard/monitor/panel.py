@@ -1,9 +1,9 @@
 """Bundles and what the monitor caught, on the terminal."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
-from holdfast.report.section import Section, Sentences, table_of
+from holdfast.report.section import Part, Section, Sentences, table_of
 
 
 def bundled(facts: Mapping[str, Any]) -> Section:
@@ -35,3 +35,55 @@ def bundled(facts: Mapping[str, Any]) -> Section:
         f"A policy acts on `{facts['acts_on']}`.",
     ]
     return Section("", [Sentences(said), table])
+
+
+def live_section(block: Mapping[str, Any]) -> Section:
+    """Return what each policy did, and how often each detector fired."""
+    groups = [name for name in block["facts"]["rows"]]
+    detectors = table_of(
+        "Share that fires",
+        block["detectors"],
+        {
+            "Detector": lambda each: str(each["detector"]),
+            "Rate": lambda each: f"{each['rate']:g}",
+            **{name: _cell(name) for name in groups},
+        },
+    )
+    policies = [
+        {"policy": policy, "where": where} | pair
+        for policy, each in block["policies"].items()
+        for where, pair in each["attack_success"].items()
+    ]
+    success = table_of(
+        "Attack success",
+        policies,
+        {
+            "Policy": lambda each: str(each["policy"]),
+            "Where": lambda each: str(each["where"]),
+            "Before": _cell("before"),
+            "After": _cell("after"),
+        },
+    )
+    said = [
+        f"Under `{policy}` {name}: false stops {_shown(figure)}."
+        for policy, each in block["policies"].items()
+        for name, figure in each["false_stops"].items()
+    ]
+    parts: list[Part] = [
+        Sentences(said),
+        success,
+        detectors,
+        Sentences(block["notes"], "warning"),
+    ]
+    return Section("", parts)
+
+
+def _cell(name: str) -> Callable[[Mapping[str, Any]], str]:
+    return lambda each: _shown(each[name])
+
+
+def _shown(figure: Mapping[str, Any]) -> str:
+    if figure["value"] is None:
+        return "none"
+    bounds = f"{figure['low']:.3f} to {figure['high']:.3f}"
+    return f"{figure['value']:.3f} ({bounds}; n = {figure['n']:,})"
