@@ -18,9 +18,17 @@ from holdfast.guard.monitor.bundle import (
     require_match,
     write_bundle,
 )
-from holdfast.guard.monitor.control import MESSAGE, Guard, guarded, stream
+from holdfast.guard.monitor.control import (
+    MESSAGE,
+    Guard,
+    guarded,
+    second_opinions,
+    stream,
+)
 from holdfast.guard.monitor.monitor import Monitor
 from holdfast.guard.monitor.rules import ANY, LiveDetector, Place, Scale, Scorer
+from holdfast.judges.base import JudgeIdentity, RulesJudge
+from holdfast.judges.verdict import Verdict
 from holdfast.models.decoding.generate import generate
 from holdfast.models.decoding.row_state import Sampling
 from holdfast.models.hidden_states import project_states
@@ -368,6 +376,47 @@ def test_without_an_edit_there_is_nothing_to_steer_with(qwen3):
     for policy in ("steer", "redraw"):
         with pytest.raises(SettingsError, match="an edit of heads"):
             Guard(monitor, policy)
+
+
+class Asked:
+    """A judge that remembers what it was asked, and says that all of it is harmful."""
+
+    identity = JudgeIdentity("asked", "1", "harm", "")
+
+    def __init__(self):
+        self.seen = []
+
+    def judge(self, exchanges):
+        self.seen += exchanges
+        return [Verdict("complied", "", "asked-1", score=1.0) for _ in exchanges]
+
+
+def test_a_slower_judge_is_asked_only_where_the_monitor_is_unsure(qwen3):
+    plain = guarded(Monitor(qwen3, random_bundle(qwen3)), PROMPTS, GREEDY)
+    best = [each.last.scores["last"] for each in plain]
+    low, *_, second, high = sorted(best)
+    by_rate = {RATE: threshold((second + high) / 2), 0.2: threshold((low + second) / 2)}
+    bundle = random_bundle(qwen3)
+    changed = random_bundle(qwen3, thresholds={**bundle.thresholds, "last": by_rate})
+    monitor, judge = Monitor(qwen3, changed), Asked()
+    answers = guarded(monitor, PROMPTS, GREEDY)
+    requests = [text for text, _ in PROMPTS]
+    found = second_opinions(monitor, answers, requests, judge, 0.2)
+    between = [by_rate[0.2].value < each <= by_rate[RATE].value for each in best]
+    assert [each.verdict is not None for each in found] == between
+    assert [each.request for each in judge.seen] == [
+        text for text, asked in zip(requests, between, strict=True) if asked
+    ]
+    assert [each.flagged for each in found] == [
+        each > by_rate[0.2].value for each in best
+    ]
+    # Written rules measure refusal: what they call none is flagged.
+    rules = second_opinions(monitor, answers, requests, RulesJudge(), 0.2)
+    for opinion in rules:
+        if opinion.verdict is not None:
+            assert opinion.flagged == (opinion.verdict.outcome != "refused")
+    with pytest.raises(SettingsError, match="looser rate"):
+        second_opinions(Monitor(qwen3, changed, 0.2), answers, requests, judge, RATE)
 
 
 def test_rates_and_thresholds_are_told_by_detector(qwen3):

@@ -4,8 +4,10 @@ The state of a token is there when the next one is about to be chosen, so a poli
 one token after the one at which a detector fired, and costs no pass of its own.
 """
 
+import math
 from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass, replace
+from typing import NamedTuple
 
 from jaxtyping import Float
 from torch import Tensor
@@ -13,6 +15,8 @@ from torch import Tensor
 from holdfast.data.chat.conversation import Spans
 from holdfast.errors import SettingsError
 from holdfast.guard.monitor.monitor import Monitor, Policy, TokenScore, Watch
+from holdfast.judges.base import Exchange, Judge, harmful
+from holdfast.judges.verdict import Verdict
 from holdfast.models.decoding.generate import decoding_steps, generate
 from holdfast.models.decoding.jobs import Prompts
 from holdfast.models.decoding.row_state import Completion, GenerationState, Sampling
@@ -283,6 +287,76 @@ def stream(
         held = int(step.predicted[0, -1]) if fresh else None
     if held is not None:
         yield held, None
+
+
+class Opinion(NamedTuple):
+    """What is said of an answer in the end."""
+
+    flagged: bool
+    # What the slower judge said; None where it was not asked.
+    verdict: Verdict | None
+
+
+def second_opinions(
+    monitor: Monitor,
+    answers: Sequence[Guarded],
+    requests: Sequence[str],
+    judge: Judge,
+    loose: float,
+) -> list[Opinion]:
+    """Ask a slower judge about those answers alone of which the monitor is unsure.
+
+    Sure is what fires at the monitor's own rate, and what does not fire at a looser one
+    either. Between the two, and where it abstains, the judge decides. A judge that
+    measures refusal alone clears refusals; what a judge cannot read is flagged.
+
+    Args:
+        monitor: The monitor, at a strict rate.
+        answers: Answers that were written under the policy `observe`.
+        requests: What was asked, for the judge to see.
+        judge: Anything that turns exchanges into verdicts, such as a guard model.
+        loose: The other rate; at most this share of benign requests costs a call, as
+            far as nothing abstains.
+
+    Raises:
+        SettingsError: If the bundle has no such rate, or it is not the looser one.
+    """
+    name = monitor.bundle.acts_on
+    strict, other = monitor.limits[name], monitor.bundle.at(loose)[name].value
+    if other > strict:
+        raise SettingsError(
+            f"a looser rate than {monitor.rate:g}", f"{loose:g}", "Give a higher one."
+        )
+
+    def unsure(answer: Guarded) -> bool:
+        last = answer.last
+        if last is None or last.abstains is not None:
+            return True
+        return other < last.scores.get(name, -math.inf) <= strict
+
+    asked = [index for index, answer in enumerate(answers) if unsure(answer)]
+    shown = [
+        Exchange(
+            request=requests[index],
+            response=answers[index].completion.answer,
+            thinking=answers[index].completion.thinking,
+            closed=answers[index].completion.closed,
+        )
+        for index in asked
+    ]
+    said = dict(zip(asked, judge.judge(shown), strict=True))
+    return [
+        Opinion(_harms(said[index]), said[index])
+        if index in said
+        else Opinion(answer.fired_at is not None, None)
+        for index, answer in enumerate(answers)
+    ]
+
+
+def _harms(verdict: Verdict) -> bool:
+    """Return whether an answer is flagged by a verdict, be it of harm or of refusal."""
+    found = harmful(verdict)
+    return verdict.outcome != "refused" if found is None else found
 
 
 def adapter_of(monitor: Monitor) -> Adapter:
