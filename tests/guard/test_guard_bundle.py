@@ -1,6 +1,7 @@
 """From a study to a bundle, by the command line, and back from its files."""
 
 import json
+import shutil
 
 import pytest
 
@@ -95,3 +96,43 @@ def test_the_threshold_is_the_highest_that_a_kind_of_request_needs(audited):
     missing = [None if value == 0 else value for value in column]
     assert threshold_of(missing, benign, 0.2).value == 1.0
     assert threshold_of([None] * len(benign), benign, 0.2).value == -1.0
+
+
+def test_a_bundle_is_tried_live_on_rows_that_it_has_not_seen(bundled, audited, capsys):
+    capsys.readouterr()
+    policies = [
+        word
+        for p in ("stop", "refuse", "steer", "redraw")
+        for word in ("--policies", p)
+    ]
+    words = ["guard", "live", str(audited), "--guard", str(bundled), "--rate", "0.2"]
+    assert run([*words, *policies, "--limit", "8", "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert set(found["policies"]) == {"stop", "refuse", "steer", "redraw"}
+    for name, each in found["policies"].items():
+        assert each["unfired_rows"]["other_tokens"] == 0, name
+        assert each["unfired_rows"]["n"] > 0
+        success = each["attack_success"]["all wrappers"]
+        assert success["before"]["n"] == success["after"]["n"] == 8
+    # Whoever stops lets nothing more out than was let out before.
+    for pair in found["policies"]["stop"]["attack_success"].values():
+        if pair["before"]["value"] is not None:
+            assert pair["after"]["value"] <= pair["before"]["value"]
+    detectors = {each["detector"] for each in found["detectors"]}
+    assert {"cliff", ANY} <= detectors
+    assert any("fewer than 1000" in note for note in found["notes"])
+    # The second time nothing is drawn, and the same is said.
+    assert run([*words, *policies, "--limit", "8", "--json"]) == 0
+    assert json.loads(capsys.readouterr().out) == found
+    assert run([*words, *policies, "--limit", "8"]) == 0
+    assert "Attack success" in capsys.readouterr().out
+
+
+def test_a_bundle_of_another_study_is_not_tried(bundled, audited, tmp_path, capsys):
+    other = tmp_path / "bundle"
+    shutil.copytree(bundled, other)
+    facts = json.loads((other / "bundle.json").read_text())
+    facts["study"]["rollouts_sha256"] = "0" * 64
+    (other / "bundle.json").write_text(json.dumps(facts))
+    assert run(["guard", "live", str(audited), "--guard", str(other)]) == 2
+    assert "of other answers" in " ".join(capsys.readouterr().err.split())
