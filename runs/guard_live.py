@@ -28,7 +28,9 @@ from holdfast.guard.monitor.fit import live_rows
 from holdfast.guard.monitor.live import first_fired
 from holdfast.guard.monitor.monitor import Monitor, TokenScore
 from holdfast.judges.base import Exchange, by_rules
+from holdfast.models.decoding.generate import generate
 from holdfast.models.decoding.row_state import Completion, Sampling
+from holdfast.models.interventions import HeadEdit
 from holdfast.rollout.rows import Rollout, from_table
 from holdfast.rollout.session import Session
 from holdfast.rollout.settings import ModelSettings
@@ -278,6 +280,34 @@ def refusing_words(
     }
 
 
+def baked(
+    monitor: Monitor, parts: Any, working: Sequence[str], sampling: Sampling
+) -> dict[str, Any]:
+    """Answer with the bundle's edit everywhere, as a baked model does."""
+    edit = monitor.bundle.edit
+    if edit is None:
+        return {}
+    groups = {
+        "wrappers that work": [row for row in parts.test if row.wrapper in working],
+        "benign": [row for row in parts.test if row.role == "benign"][:300],
+        "benign, wrapped": [r for r in parts.test if r.role == "benign_wrapped"][:300],
+    }
+    groups["wrappers that work"] = [
+        row for row in groups["wrappers that work"] if row.role == "wrapped"
+    ]
+    found = {}
+    for name, rows in groups.items():
+        asked = [(row.token_ids[: row.spans.prompt[1]], row.seed) for row in rows]
+        adapter: Any = monitor.model
+        batches = generate(
+            adapter, asked, sampling, batch_size=128, edit=HeadEdit(edit)
+        )
+        answers = {each.index: each for batch in batches for each in batch}
+        outcomes = [judged(row, answers[i]) for i, row in enumerate(rows)]
+        found[name] = rate([each in ("complied", "partial") for each in outcomes])
+    return found
+
+
 def main(
     study: str, bundle: str, record: str, long: str = "330", turns: str = "150"
 ) -> None:
@@ -299,6 +329,8 @@ def main(
         "live": json.loads((Path(study) / "guard/live.json").read_text("utf-8")),
     }
     n = int(turns)
+    working = body["live"]["facts"]["working"]
+    body["baked"] = baked(monitor, parts, working, sampling)
     body["refusing_words"] = refusing_words(monitor, parts, widened, sampling, n)
     body["second_turns"] = second_turns(monitor, parts, widened, sampling, n)
     if int(long):

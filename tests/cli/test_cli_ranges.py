@@ -15,7 +15,14 @@ from holdfast.finetune.settings import Recipe
 from holdfast.models.decoding.row_state import Sampling
 from holdfast.models.diffusion.unmasking import UnmaskingSchedule
 
-NEEDED = {"data": "d", "pool": "p", "budget": "1", "harmful": "h", "reference": "r"}
+NEEDED = {
+    "data": "d",
+    "pool": "p",
+    "budget": "1",
+    "harmful": "h",
+    "reference": "r",
+    "guard": "g",
+}
 
 
 def _settings():

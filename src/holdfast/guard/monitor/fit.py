@@ -172,7 +172,7 @@ def answer_means(
 def anchors_of(study: Study) -> AnchorSignal | None:
     """Return the anchors of the study's signal, if live states can be held to them.
 
-    Live states are means over the tokens of the answer, one step a token.
+    Live states are means over the tokens of the answer, one step per token.
     """
     if not study.path(anchor_names(PUBLISHED)[1]).exists():
         return None

@@ -1,4 +1,4 @@
-"""Live detectors: what each makes of one number a token, so far and in one pass.
+"""Live detectors: what each makes of one number per token, so far and in one pass.
 
 A detector reads one direction (or the step-wise signal) in one channel, the thinking or
 the answer. Its score is the highest of the request so far, so that one threshold holds

@@ -86,3 +86,5 @@ class GuardLiveSettings:
     def __post_init__(self) -> None:
         """Refuse what cannot be meant."""
         require_numbers(self, limit=1, min_test=1)
+        if not 0 < self.rate < 1:
+            raise SettingsError("--rate between 0 and 1", str(self.rate), "Say 0.01.")
