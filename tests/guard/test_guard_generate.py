@@ -94,6 +94,20 @@ def test_every_policy_is_what_it_is_in_our_own_decoding(plain, policy):
         assert len(text) > 5 or at > 15
 
 
+def test_what_the_end_of_a_prompt_says_counts_where_nobody_thinks(plain):
+    low = Monitor(plain, random_bundle(plain, {"end": -1e9}, acts_on="end"))
+    found = ours(low, "stop")
+    # It is told with the first token that is read.
+    assert [each.fired_at for each in found] == [0] * len(TEXTS)
+    with watch_generate(low, "stop") as watched:
+        drawn(plain, watched)
+    assert set(watched.fired_at.values()) == {0}
+    assert all(
+        path[0].fired == ("end",)
+        for path in low.score_texts([(plain.encode(text), [65, 66]) for text in TEXTS])
+    )
+
+
 def test_nothing_of_one_call_is_left_in_the_next(plain):
     monitor, top = firing(plain)
     with watch_generate(monitor, "stop") as watched:

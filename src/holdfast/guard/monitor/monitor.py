@@ -74,6 +74,8 @@ class Watch:
         self.fired: tuple[str, ...] = ()
         self.abstains = monitor.out_of_range(prompt)
         self.counts = {"thinking": 0, "answer": 0}
+        # Whether a score has risen of which nothing was told yet.
+        self.risen = False
         # Sum over the answer's states so far, for the step-wise signal.
         self.sum: Tensor | None = None
         self.last: TokenScore | None = None
@@ -121,6 +123,7 @@ class Monitor:
         self.rules = StoppingRules(
             model.tokenizer, model.thinking, endless, frozenset()
         )
+        self._longest = bundle.calibration.longest
         self._names = tuple(bundle.directions)
         weights = [each.weight.float() for each in bundle.directions.values()]
         empty = torch.zeros((0, model.d_model))
@@ -149,7 +152,8 @@ class Monitor:
             return
         place = Place("thinking", True, 0)
         for watch, row in zip(watches, self._project(states), strict=True):
-            watch.scorer.push(place, dict(zip(self._names, row, strict=True)))
+            readings = dict(zip(self._names, row, strict=True))
+            watch.risen = watch.scorer.push(place, readings)
 
     def read(
         self,
@@ -282,19 +286,18 @@ class Monitor:
         if signal is not None:
             readings[SIGNAL] = signal
         watch.counts[place.channel] += 1
-        if not all(map(math.isfinite, readings.values())):
+        # Of finite numbers the sum is one, and of others it is not.
+        if not math.isfinite(sum(readings.values())):
             watch.abstains = watch.abstains or "a state that is not finite"
             readings = {}
-        if watch.abstains is None:
-            n, most = (
-                watch.counts[place.channel],
-                self.bundle.calibration.longest[place.channel],
-            )
-            if n > most:
-                watch.abstains = _longer(place.channel, n, most)
-        watch.scorer.push(place, readings)
+        count = watch.counts[place.channel]
+        if watch.abstains is None and count > self._longest[place.channel]:
+            most = self._longest[place.channel]
+            watch.abstains = _longer(place.channel, count, most)
+        risen = watch.scorer.push(place, readings) or watch.risen
+        watch.risen = False
         scores = watch.scorer.scores()
-        if watch.abstains is None:
+        if risen and watch.abstains is None:
             watch.fired = tuple(
                 name
                 for name, score in scores.items()

@@ -125,49 +125,55 @@ class Scorer:
         self, detectors: Sequence[LiveDetector], scales: Mapping[str, Scale]
     ) -> None:
         """Begin a request. Without scales there is no score of all together."""
-        self._lines = [_Line(detector) for detector in detectors]
-        self._scales = [
-            (scales[line.detector.name], line)
-            for line in self._lines
-            if line.detector.name in scales
-        ]
+        lines = [_Line(detector) for detector in detectors]
+        self._scales = scales
         self._thought: dict[str, list[float]] = {
-            line.detector.reads: []
-            for line in self._lines
-            if line.detector.rule == "cliff"
+            line.detector.reads: [] for line in lines if line.detector.rule == "cliff"
         }
         self._middles: dict[str, float | None] = {}
+        self._scores: dict[str, float] = {}
+        # What is read at the end of the thinking, and what is read elsewhere.
+        self._ending = [x for x in lines if x.detector.rule in ("end", "cliff")]
+        others = [x for x in lines if x.detector.rule not in ("end", "cliff")]
+        self._lines: dict[Channel, list[_Line]] = {
+            "thinking": [x for x in others if x.detector.channel == "thinking"],
+            "answer": [x for x in others if x.detector.channel == "answer"],
+        }
 
-    def push(self, place: Place, readings: Mapping[str, float]) -> None:
-        """Take the readings of the next token; those of no number are left out."""
-        for name, values in self._thought.items():
-            if name in readings and place.channel == "thinking" and not place.ends:
-                values.append(readings[name])
-        for line in self._lines:
-            detector = line.detector
+    def push(self, place: Place, readings: Mapping[str, float]) -> bool:
+        """Take the readings of the next token; those that are missing are left out.
+
+        Returns: Whether a score has risen.
+        """
+        if place.channel == "thinking" and not place.ends:
+            for name, values in self._thought.items():
+                if name in readings:
+                    values.append(readings[name])
+        risen = False
+        for line in self._ending if place.ends else self._lines[place.channel]:
+            detector, before = line.detector, line.best
             value = readings.get(detector.reads)
-            if value is None or detector.channel != place.channel:
+            if value is None:
                 continue
-            if detector.rule == "cliff":
-                middle = self._middle(detector.reads, place) if place.ends else None
-                if middle is not None:
-                    line.fall(middle, value)
-            elif place.ends == (detector.rule == "end"):
+            if detector.rule != "cliff":
                 line.push(value)
+            elif (middle := self._middle(detector.reads, place)) is not None:
+                line.fall(middle, value)
+            if line.best > before:
+                self._raise(detector.name, line.best)
+                risen = True
+        return risen
+
+    def _raise(self, name: str, best: float) -> None:
+        """Take note of a score; whoever was shown those before keeps them."""
+        self._scores = self._scores | {name: best}
+        if name in self._scales:
+            rarity = self._scales[name].rarity(best)
+            self._scores[ANY] = max(rarity, self._scores.get(ANY, rarity))
 
     def scores(self) -> dict[str, float]:
         """Return the highest score of each detector so far; none where it has none."""
-        found = {
-            line.detector.name: line.best
-            for line in self._lines
-            if line.best > -math.inf
-        }
-        scaled = [
-            scale.rarity(line.best)
-            for scale, line in self._scales
-            if line.best > -math.inf
-        ]
-        return found | {ANY: max(scaled)} if scaled else found
+        return self._scores
 
     def _middle(self, reads: str, place: Place) -> float | None:
         """Return the median of the thinking without its last part, once it is over."""
