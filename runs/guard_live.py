@@ -1,11 +1,11 @@
 """What a bundle does where it was not calibrated, and what it does live, as a record.
 
-Usage: guard_live.py STUDY BUNDLE RECORD [LONG [TURNS]]      default: 330 150
+Usage: guard_live.py STUDY BUNDLE RECORD [LONG [TURNS]]      default: 120 150
 
 STUDY has `guard/live.json` (`holdfast guard live`). Beside it are tried, on requests
-that nothing was fitted on: LONG answers of 2,000 tokens made of many requests with
-their answers, half of them with one harmful one inside, under thresholds of long
-benign answers of their own; TURNS second turns behind a harmless first one; and
+that nothing was fitted on: as many answers of 2,000 tokens, made of many requests with
+their answers, half of them with one harmful one inside, under thresholds of LONG
+benign answers of that length; TURNS second turns behind a harmless first one; and
 harmless requests and answers that are full of refusing words.
 """
 
@@ -309,7 +309,7 @@ def baked(
 
 
 def main(
-    study: str, bundle: str, record: str, long: str = "330", turns: str = "150"
+    study: str, bundle: str, record: str, long: str = "120", turns: str = "150"
 ) -> None:
     opened = Study.open(Path(study))
     own = read_bundle(Path(bundle))
@@ -328,14 +328,20 @@ def main(
         | {"chosen_on": facts["study"]["chosen_on"]},
         "live": json.loads((Path(study) / "guard/live.json").read_text("utf-8")),
     }
-    n = int(turns)
-    working = body["live"]["facts"]["working"]
-    body["baked"] = baked(monitor, parts, working, sampling)
-    body["refusing_words"] = refusing_words(monitor, parts, widened, sampling, n)
-    body["second_turns"] = second_turns(monitor, parts, widened, sampling, n)
-    if int(long):
-        body["long_answers"] = long_answers(monitor, parts, widened, int(long))
-    write_record(Path(record), body)
+    n, working = int(turns), body["live"]["facts"]["working"]
+    given = monitor, parts, widened, sampling
+    tried: dict[str, Callable[[], Any]] = {
+        "baked": lambda: baked(monitor, parts, working, sampling),
+        "refusing_words": lambda: refusing_words(*given, n),
+        "second_turns": lambda: second_turns(*given, n),
+        "long_answers": lambda: long_answers(monitor, parts, widened, int(long)),
+    }
+    # What an earlier run has tried on the same bundle is kept.
+    known = json.loads(Path(record).read_text("utf-8")) if Path(record).exists() else {}
+    same = known.get("bundle") == json.loads(json.dumps(body["bundle"]))
+    for name, work in tried.items():
+        body[name] = known[name] if same and name in known else work()
+        write_record(Path(record), body)
 
 
 if __name__ == "__main__":

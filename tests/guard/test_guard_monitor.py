@@ -369,6 +369,10 @@ def test_another_way_of_serving_makes_thresholds_stale_and_says_in_what(qwen3):
     assert len(said) == 4
     assert "temperature 0 and are stale with 0.7" in said[2]
     assert Monitor(qwen3, bundle, serving=other).stale == said
+    # The arithmetic of the model itself is known in any case.
+    half = random_bundle(qwen3, serving=Serving(dtype="bfloat16"))
+    assert Monitor(qwen3, bundle).stale == []
+    assert "dtype bfloat16 and are stale with float32" in Monitor(qwen3, half).stale[0]
 
 
 def test_without_an_edit_there_is_nothing_to_steer_with(qwen3):

@@ -204,7 +204,8 @@ def require_match(
     Args:
         bundle: The bundle.
         model: The model whose states are read.
-        serving: How answers are drawn; None if that is the same, or unknown.
+        serving: How answers are drawn; None if nothing is known of that but the model's
+            own arithmetic.
 
     Returns:
         A sentence for each difference that makes thresholds stale: scores are still
@@ -229,7 +230,7 @@ def require_match(
             "read no other.",
         )
     if serving is None:
-        return []
+        serving = bundle.serving._replace(dtype=model.identity.dtype)
     return [
         f"Thresholds were set with {name} {_said(before)} and are stale with "
         f"{_said(now)}: measure their false stops again before you rely on them."
