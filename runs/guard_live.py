@@ -79,6 +79,20 @@ def fired(
     }
 
 
+def abstains(own: Bundle, texts: Sequence[tuple[Sequence[int], int]]) -> dict[str, Any]:
+    """Return the share of requests that are longer than those of the calibration.
+
+    `texts`: The prompt of each, and how many tokens of answer it has.
+    """
+    longest = own.calibration.longest
+    return rate(
+        [
+            len(prompt) > longest["prompt"] or n > longest["answer"]
+            for prompt, n in texts
+        ]
+    )
+
+
 def judged(row: Rollout, answer: Completion) -> str:
     """Return what the written rules say of an answer."""
     return by_rules(
@@ -188,7 +202,12 @@ def long_answers(
 
 
 def second_turns(
-    monitor: Monitor, parts: Any, bundle: Bundle, sampling: Sampling, n: int
+    monitor: Monitor,
+    parts: Any,
+    bundle: Bundle,
+    sampling: Sampling,
+    own: Bundle,
+    n: int,
 ) -> dict[str, Any]:
     """Ask a second question behind a harmless first one with the model's answer."""
     adapter = monitor.model
@@ -223,6 +242,7 @@ def second_turns(
         verdicts = [judged(row, each) for row, each in zip(rows, answers, strict=False)]
         complied = [i for i, each in enumerate(verdicts) if each == "complied"]
         found[name] = {
+            "abstains": abstains(own, [(a, 0) for a, _ in asked]),
             "complied": rate([each == "complied" for each in verdicts]),
             "fires_of_complied": fired([paths[i] for i in complied], bundle)
             if complied
@@ -232,7 +252,12 @@ def second_turns(
 
 
 def refusing_words(
-    monitor: Monitor, parts: Any, bundle: Bundle, sampling: Sampling, n: int
+    monitor: Monitor,
+    parts: Any,
+    bundle: Bundle,
+    sampling: Sampling,
+    own: Bundle,
+    n: int,
 ) -> dict[str, Any]:
     """Ask harmless requests full of refusing words, and read harmless such answers."""
     rows = [row for row in parts.test if row.role == "benign" and not row.is_refused]
@@ -270,11 +295,13 @@ def refusing_words(
     return {
         "requests": {
             "n": len(rows),
+            "abstains": abstains(own, [(a, 0) for a, _ in asked]),
             "refused": rate(refused),
             "fires": fired(monitor.score_texts(served), bundle),
         },
         "answers_as_given": {
             "n": len(rows),
+            "abstains": abstains(own, [(a, len(letter)) for a, _ in given]),
             "fires": fired(monitor.score_texts(given), bundle),
         },
     }
@@ -329,7 +356,7 @@ def main(
         "live": json.loads((Path(study) / "guard/live.json").read_text("utf-8")),
     }
     n, working = int(turns), body["live"]["facts"]["working"]
-    given = monitor, parts, widened, sampling
+    given = monitor, parts, widened, sampling, own
     tried: dict[str, Callable[[], Any]] = {
         "baked": lambda: baked(monitor, parts, working, sampling),
         "refusing_words": lambda: refusing_words(*given, n),

@@ -52,6 +52,7 @@ FORMULAS = {  # Tensors in, frozen results out: they import `stats` and each oth
     "guard.detector",
     "guard.detectors",
     "guard.gaussian",
+    "guard.monitor.rules",
     "heads.checks",
     "heads.ranking",
     "select.selectors",
