@@ -143,7 +143,21 @@ class Parts:
 def long_answers(
     monitor: Monitor, parts: Any, bundle: Bundle, n: int
 ) -> dict[str, Any]:
-    """Set thresholds on long benign answers, and try them on others."""
+    """Set thresholds on long benign answers, and try them on others.
+
+    The refusal probe is read in the answer too, where requests are quoted.
+    """
+    mean, segment = (
+        next(each for each in bundle.detectors if each.name == name)
+        for name in ("answer_mean", "answer_segment")
+    )
+    further = (
+        mean._replace(name="refusal probe, mean", reads="refusal"),
+        segment._replace(name="refusal probe, segment", reads="refusal"),
+    )
+    fields = {name: getattr(bundle, name) for name in bundle.__dataclass_fields__}
+    bundle = Bundle(**fields | {"detectors": (*bundle.detectors, *further)})
+    monitor = Monitor(monitor.model, bundle)
     calibration = Parts(monitor, parts.calibration, 1)
     test = [row for row in parts.test if row.label == "benign" and not row.is_refused]
     harmful = [
@@ -176,7 +190,7 @@ def long_answers(
                 for at, (_, _, harm) in zip(first, bad, strict=True)
                 if at is not None and harm is not None and at >= harm
             ]
-            old = bundle.thresholds[name].get(each)
+            old = bundle.thresholds.get(name, {}).get(each)
             records.append(
                 {
                     "detector": name,
