@@ -22,6 +22,7 @@ from holdfast.models.batching import pad
 from holdfast.models.decoding.jobs import Job
 from holdfast.models.decoding.kv_cache import (
     Opening,
+    expect,
     keep_prefixes,
     keeps_all_tokens,
     preallocated_cache,
@@ -153,6 +154,7 @@ class Decoder:
         if opening is not None:
             config = self.adapter.model.config
             self.cache, first = opening.cache(config, len(rows)), self.adapter.n_layers
+        expect(self.cache, rows.shape[1] + start)
         # One line of positions for all rows, so that layers may have more of them.
         places = torch.arange(rows.shape[1], device=rows.device)[None] + start
         share = shared_rows(self.adapter, first, copy_of)
@@ -192,24 +194,27 @@ class Decoder:
             self.uniforms = self.uniforms[keep.to(self.desk)].gather(1, steps)
         return finished
 
-    def join(self, other: "Decoder") -> None:
-        """Take in the rows of another decoder, whose drafts were checked."""
-        self.rows = [*self.rows, *other.rows]
+    def join(self, others: Sequence["Decoder"]) -> None:
+        """Take in the rows of other decoders, whose prompts and drafts were read.
+
+        All at once, since what is in the cache is copied for it.
+        """
+        every = (self, *others)
+        self.rows = [row for each in every for row in each.rows]
         self.live.take([row.index for row in self.rows])
-        if not other.rows:
-            return
-        for layer, added in zip(self.cache.layers, other.cache.layers, strict=True):
-            layer.keys = _side_by_side(layer.keys, added.keys, -2)
-            layer.values = _side_by_side(layer.values, added.values, -2)
-        self.mask = _side_by_side(self.mask, other.mask, -1)
-        self.token_ids = torch.cat([self.token_ids, other.token_ids])
-        self.positions = torch.cat([self.positions, other.positions])
-        # Turned round, as random numbers are missing at the end of a row.
-        mine, others = (
-            each.uniforms[:, each.step :].flip(-1) for each in (self, other)
-        )
-        self.uniforms = _side_by_side(mine, others, -1).flip(-1)
-        self.step = 0
+        if others:
+            self.mask = _side_by_side([each.mask for each in every], -1)
+            self.token_ids = torch.cat([each.token_ids for each in every])
+            self.positions = torch.cat([each.positions for each in every])
+            # Turned round, as random numbers are missing at the end of a row.
+            numbers = [each.uniforms[:, each.step :].flip(-1) for each in every]
+            self.uniforms = _side_by_side(numbers, -1).flip(-1)
+            self.step = 0
+        left = max(row.longest - len(row.token_ids) for row in self.rows)
+        expect(self.cache, self.mask.shape[1] - 1 + left)
+        if others:
+            for place, layer in enumerate(self.cache.layers):
+                layer.join([each.cache.layers[place] for each in others])
 
     def drop_finished(self) -> list[GenerationState]:
         """Take finished rows out of the cache once they cost more than that.
@@ -262,11 +267,19 @@ class Decoder:
         return keep, finished
 
 
-def _side_by_side(one: Tensor, other: Tensor, axis: int) -> Tensor:
-    """Join rows of two batches, zeros in front of the shorter ones."""
-    width = max(one.shape[axis], other.shape[axis])
+def joined(decoders: Sequence[Decoder]) -> Decoder | None:
+    """Put the rows of decoders into the first of them; None where there is none."""
+    if not decoders:
+        return None
+    decoders[0].join(decoders[1:])
+    return decoders[0]
+
+
+def _side_by_side(parts: Sequence[Tensor], axis: int) -> Tensor:
+    """Join rows of several batches, zeros in front of the shorter ones."""
+    width = max(each.shape[axis] for each in parts)
     padded = []
-    for rows in (one, other):
+    for rows in parts:
         missing = list(rows.shape)
         missing[axis] = width - rows.shape[axis]
         padded.append(torch.cat([rows.new_zeros(missing), rows], axis))

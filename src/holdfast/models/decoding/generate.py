@@ -18,7 +18,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from holdfast.models.batching import halving_batches, longest_first
-from holdfast.models.decoding.decoder import Decoder, Drawn
+from holdfast.models.decoding.decoder import Decoder, Drawn, joined
 from holdfast.models.decoding.jobs import Job, Prompts, fits_drafts, prepare
 from holdfast.models.decoding.kv_cache import Opening, read_opening
 from holdfast.models.decoding.row_state import (
@@ -186,7 +186,10 @@ def _passes(
     finished = [] if finished is None else finished
     number_of = {job.place: number for number, job in enumerate(jobs)}
     waiting, width = list(jobs), width or len(jobs)
+    # Rows that must be missing before others join, and before no more of them do: a
+    # pass over few prompts costs what one over many does, and drafts leave few rows.
     drafted = any(job.draft for job in jobs)
+    enough, least = (width - width // 2,) * 2 if drafted else (max(1, width // 4), 1)
     apart = not whole and fits_drafts(adapter, edit)
     # Attention is tried first, on a model as it is.
     with attending(adapter) as ours, scale_heads(adapter, edit) as live:
@@ -194,21 +197,19 @@ def _passes(
         alike = apart and live.mask is None and not live.by_row
         opening = read_opening(adapter, [j.prompt for j in jobs]) if alike else None
         while waiting or decoder is not None:
-            filling = decoder is None or len(decoder.rows) <= width // 2
-            while waiting and filling:
-                room = width - len(decoder.rows if decoder else ())
-                room = _alike(waiting, room) if apart else room
-                chunk, waiting = waiting[:room], waiting[room:]
-                more = Decoder(adapter, rules, chunk, live, step_attention=ours)
-                if apart:
-                    finished += _read_prompts(more, chunk, opening, told)
-                if decoder is not None:
-                    decoder.join(more)
-                elif more.rows:
-                    decoder = more
-                # What is left of drafts is little, and a pass over few would not pay.
-                most = width // 2 if drafted else width - 1
-                filling = decoder is None or len(decoder.rows) <= most
+            n_rows = len(decoder.rows) if decoder is not None else 0
+            if waiting and n_rows <= width - enough:
+                begun: list[Decoder] = []
+                while waiting and n_rows <= width - least:
+                    room = width - n_rows
+                    room = _alike(waiting, room) if apart else room
+                    chunk, waiting = waiting[:room], waiting[room:]
+                    more = Decoder(adapter, rules, chunk, live, step_attention=ours)
+                    if apart:
+                        finished += _read_prompts(more, chunk, opening, told)
+                    begun += [more] if more.rows else []
+                    n_rows += len(more.rows)
+                decoder = joined([*([decoder] if decoder else []), *begun])
             if decoder is None:
                 continue
             rows, number, read = decoder.rows, decoder.step, decoder.token_ids.numel()

@@ -38,12 +38,14 @@ class PreallocatedLayer(DynamicLayer):  # type: ignore[misc]
 
     Attributes:
         room: The room of the step that is being run, if it is read whole.
+        longest: Most tokens that will ever be here, if that is known.
     """
 
     def __init__(self) -> None:
         """Start without any room."""
         super().__init__()
         self.room: Room | None = None
+        self.longest: int | None = None
         self._rooms: tuple[Tensor, Tensor] | None = None
         self._shown: tuple[Tensor, Tensor] | None = None
 
@@ -86,6 +88,37 @@ class PreallocatedLayer(DynamicLayer):  # type: ignore[misc]
         self._rooms, self._shown = rooms, (self.keys, self.values)
         return int(rooms[0].shape[-2])
 
+    def drop_room(self) -> None:
+        """Hold nothing but keys and values, for whoever puts others in their place."""
+        self._rooms = self._shown = None
+
+    def join(self, others: Sequence["PreallocatedLayer"]) -> None:
+        """Take in the rows of other layers, which hold nothing afterwards.
+
+        All end at the same column, so that zeros stand in front of the shorter ones.
+        """
+        parts = (self, *others)
+        used = max(each.keys.shape[-2] for each in parts)
+        self._rooms = None
+        keys = _padded([each.keys for each in parts], used, self._columns(used))
+        for each in parts:
+            each.keys = each.keys[:0]
+        values = _padded([each.values for each in parts], used, self._columns(used))
+        for each in others:
+            each.values, each._rooms, each._shown = each.values[:0], None, None
+        self._rooms = keys, values
+        self.keys, self.values = (room[..., :used, :] for room in self._rooms)
+        self._shown = self.keys, self.values
+
+    def _columns(self, total: int) -> int:
+        """Return for how many tokens room is made where so many have to fit.
+
+        Little more, since a step may read all of it, but more where they are many, so
+        that they are seldom copied; and all that will ever be here, where that is near.
+        """
+        left = ROOM + 1 if self.longest is None else max(0, self.longest - total)
+        return total + (left if left <= ROOM else min(ROOM, max(ROOM // 4, total // 8)))
+
     def _rooms_for(self, total: int) -> tuple[Tensor, Tensor]:
         """Return room for so many tokens, with those that are there."""
         rooms, shown = self._rooms, self._shown
@@ -96,15 +129,26 @@ class PreallocatedLayer(DynamicLayer):  # type: ignore[misc]
         made = []
         for old in (self.keys, self.values):
             *front, used, width = old.shape
-            # Little room, since a step may read all of it; more where it is longer,
-            # so that it is seldom copied.
-            more = min(ROOM, max(ROOM // 4, total // 8))
-            room = old.new_empty((*front, total + more, width))
+            room = old.new_empty((*front, self._columns(total), width))
             room[..., :used, :] = old
             # Hidden by a mask, but no numbers would be seen through it.
             room[..., used:, :] = 0
             made.append(room)
         return made[0], made[1]
+
+
+def _padded(parts: Sequence[Tensor], used: int, columns: int) -> Tensor:
+    """Put rows one behind the other into one room, all of them ending at one column."""
+    _, heads, _, width = parts[0].shape
+    shape = sum(map(len, parts)), heads, columns, width
+    room, at = parts[0].new_empty(shape), 0
+    for part in parts:
+        rows, start = room[at : at + len(part)], used - part.shape[-2]
+        rows[..., :start, :] = 0
+        rows[..., start:used, :] = part
+        at += len(part)
+    room[..., used:, :] = 0
+    return room
 
 
 def preallocated_cache(config: Any) -> DynamicCache:
@@ -115,6 +159,13 @@ def preallocated_cache(config: Any) -> DynamicCache:
         for layer in cache.layers
     ]
     return cache
+
+
+def expect(cache: Any, n_tokens: int) -> None:
+    """Tell a cache how many tokens it will come to, so that it makes no more room."""
+    for layer in cache.layers:
+        if isinstance(layer, PreallocatedLayer):
+            layer.longest = n_tokens
 
 
 class Opening(NamedTuple):
@@ -204,8 +255,12 @@ def keep_prefixes(
     for place, layer in enumerate(cache.layers):
         lines = rows if place >= first else copy_of[rows]
         here = lines.to(layer.keys.device)[:, None], columns.to(layer.keys.device)
-        layer.keys = layer.keys[here[0], :, here[1]].transpose(1, 2)
-        layer.values = layer.values[here[0], :, here[1]].transpose(1, 2)
+        keys, values = layer.keys, layer.values
+        if isinstance(layer, PreallocatedLayer):
+            layer.drop_room()
+        layer.keys = keys[here[0], :, here[1]].transpose(1, 2)
+        del keys
+        layer.values = values[here[0], :, here[1]].transpose(1, 2)
     return steps >= width - lengths[:, None]
 
 
