@@ -194,27 +194,28 @@ class Decoder:
             self.uniforms = self.uniforms[keep.to(self.desk)].gather(1, steps)
         return finished
 
-    def join(self, others: Sequence["Decoder"]) -> None:
-        """Take in the rows of other decoders, whose prompts and drafts were read.
-
-        All at once, since what is in the cache is copied for it.
-        """
-        every = (self, *others)
-        self.rows = [row for each in every for row in each.rows]
+    def join(self, other: "Decoder") -> None:
+        """Take in the rows of another decoder, whose prompts and drafts were read."""
+        self.rows = [*self.rows, *other.rows]
         self.live.take([row.index for row in self.rows])
-        if others:
-            self.mask = _side_by_side([each.mask for each in every], -1)
-            self.token_ids = torch.cat([each.token_ids for each in every])
-            self.positions = torch.cat([each.positions for each in every])
-            # Turned round, as random numbers are missing at the end of a row.
-            numbers = [each.uniforms[:, each.step :].flip(-1) for each in every]
-            self.uniforms = _side_by_side(numbers, -1).flip(-1)
-            self.step = 0
+        if not other.rows:
+            return
+        for layer, added in zip(self.cache.layers, other.cache.layers, strict=True):
+            layer.join(added)
+        self.mask = _side_by_side(self.mask, other.mask, -1)
+        self.token_ids = torch.cat([self.token_ids, other.token_ids])
+        self.positions = torch.cat([self.positions, other.positions])
+        # Turned round, as random numbers are missing at the end of a row.
+        mine, others = (
+            each.uniforms[:, each.step :].flip(-1) for each in (self, other)
+        )
+        self.uniforms = _side_by_side(mine, others, -1).flip(-1)
+        self.step = 0
+
+    def expect(self, n_rows: int) -> None:
+        """Let the cache have room for what is left to write, and for so many rows."""
         left = max(row.longest - len(row.token_ids) for row in self.rows)
-        expect(self.cache, self.mask.shape[1] - 1 + left)
-        if others:
-            for place, layer in enumerate(self.cache.layers):
-                layer.join([each.cache.layers[place] for each in others])
+        expect(self.cache, self.mask.shape[1] - 1 + left, n_rows)
 
     def drop_finished(self) -> list[GenerationState]:
         """Take finished rows out of the cache once they cost more than that.
@@ -267,19 +268,11 @@ class Decoder:
         return keep, finished
 
 
-def joined(decoders: Sequence[Decoder]) -> Decoder | None:
-    """Put the rows of decoders into the first of them; None where there is none."""
-    if not decoders:
-        return None
-    decoders[0].join(decoders[1:])
-    return decoders[0]
-
-
-def _side_by_side(parts: Sequence[Tensor], axis: int) -> Tensor:
-    """Join rows of several batches, zeros in front of the shorter ones."""
-    width = max(each.shape[axis] for each in parts)
+def _side_by_side(one: Tensor, other: Tensor, axis: int) -> Tensor:
+    """Join rows of two batches, zeros in front of the shorter ones."""
+    width = max(one.shape[axis], other.shape[axis])
     padded = []
-    for rows in parts:
+    for rows in (one, other):
         missing = list(rows.shape)
         missing[axis] = width - rows.shape[axis]
         padded.append(torch.cat([rows.new_zeros(missing), rows], axis))

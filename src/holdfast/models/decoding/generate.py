@@ -18,7 +18,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from holdfast.models.batching import halving_batches, longest_first
-from holdfast.models.decoding.decoder import Decoder, Drawn, joined
+from holdfast.models.decoding.decoder import Decoder, Drawn
 from holdfast.models.decoding.jobs import Job, Prompts, fits_drafts, prepare
 from holdfast.models.decoding.kv_cache import Opening, read_opening
 from holdfast.models.decoding.row_state import (
@@ -197,19 +197,22 @@ def _passes(
         alike = apart and live.mask is None and not live.by_row
         opening = read_opening(adapter, [j.prompt for j in jobs]) if alike else None
         while waiting or decoder is not None:
-            n_rows = len(decoder.rows) if decoder is not None else 0
-            if waiting and n_rows <= width - enough:
-                begun: list[Decoder] = []
-                while waiting and n_rows <= width - least:
-                    room = width - n_rows
-                    room = _alike(waiting, room) if apart else room
-                    chunk, waiting = waiting[:room], waiting[room:]
-                    more = Decoder(adapter, rules, chunk, live, step_attention=ours)
-                    if apart:
-                        finished += _read_prompts(more, chunk, opening, told)
-                    begun += [more] if more.rows else []
-                    n_rows += len(more.rows)
-                decoder = joined([*([decoder] if decoder else []), *begun])
+            filling = decoder is None or len(decoder.rows) <= width - enough
+            while waiting and filling:
+                room = width - len(decoder.rows if decoder else ())
+                room = _alike(waiting, room) if apart else room
+                chunk, waiting = waiting[:room], waiting[room:]
+                more = Decoder(adapter, rules, chunk, live, step_attention=ours)
+                if apart:
+                    finished += _read_prompts(more, chunk, opening, told)
+                if decoder is not None:
+                    decoder.join(more)
+                elif more.rows:
+                    decoder = more
+                filling = decoder is None or len(decoder.rows) <= width - least
+                if decoder is not None:
+                    to_come = 0 if drafted else len(decoder.rows) + len(waiting)
+                    decoder.expect(min(width, to_come))
             if decoder is None:
                 continue
             rows, number, read = decoder.rows, decoder.step, decoder.token_ids.numel()

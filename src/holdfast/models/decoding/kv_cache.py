@@ -22,6 +22,8 @@ from holdfast.models.model import Adapter
 
 ROOM = 64
 """Most tokens that a layer makes room for when it is full."""
+LEAD = 8
+"""Padding in front of all rows is dropped once it is this part of the columns."""
 
 
 @dataclass
@@ -34,11 +36,12 @@ class Room:
 
 
 class PreallocatedLayer(DynamicLayer):  # type: ignore[misc]
-    """A layer of the cache with room for tokens to come.
+    """A layer of the cache with room for tokens, and rows, to come.
 
     Attributes:
         room: The room of the step that is being run, if it is read whole.
-        longest: Most tokens that will ever be here, if that is known.
+        longest: Most tokens that will be here, if that is known.
+        n_rows: Rows that room is made for, where more are to join.
     """
 
     def __init__(self) -> None:
@@ -46,6 +49,7 @@ class PreallocatedLayer(DynamicLayer):  # type: ignore[misc]
         super().__init__()
         self.room: Room | None = None
         self.longest: int | None = None
+        self.n_rows = 0
         self._rooms: tuple[Tensor, Tensor] | None = None
         self._shown: tuple[Tensor, Tensor] | None = None
 
@@ -56,16 +60,15 @@ class PreallocatedLayer(DynamicLayer):  # type: ignore[misc]
         if not self.is_initialized:
             self.lazy_initialization(key_states, value_states)
             self.keys, self.values = key_states[..., :0, :], value_states[..., :0, :]
-        used = self.keys.shape[-2]
+        used, count = self.keys.shape[-2], len(self.keys)
         total = used + key_states.shape[-2]
         rooms = self._rooms_for(total)
         for room, new in zip(rooms, (key_states, value_states), strict=True):
-            room[..., used:total, :] = new
-        self.keys, self.values = (room[..., :total, :] for room in rooms)
-        self._rooms, self._shown = rooms, (self.keys, self.values)
+            room[:count, :, used:total] = new
+        self._show(count, total)
         # Whoever was handed no mask for the whole room must not be shown it.
         if self.room is not None and self.room.mask is not None:
-            return rooms
+            return rooms[0][:count], rooms[1][:count]
         return self.keys, self.values
 
     def move_rows(self, to: Tensor, of: Tensor, count: int) -> None:
@@ -73,82 +76,84 @@ class PreallocatedLayer(DynamicLayer):  # type: ignore[misc]
 
         Nothing else is copied; the room is let go when it is full.
         """
-        rooms = self._rooms_for(self.keys.shape[-2])
         used = self.keys.shape[-2]
-        for room in rooms:
+        for room in self._rooms_for(used):
             room[to] = room[of]
-        self._rooms = rooms[0][:count], rooms[1][:count]
-        self.keys, self.values = (room[..., :used, :] for room in self._rooms)
-        self._shown = self.keys, self.values
+        self._show(count, used)
+
+    def join(self, other: "PreallocatedLayer") -> None:
+        """Take in the rows of another layer, behind these.
+
+        All end at the same column, so that zeros stand in front of the shorter ones.
+        Only the new rows are copied, as long as there is room.
+        """
+        before, added = len(self.keys), other.keys.shape[-2]
+        count, end = before + len(other.keys), max(self.keys.shape[-2], added)
+        rooms = self._rooms_for(end, count, end)
+        for room, new in zip(rooms, (other.keys, other.values), strict=True):
+            rows = room[before:count]
+            rows[..., : end - added, :] = 0
+            rows[..., end - added : end, :] = new
+            rows[..., end:, :] = 0
+        self._show(count, end)
 
     def make_room(self, count: int) -> int:
         """Make room for tokens to come, and return for how many there is room now."""
-        rooms = self._rooms_for(self.keys.shape[-2] + count)
-        self.keys, self.values = (room[..., : self.keys.shape[-2], :] for room in rooms)
-        self._rooms, self._shown = rooms, (self.keys, self.values)
+        used = self.keys.shape[-2]
+        rooms = self._rooms_for(used + count)
+        self._show(len(self.keys), used)
         return int(rooms[0].shape[-2])
 
     def drop_room(self) -> None:
         """Hold nothing but keys and values, for whoever puts others in their place."""
         self._rooms = self._shown = None
 
-    def join(self, others: Sequence["PreallocatedLayer"]) -> None:
-        """Take in the rows of other layers, which hold nothing afterwards.
-
-        All end at the same column, so that zeros stand in front of the shorter ones.
-        """
-        parts = (self, *others)
-        used = max(each.keys.shape[-2] for each in parts)
-        self._rooms = None
-        keys = _padded([each.keys for each in parts], used, self._columns(used))
-        for each in parts:
-            each.keys = each.keys[:0]
-        values = _padded([each.values for each in parts], used, self._columns(used))
-        for each in others:
-            each.values, each._rooms, each._shown = each.values[:0], None, None
-        self._rooms = keys, values
-        self.keys, self.values = (room[..., :used, :] for room in self._rooms)
+    def _show(self, count: int, used: int) -> None:
+        """Let keys and values be what is used of the room."""
+        assert self._rooms is not None
+        self.keys, self.values = (room[:count, :, :used] for room in self._rooms)
         self._shown = self.keys, self.values
 
-    def _columns(self, total: int) -> int:
-        """Return for how many tokens room is made where so many have to fit.
+    def _rooms_for(
+        self, total: int, count: int = 0, end: int | None = None
+    ) -> tuple[Tensor, Tensor]:
+        """Return room for so many tokens, and rows, with those that are there.
 
-        Little more, since a step may read all of it, but more where they are many, so
-        that they are seldom copied; and all that will ever be here, where that is near.
+        `end`: Column at which the tokens that are there shall end, where they are moved.
         """
-        left = ROOM + 1 if self.longest is None else max(0, self.longest - total)
-        return total + (left if left <= ROOM else min(ROOM, max(ROOM // 4, total // 8)))
-
-    def _rooms_for(self, total: int) -> tuple[Tensor, Tensor]:
-        """Return room for so many tokens, with those that are there."""
-        rooms, shown = self._rooms, self._shown
+        used, count = self.keys.shape[-2], max(count, len(self.keys))
+        end = used if end is None else end
+        shown = self._shown
         # Whoever takes rows out of the cache puts other tensors in its place.
         same = shown and self.keys is shown[0] and self.values is shown[1]
-        if rooms is not None and same and total <= rooms[0].shape[-2]:
-            return rooms
-        made = []
-        for old in (self.keys, self.values):
-            *front, used, width = old.shape
-            room = old.new_empty((*front, self._columns(total), width))
-            room[..., :used, :] = old
-            # Hidden by a mask, but no numbers would be seen through it.
-            room[..., used:, :] = 0
-            made.append(room)
-        return made[0], made[1]
+        if self._rooms is not None and same and end == used:
+            rows, _, columns, _ = self._rooms[0].shape
+            if count <= rows and total <= columns:
+                return self._rooms
+        self._rooms = None
+        keys = self._copied(self.keys, total, count, end)
+        self.keys = keys[: len(self.keys), :, :used]
+        self._rooms = keys, self._copied(self.values, total, count, end)
+        self._show(len(self.keys), end)
+        return self._rooms
 
+    def _copied(self, old: Tensor, total: int, count: int, end: int) -> Tensor:
+        """Return room with what is there, in front of a column.
 
-def _padded(parts: Sequence[Tensor], used: int, columns: int) -> Tensor:
-    """Put rows one behind the other into one room, all of them ending at one column."""
-    _, heads, _, width = parts[0].shape
-    shape = sum(map(len, parts)), heads, columns, width
-    room, at = parts[0].new_empty(shape), 0
-    for part in parts:
-        rows, start = room[at : at + len(part)], used - part.shape[-2]
-        rows[..., :start, :] = 0
-        rows[..., start:used, :] = part
-        at += len(part)
-    room[..., used:, :] = 0
-    return room
+        Little more than is asked for, since a step may read all of it, but more where
+        the tokens are many, so that they are seldom copied; and room for all that will
+        be here, where that is near.
+        """
+        rows, heads, used, width = old.shape
+        more = min(ROOM, max(ROOM // 4, total // 8))
+        if self.longest is not None and self.longest - total <= ROOM:
+            more = max(0, self.longest - total)
+        room = old.new_empty((max(count, self.n_rows), heads, total + more, width))
+        # Hidden by a mask, but no numbers would be seen through it.
+        room[:rows, :, : end - used] = 0
+        room[:rows, :, end - used : end] = old
+        room[:rows, :, end:] = 0
+        return room
 
 
 def preallocated_cache(config: Any) -> DynamicCache:
@@ -161,11 +166,11 @@ def preallocated_cache(config: Any) -> DynamicCache:
     return cache
 
 
-def expect(cache: Any, n_tokens: int) -> None:
-    """Tell a cache how many tokens it will come to, so that it makes no more room."""
+def expect(cache: Any, n_tokens: int, n_rows: int = 0) -> None:
+    """Tell a cache how many tokens and rows it will come to, so that it has room."""
     for layer in cache.layers:
         if isinstance(layer, PreallocatedLayer):
-            layer.longest = n_tokens
+            layer.longest, layer.n_rows = n_tokens, n_rows
 
 
 class Opening(NamedTuple):
@@ -227,10 +232,12 @@ def without_padding(
     if not keeps_all_tokens(cache):
         return mask
     lead = int((mask.cumsum(-1) == 0).sum(-1).min())
-    if lead:
-        for layer in cache.layers:
-            layer.keys = layer.keys[..., lead:, :]
-            layer.values = layer.values[..., lead:, :]
+    # All that is left is copied for it, so that a few columns are not worth it.
+    if not lead or LEAD * lead < mask.shape[1]:
+        return mask
+    for layer in cache.layers:
+        layer.keys = layer.keys[..., lead:, :]
+        layer.values = layer.values[..., lead:, :]
     return mask[:, lead:]
 
 
