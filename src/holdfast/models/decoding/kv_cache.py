@@ -119,7 +119,7 @@ class PreallocatedLayer(DynamicLayer):  # type: ignore[misc]
     ) -> tuple[Tensor, Tensor]:
         """Return room for so many tokens, and rows, with those that are there.
 
-        `end`: Column at which the tokens that are there shall end, where they are moved.
+        `end`: Column at which those shall end; by default where they do.
         """
         used, count = self.keys.shape[-2], max(count, len(self.keys))
         end = used if end is None else end
