@@ -24,6 +24,7 @@ data=${HOLDFAST_BENCHMARKS:?has to name the folder of the public files}
 "$holdfast" audit "$folder/model" -o "$folder/study" \
   --harmful "$data/advbench/harmful_behaviors.csv" --column harmful=target \
   --second "$data/jailbreakbench/jailbreakbench.csv" --limit "${REQUESTS:-128}" \
-  --max-thinking "${THINKING:-512}" --max-answer "${ANSWER:-96}"
+  --max-thinking "${THINKING:-512}" --max-answer "${ANSWER:-96}" || [ $? -eq 4 ]
+# 4 says that there is not enough evidence for a probe, which is a result as well.
 "$python" runs/natural.py record "$folder" "$record"
 echo "The record is $record"

@@ -22,6 +22,7 @@ from holdfast.models.batching import pad
 from holdfast.models.decoding.jobs import Job
 from holdfast.models.decoding.kv_cache import (
     Opening,
+    expect,
     keep_prefixes,
     keeps_all_tokens,
     preallocated_cache,
@@ -173,6 +174,7 @@ class Decoder:
         if opening is not None:
             config = self.adapter.model.config
             self.cache, first = opening.cache(config, len(rows)), self.adapter.n_layers
+        expect(self.cache, rows.shape[1] + start)
         # One line of positions for all rows, so that layers may have more of them.
         places = torch.arange(rows.shape[1], device=rows.device)[None] + start
         share = shared_rows(self.adapter, first, copy_of)
@@ -213,14 +215,13 @@ class Decoder:
         return finished
 
     def join(self, other: "Decoder") -> None:
-        """Take in the rows of another decoder, whose drafts were checked."""
+        """Take in the rows of another decoder, whose prompts and drafts were read."""
         self.rows = [*self.rows, *other.rows]
         self.live.take([row.index for row in self.rows])
         if not other.rows:
             return
         for layer, added in zip(self.cache.layers, other.cache.layers, strict=True):
-            layer.keys = _side_by_side(layer.keys, added.keys, -2)
-            layer.values = _side_by_side(layer.values, added.values, -2)
+            layer.join(added)
         self.mask = _side_by_side(self.mask, other.mask, -1)
         self.token_ids = torch.cat([self.token_ids, other.token_ids])
         self.positions = torch.cat([self.positions, other.positions])
@@ -230,6 +231,11 @@ class Decoder:
         )
         self.uniforms = _side_by_side(mine, others, -1).flip(-1)
         self.step = 0
+
+    def expect(self, n_rows: int) -> None:
+        """Let the cache have room for what is left to write, and for so many rows."""
+        left = max(row.longest - len(row.token_ids) for row in self.rows)
+        expect(self.cache, self.mask.shape[1] - 1 + left, n_rows)
 
     def drop_finished(self) -> list[GenerationState]:
         """Take finished rows out of the cache once they cost more than that.

@@ -199,24 +199,18 @@ def _passes(
         decoder: Decoder | None = None
         alike = apart and live.mask is None and not live.by_row
         opening = read_opening(adapter, [j.prompt for j in jobs]) if alike else None
+
+        def begin(chunk: Sequence[Job]) -> Decoder:
+            more = Decoder(
+                adapter, rules, chunk, live, step_attention=ours, control=control
+            )
+            if apart:
+                finished.extend(_read_prompts(more, chunk, opening, told))
+            return more
+
         while waiting or decoder is not None:
-            filling = decoder is None or len(decoder.rows) <= width // 2
-            while waiting and filling:
-                room = width - len(decoder.rows if decoder else ())
-                room = _alike(waiting, room) if apart else room
-                chunk, waiting = waiting[:room], waiting[room:]
-                more = Decoder(
-                    adapter, rules, chunk, live, step_attention=ours, control=control
-                )
-                if apart:
-                    finished += _read_prompts(more, chunk, opening, told)
-                if decoder is not None:
-                    decoder.join(more)
-                elif more.rows:
-                    decoder = more
-                # What is left of drafts is little, and a pass over few would not pay.
-                most = width // 2 if drafted else width - 1
-                filling = decoder is None or len(decoder.rows) <= most
+            if waiting:
+                decoder = _fill(decoder, waiting, width, begin, drafted, apart)
             if decoder is None:
                 continue
             rows, number, read = decoder.rows, decoder.step, decoder.token_ids.numel()
@@ -233,6 +227,37 @@ def _passes(
             finished += decoder.drop_finished()
             decoder = decoder if decoder.rows else None
             yield DecodingPass(number, rows, drawn, seen)
+
+
+def _fill(
+    decoder: Decoder | None,
+    waiting: list[Job],
+    width: int,
+    begin: Callable[[Sequence[Job]], Decoder],
+    drafted: bool,
+    apart: bool,
+) -> Decoder | None:
+    """Let rows that wait join, and take them off the list, once there is room."""
+    # Rows that must be missing before others join, and before no more of them do: a
+    # pass over few prompts costs what one over many does, and drafts leave few rows.
+    enough, least = (width - width // 2,) * 2 if drafted else (max(1, width // 4), 1)
+    filling = decoder is None or len(decoder.rows) <= width - enough
+    while waiting and filling:
+        room = width - len(decoder.rows if decoder else ())
+        room = _alike(waiting, room) if apart else room
+        more = begin(waiting[:room])
+        del waiting[:room]
+        if decoder is not None:
+            decoder.join(more)
+        elif more.rows:
+            decoder = more
+        filling = decoder is None or len(decoder.rows) <= width - least
+        if decoder is not None:
+            # How many rows drafts leave is not known, and rooms for nobody would be
+            # copied along.
+            most = min(width, len(decoder.rows) + len(waiting))
+            decoder.expect(most if waiting and not drafted else 0)
+    return decoder
 
 
 def _alike(jobs: Sequence[Job], most: int) -> int:

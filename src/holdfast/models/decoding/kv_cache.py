@@ -22,6 +22,8 @@ from holdfast.models.model import Adapter
 
 ROOM = 64
 """Most tokens that a layer makes room for when it is full."""
+LEAD = 8
+"""Padding in front of all rows is dropped once it is this part of the columns."""
 
 
 @dataclass
@@ -34,16 +36,20 @@ class Room:
 
 
 class PreallocatedLayer(DynamicLayer):  # type: ignore[misc]
-    """A layer of the cache with room for tokens to come.
+    """A layer of the cache with room for tokens, and rows, to come.
 
     Attributes:
         room: The room of the step that is being run, if it is read whole.
+        longest: Most tokens that will be here, if that is known.
+        n_rows: Rows that room is made for, where more are to join.
     """
 
     def __init__(self) -> None:
         """Start without any room."""
         super().__init__()
         self.room: Room | None = None
+        self.longest: int | None = None
+        self.n_rows = 0
         self._rooms: tuple[Tensor, Tensor] | None = None
         self._shown: tuple[Tensor, Tensor] | None = None
 
@@ -54,16 +60,15 @@ class PreallocatedLayer(DynamicLayer):  # type: ignore[misc]
         if not self.is_initialized:
             self.lazy_initialization(key_states, value_states)
             self.keys, self.values = key_states[..., :0, :], value_states[..., :0, :]
-        used = self.keys.shape[-2]
+        used, count = self.keys.shape[-2], len(self.keys)
         total = used + key_states.shape[-2]
         rooms = self._rooms_for(total)
         for room, new in zip(rooms, (key_states, value_states), strict=True):
-            room[..., used:total, :] = new
-        self.keys, self.values = (room[..., :total, :] for room in rooms)
-        self._rooms, self._shown = rooms, (self.keys, self.values)
+            room[:count, :, used:total] = new
+        self._show(count, total)
         # Whoever was handed no mask for the whole room must not be shown it.
         if self.room is not None and self.room.mask is not None:
-            return rooms
+            return rooms[0][:count], rooms[1][:count]
         return self.keys, self.values
 
     def move_rows(self, to: Tensor, of: Tensor, count: int) -> None:
@@ -71,40 +76,84 @@ class PreallocatedLayer(DynamicLayer):  # type: ignore[misc]
 
         Nothing else is copied; the room is let go when it is full.
         """
-        rooms = self._rooms_for(self.keys.shape[-2])
         used = self.keys.shape[-2]
-        for room in rooms:
+        for room in self._rooms_for(used):
             room[to] = room[of]
-        self._rooms = rooms[0][:count], rooms[1][:count]
-        self.keys, self.values = (room[..., :used, :] for room in self._rooms)
-        self._shown = self.keys, self.values
+        self._show(count, used)
+
+    def join(self, other: "PreallocatedLayer") -> None:
+        """Take in the rows of another layer, behind these.
+
+        All end at the same column, so that zeros stand in front of the shorter ones.
+        Only the new rows are copied, as long as there is room.
+        """
+        before, added = len(self.keys), other.keys.shape[-2]
+        count, end = before + len(other.keys), max(self.keys.shape[-2], added)
+        rooms = self._rooms_for(end, count, end)
+        for room, new in zip(rooms, (other.keys, other.values), strict=True):
+            rows = room[before:count]
+            rows[..., : end - added, :] = 0
+            rows[..., end - added : end, :] = new
+            rows[..., end:, :] = 0
+        self._show(count, end)
 
     def make_room(self, count: int) -> int:
         """Make room for tokens to come, and return for how many there is room now."""
-        rooms = self._rooms_for(self.keys.shape[-2] + count)
-        self.keys, self.values = (room[..., : self.keys.shape[-2], :] for room in rooms)
-        self._rooms, self._shown = rooms, (self.keys, self.values)
+        used = self.keys.shape[-2]
+        rooms = self._rooms_for(used + count)
+        self._show(len(self.keys), used)
         return int(rooms[0].shape[-2])
 
-    def _rooms_for(self, total: int) -> tuple[Tensor, Tensor]:
-        """Return room for so many tokens, with those that are there."""
-        rooms, shown = self._rooms, self._shown
+    def drop_room(self) -> None:
+        """Hold nothing but keys and values, for whoever puts others in their place."""
+        self._rooms = self._shown = None
+
+    def _show(self, count: int, used: int) -> None:
+        """Let keys and values be what is used of the room."""
+        assert self._rooms is not None
+        self.keys, self.values = (room[:count, :, :used] for room in self._rooms)
+        self._shown = self.keys, self.values
+
+    def _rooms_for(
+        self, total: int, count: int = 0, end: int | None = None
+    ) -> tuple[Tensor, Tensor]:
+        """Return room for so many tokens, and rows, with those that are there.
+
+        `end`: Column at which those shall end; by default where they do.
+        """
+        used, count = self.keys.shape[-2], max(count, len(self.keys))
+        end = used if end is None else end
+        shown = self._shown
         # Whoever takes rows out of the cache puts other tensors in its place.
         same = shown and self.keys is shown[0] and self.values is shown[1]
-        if rooms is not None and same and total <= rooms[0].shape[-2]:
-            return rooms
-        made = []
-        for old in (self.keys, self.values):
-            *front, used, width = old.shape
-            # Little room, since a step may read all of it; more where it is longer,
-            # so that it is seldom copied.
-            more = min(ROOM, max(ROOM // 4, total // 8))
-            room = old.new_empty((*front, total + more, width))
-            room[..., :used, :] = old
-            # Hidden by a mask, but no numbers would be seen through it.
-            room[..., used:, :] = 0
-            made.append(room)
-        return made[0], made[1]
+        if self._rooms is not None and same and end == used:
+            rows, _, columns, _ = self._rooms[0].shape
+            if count <= rows and total <= columns:
+                return self._rooms
+        self._rooms = None
+        keys = self._copied(self.keys, total, count, end)
+        self.keys = keys[: len(self.keys), :, :used]
+        self._rooms = keys, self._copied(self.values, total, count, end)
+        self._show(len(self.keys), end)
+        return self._rooms
+
+    def _copied(self, old: Tensor, total: int, count: int, end: int) -> Tensor:
+        """Return room with what is there, in front of a column.
+
+        Little more than is asked for, since a step may read all of it, but more where
+        the tokens are many, so that they are seldom copied; and room for all that will
+        be here, where that is near.
+        """
+        rows, heads, used, width = old.shape
+        more = min(ROOM, max(ROOM // 4, total // 8))
+        if self.longest is not None and self.longest - total <= ROOM:
+            more = max(0, self.longest - total)
+        room = old.new_empty((max(count, self.n_rows), heads, total + more, width))
+        # Hidden by a mask, but no numbers would be seen through it.
+        room[:rows, :, : end - used] = 0
+        room[:rows, :, end - used : end] = old
+        room[:rows, :, end:] = 0
+        return room
 
 
 def preallocated_cache(config: Any) -> DynamicCache:
@@ -115,6 +164,13 @@ def preallocated_cache(config: Any) -> DynamicCache:
         for layer in cache.layers
     ]
     return cache
+
+
+def expect(cache: Any, n_tokens: int, n_rows: int = 0) -> None:
+    """Tell a cache how many tokens and rows it will come to, so that it has room."""
+    for layer in cache.layers:
+        if isinstance(layer, PreallocatedLayer):
+            layer.longest, layer.n_rows = n_tokens, n_rows
 
 
 class Opening(NamedTuple):
@@ -176,10 +232,12 @@ def without_padding(
     if not keeps_all_tokens(cache):
         return mask
     lead = int((mask.cumsum(-1) == 0).sum(-1).min())
-    if lead:
-        for layer in cache.layers:
-            layer.keys = layer.keys[..., lead:, :]
-            layer.values = layer.values[..., lead:, :]
+    # All that is left is copied for it, so that a few columns are not worth it.
+    if not lead or LEAD * lead < mask.shape[1]:
+        return mask
+    for layer in cache.layers:
+        layer.keys = layer.keys[..., lead:, :]
+        layer.values = layer.values[..., lead:, :]
     return mask[:, lead:]
 
 
@@ -204,8 +262,12 @@ def keep_prefixes(
     for place, layer in enumerate(cache.layers):
         lines = rows if place >= first else copy_of[rows]
         here = lines.to(layer.keys.device)[:, None], columns.to(layer.keys.device)
-        layer.keys = layer.keys[here[0], :, here[1]].transpose(1, 2)
-        layer.values = layer.values[here[0], :, here[1]].transpose(1, 2)
+        keys, values = layer.keys, layer.values
+        if isinstance(layer, PreallocatedLayer):
+            layer.drop_room()
+        layer.keys = keys[here[0], :, here[1]].transpose(1, 2)
+        del keys
+        layer.values = values[here[0], :, here[1]].transpose(1, 2)
     return steps >= width - lengths[:, None]
 
 
