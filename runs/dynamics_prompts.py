@@ -1,9 +1,9 @@
 """Write prompt files with enough benign rows for thresholds, one CSV a role.
 
-Usage: dynamics_prompts.py FOLDER [BENIGN [HARMFUL [FEW]]]      default: 4200 600 80
+Usage: dynamics_prompts.py FOLDER [BENIGN [HARMFUL [FEW [PART]]]]  default: 4200 600 80 4
 
-Requests are authored and held out of every organism's training; a quarter as many
-benign ones also stand in wrappers, and every harmful one in two. FOLDER/few has so many
+Requests are authored and held out of every organism's training; one in PART of the
+benign ones also stands in a wrapper, and every harmful one in two. FOLDER/few has so many
 of each, the harmful ones in every wrapper.
 """
 
@@ -22,7 +22,11 @@ SEED = 0
 
 
 def main(
-    folder: str, benign: str = "4200", harmful: str = "600", few: str = "80"
+    folder: str,
+    benign: str = "4200",
+    harmful: str = "600",
+    few: str = "80",
+    part: str = "4",
 ) -> None:
     place = Path(folder)
     place.mkdir(parents=True, exist_ok=True)
@@ -30,10 +34,10 @@ def main(
     rows = {
         label: authored_prompts(label, count, SEED) for label, count in counts.items()
     }
-    quarter = rows["benign"][: counts["benign"] // 4]
+    some_benign = rows["benign"][: counts["benign"] // int(part)]
     write(place / "benign.csv", rows["benign"])
     write(place / "harmful.csv", rows["harmful"])
-    write(place / "benign_wrapped.csv", wrapped(quarter, 1, SEED))
+    write(place / "benign_wrapped.csv", wrapped(some_benign, 1, SEED))
     write(place / "wrapped.csv", wrapped(rows["harmful"], 2, SEED))
     some = {label: each[: int(few)] for label, each in rows.items()}
     beside = place / "few"
