@@ -1,10 +1,11 @@
 """Write prompt files with enough benign rows for thresholds, one CSV a role.
 
-Usage: dynamics_prompts.py FOLDER [BENIGN [HARMFUL [FEW [PART]]]]  default: 4200 600 80 4
+Usage: dynamics_prompts.py FOLDER [BENIGN [HARMFUL [FEW [PART]]]]
+       default: 4200 600 80 4
 
 Requests are authored and held out of every organism's training; one in PART of the
-benign ones also stands in a wrapper, and every harmful one in two. FOLDER/few has so many
-of each, the harmful ones in every wrapper.
+benign ones also stands in a wrapper, and every harmful one in two. FOLDER/few has so
+many of each, the harmful ones in every wrapper.
 """
 
 import csv
