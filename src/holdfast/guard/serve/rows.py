@@ -1,0 +1,190 @@
+"""A row that a client waits for: its text as it grows, and its scores.
+
+Text is held back as long as it may still turn out to be the end of the thinking, the
+marks that end the answer, or half of a character, so that what was sent, joined, is the
+text of the whole row. A token leaves with its own score: what fires is never sent.
+"""
+
+from collections import deque
+from math import isnan
+from typing import Any, NamedTuple
+
+from holdfast.guard.serve.asks import Ask, Finish, Scored, Usage
+from holdfast.models.decoding.jobs import Job
+from holdfast.models.decoding.row_state import Choice, GenerationState
+
+_BROKEN = "\ufffd"
+
+
+class Added(NamedTuple):
+    """What one token added to the text."""
+
+    thinking: str
+    answer: str
+
+
+NOTHING = Added("", "")
+
+
+class LiveRow(GenerationState):
+    """A row with its client, its watch, and the text that it has sent."""
+
+    def __init__(self, job: Job, ask: Ask, watch: Any, before: int = 0) -> None:
+        """Begin a row.
+
+        `before`: Tokens that were written before its prompt ended, where the row goes
+        on with an answer that was begun.
+        """
+        super().__init__(job.place, job.prompt, job.rules)
+        self.job, self.ask, self.watch = job, ask, watch
+        self.before = before
+        self.fault: str | None = None
+        self.is_done = False  # Whether its client has the last piece.
+        self.answered = False  # Whether any of its answer was sent.
+        self.redraws = False  # Whether its thinking is to be ended again.
+        self.unread: tuple[int, ...] = ()  # Tokens of its prompt that a watch is owed.
+        self._closing = False
+        self._waiting: deque[Added] = deque()
+        self._thinking, self._answer = _Text(self), _Text(self)
+
+    def push(self, choice: Choice) -> int:
+        """Take the next token; where the logits are no numbers this row ends alone.
+
+        A row that has met a limit reads its last token before it ends, so that this
+        one has its score too.
+        """
+        if self._closing:
+            self.finish = "length"
+            return 0
+        if isnan(choice.gap):
+            self.fault = "the model's logits are no numbers"
+            self.finish = "length"
+            return 0
+        token = super().push(choice)
+        if self.finish is None and self.written >= self.ask.limit:
+            self.finish = "length"
+        self._waiting.append(self._added())
+        if self.finish == "length" and self.watch is not None:
+            self.finish, self._closing = None, True
+        return token
+
+    @property
+    def written(self) -> int:
+        """Tokens that were written for the client so far."""
+        return self.before + self.n_written
+
+    @property
+    def usage(self) -> Usage:
+        """Tokens that were read and written."""
+        thinking = 0
+        if self._rules.thinking is not None:
+            end = len(self.token_ids) if self._template is None else self._template[0]
+            thinking = end - self.n_prompt
+        thinking = max(thinking, self.before)
+        return Usage(self.n_prompt - self.before, self.written, thinking)
+
+    @property
+    def may_answer(self) -> bool:
+        """Whether the thinking has ended, and its end with it."""
+        return self._template is not None and len(self.token_ids) > self._template[1]
+
+    @property
+    def until_answer(self) -> tuple[int, ...]:
+        """The tokens before the answer."""
+        end = len(self.token_ids) if self._template is None else self._template[1]
+        return tuple(self.token_ids[:end])
+
+    def next_added(self) -> Added:
+        """Return the text of the next token that has its score."""
+        added = self._waiting.popleft() if self._waiting else NOTHING
+        self.answered = self.answered or bool(added.answer)
+        return added
+
+    def rest_of_thinking(self) -> str:
+        """Return the thinking that has not left yet, once it has ended."""
+        text = "".join(added.thinking for added in self._waiting)
+        return text + self._thinking.left(self.complete().thinking)
+
+    def rest(self) -> Added:
+        """Return the text that has not left yet, once the row has ended."""
+        thinking = "".join(added.thinking for added in self._waiting)
+        answer = "".join(added.answer for added in self._waiting)
+        self._waiting.clear()
+        whole = self.complete()
+        return Added(
+            thinking + self._thinking.left(whole.thinking),
+            answer + self._answer.left(whole.answer),
+        )
+
+    def ended(self) -> Finish:
+        """Return how the row ended by itself."""
+        return "stop" if self.finish == "stop" else "length"
+
+    def _added(self) -> Added:
+        """Return what the last token added to the text that is certain."""
+        rules, thinking = self._rules, ""
+        fmt = rules.thinking
+        if self._template is None:
+            assert fmt is not None
+            text = self._thinking.grown(self.n_prompt, len(self.token_ids))
+            lead = fmt.end_template.partition(fmt.close)[0]
+            ends = [lead[i:] + fmt.close for i in range(len(lead) + 1)]
+            return Added(self._thinking.sure(text, ends), "")
+        start, end = self._template
+        if not self._thinking.is_over:
+            written = self.token_ids[self.n_prompt : start]
+            thinking = self._thinking.left(rules.thought(written) if written else "")
+            self._thinking.is_over = True
+        if not self._settled or self.finish == "stop" or len(self.token_ids) <= end:
+            return Added(thinking, "")
+        text = self._answer.grown(end, len(self.token_ids))
+        mark = rules.answer_end
+        lead = mark[: len(mark) - len(mark.lstrip())]
+        ends = [mark.lstrip()] if mark.strip() else []
+        ends += [lead[i:] + mark.lstrip() for i in range(len(lead))] if ends else []
+        return Added(thinking, self._answer.sure(text, ends))
+
+
+class _Text:
+    """The text of one region: how much of it is known, and how much was told."""
+
+    def __init__(self, row: LiveRow) -> None:
+        self._row, self._known, self._told = row, "", 0
+        self._context = self._pending = -1
+        self.is_over = False
+
+    def grown(self, start: int, end: int) -> str:
+        """Return the text of tokens from `start` up to `end`, whole characters alone.
+
+        A token is decoded behind the last finished part, because some decoders treat
+        the first token of a text in another way.
+        """
+        if self._context < 0:
+            self._context = self._pending = start
+        ids, decode = self._row.token_ids, self._row._rules.text
+        before = decode(ids[self._context : self._pending], special=False)
+        text = decode(ids[self._context : end], special=False)
+        if not text.endswith(_BROKEN):
+            self._known += text[len(before) :]
+            self._context, self._pending = self._pending, end
+        return self._known
+
+    def sure(self, text: str, ends: list[str]) -> str:
+        """Return what is new in a text, but for what may be the begin of an end."""
+        most = max(map(len, ends), default=0)
+        held = next(
+            (
+                n
+                for n in range(min(most, len(text)), 0, -1)
+                if any(mark.startswith(text[len(text) - n :]) for mark in ends)
+            ),
+            0,
+        )
+        stop = max(self._told, len(text) - held)
+        new, self._told = text[self._told : stop], stop
+        return new
+
+    def left(self, whole: str) -> str:
+        """Return what of the whole text was not told yet."""
+        new, self._told = whole[self._told :], max(self._told, len(whole))
+        return new
