@@ -30,6 +30,7 @@ from holdfast.models.decoding.kv_cache import (
 )
 from holdfast.models.decoding.row_state import (
     Choice,
+    Chosen,
     GenerationState,
     Sampling,
     StoppingRules,
@@ -50,6 +51,11 @@ class Drawn(NamedTuple):
     # The token each row took; a forced one may stand for the drawn one.
     tokens: Int[Tensor, "example 1"]
     going: tuple[bool, ...]  # Whether each row was still being written.
+
+
+def begin_row(job: Job) -> GenerationState:
+    """Return the row of a job before anything is written."""
+    return GenerationState(job.place, job.prompt, job.rules)
 
 
 Control = Callable[
@@ -76,16 +82,18 @@ class Decoder:
         *,
         step_attention: bool = False,
         control: Control | None = None,
+        begin: Callable[[Job], GenerationState] = begin_row,
     ) -> None:
         """Put the prompts side by side; nothing is read yet.
 
         `step_attention`: Whether the model's attention is that of `step_attention`.
         `control`: Who may act on rows at every pass.
+        `begin`: Makes the row of a job.
         """
         self.adapter, self.step_attention = adapter, step_attention
         self.control = control
         self.live = live
-        self.rows = [GenerationState(job.place, job.prompt, job.rules) for job in jobs]
+        self.rows = [begin(job) for job in jobs]
         self.drafts = [job.draft for job in jobs]
         batch = pad([job.prompt for job in jobs], "left", adapter.device)
         self.token_ids, self.positions = batch.token_ids, batch.positions()
@@ -94,6 +102,8 @@ class Decoder:
         self.cache: Any = preallocated_cache(adapter.model.config)
         # Steps that rows ran along after their end, as a share of the batch.
         self.wasted = 0.0
+        # State of the last token of each prompt, once these have been read.
+        self.prompt_states: Float[Tensor, "example d_model"] | None = None
         self.step, self._reads_states = 0, adapter.lacks("states") is None
         # Float64 is missing on some accelerators, and there choices are made here.
         self.desk = adapter.device if adapter.device.type == "cuda" else "cpu"
@@ -111,11 +121,7 @@ class Decoder:
         with stepping(self.cache) if step else nullcontext():
             states, logits = self._read()
         forced = self.control(self.rows, states, self.live) if self.control else {}
-        chosen = sample_token(
-            logits.to(self.desk, torch.float32),
-            self.uniforms[:, self.step],
-            self.sampling,
-        )
+        chosen = self.choose(logits.to(self.desk, torch.float32))
         # One table, so that an accelerator is waited for once a step.
         table = torch.stack([chosen.tokens.double(), *chosen[1:]], -1).tolist()
         going = tuple([row.finish is None for row in self.rows])
@@ -137,6 +143,10 @@ class Decoder:
         self.mask = torch.cat([self.mask, torch.ones_like(self.mask[:, :1])], -1)
         self.step += 1
         return Drawn(states, logits, self.token_ids, going)
+
+    def choose(self, logits: Float[Tensor, "example vocab"]) -> Chosen:
+        """Choose the next token of each row, on the device where choices are made."""
+        return sample_token(logits, self.uniforms[:, self.step], self.sampling)
 
     def _read(self) -> tuple[Tensor, Tensor]:
         """Run one pass; return state and logits of the last token of each row."""
@@ -188,6 +198,8 @@ class Decoder:
         if first == self.adapter.n_layers:
             states = states[copy_of.to(states.device)]
         starts = torch.tensor([row.n_prompt - 1 - start for row in self.rows])
+        lines = torch.arange(len(states), device=states.device)
+        self.prompt_states = states[lines, starts.to(states.device)]
         take_drafts(
             self.adapter,
             states,
