@@ -16,6 +16,7 @@ _NAMES = (
     "Signal",
     "Detectors",
     "Selection",
+    "Serving",
     "Training",
     "Output",
 )

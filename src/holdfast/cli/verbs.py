@@ -27,11 +27,13 @@ from holdfast.cli.options import (
     default_study,
     in_study,
     show,
+    with_model,
     written,
 )
 from holdfast.cli.organism_verbs import organism
 from holdfast.errors import AdapterError, SettingsError
 from holdfast.flags import Several, flat
+from holdfast.guard.serve.settings import ServeSettings
 from holdfast.heads.settings import AblateSettings, HeadsSettings
 from holdfast.rollout.settings import ProbeSettings, RolloutSettings, TraceSettings
 from holdfast.sinks.settings import SinksSettings
@@ -44,6 +46,7 @@ WithHeads = Annotated[bool, about("Whether single heads are looked at.", "Heads"
 Ablating = Annotated[AblateSettings, flat("Heads")]
 ROLLOUT, PROBE, TRACE = RolloutSettings(), ProbeSettings(), TraceSettings()
 HEADS, ABLATE = HeadsSettings(), AblateSettings()
+SERVING = ServeSettings()
 Models = Annotated[
     str,
     about(
@@ -219,6 +222,24 @@ def sinks(
 
 
 guard = App(name="guard", help="Detectors on answers: fit, evaluate, and watch live.")
+
+
+@guard.command
+def serve(
+    model: ModelName = DEFAULT_MODEL,
+    /,
+    *,
+    serving: Annotated[ServeSettings, flat("Serving")] = SERVING,
+    loading: Loading = MODEL,
+) -> None:
+    """Serve a model over HTTP, and watch every answer while it is written.
+
+    The routes are OpenAI's. It goes down in order on SIGTERM. For example, `holdfast
+    guard serve organism:cliff --guard studies/cliff/bundle`.
+    """
+    with_model(model, loading, "guard.serve.stage:run", settings=serving)
+
+
 for _each in (organism, judge, guard, evaluate, export):
     app.command(_each)
 for _name in VERBS:

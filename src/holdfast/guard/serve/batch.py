@@ -11,6 +11,7 @@ import time
 from collections import deque
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future
+from dataclasses import replace
 from typing import Any, TypeVar
 
 import torch
@@ -99,7 +100,7 @@ class Batcher:
         """Prepare the thread; `start` starts it."""
         self.adapter, self.monitor, self.settings = adapter, monitor, settings
         self.metrics, self.width = metrics, width
-        self.joins = fits_drafts(adapter, None)
+        self.joins, self._stops = fits_drafts(adapter, None), adapter.stop_ids
         self._acts_on = None if monitor is None else monitor.bundle.acts_on
         self._waiting: deque[Ask] = deque()
         self._calls: deque[tuple[Callable[[], Any], Future[Any]]] = deque()
@@ -170,22 +171,23 @@ class Batcher:
             self._there.notify()
         self._thread.join(timeout=60)
 
-    def rules(self, sampling: Sampling, *, thinks: bool = True) -> StoppingRules:
+    def rules(self, sampling: Sampling) -> StoppingRules:
         """Return when rows of a request close their thinking, and end."""
         adapter, thinking = self.adapter, self.adapter.thinking
         ends = "" if thinking is None else thinking.answer_end
-        own = thinking if thinks else None
-        return StoppingRules(adapter.tokenizer, own, sampling, adapter.stop_ids, ends)
+        return StoppingRules(adapter.tokenizer, thinking, sampling, self._stops, ends)
 
     def _run(self) -> None:
         edit = None if self.monitor is None else self.monitor.bundle.edit
         if self.settings.policy not in ("steer", "redraw"):
             edit = None
-        table = None if edit is None else torch.stack([torch.ones_like(edit), edit])
+        edits = None
+        if edit is not None:
+            edits = HeadEdit(torch.stack([torch.ones_like(edit), edit]))
         with (
             torch.inference_mode(),
             attending(self.adapter) as ours,
-            scale_heads(self.adapter, table and HeadEdit(table)) as live,
+            scale_heads(self.adapter, edits) as live,
         ):
             while not self._ended:
                 try:
@@ -268,9 +270,10 @@ class Batcher:
                 why = "it waited for room as long as it may"
                 ask.box.put(Piece(failure="timeout", why=why))
                 continue
-            watch = None if self.monitor is None else self.monitor.open(ask.prompt)
             job = Job(PLAIN, ask.prompt, ask.seed, (), self.rules(ask.sampling))
-            rows.append(LiveRow(job, ask, watch))
+            row = LiveRow(job, ask)
+            row.watch = self._open(ask)
+            rows.append(row)
         return rows
 
     def _read_prompt(self, row: LiveRow, live: LiveEdit, ours: bool) -> Running | None:
@@ -285,7 +288,8 @@ class Batcher:
                 begin=lambda _: row,
             )
             one.read_prompts()
-            self._read_again(row, live)
+            self._begin(row, one.prompt_states)
+            row.index = EDITED if row.edited else PLAIN
         except Exception as error:
             LOG.exception("a prompt failed", extra={"event": "prompt_failed"})
             memory = is_out_of_memory(error)
@@ -303,11 +307,15 @@ class Batcher:
             for place, row in enumerate(rows)
             if row.finish is None and row.n_written > 0
         ]
+        fresh = [place for place, row in enumerate(rows) if row.n_written == 0]
         began = time.perf_counter()
         drawn = batch.advance()
         self.metrics.step.observe(time.perf_counter() - began)
         self.metrics.rows.observe(len(rows))
         self._moved = False
+        for place in fresh:
+            # Prompts that were read in this very step, side by side.
+            self._begin(rows[place], drawn.states[[place]])
         self._watch(read, drawn)
         now = time.monotonic()
         for row in rows:
@@ -338,13 +346,10 @@ class Batcher:
                 scored = scored._replace(index=scored.index + row.before)
                 ask.verdict.take(scored)
                 # A redrawn answer may fire once more, and is stopped then.
-                once = ask.verdict.action in (None, "redrawn") and not row.redraws
+                once = ask.verdict.action in (None, "redrawn")
                 fired = self._acts_on in scored.fired
                 if once and fired and self._act(row, scored):
                     continue
-            if row.redraws and row.may_answer:
-                self._redraw(row)
-                continue
             added = row.next_added()
             steps = () if scored is None else (scored,)
             if added.thinking or added.answer or steps:
@@ -398,34 +403,43 @@ class Batcher:
             self._moved = True
             return False
         if policy == "redraw" and not row.answered and verdict.action is None:
-            row.redraws, verdict.action = True, "redrawn"
-            return False
+            verdict.action = "redrawn"
+            self._redraw(row, scored)
+            return True
         verdict.action = "refused" if policy == "refuse" else "stopped"
         refusal = self.settings.refusal if policy == "refuse" else None
         self._end(row, "content_filter", steps=(scored,), refusal=refusal)
         return True
 
-    def _redraw(self, row: LiveRow) -> None:
-        """Read prompt and thinking again under the edit, and let the answer begin."""
-        ask, prompt = row.ask, row.until_answer
-        text = row.rest_of_thinking()
-        row.finish, row.is_done = "length", True
-        job = Job(EDITED, prompt, ask.seed, (), self.rules(ask.sampling, thinks=False))
-        watch = self.monitor.open(ask.prompt) if self.monitor else None
-        again = LiveRow(job, ask, watch, before=len(prompt) - len(ask.prompt))
-        again.unread = prompt[len(ask.prompt) :]
-        self._again.append(again)
-        ask.box.put(Piece(text))
+    def _redraw(self, row: LiveRow, scored: Scored) -> None:
+        """End the thinking at the token that fired, and from there on under the edit.
 
-    def _read_again(self, row: LiveRow, live: LiveEdit) -> None:
-        """Let a watch read the thinking that stands in a prompt already."""
-        assert self.monitor is not None
-        if row.watch is None or not row.unread:
+        What was thought is read again as it was; its end and the answer are edited.
+        """
+        ask = row.ask
+        kept, text = row.thought_until(scored.index - row.before)
+        row.finish, row.is_done = "length", True
+        ends_now = replace(ask.sampling, max_thinking=0)
+        job = Job(PLAIN, kept, ask.seed, (), self.rules(ends_now))
+        again = LiveRow(job, ask, before=len(kept) - len(ask.prompt))
+        again.edited, again.watch = True, self._open(ask)
+        self._again.append(again)
+        ask.box.put(Piece(text, steps=(scored,)))
+
+    def _open(self, ask: Ask) -> Any:
+        return None if self.monitor is None else self.monitor.open(ask.prompt)
+
+    def _begin(self, row: LiveRow, states: Tensor | None) -> None:
+        """Let a watch read what a prompt ends in, and the thinking that it holds."""
+        if self.monitor is None or row.watch is None:
             return
-        live.take([row.index])
-        batch = pad([row.job.prompt], "right", self.adapter.device)
-        states = self.adapter.states(batch)[0, len(row.ask.prompt) :]
-        self.monitor.read_many(row.watch, states, row.unread)
+        thought = row.job.prompt[len(row.ask.prompt) :]
+        if thought:
+            batch = pad([row.job.prompt], "right", self.adapter.device)
+            again = self.adapter.states(batch)[0, len(row.ask.prompt) :]
+            self.monitor.read_many(row.watch, again, thought)
+        elif states is not None:
+            self.monitor.begin([row.watch], states)
 
     def _tell(self, row: LiveRow) -> None:
         """Give a client the last of a row that has ended."""

@@ -29,23 +29,23 @@ NOTHING = Added("", "")
 class LiveRow(GenerationState):
     """A row with its client, its watch, and the text that it has sent."""
 
-    def __init__(self, job: Job, ask: Ask, watch: Any, before: int = 0) -> None:
+    def __init__(self, job: Job, ask: Ask, before: int = 0) -> None:
         """Begin a row.
 
         `before`: Tokens that were written before its prompt ended, where the row goes
         on with an answer that was begun.
         """
         super().__init__(job.place, job.prompt, job.rules)
-        self.job, self.ask, self.watch = job, ask, watch
+        self.job, self.ask = job, ask
+        self.watch: Any = None  # What is known of it; None where nothing watches.
         self.before = before
         self.fault: str | None = None
         self.is_done = False  # Whether its client has the last piece.
         self.answered = False  # Whether any of its answer was sent.
-        self.redraws = False  # Whether its thinking is to be ended again.
-        self.unread: tuple[int, ...] = ()  # Tokens of its prompt that a watch is owed.
+        self.edited = False  # Whether heads are scaled in what follows the prompt.
         self._closing = False
         self._waiting: deque[Added] = deque()
-        self._thinking, self._answer = _Text(self), _Text(self)
+        self.thought_text, self.answer_text = _Text(self), _Text(self)
 
     def push(self, choice: Choice) -> int:
         """Take the next token; where the logits are no numbers this row ends alone.
@@ -83,27 +83,22 @@ class LiveRow(GenerationState):
         thinking = max(thinking, self.before)
         return Usage(self.n_prompt - self.before, self.written, thinking)
 
-    @property
-    def may_answer(self) -> bool:
-        """Whether the thinking has ended, and its end with it."""
-        return self._template is not None and len(self.token_ids) > self._template[1]
+    def thought_until(self, index: int) -> tuple[tuple[int, ...], str]:
+        """Return prompt and thinking up to a token, and what of its text is unsent.
 
-    @property
-    def until_answer(self) -> tuple[int, ...]:
-        """The tokens before the answer."""
-        end = len(self.token_ids) if self._template is None else self._template[1]
-        return tuple(self.token_ids[:end])
+        `index`: Place of the token behind the prompt.
+        """
+        end = self.n_prompt + index + 1
+        end = end if self._template is None else min(end, self._template[0])
+        unsent = sum(len(added.thinking) for added in self._waiting)
+        text = self._rules.thought(self.token_ids[self.n_prompt : end])
+        return tuple(self.token_ids[:end]), text[self.thought_text.told - unsent :]
 
     def next_added(self) -> Added:
         """Return the text of the next token that has its score."""
         added = self._waiting.popleft() if self._waiting else NOTHING
         self.answered = self.answered or bool(added.answer)
         return added
-
-    def rest_of_thinking(self) -> str:
-        """Return the thinking that has not left yet, once it has ended."""
-        text = "".join(added.thinking for added in self._waiting)
-        return text + self._thinking.left(self.complete().thinking)
 
     def rest(self) -> Added:
         """Return the text that has not left yet, once the row has ended."""
@@ -112,8 +107,8 @@ class LiveRow(GenerationState):
         self._waiting.clear()
         whole = self.complete()
         return Added(
-            thinking + self._thinking.left(whole.thinking),
-            answer + self._answer.left(whole.answer),
+            thinking + self.thought_text.left(whole.thinking),
+            answer + self.answer_text.left(whole.answer),
         )
 
     def ended(self) -> Finish:
@@ -126,30 +121,31 @@ class LiveRow(GenerationState):
         fmt = rules.thinking
         if self._template is None:
             assert fmt is not None
-            text = self._thinking.grown(self.n_prompt, len(self.token_ids))
+            text = self.thought_text.grown(self.n_prompt, len(self.token_ids))
             lead = fmt.end_template.partition(fmt.close)[0]
             ends = [lead[i:] + fmt.close for i in range(len(lead) + 1)]
-            return Added(self._thinking.sure(text, ends), "")
+            return Added(self.thought_text.sure(text, ends), "")
         start, end = self._template
-        if not self._thinking.is_over:
+        if not self.thought_text.is_over:
             written = self.token_ids[self.n_prompt : start]
-            thinking = self._thinking.left(rules.thought(written) if written else "")
-            self._thinking.is_over = True
+            thinking = self.thought_text.left(rules.thought(written) if written else "")
+            self.thought_text.is_over = True
         if not self._settled or self.finish == "stop" or len(self.token_ids) <= end:
             return Added(thinking, "")
-        text = self._answer.grown(end, len(self.token_ids))
+        text = self.answer_text.grown(end, len(self.token_ids))
         mark = rules.answer_end
         lead = mark[: len(mark) - len(mark.lstrip())]
         ends = [mark.lstrip()] if mark.strip() else []
         ends += [lead[i:] + mark.lstrip() for i in range(len(lead))] if ends else []
-        return Added(thinking, self._answer.sure(text, ends))
+        return Added(thinking, self.answer_text.sure(text, ends))
 
 
 class _Text:
     """The text of one region: how much of it is known, and how much was told."""
 
     def __init__(self, row: LiveRow) -> None:
-        self._row, self._known, self._told = row, "", 0
+        self._row, self._known = row, ""
+        self.told = 0  # Characters that were told.
         self._context = self._pending = -1
         self.is_over = False
 
@@ -180,11 +176,11 @@ class _Text:
             ),
             0,
         )
-        stop = max(self._told, len(text) - held)
-        new, self._told = text[self._told : stop], stop
+        stop = max(self.told, len(text) - held)
+        new, self.told = text[self.told : stop], stop
         return new
 
     def left(self, whole: str) -> str:
         """Return what of the whole text was not told yet."""
-        new, self._told = whole[self._told :], max(self._told, len(whole))
+        new, self.told = whole[self.told :], max(self.told, len(whole))
         return new

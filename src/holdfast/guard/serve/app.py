@@ -1,0 +1,442 @@
+"""The routes of the server."""
+
+import asyncio
+import json
+import logging
+import time
+from collections.abc import AsyncIterator, Callable, Sequence
+from dataclasses import dataclass, field
+from importlib import resources
+from typing import Annotated, Any
+
+from fastapi import Body, FastAPI, Request
+from fastapi.exceptions import RequestValidationError
+from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
+from starlette.exceptions import HTTPException
+from starlette.responses import Response
+from starlette.types import ASGIApp, Receive, Scope, Send
+
+from holdfast.errors import HoldfastError
+from holdfast.guard.monitor.monitor import Monitor
+from holdfast.guard.serve.asks import Ask, Mailbox, Piece
+from holdfast.guard.serve.batch import Batcher, Busy
+from holdfast.guard.serve.chat import (
+    STATUS,
+    Desk,
+    Heading,
+    Refused,
+    completion,
+    encoded,
+    error_body,
+    events,
+    refused_by,
+)
+from holdfast.guard.serve.gate import Gate
+from holdfast.guard.serve.moderation import (
+    AT_ONCE,
+    Item,
+    Remembered,
+    Scores,
+    guardrail,
+    items,
+    moderation,
+    result,
+)
+from holdfast.guard.serve.settings import ServeSettings
+from holdfast.guard.serve.shapes import (
+    ChatRequest,
+    Extension,
+    GuardrailRequest,
+    ModerationRequest,
+)
+from holdfast.guard.serve.telemetry import Metrics, log
+
+LOG = logging.getLogger("holdfast.serve")
+GUARDRAIL = "/beta/litellm_basic_guardrail_api"
+LATE = 30.0
+"""Seconds beyond the timeout after which nobody waits for the model's thread."""
+POLICY = (
+    "default-src 'none'; script-src 'self'; style-src 'self'; connect-src 'self'; "
+    "base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
+)
+PAGE = {"/": "page.html", "/page.js": "page.js", "/page.css": "page.css"}
+KINDS = {
+    "html": "text/html; charset=utf-8",
+    "js": "text/javascript; charset=utf-8",
+    "css": "text/css; charset=utf-8",
+}
+ERRORS: dict[int | str, dict[str, Any]] = {
+    status: {"description": words}
+    for status, words in {
+        400: "What was sent cannot be read, or not be met.",
+        401: "No key of this server.",
+        413: "The body is too large.",
+        415: "The body is no JSON by its type.",
+        421: "Another host than this machine was named.",
+        429: "No room to wait in, or too many requests in a minute.",
+        500: "The model failed at this answer.",
+        503: "The server is going down, or its memory does not suffice.",
+        504: "The answer took too long.",
+    }.items()
+}
+
+
+@dataclass
+class Server:
+    """What routes share."""
+
+    settings: ServeSettings
+    name: str  # Name of the model for clients.
+    keys: tuple[bytes, ...]
+    desk: Desk
+    batcher: Batcher
+    monitor: Monitor | None
+    metrics: Metrics
+    stale: tuple[str, ...] = ()  # What thresholds were not set on.
+    created: int = field(default_factory=lambda: int(time.time()))
+    is_ready: bool = False
+    remembered: Remembered = field(default_factory=Remembered)
+
+    @property
+    def thinks(self) -> bool:
+        """Whether the model has a thinking to tell."""
+        return self.desk.adapter.thinking is not None
+
+    def require_model(self, asked: str | None) -> None:
+        """Refuse a request for another model.
+
+        Raises:
+            Refused: If it names one.
+        """
+        if asked is not None and asked != self.name:
+            raise Refused(
+                404,
+                f"expected the model `{self.name}`; found another. Ask /v1/models.",
+                "model_not_found",
+            )
+
+    def require_up(self) -> None:
+        """Refuse a request that comes when the server goes down.
+
+        Raises:
+            Refused: If it does.
+        """
+        if not (self.is_ready and self.batcher.is_alive):
+            raise Refused(503, "the server is going down", "shutdown", 1)
+
+    def watching(self) -> Monitor:
+        """Return the monitor.
+
+        Raises:
+            Refused: If there is none.
+        """
+        if self.monitor is None:
+            raise Refused(
+                400, "expected a server with --guard; this one has none", "no_guard"
+            )
+        return self.monitor
+
+    async def chat(self, request: ChatRequest) -> Ask:
+        """Let an answer be written."""
+        self.require_up()
+        self.require_model(request.model)
+        box = Mailbox(asyncio.get_running_loop())
+        ask = await self.desk.run(lambda: self.desk.ask(request, box, self.stale))
+        try:
+            self.batcher.submit(ask)
+        except Busy as error:
+            raise Refused(429, str(error), "queue_full", 1) from error
+        return ask
+
+    async def score(self, given: Sequence[Item]) -> list[Scores]:
+        """Score answers, a few at a time between steps of the batch."""
+        monitor, found = self.watching(), []
+        for start in range(0, len(given), AT_ONCE):
+            part = given[start : start + AT_ONCE]
+            read = await self.call(lambda part=part: _scored(monitor, part))  # type: ignore[misc]
+            found += read
+        return found
+
+    async def call(self, reading: Callable[[], Any]) -> Any:
+        """Let the model's thread read something, and wait for it."""
+        self.require_up()
+        try:
+            future = asyncio.wrap_future(self.batcher.call(reading))
+            async with asyncio.timeout(self.settings.timeout):
+                return await future
+        except Busy as error:
+            raise Refused(429, str(error), "queue_full", 1) from error
+        except TimeoutError as error:
+            raise Refused(504, "the reading took too long", "timeout") from error
+        except HoldfastError as error:
+            raise refused_by(error) from error
+
+
+def _scored(monitor: Monitor, part: Sequence[Item]) -> list[Scores]:
+    said = [item for item in part if item.written]
+    found = iter(monitor.score_texts([(item.prompt, item.written) for item in said]))
+    return [
+        Scores.of(next(found) if item.written else [], item.abstains) for item in part
+    ]
+
+
+class Json(Response):
+    """A JSON body in ASCII, which half of a surrogate pair fits in as well."""
+
+    media_type = "application/json"
+
+    def render(self, content: Any) -> bytes:
+        """Return the body."""
+        return json.dumps(content, allow_nan=False).encode()
+
+
+class EventStream(Response):
+    """A stream of events, until it ends, its client goes, or takes too long."""
+
+    media_type = "text/event-stream"
+
+    def __init__(
+        self,
+        chunks: AsyncIterator[dict[str, Any] | None],
+        gone: Callable[[], None],
+        patience: float,
+    ) -> None:
+        """Prepare the stream.
+
+        `gone`: Called when nobody takes what comes any more.
+        `patience`: Seconds that a client may take to take one chunk.
+        """
+        super().__init__()
+        del self.headers["content-length"]
+        self.chunks, self.gone, self.patience = chunks, gone, patience
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Send the events."""
+        await send(
+            {
+                "type": "http.response.start",
+                "status": 200,
+                "headers": [*self.raw_headers, (b"x-accel-buffering", b"no")],
+            }
+        )
+        writing = asyncio.ensure_future(self._write(send))
+        leaving = asyncio.ensure_future(left(receive))
+        try:
+            await asyncio.wait(
+                {writing, leaving}, return_when=asyncio.FIRST_COMPLETED
+            )
+        finally:
+            self.gone()
+            for task in (writing, leaving):
+                task.cancel()
+            await asyncio.gather(writing, leaving, return_exceptions=True)
+
+    async def _write(self, send: Send) -> None:
+        done = False
+        async for chunk in self.chunks:
+            done = done or (chunk is not None and "error" in chunk)
+            await self._put(send, encoded(chunk), more=True)
+        end = b"" if done else b"data: [DONE]\n\n"
+        await self._put(send, end, more=False)
+
+    async def _put(self, send: Send, body: bytes, *, more: bool) -> None:
+        message = {"type": "http.response.body", "body": body, "more_body": more}
+        async with asyncio.timeout(self.patience):
+            await send(message)
+
+
+async def left(receive: Receive) -> None:
+    """Return once the client has gone."""
+    while (await receive())["type"] != "http.disconnect":
+        pass
+
+
+async def collected(ask: Ask, receive: Receive, limit: float) -> Piece:
+    """Return all pieces of an answer as one.
+
+    Raises:
+        Refused: If the client has gone, or there is no answer.
+    """
+
+    async def collect() -> Piece:
+        whole = Piece()
+        async for piece in ask.box.pieces():
+            whole = whole.join(piece)
+        return whole
+
+    reading = asyncio.ensure_future(collect())
+    leaving = asyncio.ensure_future(left(receive))
+    try:
+        await asyncio.wait(
+            {reading, leaving}, timeout=limit, return_when=asyncio.FIRST_COMPLETED
+        )
+        if not reading.done():
+            gone = leaving.done()
+            raise Refused(
+                499 if gone else 504,
+                "the client left" if gone else "the answer took too long",
+                "gone" if gone else "timeout",
+            )
+        whole = reading.result()
+    finally:
+        ask.box.is_gone = True
+        reading.cancel()
+        leaving.cancel()
+    if whole.failure is not None:
+        raise Refused(STATUS[whole.failure], whole.why, whole.failure)
+    return whole
+
+
+def build(server: Server) -> ASGIApp:
+    """Return the application."""
+    app = FastAPI(
+        title="Holdfast guard", version="1", docs_url=None, redoc_url=None
+    )
+    app.add_exception_handler(RequestValidationError, _invalid)
+    app.add_exception_handler(Refused, _refused)
+    app.add_exception_handler(HTTPException, _http)
+    app.add_exception_handler(Exception, _failed)
+    _add_answers(app, server)
+    _add_scores(app, server)
+    _add_state(app, server)
+    routes = {getattr(route, "path", "") for route in app.routes}
+    return Gate(
+        app, server.settings, server.keys, server.metrics, frozenset(routes - {""})
+    )
+
+
+def _add_answers(app: FastAPI, server: Server) -> None:
+    @app.post("/v1/chat/completions", responses=ERRORS)
+    async def chat_completions(
+        body: Annotated[ChatRequest, Body()], request: Request
+    ) -> Response:
+        """Answer a chat, under watch."""
+        wanted = body.holdfast or Extension()
+        heading = Heading.new(server.name, thinks=server.thinks, steps=wanted.steps)
+        ask = await server.chat(body)
+        fields = request.scope["state"]["fields"]
+        fields |= {"reply": heading.id, "prompt_tokens": len(ask.prompt)}
+
+        def ended() -> None:
+            ask.box.is_gone = True
+            fields.update(_fields(ask))
+
+        if body.stream:
+            usage = bool(body.stream_options and body.stream_options.include_usage)
+            chunks = events(heading, ask, usage=usage)
+            return EventStream(chunks, ended, server.settings.client_timeout)
+        limit = server.settings.timeout + LATE
+        try:
+            whole = await collected(ask, request.receive, limit)
+        finally:
+            ended()
+        if server.settings.log_text:
+            text = {"thinking": whole.thinking, "answer": whole.answer}
+            asked = [[each.role, each.text] for each in body.messages]
+            log(LOG, "text", reply=heading.id, messages=asked, **text)
+        return Json(completion(heading, ask, whole))
+
+
+def _fields(ask: Ask) -> dict[str, Any]:
+    """Return what the log tells of an answer."""
+    verdict = ask.verdict
+    return {
+        "fired": [each["detector"] for each in verdict.fired],
+        "action": verdict.action,
+        "watched": verdict.watched,
+    }
+
+
+def _add_scores(app: FastAPI, server: Server) -> None:
+    @app.post("/v1/moderations", responses=ERRORS)
+    async def moderations(body: Annotated[ModerationRequest, Body()]) -> Response:
+        """Score answers of anybody."""
+        monitor = server.watching()
+        given = await server.desk.run(lambda: items(server.desk, body))
+        found = await server.score(given)
+        return Json(moderation(server.name, [result(monitor, each) for each in found]))
+
+    @app.post(GUARDRAIL, responses=ERRORS)
+    async def litellm_guardrail(
+        body: Annotated[GuardrailRequest, Body()],
+    ) -> Response:
+        """Say what a gateway of LiteLLM is to do with an answer."""
+        monitor = server.watching()
+        if body.input_type == "request":
+            server.remembered.keep(body)
+            return Json({"action": "NONE"})
+        chats, desk = server.remembered, server.desk
+        given = await desk.run(lambda: chats.items(desk, body))
+        found = await server.score(given)
+        blocks = server.settings.policy != "observe"
+        return Json(guardrail(monitor, found, blocks=blocks))
+
+
+def _add_state(app: FastAPI, server: Server) -> None:
+    @app.get("/v1/models", responses=ERRORS)
+    async def models() -> Response:
+        """Name the model."""
+        row = {"id": server.name, "object": "model", "created": server.created}
+        return Json({"object": "list", "data": [row | {"owned_by": "holdfast"}]})
+
+    @app.get("/healthz")
+    async def healthz() -> Response:
+        """Say that the process lives."""
+        return Json({"status": "ok"})
+
+    @app.get("/readyz", responses={503: {"description": "Not, or no longer."}})
+    async def readyz() -> Response:
+        """Say whether answers can be asked for."""
+        ready = server.is_ready and server.batcher.is_alive
+        return Json({"ready": ready}, status_code=200 if ready else 503)
+
+    @app.get("/metrics", responses=ERRORS)
+    async def metrics() -> Response:
+        """Tell Prometheus."""
+        server.metrics.running.set(server.batcher.n_running)
+        server.metrics.waiting.set(server.batcher.n_waiting)
+        text = generate_latest(server.metrics.registry)
+        return Response(text, media_type=CONTENT_TYPE_LATEST)
+
+    for path, name in PAGE.items():
+        app.add_api_route(path, _page(name), include_in_schema=False)
+
+
+def _page(name: str) -> Callable[[], Any]:
+    text = resources.files(__package__).joinpath("page", name).read_bytes()
+    kind = KINDS[name.rpartition(".")[2]]
+    headers = {"content-security-policy": POLICY}
+
+    async def page() -> Response:
+        return Response(text, media_type=kind, headers=headers)
+
+    return page
+
+
+async def _invalid(_: Request, error: Exception) -> Response:
+    assert isinstance(error, RequestValidationError)
+    faults = []
+    for each in error.errors()[:8]:
+        place = ".".join(str(part) for part in each["loc"] if part != "body")
+        faults.append(f"{place[:200] or 'the body'}: {each['msg'][:200]}")
+    message = "The request cannot be read: " + "; ".join(faults)
+    return Json(error_body(400, message, "invalid_request"), status_code=400)
+
+
+async def _refused(_: Request, error: Exception) -> Response:
+    assert isinstance(error, Refused)
+    headers = {} if error.after is None else {"retry-after": str(error.after)}
+    status = 400 if error.status == 499 else error.status
+    return Json(error.body(), status_code=status, headers=headers)
+
+
+async def _http(_: Request, error: Exception) -> Response:
+    assert isinstance(error, HTTPException)
+    body = error_body(error.status_code, str(error.detail), "http")
+    return Json(body, status_code=error.status_code, headers=error.headers)
+
+
+async def _failed(_: Request, error: Exception) -> Response:
+    LOG.error("a route failed", exc_info=error, extra={"event": "route_failed"})
+    body = error_body(500, "the server failed; its log says why", "server_error")
+    return Json(body, status_code=500)
