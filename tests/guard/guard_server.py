@@ -1,0 +1,157 @@
+"""A guard server as a process of its own, and a bundle whose readings are known.
+
+The bundle reads how likely a word is to come next: its direction is that word's row of
+the unembedding, so that the score of a token is a logit, and where it fires can be
+worked out by a plain forward pass.
+"""
+
+import json
+import time
+from contextlib import contextmanager
+from pathlib import Path
+
+import httpx
+
+from holdfast.guard.conformal import Threshold
+from holdfast.guard.monitor.bundle import (
+    Bundle,
+    Calibration,
+    Direction,
+    Serving,
+    write_bundle,
+)
+from holdfast.guard.monitor.rules import ANY, LiveDetector, Scale
+
+WORD = " whole"
+"""A word that the organism says in the middle of some answers, and not of others."""
+RATE = 0.01
+SERVE = """
+import os, sys
+os.dup2(1, 2)
+from holdfast.cli.app import main
+main(sys.argv[1:])
+"""
+FAULTY = """
+import os, sys
+os.dup2(1, 2)
+import torch
+from holdfast.models.decoding.decoder import Decoder
+read, choose = Decoder.read_prompts, Decoder._read
+MARK = {mark}
+def broken(self):
+    # What a damaged weight or an overflow does to one row.
+    states, logits = choose(self)
+    for place, row in enumerate(self.rows):
+        if MARK in row.token_ids:
+            if len(row.token_ids) % 2:
+                logits[place] = torch.nan
+    return states, logits
+Decoder._read = broken
+from holdfast.cli.app import main
+main(sys.argv[1:])
+"""
+
+
+def threshold(value):
+    return Threshold(value, RATE, 0.0, 0.02, 1000, 1000)
+
+
+def word_bundle(adapter, folder, *, limit, word=WORD, channel="answer", **more):
+    """Write a bundle that fires where the logit of a word is over a limit."""
+    [token] = adapter.tokenizer(word, add_special_tokens=False)["input_ids"]
+    weight = adapter.lm_head.weight[token].detach().float().clone()
+    detectors = (LiveDetector("word", "word", channel, "last"),)
+    identity = adapter.identity
+    model = {
+        "id": identity.model_id,
+        "weights_sha256": identity.weights_sha256,
+        "template_sha256": identity.template_sha256,
+    }
+    given = {
+        "model": model,
+        "serving": Serving(dtype=identity.dtype),
+        "detectors": detectors,
+        "directions": {"word": Direction(weight, 0.0)},
+        "thresholds": {
+            "word": {RATE: threshold(limit)},
+            ANY: {RATE: threshold(limit)},
+        },
+        "scales": {"word": Scale(0.0, 1.0)},
+        "calibration": Calibration(
+            1000,
+            1000,
+            {"plain": 1000},
+            "0" * 64,
+            {"prompt": 400, "thinking": 400, "answer": 400},
+            ("LATIN",),
+        ),
+    }
+    return write_bundle(Path(folder), Bundle(**(given | more)))
+
+
+class Running:
+    """A server process: its address, and what it has logged."""
+
+    def __init__(self, process, log, patience=120):
+        self.process, self.log = process, log
+        [told] = self.wait_for("listening", patience)
+        self.url = told["message"]
+
+    @property
+    def pid(self):
+        return self.process.pid
+
+    def lines(self):
+        found = []
+        for line in self.log.read_text().splitlines():
+            if line.startswith("{"):
+                found.append(json.loads(line))
+        return found
+
+    def wait_for(self, event, patience=60):
+        deadline = time.monotonic() + patience
+        while True:
+            found = [line for line in self.lines() if line["event"] == event]
+            if found:
+                return found
+            status = self.process.poll()
+            assert status is None, (status, self.log.read_text())
+            assert time.monotonic() < deadline, self.log.read_text()
+            time.sleep(0.05)
+
+    def client(self, **more):
+        return httpx.Client(base_url=self.url, timeout=60, **more)
+
+
+@contextmanager
+def serving(nursery, folder, *words, code=SERVE):
+    """Run a server on a port of its own; ended by SIGTERM behind."""
+    log = Path(folder) / "log.jsonl"
+    log.touch()
+    command = ["guard", "serve", "organism:cliff", "--port", "0", *words]
+    imports = ("holdfast.guard.serve.stage",)
+    process = nursery.start(code, command, stdout=log, imports=imports)
+    try:
+        yield Running(process, log)
+    finally:
+        if process.poll() is None:
+            import os
+            import signal
+
+            os.kill(process.pid, signal.SIGTERM)
+            process.wait()
+
+
+def said(text, **more):
+    """The body of a request."""
+    return {"messages": [{"role": "user", "content": text}], **more}
+
+
+def events(response):
+    """The chunks of a stream; the last is None where it ended as it should."""
+    found = []
+    for line in response.iter_lines():
+        if line.startswith("data: "):
+            data = line.removeprefix("data: ")
+            found.append(None if data == "[DONE]" else json.loads(data))
+    return found
