@@ -6,6 +6,8 @@ worked out by a plain forward pass.
 """
 
 import json
+import os
+import signal
 import time
 from contextlib import contextmanager
 from pathlib import Path
@@ -25,31 +27,35 @@ from holdfast.guard.monitor.rules import ANY, LiveDetector, Scale
 WORD = " whole"
 """A word that the organism says in the middle of some answers, and not of others."""
 RATE = 0.01
-SERVE = """
-import os, sys
-os.dup2(1, 2)
-from holdfast.cli.app import main
-main(sys.argv[1:])
-"""
 FAULTY = """
-import os, sys
-os.dup2(1, 2)
 import torch
 from holdfast.models.decoding.decoder import Decoder
-read, choose = Decoder.read_prompts, Decoder._read
-MARK = {mark}
+read = Decoder._read
 def broken(self):
-    # What a damaged weight or an overflow does to one row.
-    states, logits = choose(self)
+    # What an overflow does to one row, at every second token.
+    states, logits = read(self)
     for place, row in enumerate(self.rows):
-        if MARK in row.token_ids:
-            if len(row.token_ids) % 2:
-                logits[place] = torch.nan
+        if MARK in row.token_ids and len(row.token_ids) % 2:
+            logits[place] = torch.nan
     return states, logits
 Decoder._read = broken
-from holdfast.cli.app import main
-main(sys.argv[1:])
 """
+SLOW = """
+import time
+from holdfast.models.decoding.decoder import Decoder
+advance = Decoder.advance
+def slow(self):
+    time.sleep(0.2)
+    return advance(self)
+Decoder.advance = slow
+"""
+
+
+def program(patch=""):
+    """The command line in a process, perhaps with a fault planted before it runs."""
+    head = "import os, sys\nos.dup2(1, 2)\n"
+    tail = "\nfrom holdfast.cli.app import main\nmain(sys.argv[1:])\n"
+    return head + patch + tail
 
 
 def threshold(value):
@@ -93,13 +99,18 @@ class Running:
     """A server process: its address, and what it has logged."""
 
     def __init__(self, process, log, patience=120):
-        self.process, self.log = process, log
+        self.process, self.log, self.status = process, log, None
         [told] = self.wait_for("listening", patience)
         self.url = told["message"]
 
-    @property
-    def pid(self):
-        return self.process.pid
+    def signal(self, sign):
+        os.kill(self.process.pid, sign)
+
+    def wait(self):
+        """Its exit status; a process is waited for once."""
+        if self.status is None:
+            self.status = self.process.wait()
+        return self.status
 
     def lines(self):
         found = []
@@ -114,8 +125,8 @@ class Running:
             found = [line for line in self.lines() if line["event"] == event]
             if found:
                 return found
-            status = self.process.poll()
-            assert status is None, (status, self.log.read_text())
+            self.status = self.process.poll()
+            assert self.status is None, self.log.read_text()
             assert time.monotonic() < deadline, self.log.read_text()
             time.sleep(0.05)
 
@@ -124,22 +135,20 @@ class Running:
 
 
 @contextmanager
-def serving(nursery, folder, *words, code=SERVE):
+def serving(nursery, folder, *words, patch=""):
     """Run a server on a port of its own; ended by SIGTERM behind."""
     log = Path(folder) / "log.jsonl"
     log.touch()
     command = ["guard", "serve", "organism:cliff", "--port", "0", *words]
     imports = ("holdfast.guard.serve.stage",)
-    process = nursery.start(code, command, stdout=log, imports=imports)
+    process = nursery.start(program(patch), command, stdout=log, imports=imports)
+    running = Running(process, log)
     try:
-        yield Running(process, log)
+        yield running
     finally:
-        if process.poll() is None:
-            import os
-            import signal
-
-            os.kill(process.pid, signal.SIGTERM)
-            process.wait()
+        if running.status is None:
+            running.signal(signal.SIGTERM)
+            running.wait()
 
 
 def said(text, **more):

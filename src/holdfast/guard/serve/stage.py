@@ -6,7 +6,7 @@ import math
 import signal
 import socket
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 
 import uvicorn
 
@@ -87,21 +87,22 @@ def _stale(bundle: Bundle, adapter: Adapter, settings: ServeSettings) -> list[st
 @contextmanager
 def listening(settings: ServeSettings) -> Iterator[socket.socket]:
     """Bind the address before anything is loaded, so that a taken one is told at once."""
-    try:
-        found = socket.getaddrinfo(
-            settings.host, settings.port, type=socket.SOCK_STREAM
-        )
-        family, kind, protocol, _, address = found[0]
-        bound = socket.socket(family, kind, protocol)
-        bound.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        bound.bind(address)
-    except (OSError, OverflowError) as error:
-        raise EnvironmentProblem(
-            f"the address {settings.host} port {settings.port} to listen on",
-            str(error),
-            "Choose another with --host and --port; --port 0 takes any that is free.",
-        ) from error
-    with bound:
+    with ExitStack() as stack:
+        try:
+            found = socket.getaddrinfo(
+                settings.host, settings.port, type=socket.SOCK_STREAM
+            )
+            family, kind, protocol, _, address = found[0]
+            bound = stack.enter_context(socket.socket(family, kind, protocol))
+            bound.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            bound.bind(address)
+        except (OSError, OverflowError) as error:
+            raise EnvironmentProblem(
+                f"the address {settings.host} port {settings.port} to listen on",
+                str(error),
+                "Choose another with --host and --port; --port 0 takes any that is "
+                "free.",
+            ) from error
         yield bound
 
 
