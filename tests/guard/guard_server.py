@@ -139,7 +139,8 @@ def serving(nursery, folder, *words, patch=""):
     """Run a server on a port of its own; ended by SIGTERM behind."""
     log = Path(folder) / "log.jsonl"
     log.touch()
-    command = ["guard", "serve", "organism:cliff", "--port", "0", *words]
+    port = () if "--port" in words else ("--port", 0)
+    command = ["guard", "serve", "organism:cliff", *port, *words]
     imports = ("holdfast.guard.serve.stage",)
     process = nursery.start(program(patch), command, stdout=log, imports=imports)
     running = Running(process, log)

@@ -286,7 +286,8 @@ def _try(speech: Speech, wire: Wire, ask: Ask) -> Wire | str:
     why = other_prompt(speech, wire, ask, sent)
     if why is not None:
         return why
-    exact = sent.prompt_ids is not None or _by_template(speech, wire, ask)
+    exact = sent.prompt_ids is not None
+    exact = exact or (wire.kind == "chat" and renders_alike(speech, ask))
     if exact:
         return wire._replace(compared="tokens")
     return wire if sent.n_prompt is not None else wire._replace(compared="not")
@@ -329,14 +330,12 @@ def _apart(ours: Sequence[Any], theirs: Sequence[Any]) -> int:
     return next((i for i in range(both) if ours[i] != theirs[i]), both)
 
 
-def _by_template(speech: Speech, wire: Wire, ask: Ask) -> bool:
-    """Return whether a server that renders chats was seen to render this one alike.
+def renders_alike(speech: Speech, ask: Ask) -> bool:
+    """Return whether a server was seen to render the messages of a chat alike.
 
     Raises:
-        EngineError: If it renders another one.
+        EngineError: If it renders another prompt.
     """
-    if wire.kind != "chat":
-        return False
     root = speech.http.url.removesuffix("/v1")
     ours, tokenizer = speech.rendered(ask), speech.adapter.tokenizer
     options = dict(rendering_of(tokenizer).options)

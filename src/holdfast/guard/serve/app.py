@@ -4,7 +4,8 @@ import asyncio
 import json
 import logging
 import time
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncGenerator, Callable, Sequence
+from contextlib import aclosing
 from dataclasses import dataclass, field
 from importlib import resources
 from typing import Annotated, Any
@@ -18,7 +19,7 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 
 from holdfast.errors import HoldfastError
 from holdfast.guard.monitor.monitor import Monitor
-from holdfast.guard.serve.asks import Ask, Mailbox, Piece
+from holdfast.guard.serve.asks import Ask, Mailbox, Piece, Verdict
 from holdfast.guard.serve.batch import Batcher, Busy
 from holdfast.guard.serve.chat import (
     STATUS,
@@ -50,6 +51,7 @@ from holdfast.guard.serve.shapes import (
     ModerationRequest,
 )
 from holdfast.guard.serve.telemetry import Metrics, log
+from holdfast.guard.serve.upstream import Passage, passed_through, whole_answer
 
 LOG = logging.getLogger("holdfast.serve")
 GUARDRAIL = "/beta/litellm_basic_guardrail_api"
@@ -93,8 +95,10 @@ class Server:
     monitor: Monitor | None
     metrics: Metrics
     stale: tuple[str, ...] = ()  # What thresholds were not set on.
+    passage: Passage | None = None  # The way to an upstream that writes.
     created: int = field(default_factory=lambda: int(time.time()))
     is_ready: bool = False
+    n_passing: int = 0  # Answers of an upstream that are on their way.
     remembered: Remembered = field(default_factory=Remembered)
 
     @property
@@ -197,7 +201,7 @@ class EventStream(Response):
 
     def __init__(
         self,
-        chunks: AsyncIterator[dict[str, Any] | None],
+        chunks: AsyncGenerator[dict[str, Any] | None],
         gone: Callable[[], None],
         patience: float,
     ) -> None:
@@ -233,9 +237,11 @@ class EventStream(Response):
 
     async def _write(self, send: Send) -> None:
         done = False
-        async for chunk in self.chunks:
-            done = done or (chunk is not None and "error" in chunk)
-            await self._put(send, encoded(chunk), more=True)
+        # Closed at once, since whoever is behind it waits for that.
+        async with aclosing(self.chunks) as chunks:
+            async for chunk in chunks:
+                done = done or (chunk is not None and "error" in chunk)
+                await self._put(send, encoded(chunk), more=True)
         end = b"" if done else b"data: [DONE]\n\n"
         await self._put(send, end, more=False)
 
@@ -296,7 +302,10 @@ def build(server: Server) -> ASGIApp:
     app.add_exception_handler(Refused, _refused)
     app.add_exception_handler(HTTPException, _http)
     app.add_exception_handler(Exception, _failed)
-    _add_answers(app, server)
+    if server.passage is None:
+        _add_answers(app, server)
+    else:
+        _add_passage(app, server, server.passage)
     _add_scores(app, server)
     _add_state(app, server)
     routes = {getattr(route, "path", "") for route in app.routes}
@@ -319,7 +328,7 @@ def _add_answers(app: FastAPI, server: Server) -> None:
 
         def ended() -> None:
             ask.box.is_gone = True
-            fields.update(_fields(ask))
+            fields.update(_fields(ask.verdict))
 
         if body.stream:
             usage = bool(body.stream_options and body.stream_options.include_usage)
@@ -337,9 +346,39 @@ def _add_answers(app: FastAPI, server: Server) -> None:
         return Json(completion(heading, ask, whole))
 
 
-def _fields(ask: Ask) -> dict[str, Any]:
+def _add_passage(app: FastAPI, server: Server, passage: Passage) -> None:
+    @app.post("/v1/chat/completions", responses=ERRORS)
+    async def chat_completions(
+        body: Annotated[dict[str, Any], Body()], request: Request
+    ) -> Response:
+        """Let an upstream answer a chat, under watch."""
+        server.require_up()
+        most = server.settings.queue + server.batcher.width
+        if server.n_passing >= most:
+            raise Refused(429, f"{most} answers pass already", "queue_full", 1)
+        fields = request.scope["state"]["fields"]
+        server.n_passing += 1
+        try:
+            response, stream = await passage.open(body, server.call)
+        except BaseException:
+            server.n_passing -= 1
+            raise
+
+        def ended() -> None:
+            server.n_passing -= 1
+            fields.update(_fields(stream.verdict))
+
+        if body.get("stream") is True:
+            chunks = passed_through(response, stream)
+            return EventStream(chunks, ended, server.settings.client_timeout)
+        try:
+            return Json(await whole_answer(response, stream))
+        finally:
+            ended()
+
+
+def _fields(verdict: Verdict) -> dict[str, Any]:
     """Return what the log tells of an answer."""
-    verdict = ask.verdict
     return {
         "fired": [each["detector"] for each in verdict.fired],
         "action": verdict.action,
@@ -376,6 +415,8 @@ def _add_state(app: FastAPI, server: Server) -> None:
     @app.get("/v1/models", responses=ERRORS)
     async def models() -> Response:
         """Name the model."""
+        if server.passage is not None:
+            return Json(await server.passage.models())
         row = {"id": server.name, "object": "model", "created": server.created}
         return Json({"object": "list", "data": [row | {"owned_by": "holdfast"}]})
 

@@ -5,7 +5,7 @@ import copy
 import json
 import secrets
 import time
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncGenerator, Callable
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, NamedTuple, TypeVar
 
@@ -246,7 +246,7 @@ def completion(heading: Heading, ask: Ask, whole: Piece) -> dict[str, Any]:
 
 async def events(
     heading: Heading, ask: Ask, *, usage: bool
-) -> AsyncIterator[dict[str, Any] | None]:
+) -> AsyncGenerator[dict[str, Any] | None]:
     """Yield the chunks of a stream; None where it only says that it is there."""
     yield heading.chunk({"role": "assistant", "content": ""})
     pieces = ask.box.pieces()

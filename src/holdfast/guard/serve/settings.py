@@ -110,6 +110,16 @@ class ServeSettings:
             raise SettingsError(
                 "--guard DIR for a policy", f"--policy {self.policy} alone", "Add one."
             )
+        if self.upstream is not None and self.policy in ("steer", "redraw"):
+            raise SettingsError(
+                "--policy observe, stop or refuse with --upstream, which writes itself",
+                f"--policy {self.policy}",
+                "Serve the model here to scale its heads.",
+            )
+        if self.upstream is not None and self.guard is None:
+            raise SettingsError(
+                "--guard DIR with --upstream", "none", "Add what is to be watched for."
+            )
         parts = urlsplit(self.upstream or "http://localhost/v1")
         if parts.scheme not in ("http", "https") or not parts.hostname:
             raise SettingsError(

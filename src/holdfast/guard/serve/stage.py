@@ -20,6 +20,8 @@ from holdfast.guard.serve.chat import Desk
 from holdfast.guard.serve.gate import read_keys
 from holdfast.guard.serve.settings import ServeSettings
 from holdfast.guard.serve.telemetry import Metrics, log, start_log
+from holdfast.guard.serve.upstream import Passage, check_upstream
+from holdfast.models.decoding.reader import Reader
 from holdfast.models.model import Adapter
 from holdfast.rollout.session import Session
 
@@ -67,14 +69,31 @@ def make_server(
         require_edit(monitor, settings.policy)
     batcher = Batcher(adapter, monitor, settings, metrics, session.batch_size)
     desk = Desk(adapter, monitor, settings)
-    name = settings.name or session.name
-    return Server(settings, name, keys, desk, batcher, monitor, metrics, stale)
+    server = Server(
+        settings,
+        settings.name or session.name,
+        keys,
+        desk,
+        batcher,
+        monitor,
+        metrics,
+        stale,
+    )
+    if settings.upstream is not None:
+        assert monitor is not None
+        Reader(adapter)
+        template = check_upstream(settings, desk)
+        session.progress.say(f"The upstream's template: {template}.")
+        server.passage = Passage(settings, desk, monitor, metrics, stale)
+    return server
 
 
 def _stale(bundle: Bundle, adapter: Adapter, settings: ServeSettings) -> list[str]:
     """Return what thresholds were not set on, and refuse it unless it is accepted."""
     own = serving_of(adapter, bundle.serving.temperature, bundle.serving.top_p)
-    found = require_match(bundle, adapter, own)
+    # Who writes behind an upstream is not known here; its calibration says.
+    engine = bundle.serving.engine if settings.upstream else own.engine
+    found = require_match(bundle, adapter, own._replace(engine=engine))
     if found and not settings.accept_stale:
         raise SettingsError(
             "a bundle whose thresholds were set as this model is served",

@@ -1,0 +1,433 @@
+"""In front of another server: its answer passes through, and a model here reads along.
+
+Each piece is read before it is let out. The model here, the sidecar, keeps the keys
+and values of one stream and reads what was added, a few tokens at a time. Tokens are
+those of the text so far; the last of them may become others with what follows, and are
+read again then.
+"""
+
+import copy
+import json
+import os
+from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
+from typing import Any, NamedTuple
+
+import httpx
+from pydantic import TypeAdapter, ValidationError
+
+from holdfast.engines.http import HttpClient, Reach
+from holdfast.engines.port import Ask as Question
+from holdfast.engines.serving.replies import encode
+from holdfast.engines.serving.wire import Speech, renders_alike, served_models
+from holdfast.errors import EndpointError, HoldfastError
+from holdfast.guard.monitor.monitor import Monitor, TokenScore, Watch
+from holdfast.guard.serve.asks import Scored, Verdict
+from holdfast.guard.serve.chat import Desk, Refused, error_body
+from holdfast.guard.serve.settings import ServeSettings
+from holdfast.guard.serve.shapes import Message, Turns
+from holdfast.guard.serve.telemetry import Clock, Metrics
+from holdfast.models.decoding.reader import Reader
+
+OPEN = 2
+"""Last tokens of a text that may become others with what follows."""
+CONNECT = 10.0
+"""Seconds in which an upstream has to take a connection."""
+SHOWN = 1 << 16
+"""Bytes of an upstream's refusal that are handed on."""
+_MESSAGES = TypeAdapter(list[Message])
+Call = Callable[[Callable[[], Any]], Awaitable[Any]]
+
+
+def check_upstream(settings: ServeSettings, desk: Desk) -> str:
+    """See that a server is there, and renders chats as the model here does.
+
+    Returns: What is known of its template: `the same`, or `not compared` where the
+    server has no route that tells.
+
+    Raises:
+        EndpointError: If it is not there.
+        EngineError: If it renders a chat in another way.
+    """
+    assert settings.upstream is not None
+    reach = Reach(settings.upstream, settings.upstream_key_env, 1, CONNECT, 2)
+    http = HttpClient(reach)
+    names = served_models(http)
+    if not names:
+        raise EndpointError(
+            f"the models of a server at {settings.upstream}",
+            "none that it tells",
+            "See that the URL ends in /v1, and put its key into "
+            f"{settings.upstream_key_env}.",
+        )
+    said = ({"role": "user", "content": "Hello."},)
+    alike = renders_alike(
+        Speech(http, names[0], desk.adapter), Question((), 0, said)
+    )
+    return "the same" if alike else "not compared"
+
+
+class Read(NamedTuple):
+    """What the sidecar says of a piece."""
+
+    steps: tuple[Scored, ...]  # Tokens that can change no more.
+    last: Scored | None  # The last token so far.
+    fired: Scored | None  # The first on which the guard acts.
+
+
+class Sidecar:
+    """The sidecar's view of one stream; used in the model's thread alone."""
+
+    def __init__(self, monitor: Monitor, prompt: Sequence[int], desk: Desk) -> None:
+        """Begin behind a prompt, which is read with the first piece."""
+        self.monitor, self.prompt = monitor, tuple(prompt)
+        self.desk = desk
+        self._reader: Reader | None = None
+        self._watch: Watch = monitor.open(self.prompt)
+        self._ids: tuple[int, ...] = ()  # Tokens that were read for good.
+
+    def read(self, regions: Sequence[str], *, is_last: bool) -> Read:
+        """Read what was added to the text.
+
+        `regions`: The text in regions that are tokenised apart; of all but the last
+        one, all is known.
+        """
+        tokenizer = self.desk.adapter.tokenizer
+        done = [token for text in regions[:-1] for token in encode(tokenizer, text)]
+        ids = (*done, *encode(tokenizer, regions[-1]))
+        reader = self._begun(ids)
+        sure = len(ids) if is_last else max(len(done), len(ids) - OPEN)
+        sure = max(sure, len(self._ids))
+        fresh = ids[len(self._ids) :]
+        if not fresh:
+            return Read((), None, None)
+        if len(self.prompt) + len(ids) > self.desk.adapter.max_positions:
+            raise ValueError("the stream is longer than the model here is sound for")
+        states = reader.read(fresh)
+        if not bool(states.isfinite().all()):
+            raise ValueError("states that are no numbers")
+        n_sure = sure - len(self._ids)
+        read = self.monitor.read_many
+        steps = read(self._watch, states[:n_sure], fresh[:n_sure])
+        # The tokenizer and rules in it are shared: only what it has counted is copied.
+        shared = {id(self.monitor.rules): self.monitor.rules}
+        ahead = copy.deepcopy(self._watch, shared)
+        more = read(ahead, states[n_sure:], fresh[n_sure:])
+        reader.forget_behind(len(self.prompt) + sure)
+        self._ids = ids[:sure]
+        acts_on = self.monitor.bundle.acts_on
+        every = [_scored(score) for score in (*steps, *more)]
+        fired = next((score for score in every if acts_on in score.fired), None)
+        return Read(tuple(every[:n_sure]), every[-1], fired)
+
+    def _begun(self, ids: Sequence[int]) -> Reader:
+        """Return the reader, which has read the prompt and the tokens that are sure."""
+        if self._reader is None:
+            self._reader = Reader(self.desk.adapter)
+            state = self._reader.read(self.prompt)[-1:]
+            self.monitor.begin([self._watch], state)
+        elif tuple(ids[: len(self._ids)]) != self._ids:
+            # What was taken for sure has become other tokens: read again from the
+            # prompt on.
+            self._reader.forget_behind(len(self.prompt) - 1)
+            state = self._reader.read(self.prompt[-1:])
+            self._watch, self._ids = self.monitor.open(self.prompt), ()
+            self.monitor.begin([self._watch], state)
+        return self._reader
+
+
+def _scored(score: TokenScore) -> Scored:
+    if any(value != value for value in score.scores.values()):
+        raise ValueError("scores that are no numbers")
+    return Scored(*score)
+
+
+class Stream:
+    """One answer of an upstream on its way through."""
+
+    def __init__(
+        self,
+        settings: ServeSettings,
+        desk: Desk,
+        metrics: Metrics,
+        call: Call,
+        sidecar: Sidecar | None,
+        verdict: Verdict,
+    ) -> None:
+        """Begin before the first piece.
+
+        `call`: Lets the model's thread do something.
+        `sidecar`: None where the chat cannot be read, and answers pass unwatched.
+        """
+        self.settings, self.desk, self.metrics = settings, desk, metrics
+        self.call, self.sidecar, self.verdict = call, sidecar, verdict
+        self.fmt = desk.adapter.thinking
+        self.thinking, self.answer = "", ""
+        self.apart = False  # Whether thinking comes in a field of its own.
+        self.is_over = False  # Whether nothing is let out any more.
+
+    def regions(self, *, is_last: bool) -> list[str]:
+        """Return the text so far, in regions that are tokenised apart."""
+        if self.fmt is None:
+            return [self.thinking + self.answer]
+        if not self.apart:
+            # The thinking stands in the text, with what ends it.
+            text = self.answer.removeprefix(self.fmt.open_template)
+            before, closed, behind = text.partition(self.fmt.end_template)
+            return [before, self.fmt.end_template, behind] if closed else [text]
+        thought = self.thinking.strip("\n")
+        if not self.answer and not is_last:
+            return [thought]
+        if not self.answer:
+            return [self.thinking.lstrip("\n")]
+        return [thought, self.fmt.end_template, self.answer.lstrip("\n")]
+
+    async def watch(self, delta: dict[str, Any], *, is_last: bool) -> list[Scored]:
+        """Take what a chunk adds; return the tokens that were read for good."""
+        thought = delta.get("reasoning_content") or delta.get("reasoning") or ""
+        said = delta.get("content") or ""
+        odd = [name for name in ("tool_calls", "function_call") if delta.get(name)]
+        texts = isinstance(thought, str) and isinstance(said, str)
+        if self.sidecar is None:
+            return []
+        if odd or not texts:
+            self._fault(f"{', '.join(odd) or 'a part'} that is no text")
+            return []
+        self.apart = self.apart or bool(thought)
+        self.thinking += thought
+        self.answer += said
+        if not (thought or said or is_last) or not (self.thinking or self.answer):
+            return []
+        regions = self.regions(is_last=is_last)
+        clock, sidecar = Clock(), self.sidecar
+        try:
+            read = await self.call(lambda: sidecar.read(regions, is_last=is_last))
+        except Exception as error:  # Whatever it is, the answer was not watched.
+            self._fault(str(error))
+            return []
+        self.metrics.chunk.observe(clock.seconds())
+        self.metrics.tokens.labels("read").inc(len(read.steps))
+        for step in read.steps:
+            self.verdict.take(step)
+        if read.last is not None and read.last not in read.steps:
+            self.verdict.take(read.last)
+        if read.fired is not None:
+            self._fire(read.fired)
+        return list(read.steps)
+
+    def _fire(self, scored: Scored) -> None:
+        """Do what the policy says."""
+        policy = self.settings.policy
+        if self.verdict.action is not None or policy == "observe":
+            return
+        self.metrics.fired.labels(policy, scored.channel).inc()
+        self.verdict.action = "refused" if policy == "refuse" else "stopped"
+        self.is_over = True
+
+    def _fault(self, why: str) -> None:
+        """Deal with an answer that cannot be watched."""
+        self.verdict.watched, self.verdict.fault = False, why
+        self.metrics.faults.labels(self.settings.on_fault).inc()
+        self.sidecar = None
+        if self.settings.on_fault == "closed":
+            self.verdict.action, self.is_over = "stopped", True
+
+
+class Passage:
+    """The way through to an upstream."""
+
+    def __init__(
+        self,
+        settings: ServeSettings,
+        desk: Desk,
+        monitor: Monitor,
+        metrics: Metrics,
+        stale: tuple[str, ...],
+    ) -> None:
+        """Prepare the way; nothing is asked yet."""
+        self.settings, self.desk, self.monitor = settings, desk, monitor
+        self.metrics, self.stale = metrics, stale
+        key = os.environ.get(settings.upstream_key_env, "")
+        self.client = httpx.AsyncClient(
+            base_url=str(settings.upstream).rstrip("/"),
+            headers={"authorization": f"Bearer {key}"} if key else {},
+            timeout=httpx.Timeout(settings.timeout, connect=CONNECT),
+            limits=httpx.Limits(max_connections=None),
+        )
+
+    async def models(self) -> Any:
+        """Return the models of the upstream.
+
+        Raises:
+            Refused: If it cannot be reached, or says no.
+        """
+        request = self.client.build_request("GET", "/models")
+        response = await self._send(request)
+        try:
+            return json.loads(await response.aread())
+        except (httpx.HTTPError, ValueError) as error:
+            raise Refused(502, "the upstream told no models", "upstream") from error
+        finally:
+            await response.aclose()
+
+    async def open(
+        self, body: dict[str, Any], call: Call
+    ) -> tuple[httpx.Response, Stream]:
+        """Ask an upstream for an answer that is watched.
+
+        Raises:
+            Refused: If the chat cannot be read here, and answers that cannot be
+                watched are not let through; or the upstream says no.
+        """
+        verdict = Verdict(self.settings.policy, True, stale=self.stale)
+        sidecar = await self._sidecar(body, verdict)
+        request = self.client.build_request("POST", "/chat/completions", json=body)
+        response = await self._send(request)
+        settings, metrics = self.settings, self.metrics
+        return response, Stream(settings, self.desk, metrics, call, sidecar, verdict)
+
+    async def _sidecar(self, body: dict[str, Any], verdict: Verdict) -> Sidecar | None:
+        """Return who reads along behind the chat of a request."""
+        try:
+            if body.get("n") not in (None, 1):
+                raise Refused(400, "expected one answer; found `n`", "not_watched")
+            turns = Turns(_MESSAGES.validate_python(body.get("messages")))
+            if turns.answer is not None:
+                raise Refused(400, "expected a chat that ends with the user", "order")
+            prompt = await self.desk.run(lambda: self.desk.prompt(turns))
+            if len(prompt) >= self.desk.adapter.max_positions:
+                raise Refused(400, "the chat is too long to read", "not_watched")
+        except (Refused, ValidationError, HoldfastError) as error:
+            if self.settings.on_fault == "closed":
+                if isinstance(error, Refused):
+                    raise
+                why = "expected messages of text, of user and assistant in turn"
+                raise Refused(400, why, "not_watched") from error
+            verdict.watched, verdict.fault = False, "the chat cannot be read here"
+            self.metrics.faults.labels("open").inc()
+            return None
+        return Sidecar(self.monitor, prompt, self.desk)
+
+    async def _send(self, request: httpx.Request) -> httpx.Response:
+        """Send a request; return the response, which is read then."""
+        try:
+            response = await self.client.send(request, stream=True)
+        except httpx.HTTPError as error:
+            self.metrics.upstream.labels("unreachable").inc()
+            why = f"the upstream cannot be reached: {type(error).__name__}"
+            raise Refused(502, why, "upstream") from error
+        if response.status_code == 200:
+            return response
+        self.metrics.upstream.labels(str(response.status_code)).inc()
+        try:
+            said = (await response.aread())[:SHOWN].decode("utf-8", "replace")
+        except httpx.HTTPError:
+            said = ""
+        finally:
+            await response.aclose()
+        status = response.status_code if response.status_code >= 400 else 502
+        raise Refused(status, f"the upstream said: {said}", "upstream")
+
+
+async def passed_through(
+    response: httpx.Response, stream: Stream
+) -> AsyncGenerator[dict[str, Any] | None]:
+    """Yield the chunks of an upstream, each once it has been read along.
+
+    A stream that is stopped closes the upstream's connection, so that it writes no
+    further.
+    """
+    ended, shape = False, {}
+    try:
+        async for line in response.aiter_lines():
+            if line.startswith(":"):
+                yield None
+            if not line.startswith("data:"):
+                continue
+            data = line.removeprefix("data:").strip()
+            if data == "[DONE]":
+                break
+            chunk = json.loads(data)
+            if "error" in chunk:
+                stream.metrics.upstream.labels("error").inc()
+                yield chunk
+                return
+            shape = chunk
+            choice = chunk["choices"][0] if chunk.get("choices") else None
+            if choice is None:
+                yield chunk
+                continue
+            finish = choice.get("finish_reason")
+            ended = ended or finish is not None
+            delta = choice.get("delta") or {}
+            steps = await stream.watch(delta, is_last=finish is not None)
+            said: dict[str, Any] = {"steps": [step.record() for step in steps]}
+            if stream.is_over:
+                break
+            if finish is not None:
+                said["verdict"] = stream.verdict.record()
+            yield chunk | {"holdfast": said}
+    except (httpx.HTTPError, ValueError, KeyError, TypeError, AttributeError) as error:
+        stream.metrics.upstream.labels("broke off").inc()
+        why = f"the upstream broke off: {type(error).__name__}"
+        yield _broken(stream, why)
+        return
+    finally:
+        await response.aclose()
+    if stream.is_over:
+        yield _final(shape, stream)
+    elif not ended:
+        stream.metrics.upstream.labels("broke off").inc()
+        yield _broken(stream, "the upstream ended without saying how")
+
+
+def _broken(stream: Stream, why: str) -> dict[str, Any]:
+    verdict = stream.verdict.record()
+    return error_body(502, why, "upstream") | {"holdfast": {"verdict": verdict}}
+
+
+def _final(shape: dict[str, Any], stream: Stream) -> dict[str, Any]:
+    """Return the last chunk of an answer that was stopped."""
+    delta = {}
+    if stream.verdict.action == "refused":
+        gap = "\n\n" if stream.answer else ""
+        delta = {"content": gap + stream.settings.refusal}
+    choice = {"index": 0, "delta": delta, "finish_reason": "content_filter"}
+    said = {"holdfast": {"verdict": stream.verdict.record()}}
+    return {key: each for key, each in shape.items() if key != "usage"} | {
+        "choices": [choice],
+        **said,
+    }
+
+
+async def whole_answer(
+    response: httpx.Response, stream: Stream
+) -> dict[str, Any]:
+    """Return an answer that an upstream sent whole, read along and cut where it fired.
+
+    Raises:
+        Refused: If it broke off.
+    """
+    try:
+        body = json.loads(await response.aread())
+        choice = body["choices"][0]
+        message = choice["message"]
+        if len(body["choices"]) != 1 or not isinstance(message, dict):
+            raise ValueError("not one answer")
+    except (httpx.HTTPError, ValueError, KeyError, TypeError, IndexError) as error:
+        stream.metrics.upstream.labels("broke off").inc()
+        why = f"the upstream broke off: {type(error).__name__}"
+        raise Refused(502, why, "upstream") from error
+    finally:
+        await response.aclose()
+    steps = await stream.watch(message, is_last=True)
+    if stream.is_over:
+        choice["finish_reason"] = "content_filter"
+        refused = stream.verdict.action == "refused"
+        # Nothing of it was let out yet, and nothing is.
+        message["content"] = stream.settings.refusal if refused else ""
+        for name in ("reasoning", "reasoning_content", "tool_calls", "function_call"):
+            message.pop(name, None)
+        body.pop("usage", None)
+    said = {"verdict": stream.verdict.record()}
+    steps = [] if stream.is_over else steps
+    return body | {"holdfast": said | {"steps": [step.record() for step in steps]}}
