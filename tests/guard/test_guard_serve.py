@@ -12,8 +12,8 @@ from concurrent.futures import ThreadPoolExecutor
 import openai
 import pytest
 import torch
-
 from guard_server import WORD, events, said, serving, word_bundle
+
 from holdfast.data.chat.conversation import behind_prompt
 from holdfast.data.chat.template import prompt_token_ids
 from holdfast.models.batching import pad
@@ -56,9 +56,7 @@ def known(adapter):
     """What the model says to a prompt with nobody beside it."""
 
     def answer(text, temperature=0.0, seed=0):
-        sampling = Sampling(
-            temperature=temperature, max_thinking=2048, max_answer=2022
-        )
+        sampling = Sampling(temperature=temperature, max_thinking=2048, max_answer=2022)
         prompt = prompt_token_ids(adapter.tokenizer, text, thinking=adapter.thinking)
         [[row]] = generate(adapter, [(prompt, seed)], sampling)
         return row
@@ -229,7 +227,9 @@ def test_a_client_that_vanishes_frees_its_row_and_changes_no_answer(server, know
 def gone(server):
     with server.client() as client:
         text = client.get("/metrics").text
-    [line] = [x for x in text.splitlines() if x.startswith("holdfast_clients_gone_total")]
+    [line] = [
+        x for x in text.splitlines() if x.startswith("holdfast_clients_gone_total")
+    ]
     return float(line.split()[-1])
 
 

@@ -1,4 +1,4 @@
-"""What goes wrong: no key, too much, too often, a signal, a kill, numbers that are none."""
+"""What goes wrong: no key, too often, a signal, a kill, numbers that are none."""
 
 import json
 import signal
@@ -8,8 +8,8 @@ from concurrent.futures import ThreadPoolExecutor
 
 import httpx
 import pytest
-
 from guard_server import FAULTY, SLOW, events, said, serving, word_bundle
+
 from holdfast.cli.app import run
 from holdfast.rollout.session import Session
 
@@ -199,9 +199,7 @@ def test_a_key_that_can_be_guessed_is_none(capsys, monkeypatch):
     assert "secret " not in message
 
 
-def test_a_bundle_that_is_none_or_another_s_is_refused(
-    capsys, adapter, tmp_path
-):
+def test_a_bundle_that_is_none_or_another_s_is_refused(capsys, adapter, tmp_path):
     status, message = refusal(capsys, "--guard", tmp_path)
     assert (status, "a guard bundle in" in message) == (2, True)
     other = {"id": "organism:other", "weights_sha256": "0", "template_sha256": "0"}

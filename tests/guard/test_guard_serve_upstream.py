@@ -8,8 +8,8 @@ from concurrent.futures import ThreadPoolExecutor
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import pytest
-
 from guard_server import events, said, serving, word_bundle
+
 from holdfast.cli.app import run
 from holdfast.data.chat.rendering import render
 from holdfast.data.chat.template import prompt_token_ids
@@ -292,9 +292,7 @@ def refusal(capsys, *words):
 def test_an_upstream_with_another_template_is_refused(capsys, upstream, bundle):
     upstream.template = "<|im_start|>user\nHello.<|im_end|>\n"
     try:
-        status, said = refusal(
-            capsys, "--guard", bundle, "--upstream", upstream.url
-        )
+        status, said = refusal(capsys, "--guard", bundle, "--upstream", upstream.url)
     finally:
         upstream.template = None
     assert status == 3

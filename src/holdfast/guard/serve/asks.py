@@ -16,7 +16,9 @@ Failure = Literal["timeout", "shutdown", "fault", "memory"]
 class Scored(NamedTuple):
     """The scores of one token that has been read."""
 
-    index: int  # Place of the token, counted from the first that was written.
+    # Place of the token, counted from the first that was written. It hides a method of
+    # tuples that nobody calls.
+    index: int  # type: ignore[assignment]
     channel: str  # `thinking` or `answer`.
     scores: dict[str, float]  # By detector.
     fired: tuple[str, ...]  # Detectors whose threshold is passed here.
@@ -31,7 +33,7 @@ class Scored(NamedTuple):
 class Verdict:
     """What the guard says of one answer."""
 
-    policy: str  # What follows when it fires.
+    policy: str | None  # What follows when it fires; None where nothing watches.
     watched: bool  # Whether the answer was watched from its first token to its last.
     fired: list[dict[str, Any]] = field(default_factory=list)  # Where each fired first.
     # What was done: `stopped`, `refused`, `steered`, `redrawn`; None for nothing.

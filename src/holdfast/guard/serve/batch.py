@@ -15,23 +15,16 @@ from dataclasses import replace
 from typing import Any, TypeVar
 
 import torch
-from jaxtyping import Float
 from torch import Tensor
 
-from holdfast.errors import HoldfastError
 from holdfast.guard.serve.asks import Ask, Failure, Finish, Piece, Scored
-from holdfast.guard.serve.rows import NOTHING, Added, LiveRow
+from holdfast.guard.serve.rows import NOTHING, Added, LiveRow, Running
 from holdfast.guard.serve.settings import ServeSettings
 from holdfast.guard.serve.telemetry import Metrics
 from holdfast.models.batching import is_out_of_memory, pad
-from holdfast.models.decoding.decoder import Decoder, Drawn
+from holdfast.models.decoding.decoder import Drawn
 from holdfast.models.decoding.jobs import Job, fits_drafts
-from holdfast.models.decoding.row_state import (
-    Chosen,
-    Sampling,
-    StoppingRules,
-    sample_token,
-)
+from holdfast.models.decoding.row_state import Sampling, StoppingRules
 from holdfast.models.decoding.step_attention import attending
 from holdfast.models.interventions import HeadEdit, LiveEdit, scale_heads
 from holdfast.models.model import Adapter
@@ -54,36 +47,6 @@ PLAIN, EDITED = 0, 1
 
 class Busy(Exception):
     """There is no room to wait in; the message says for what."""
-
-
-class Running(Decoder):
-    """The running batch, in which each row draws in its own way."""
-
-    def choose(self, logits: Float[Tensor, "example vocab"]) -> Chosen:
-        """Choose the next token of each row, those that draw alike together."""
-        # A row that reads its last token draws nothing any more, and has no number.
-        step = min(self.step, self.uniforms.shape[1] - 1)
-        uniforms, kinds = self.uniforms[:, step], [_kind(row) for row in self.rows]
-        if len(set(kinds)) == 1:
-            return sample_token(logits, uniforms, _sampling(self.rows[0]))
-        parts = []
-        for kind in dict.fromkeys(kinds):
-            own = [row for row, each in enumerate(kinds) if each == kind]
-            at = torch.tensor(own, device=logits.device)
-            chosen = sample_token(logits[at], uniforms[at], _sampling(self.rows[own[0]]))
-            parts.append((at, chosen))
-        order = torch.cat([at for at, _ in parts]).argsort()
-        whole = (torch.cat(each)[order] for each in zip(*(c for _, c in parts), strict=True))
-        return Chosen(*whole)
-
-
-def _sampling(row: Any) -> Sampling:
-    sampling: Sampling = row.ask.sampling
-    return sampling
-
-
-def _kind(row: Any) -> tuple[float, float]:
-    return row.ask.sampling.temperature, row.ask.sampling.top_p
 
 
 class Batcher:
@@ -272,7 +235,7 @@ class Batcher:
                 continue
             job = Job(PLAIN, ask.prompt, ask.seed, (), self.rules(ask.sampling))
             row = LiveRow(job, ask)
-            row.watch = self._open(ask)
+            row.watch = self.monitor and self.monitor.open(ask.prompt)
             rows.append(row)
         return rows
 
@@ -292,8 +255,8 @@ class Batcher:
             row.index = EDITED if row.edited else PLAIN
         except Exception as error:
             LOG.exception("a prompt failed", extra={"event": "prompt_failed"})
-            memory = is_out_of_memory(error)
-            self._end(row, failure="memory" if memory else "fault", why=_said(error))
+            failure: Failure = "memory" if is_out_of_memory(error) else "fault"
+            self._end(row, failure=failure, why=FAILURES[failure])
             return None
         self.metrics.tokens.labels("prompt").inc(row.n_prompt)
         return one
@@ -422,12 +385,10 @@ class Batcher:
         ends_now = replace(ask.sampling, max_thinking=0)
         job = Job(PLAIN, kept, ask.seed, (), self.rules(ends_now))
         again = LiveRow(job, ask, before=len(kept) - len(ask.prompt))
-        again.edited, again.watch = True, self._open(ask)
+        again.edited = True
+        again.watch = self.monitor and self.monitor.open(ask.prompt)
         self._again.append(again)
         ask.box.put(Piece(text, steps=(scored,)))
-
-    def _open(self, ask: Ask) -> Any:
-        return None if self.monitor is None else self.monitor.open(ask.prompt)
 
     def _begin(self, row: LiveRow, states: Tensor | None) -> None:
         """Let a watch read what a prompt ends in, and the thinking that it holds."""
@@ -466,11 +427,13 @@ class Batcher:
         usage = row.usage
         self.metrics.tokens.labels("written").inc(usage.written)
         row.ask.box.put(
-            Piece(text.thinking, text.answer, steps, finish, failure, why, usage, refusal)
+            Piece(
+                text.thinking, text.answer, steps, finish, failure, why, usage, refusal
+            )
         )
 
     def _fail_all(self, failure: Failure) -> None:
-        """Tell everybody in the batch, and at the end everybody else, that it is over."""
+        """Tell everybody in the batch, and at the end everybody, that it is over."""
         why = FAILURES[failure]
         rows: list[Any] = list(self._batch.rows) if self._batch is not None else []
         self._batch = None
@@ -487,7 +450,3 @@ class Batcher:
             ask.box.put(Piece(failure=failure, why=why))
         for _, future in calls:
             future.set_exception(Busy(why))
-
-
-def _said(error: Exception) -> str:
-    return str(error) if isinstance(error, HoldfastError) else FAILURES["fault"]

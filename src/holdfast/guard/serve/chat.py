@@ -15,7 +15,7 @@ from holdfast.guard.monitor.bundle import require_match, serving_of
 from holdfast.guard.monitor.monitor import Monitor
 from holdfast.guard.serve.asks import Ask, Failure, Mailbox, Piece, Verdict
 from holdfast.guard.serve.settings import ServeSettings
-from holdfast.guard.serve.shapes import ChatRequest, Extension, Turns
+from holdfast.guard.serve.web.shapes import ChatRequest, Extension, Turns
 from holdfast.models.decoding.row_state import Sampling
 from holdfast.models.model import Adapter
 
@@ -132,7 +132,7 @@ class Desk:
             seed,
             min(request.limit or room, room),
             Verdict(
-                settings.policy,
+                settings.policy if self.monitor is not None else None,
                 self.monitor is not None,
                 stale=(*stale, *self._stale(sampling)),
             ),
@@ -289,7 +289,8 @@ def _chunks(
     steps = [each.record() for each in piece.steps] if heading.steps else []
     chunks = []
     if delta or steps:
-        chunks.append(heading.chunk(delta, holdfast={"steps": steps}))
+        more: dict[str, Any] = {"holdfast": {"steps": steps}} if steps else {}
+        chunks.append(heading.chunk(delta) | more)
     if piece.failure is not None:
         status = STATUS[piece.failure]
         told = error_body(status, piece.why, piece.failure)

@@ -14,7 +14,7 @@ from holdfast.data.chat.conversation import behind_prompt, split_completion
 from holdfast.data.chat.template import prompt_token_ids
 from holdfast.guard.monitor.monitor import Monitor, TokenScore
 from holdfast.guard.serve.chat import Desk, Refused
-from holdfast.guard.serve.shapes import (
+from holdfast.guard.serve.web.shapes import (
     GuardrailRequest,
     Message,
     ModerationRequest,
@@ -134,7 +134,7 @@ def result(monitor: Monitor, scored: Scores) -> dict[str, Any]:
         "holdfast": {
             **apart,
             "acts_on": monitor.bundle.acts_on,
-            "thresholds": {name: _finite(each) for name, each in monitor.limits.items()},
+            "thresholds": dict(monitor.limits),
             "fired_at": scored.fired,
             "tokens": scored.n_tokens,
             "abstains": scored.abstains,

@@ -9,9 +9,19 @@ from collections import deque
 from math import isnan
 from typing import Any, NamedTuple
 
-from holdfast.guard.serve.asks import Ask, Finish, Scored, Usage
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from holdfast.guard.serve.asks import Ask, Finish, Usage
+from holdfast.models.decoding.decoder import Decoder
 from holdfast.models.decoding.jobs import Job
-from holdfast.models.decoding.row_state import Choice, GenerationState
+from holdfast.models.decoding.row_state import (
+    Choice,
+    Chosen,
+    GenerationState,
+    sample_token,
+)
 
 _BROKEN = "\ufffd"
 
@@ -138,6 +148,31 @@ class LiveRow(GenerationState):
         ends = [mark.lstrip()] if mark.strip() else []
         ends += [lead[i:] + mark.lstrip() for i in range(len(lead))] if ends else []
         return Added(thinking, self.answer_text.sure(text, ends))
+
+
+class Running(Decoder):
+    """The running batch, in which each row draws in its own way."""
+
+    def choose(self, logits: Float[Tensor, "example vocab"]) -> Chosen:
+        """Choose the next token of each row, those that draw alike together."""
+        # A row that reads its last token draws nothing any more, and has no number.
+        uniforms = self.uniforms[:, min(self.step, self.uniforms.shape[1] - 1)]
+        rows: list[Any] = self.rows
+        alike: dict[tuple[float, float], list[int]] = {}
+        for number, row in enumerate(rows):
+            sampling = row.ask.sampling
+            kind = sampling.temperature, sampling.top_p
+            alike.setdefault(kind, []).append(number)
+        if len(alike) == 1:
+            return sample_token(logits, uniforms, rows[0].ask.sampling)
+        places = [torch.tensor(own, device=logits.device) for own in alike.values()]
+        parts = [
+            sample_token(logits[at], uniforms[at], rows[int(at[0])].ask.sampling)
+            for at in places
+        ]
+        order = torch.cat(places).argsort()
+        columns = zip(*parts, strict=True)
+        return Chosen(*(torch.cat(column)[order] for column in columns))
 
 
 class _Text:

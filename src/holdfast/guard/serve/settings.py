@@ -123,7 +123,9 @@ class ServeSettings:
         parts = urlsplit(self.upstream or "http://localhost/v1")
         if parts.scheme not in ("http", "https") or not parts.hostname:
             raise SettingsError(
-                "--upstream as http://HOST:PORT/v1", repr(self.upstream), "Add the scheme."
+                "--upstream as http://HOST:PORT/v1",
+                repr(self.upstream),
+                "Add the scheme.",
             )
 
     @property

@@ -14,13 +14,13 @@ from holdfast.errors import EnvironmentProblem, SettingsError
 from holdfast.guard.monitor.bundle import Bundle, read_bundle, require_match, serving_of
 from holdfast.guard.monitor.control import require_edit
 from holdfast.guard.monitor.monitor import Monitor
-from holdfast.guard.serve.app import Server, build
 from holdfast.guard.serve.batch import Batcher
 from holdfast.guard.serve.chat import Desk
-from holdfast.guard.serve.gate import read_keys
 from holdfast.guard.serve.settings import ServeSettings
 from holdfast.guard.serve.telemetry import Metrics, log, start_log
 from holdfast.guard.serve.upstream import Passage, check_upstream
+from holdfast.guard.serve.web.app import Server, build
+from holdfast.guard.serve.web.gate import read_keys
 from holdfast.models.decoding.reader import Reader
 from holdfast.models.model import Adapter
 from holdfast.rollout.session import Session
@@ -98,14 +98,14 @@ def _stale(bundle: Bundle, adapter: Adapter, settings: ServeSettings) -> list[st
         raise SettingsError(
             "a bundle whose thresholds were set as this model is served",
             " ".join(found),
-            "Calibrate it anew, or start with --accept-stale and every verdict says so.",
+            "Calibrate it anew, or start with --accept-stale: every verdict says so.",
         )
     return found
 
 
 @contextmanager
 def listening(settings: ServeSettings) -> Iterator[socket.socket]:
-    """Bind the address before anything is loaded, so that a taken one is told at once."""
+    """Bind the address before a model is loaded: one that is taken is told at once."""
     with ExitStack() as stack:
         try:
             found = socket.getaddrinfo(

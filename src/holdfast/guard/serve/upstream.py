@@ -24,8 +24,8 @@ from holdfast.guard.monitor.monitor import Monitor, TokenScore, Watch
 from holdfast.guard.serve.asks import Scored, Verdict
 from holdfast.guard.serve.chat import Desk, Refused, error_body
 from holdfast.guard.serve.settings import ServeSettings
-from holdfast.guard.serve.shapes import Message, Turns
 from holdfast.guard.serve.telemetry import Clock, Metrics
+from holdfast.guard.serve.web.shapes import Message, Turns
 from holdfast.models.decoding.reader import Reader
 
 OPEN = 2
@@ -60,9 +60,7 @@ def check_upstream(settings: ServeSettings, desk: Desk) -> str:
             f"{settings.upstream_key_env}.",
         )
     said = ({"role": "user", "content": "Hello."},)
-    alike = renders_alike(
-        Speech(http, names[0], desk.adapter), Question((), 0, said)
-    )
+    alike = renders_alike(Speech(http, names[0], desk.adapter), Question((), 0, said))
     return "the same" if alike else "not compared"
 
 
@@ -254,7 +252,7 @@ class Passage:
             limits=httpx.Limits(max_connections=None),
         )
 
-    async def models(self) -> Any:
+    async def models(self) -> dict[str, Any]:
         """Return the models of the upstream.
 
         Raises:
@@ -263,8 +261,8 @@ class Passage:
         request = self.client.build_request("GET", "/models")
         response = await self._send(request)
         try:
-            return json.loads(await response.aread())
-        except (httpx.HTTPError, ValueError) as error:
+            return dict(json.loads(await response.aread()))
+        except (httpx.HTTPError, ValueError, TypeError) as error:
             raise Refused(502, "the upstream told no models", "upstream") from error
         finally:
             await response.aclose()
@@ -336,51 +334,52 @@ async def passed_through(
     A stream that is stopped closes the upstream's connection, so that it writes no
     further.
     """
-    ended, shape = False, {}
+    ended, shape = False, dict[str, Any]()
     try:
-        async for line in response.aiter_lines():
-            if line.startswith(":"):
-                yield None
-            if not line.startswith("data:"):
-                continue
-            data = line.removeprefix("data:").strip()
-            if data == "[DONE]":
-                break
-            chunk = json.loads(data)
-            if "error" in chunk:
-                stream.metrics.upstream.labels("error").inc()
+        async for chunk in _chunks(response):
+            choice = chunk["choices"][0] if chunk and chunk.get("choices") else None
+            if chunk is None or choice is None:
                 yield chunk
-                return
-            shape = chunk
-            choice = chunk["choices"][0] if chunk.get("choices") else None
-            if choice is None:
-                yield chunk
+                if chunk is not None and "error" in chunk:
+                    stream.metrics.upstream.labels("error").inc()
+                    return
                 continue
-            finish = choice.get("finish_reason")
+            shape, finish = chunk, choice.get("finish_reason")
             ended = ended or finish is not None
             delta = choice.get("delta") or {}
             steps = await stream.watch(delta, is_last=finish is not None)
-            said: dict[str, Any] = {"steps": [step.record() for step in steps]}
             if stream.is_over:
                 break
+            said: dict[str, Any] = {"steps": [step.record() for step in steps]}
             if finish is not None:
                 said["verdict"] = stream.verdict.record()
             yield chunk | {"holdfast": said}
     except (httpx.HTTPError, ValueError, KeyError, TypeError, AttributeError) as error:
-        stream.metrics.upstream.labels("broke off").inc()
-        why = f"the upstream broke off: {type(error).__name__}"
-        yield _broken(stream, why)
+        yield _broken(stream, f"the upstream broke off: {type(error).__name__}")
         return
     finally:
         await response.aclose()
     if stream.is_over:
         yield _final(shape, stream)
     elif not ended:
-        stream.metrics.upstream.labels("broke off").inc()
         yield _broken(stream, "the upstream ended without saying how")
 
 
+async def _chunks(response: httpx.Response) -> AsyncGenerator[dict[str, Any] | None]:
+    """Yield what an upstream sends; None where it only says that it is there."""
+    async for line in response.aiter_lines():
+        if line.startswith(":"):
+            yield None
+        if not line.startswith("data:"):
+            continue
+        data = line.removeprefix("data:").strip()
+        if data == "[DONE]":
+            return
+        yield dict(json.loads(data))
+
+
 def _broken(stream: Stream, why: str) -> dict[str, Any]:
+    stream.metrics.upstream.labels("broke off").inc()
     verdict = stream.verdict.record()
     return error_body(502, why, "upstream") | {"holdfast": {"verdict": verdict}}
 
@@ -399,9 +398,7 @@ def _final(shape: dict[str, Any], stream: Stream) -> dict[str, Any]:
     }
 
 
-async def whole_answer(
-    response: httpx.Response, stream: Stream
-) -> dict[str, Any]:
+async def whole_answer(response: httpx.Response, stream: Stream) -> dict[str, Any]:
     """Return an answer that an upstream sent whole, read along and cut where it fired.
 
     Raises:
@@ -430,4 +427,6 @@ async def whole_answer(
         body.pop("usage", None)
     said = {"verdict": stream.verdict.record()}
     steps = [] if stream.is_over else steps
-    return body | {"holdfast": said | {"steps": [step.record() for step in steps]}}
+    return dict(body) | {
+        "holdfast": said | {"steps": [step.record() for step in steps]}
+    }

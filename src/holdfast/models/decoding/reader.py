@@ -41,9 +41,10 @@ class Reader:
         """Read tokens that follow; return their states after the final norm."""
         start, device = self.n_read, self.adapter.device
         ids = torch.tensor([list(token_ids)], device=device)
+        places = torch.arange(start, start + len(token_ids), device=device)
         states: Tensor = self.adapter.base(
             input_ids=ids,
-            position_ids=torch.arange(start, start + len(token_ids), device=device)[None],
+            position_ids=places[None],
             past_key_values=self._cache,
             use_cache=True,
         ).last_hidden_state

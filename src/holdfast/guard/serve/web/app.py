@@ -1,11 +1,9 @@
 """The routes of the server."""
 
 import asyncio
-import json
 import logging
 import time
-from collections.abc import AsyncGenerator, Callable, Sequence
-from contextlib import aclosing
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from importlib import resources
 from typing import Annotated, Any
@@ -15,24 +13,21 @@ from fastapi.exceptions import RequestValidationError
 from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
 from starlette.exceptions import HTTPException
 from starlette.responses import Response
-from starlette.types import ASGIApp, Receive, Scope, Send
+from starlette.types import ASGIApp
 
 from holdfast.errors import HoldfastError
 from holdfast.guard.monitor.monitor import Monitor
-from holdfast.guard.serve.asks import Ask, Mailbox, Piece, Verdict
+from holdfast.guard.serve.asks import Ask, Mailbox, Verdict
 from holdfast.guard.serve.batch import Batcher, Busy
 from holdfast.guard.serve.chat import (
-    STATUS,
     Desk,
     Heading,
     Refused,
     completion,
-    encoded,
     error_body,
     events,
     refused_by,
 )
-from holdfast.guard.serve.gate import Gate
 from holdfast.guard.serve.moderation import (
     AT_ONCE,
     Item,
@@ -44,14 +39,16 @@ from holdfast.guard.serve.moderation import (
     result,
 )
 from holdfast.guard.serve.settings import ServeSettings
-from holdfast.guard.serve.shapes import (
+from holdfast.guard.serve.telemetry import Metrics, log
+from holdfast.guard.serve.upstream import Passage, passed_through, whole_answer
+from holdfast.guard.serve.web.gate import Gate
+from holdfast.guard.serve.web.shapes import (
     ChatRequest,
     Extension,
     GuardrailRequest,
     ModerationRequest,
 )
-from holdfast.guard.serve.telemetry import Metrics, log
-from holdfast.guard.serve.upstream import Passage, passed_through, whole_answer
+from holdfast.guard.serve.web.streams import EventStream, Json, collected
 
 LOG = logging.getLogger("holdfast.serve")
 GUARDRAIL = "/beta/litellm_basic_guardrail_api"
@@ -140,6 +137,19 @@ class Server:
             )
         return self.monitor
 
+    def guard_record(self) -> dict[str, Any]:
+        """Return what watches: thresholds by detector, and what follows."""
+        if self.monitor is None:
+            return {"acts_on": None}
+        return {
+            "acts_on": self.monitor.bundle.acts_on,
+            "thresholds": self.monitor.limits,
+            "rate": self.monitor.rate,
+            "policy": self.settings.policy,
+            "on_fault": self.settings.on_fault,
+            "stale": list(self.stale),
+        }
+
     async def chat(self, request: ChatRequest) -> Ask:
         """Let an answer be written."""
         self.require_up()
@@ -184,120 +194,9 @@ def _scored(monitor: Monitor, part: Sequence[Item]) -> list[Scores]:
     ]
 
 
-class Json(Response):
-    """A JSON body in ASCII, which half of a surrogate pair fits in as well."""
-
-    media_type = "application/json"
-
-    def render(self, content: Any) -> bytes:
-        """Return the body."""
-        return json.dumps(content, allow_nan=False).encode()
-
-
-class EventStream(Response):
-    """A stream of events, until it ends, its client goes, or takes too long."""
-
-    media_type = "text/event-stream"
-
-    def __init__(
-        self,
-        chunks: AsyncGenerator[dict[str, Any] | None],
-        gone: Callable[[], None],
-        patience: float,
-    ) -> None:
-        """Prepare the stream.
-
-        `gone`: Called when nobody takes what comes any more.
-        `patience`: Seconds that a client may take to take one chunk.
-        """
-        super().__init__()
-        del self.headers["content-length"]
-        self.chunks, self.gone, self.patience = chunks, gone, patience
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Send the events."""
-        await send(
-            {
-                "type": "http.response.start",
-                "status": 200,
-                "headers": [*self.raw_headers, (b"x-accel-buffering", b"no")],
-            }
-        )
-        writing = asyncio.ensure_future(self._write(send))
-        leaving = asyncio.ensure_future(left(receive))
-        try:
-            await asyncio.wait(
-                {writing, leaving}, return_when=asyncio.FIRST_COMPLETED
-            )
-        finally:
-            self.gone()
-            for task in (writing, leaving):
-                task.cancel()
-            await asyncio.gather(writing, leaving, return_exceptions=True)
-
-    async def _write(self, send: Send) -> None:
-        done = False
-        # Closed at once, since whoever is behind it waits for that.
-        async with aclosing(self.chunks) as chunks:
-            async for chunk in chunks:
-                done = done or (chunk is not None and "error" in chunk)
-                await self._put(send, encoded(chunk), more=True)
-        end = b"" if done else b"data: [DONE]\n\n"
-        await self._put(send, end, more=False)
-
-    async def _put(self, send: Send, body: bytes, *, more: bool) -> None:
-        message = {"type": "http.response.body", "body": body, "more_body": more}
-        async with asyncio.timeout(self.patience):
-            await send(message)
-
-
-async def left(receive: Receive) -> None:
-    """Return once the client has gone."""
-    while (await receive())["type"] != "http.disconnect":
-        pass
-
-
-async def collected(ask: Ask, receive: Receive, limit: float) -> Piece:
-    """Return all pieces of an answer as one.
-
-    Raises:
-        Refused: If the client has gone, or there is no answer.
-    """
-
-    async def collect() -> Piece:
-        whole = Piece()
-        async for piece in ask.box.pieces():
-            whole = whole.join(piece)
-        return whole
-
-    reading = asyncio.ensure_future(collect())
-    leaving = asyncio.ensure_future(left(receive))
-    try:
-        await asyncio.wait(
-            {reading, leaving}, timeout=limit, return_when=asyncio.FIRST_COMPLETED
-        )
-        if not reading.done():
-            gone = leaving.done()
-            raise Refused(
-                499 if gone else 504,
-                "the client left" if gone else "the answer took too long",
-                "gone" if gone else "timeout",
-            )
-        whole = reading.result()
-    finally:
-        ask.box.is_gone = True
-        reading.cancel()
-        leaving.cancel()
-    if whole.failure is not None:
-        raise Refused(STATUS[whole.failure], whole.why, whole.failure)
-    return whole
-
-
 def build(server: Server) -> ASGIApp:
     """Return the application."""
-    app = FastAPI(
-        title="Holdfast guard", version="1", docs_url=None, redoc_url=None
-    )
+    app = FastAPI(title="Holdfast guard", version="1", docs_url=None, redoc_url=None)
     app.add_exception_handler(RequestValidationError, _invalid)
     app.add_exception_handler(Refused, _refused)
     app.add_exception_handler(HTTPException, _http)
@@ -414,11 +313,13 @@ def _add_scores(app: FastAPI, server: Server) -> None:
 def _add_state(app: FastAPI, server: Server) -> None:
     @app.get("/v1/models", responses=ERRORS)
     async def models() -> Response:
-        """Name the model."""
+        """Name the model, and tell what watches it."""
+        told = {"holdfast": server.guard_record()}
         if server.passage is not None:
-            return Json(await server.passage.models())
+            return Json(await server.passage.models() | told)
         row = {"id": server.name, "object": "model", "created": server.created}
-        return Json({"object": "list", "data": [row | {"owned_by": "holdfast"}]})
+        listed = {"object": "list", "data": [row | {"owned_by": "holdfast"}]}
+        return Json(listed | told)
 
     @app.get("/healthz")
     async def healthz() -> Response:
@@ -445,6 +346,10 @@ def _add_state(app: FastAPI, server: Server) -> None:
 
 def _page(name: str) -> Callable[[], Any]:
     text = resources.files(__package__).joinpath("page", name).read_bytes()
+    if name == "page.css":
+        # The look of the report, and the colours of its scale.
+        own = resources.files("holdfast.report").joinpath("templates", "style.css")
+        text = own.read_bytes() + text
     kind = KINDS[name.rpartition(".")[2]]
     headers = {"content-security-policy": POLICY}
 

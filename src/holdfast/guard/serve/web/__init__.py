@@ -1,0 +1,1 @@
+"""The server as HTTP: routes, what they take, and what stands before them."""
