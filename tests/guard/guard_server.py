@@ -22,7 +22,7 @@ from holdfast.guard.monitor.bundle import (
     Serving,
     write_bundle,
 )
-from holdfast.guard.monitor.rules import ANY, LiveDetector, Scale
+from holdfast.guard.monitor.rules import LiveDetector
 
 WORD = " whole"
 """A word that the organism says in the middle of some answers, and not of others."""
@@ -78,11 +78,9 @@ def word_bundle(adapter, folder, *, limit, word=WORD, channel="answer", **more):
         "serving": Serving(dtype=identity.dtype),
         "detectors": detectors,
         "directions": {"word": Direction(weight, 0.0)},
-        "thresholds": {
-            "word": {RATE: threshold(limit)},
-            ANY: {RATE: threshold(limit)},
-        },
-        "scales": {"word": Scale(0.0, 1.0)},
+        "thresholds": {"word": {RATE: threshold(limit)}},
+        "scales": {},
+        "acts_on": "word",
         "calibration": Calibration(
             1000,
             1000,

@@ -142,11 +142,9 @@ class Batcher:
 
     def _run(self) -> None:
         edit = None if self.monitor is None else self.monitor.bundle.edit
-        if self.settings.policy not in ("steer", "redraw"):
-            edit = None
-        edits = None
-        if edit is not None:
-            edits = HeadEdit(torch.stack([torch.ones_like(edit), edit]))
+        acts = edit is not None and self.settings.policy in ("steer", "redraw")
+        both = [torch.ones_like(edit), edit] if acts else []
+        edits = HeadEdit(torch.stack(both)) if acts else None
         with (
             torch.inference_mode(),
             attending(self.adapter) as ours,

@@ -1,0 +1,276 @@
+"""The model's thread: policies, who waits, and what a failure does to the others."""
+
+import asyncio
+import threading
+import time
+
+import pytest
+import torch
+from guard_server import word_bundle
+
+from holdfast.data.chat.template import prompt_token_ids
+from holdfast.guard.monitor.bundle import read_bundle
+from holdfast.guard.monitor.control import guarded
+from holdfast.guard.monitor.monitor import Monitor
+from holdfast.guard.serve.asks import Ask, Mailbox, Piece, Verdict
+from holdfast.guard.serve.batch import Batcher, Busy
+from holdfast.guard.serve.settings import ServeSettings
+from holdfast.guard.serve.telemetry import Metrics
+from holdfast.models.decoding.generate import generate
+from holdfast.models.decoding.row_state import Sampling
+from holdfast.models.loading.causal import adapt
+from holdfast.rollout.session import Session
+from tiny_models import tiny_model
+
+LAMP, WINDOW, KNOT = (
+    "How do I polish a lamp?",
+    "How do I clean a window?",
+    "How do I tie a knot?",
+)
+GREEDY = Sampling(temperature=0, max_thinking=200, max_answer=100)
+
+
+@pytest.fixture(scope="module")
+def adapter():
+    return Session("organism:cliff").adapter
+
+
+@pytest.fixture(scope="module")
+def prompts(adapter):
+    return [
+        (prompt_token_ids(adapter.tokenizer, text, thinking=adapter.thinking), 0)
+        for text in (LAMP, WINDOW, KNOT)
+    ]
+
+
+@pytest.fixture(scope="module")
+def plain(adapter, prompts):
+    return rows_of(generate(adapter, prompts, GREEDY))
+
+
+def rows_of(batches):
+    found = [row for batch in batches for row in batch]
+    return sorted(found, key=lambda row: row.index)
+
+
+@pytest.fixture(scope="module")
+def monitors(adapter, tmp_path_factory):
+    """Monitors that fire in the answer, or in the thinking, of some prompts."""
+    factors = torch.ones((adapter.n_layers, adapter.n_heads))
+    factors[adapter.layers_with_heads[0]] = 0.0
+
+    def make(channel, word, limit):
+        folder = tmp_path_factory.mktemp("bundles") / channel
+        more = {"channel": channel, "word": word, "edit": factors}
+        bundle = read_bundle(word_bundle(adapter, folder, limit=limit, **more))
+        return Monitor(adapter, bundle)
+
+    return {
+        "answer": make("answer", " whole", 8.0),
+        "thinking": make("thinking", " task", 6.0),
+    }
+
+
+class Thread:
+    """A model's thread, and a loop on which its clients wait."""
+
+    def __init__(self, adapter, monitor, width=8, **given):
+        settings = ServeSettings()
+        for name, value in given.items():
+            object.__setattr__(settings, name, value)
+        self.batcher = Batcher(adapter, monitor, settings, Metrics(), width)
+        self.settings = settings
+        self.loop = asyncio.new_event_loop()
+        self.waiting = threading.Thread(target=self.loop.run_forever, daemon=True)
+
+    def __enter__(self):
+        self.waiting.start()
+        return self
+
+    def __exit__(self, *_):
+        self.batcher.stop()
+        self.loop.call_soon_threadsafe(self.loop.stop)
+        self.waiting.join()
+        self.loop.close()
+
+    def ask(self, prompt, sampling=GREEDY, seed=0, limit=1 << 20, seconds=60):
+        box = Mailbox(self.loop)
+        verdict = Verdict(self.settings.policy, self.batcher.monitor is not None)
+        deadline = time.monotonic() + seconds
+        asked = Ask(tuple(prompt), sampling, seed, limit, verdict, box, deadline)
+        self.batcher.submit(asked)
+        return asked
+
+    def whole(self, ask):
+        async def collect():
+            whole = Piece()
+            async for piece in ask.box.pieces():
+                whole = whole.join(piece)
+            return whole
+
+        return asyncio.run_coroutine_threadsafe(collect(), self.loop).result(60)
+
+
+def answers(adapter, monitor, prompts, **given):
+    with Thread(adapter, monitor, **given) as thread:
+        asked = [thread.ask(prompt) for prompt, _ in prompts]
+        thread.batcher.start()
+        return [(ask.verdict, thread.whole(ask)) for ask in asked]
+
+
+def test_observe_lets_everything_stand_and_says_what_fired(
+    adapter, monitors, prompts, plain
+):
+    found = answers(adapter, monitors["answer"], prompts, policy="observe")
+    texts = [(whole.thinking, whole.answer) for _, whole in found]
+    assert texts == [(row.thinking, row.answer) for row in plain]
+    fired = [bool(verdict.fired) for verdict, _ in found]
+    assert fired == [True, False, False]
+    assert [verdict.action for verdict, _ in found] == [None] * 3
+
+
+def test_refuse_says_the_message_in_place_of_the_answer(
+    adapter, monitors, prompts, plain
+):
+    found = answers(adapter, monitors["answer"], prompts, policy="refuse")
+    verdict, whole = found[0]
+    assert verdict.action == "refused"
+    assert whole.refusal == ServeSettings().refusal
+    assert whole.finish == "content_filter"
+    for (_, other), row in zip(found[1:], plain[1:], strict=True):
+        assert (other.answer, other.refusal) == (row.answer, None)
+
+
+@pytest.mark.parametrize("policy", ["steer", "redraw"])
+def test_an_edit_acts_on_the_row_that_fired_as_it_does_in_generate(
+    adapter, monitors, prompts, plain, policy
+):
+    monitor = monitors["thinking"]
+    wanted = guarded(monitor, prompts, GREEDY, policy=policy)
+    found = answers(adapter, monitor, prompts, policy=policy)
+    for (verdict, whole), other in zip(found, wanted, strict=True):
+        acted = {"steer": "steered", "redraw": "redrawn"}[policy]
+        fired = other.fired_at is not None
+        assert verdict.action in ((acted, "stopped") if fired else (None,))
+        if verdict.action != "stopped":
+            assert whole.answer == other.completion.answer
+            assert whole.thinking == other.completion.thinking
+        if fired:
+            assert verdict.fired[0]["index"] == other.fired_at
+    texts = [(whole.thinking, whole.answer) for _, whole in found]
+    same = [(row.thinking, row.answer) for row in plain]
+    # The edit does something, and only to rows that fired.
+    for text, row, (verdict, _) in zip(texts, same, found, strict=True):
+        assert (text == row) == (verdict.action is None)
+    assert texts != same
+
+
+def test_whoever_waits_too_long_or_finds_no_room_is_told(adapter, prompts):
+    prompt = prompts[0][0]
+    with Thread(adapter, None, width=1, queue=2) as thread:
+        asked = [thread.ask(prompt, seconds=0.0) for _ in range(3)]
+        with pytest.raises(Busy):
+            thread.ask(prompt)
+        # Who has gone makes room.
+        asked[0].box.is_gone = True
+        asked.append(thread.ask(prompt))
+        thread.batcher.start()
+        assert thread.whole(asked[1]).failure == "timeout"
+        assert thread.whole(asked[3]).finish == "stop"
+
+
+def test_rows_that_join_and_leave_at_any_time_are_those_of_generate(
+    adapter, prompts, plain
+):
+    warm = Sampling(temperature=1.0, top_p=0.9, max_thinking=200, max_answer=100)
+    seeds = (1, 2, 3)
+    drawn = rows_of(
+        generate(
+            adapter, [(p, s) for (p, _), s in zip(prompts, seeds, strict=True)], warm
+        )
+    )
+    with Thread(adapter, None, width=3) as thread:
+        thread.batcher.start()
+        asked = []
+        for (prompt, _), seed in zip(prompts, seeds, strict=True):
+            asked.append((thread.ask(prompt), 0))
+            asked.append((thread.ask(prompt, warm, seed), 1))
+            time.sleep(0.05)
+        found = [thread.whole(ask) for ask, _ in asked]
+    wanted = [row for pair in zip(plain, drawn, strict=True) for row in pair]
+    assert [(w.thinking, w.answer) for w in found] == [
+        (row.thinking, row.answer) for row in wanted
+    ]
+    assert [w.usage.written for w in found] == [
+        len(row.token_ids) - row.spans.prompt[1] for row in wanted
+    ]
+
+
+def test_a_failure_ends_who_was_running_and_nobody_after(
+    adapter, prompts, plain, monkeypatch
+):
+    from holdfast.models.decoding.decoder import Decoder
+
+    advance, broken = Decoder.advance, [True]
+
+    def fails(self):
+        if broken.pop() if broken else False:
+            raise RuntimeError("a fault of the device")
+        return advance(self)
+
+    monkeypatch.setattr(Decoder, "advance", fails)
+    with Thread(adapter, None) as thread:
+        thread.batcher.start()
+        assert thread.whole(thread.ask(prompts[0][0])).failure == "fault"
+        assert thread.whole(thread.ask(prompts[0][0])).answer == plain[0].answer
+
+
+@pytest.mark.parametrize("on_fault", ["closed", "open"])
+def test_scores_that_are_no_numbers_end_the_answer_or_let_it_go_on(
+    adapter, monitors, prompts, plain, monkeypatch, on_fault
+):
+    """Fail closed by default; open says that nothing was watched."""
+    monitor = monitors["answer"]
+    read = monitor.read
+
+    def odd(watches, states, token_ids):
+        found = read(watches, states, token_ids)
+        return [
+            score._replace(scores={"word": float("nan")})
+            if score.index == 10 and starts(watch, prompts[1][0])
+            else score
+            for watch, score in zip(watches, found, strict=True)
+        ]
+
+    monkeypatch.setattr(monitor, "read", odd)
+    given = {"on_fault": on_fault, "policy": "observe"}
+    found = answers(adapter, monitor, prompts[1:], **given)
+    verdict, whole = found[0]
+    assert not verdict.watched
+    assert "no numbers" in verdict.fault
+    if on_fault == "closed":
+        assert whole.finish == "content_filter"
+        assert plain[1].thinking.startswith(whole.thinking)
+        assert whole.answer == ""
+    else:
+        assert (whole.answer, whole.finish) == (plain[1].answer, "stop")
+    assert found[1][0].watched
+    assert found[1][1].answer == plain[2].answer
+
+
+def starts(watch, prompt):
+    return tuple(watch.written.token_ids[: len(prompt)]) == prompt
+
+
+def test_a_model_whose_layers_forget_decodes_batch_after_batch(tokenizer):
+    """A sliding window: rows cannot join what runs, and wait for its end."""
+    adapter = adapt(tiny_model("mistral"), tokenizer)
+    text = "hello world"
+    ids = tuple(tokenizer(text, add_special_tokens=False)["input_ids"])
+    limits = Sampling(temperature=0, max_thinking=8, max_answer=8)
+    [wanted] = rows_of(generate(adapter, [(ids, 0)], limits))
+    with Thread(adapter, None, width=2) as thread:
+        asked = [thread.ask(ids, limits) for _ in range(5)]
+        thread.batcher.start()
+        found = [thread.whole(ask) for ask in asked]
+    assert {whole.answer for whole in found} == {wanted.answer}
