@@ -205,7 +205,7 @@ class Gate:
 def _is_loopback(host: str) -> bool:
     name = host.rpartition(":")[0] if re.search(r":\d+$", host) else host
     name = name.strip("[]").lower()
-    if name in ("localhost", "testserver"):
+    if name == "localhost":
         return True
     try:
         return ipaddress.ip_address(name).is_loopback

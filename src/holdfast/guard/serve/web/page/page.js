@@ -1,7 +1,7 @@
 "use strict";
 
 const at = (id) => document.getElementById(id);
-const state = { model: null, actsOn: null, limit: null, running: null };
+const state = { model: null, actsOn: null, limit: null, running: null, fired: false };
 
 function headers() {
   const key = at("key").value;
@@ -58,7 +58,11 @@ function span(text, step) {
     const score = step.scores[state.actsOn];
     made.className = `s${5 - Math.floor(5 * nearness(score))}`;
     made.title = `token ${step.index}: ${round(score)}`;
-    if (step.fired.includes(state.actsOn)) made.classList.add("fired");
+    // Who has fired stays so; the token at which it did is marked.
+    if (step.fired.includes(state.actsOn) && !state.fired) {
+      state.fired = true;
+      made.classList.add("fired");
+    }
   }
   return made;
 }
@@ -109,6 +113,7 @@ async function ask() {
   for (const id of ["thinking", "answer", "rows"]) at(id).replaceChildren();
   at("score").textContent = "None yet.";
   at("meter").value = 0;
+  state.fired = false;
   state.running = new AbortController();
   at("send").disabled = true;
   at("end").disabled = false;
