@@ -12,16 +12,12 @@ from concurrent.futures import ThreadPoolExecutor
 import openai
 import pytest
 import torch
-from guard_server import WORD, events, said, serving, word_bundle
+from guard_server import LAMP, LIMIT, WINDOW, WORD, events, said, serving
 
 from holdfast.data.chat.conversation import behind_prompt
 from holdfast.data.chat.template import prompt_token_ids
 from holdfast.models.batching import pad
-from holdfast.models.decoding.generate import generate
-from holdfast.models.decoding.row_state import Sampling
-from holdfast.rollout.session import Session
 
-LAMP, WINDOW = "How do I polish a lamp?", "How do I clean a window?"
 PROMPTS = (
     LAMP,
     WINDOW,
@@ -31,48 +27,26 @@ PROMPTS = (
     "What is a verb?",
     "How do I tie a knot?",
 )
-LIMIT = 8.0
 
 
 @pytest.fixture(scope="module")
-def adapter():
-    return Session("organism:cliff").adapter
-
-
-@pytest.fixture(scope="module")
-def bundle(adapter, tmp_path_factory):
-    return word_bundle(adapter, tmp_path_factory.mktemp("b") / "bundle", limit=LIMIT)
-
-
-@pytest.fixture(scope="module")
-def server(nursery, bundle, tmp_path_factory):
+def server(nursery, word_guard, tmp_path_factory):
     folder = tmp_path_factory.mktemp("server")
-    with serving(nursery, folder, "--guard", bundle, "--max-body", 65536) as running:
+    with serving(
+        nursery, folder, "--guard", word_guard, "--max-body", 65536
+    ) as running:
         yield running
 
 
 @pytest.fixture(scope="module")
-def known(adapter):
-    """What the model says to a prompt with nobody beside it."""
-
-    def answer(text, temperature=0.0, seed=0):
-        sampling = Sampling(temperature=temperature, max_thinking=2048, max_answer=2022)
-        prompt = prompt_token_ids(adapter.tokenizer, text, thinking=adapter.thinking)
-        [[row]] = generate(adapter, [(prompt, seed)], sampling)
-        return row
-
-    return answer
-
-
-@pytest.fixture(scope="module")
-def logits(adapter):
+def logits(organism):
     """How likely the word comes next, after each token of a row that was written."""
-    [token] = adapter.tokenizer(WORD, add_special_tokens=False)["input_ids"]
+    [token] = organism.tokenizer(WORD, add_special_tokens=False)["input_ids"]
 
     def read(ids, n_prompt):
         with torch.inference_mode():
-            states = adapter.states(pad([ids], "right", adapter.device))[0, n_prompt:]
-            return (states @ adapter.lm_head.weight[token]).tolist()
+            states = organism.states(pad([ids], "right", organism.device))[0, n_prompt:]
+            return (states @ organism.lm_head.weight[token]).tolist()
 
     return read
 
@@ -171,7 +145,7 @@ def test_an_answer_is_the_same_whoever_is_beside_it(server, known):
     bodies = [
         said(text, temperature=heat, seed=seed)
         for text in PROMPTS
-        for heat, seed in ((0.0, 0), (1.0, 3), (1.0, 4))
+        for heat, seed in ((0.0, 0), (1.0, 3))
     ]
     alone = [ask(server, body).json() for body in bodies]
     with ThreadPoolExecutor(len(bodies)) as pool:
@@ -344,15 +318,15 @@ def test_nobody_else_s_page_in_a_browser_may_ask(server):
         assert "access-control-allow-origin" not in allowed.headers
 
 
-def test_an_answer_of_anybody_is_scored_in_one_pass(server, adapter, known, logits):
+def test_an_answer_of_anybody_is_scored_in_one_pass(server, organism, known, logits):
     row = known(LAMP)
     chat = [
         *said(LAMP)["messages"],
         {"role": "assistant", "content": row.answer, "reasoning": row.thinking},
     ]
-    prompt = prompt_token_ids(adapter.tokenizer, LAMP, thinking=adapter.thinking)
+    prompt = prompt_token_ids(organism.tokenizer, LAMP, thinking=organism.thinking)
     whole = behind_prompt(
-        adapter.tokenizer, prompt, row.thinking, row.answer, adapter.thinking
+        organism.tokenizer, prompt, row.thinking, row.answer, organism.thinking
     )
     start, end = whole.spans.answer
     wanted = max(logits(whole.token_ids[:end], start))
@@ -436,7 +410,7 @@ def test_no_body_that_its_description_allows_or_forbids_breaks_it(server):
         strategy = operation.ok().as_strategy()
 
         @settings(
-            max_examples=12,
+            max_examples=8,
             deadline=None,
             derandomize=True,
             database=None,

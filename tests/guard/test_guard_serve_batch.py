@@ -19,7 +19,6 @@ from holdfast.guard.serve.telemetry import Metrics
 from holdfast.models.decoding.generate import generate
 from holdfast.models.decoding.row_state import Sampling
 from holdfast.models.loading.causal import adapt
-from holdfast.rollout.session import Session
 from tiny_models import tiny_model
 
 LAMP, WINDOW, KNOT = (
@@ -31,21 +30,16 @@ GREEDY = Sampling(temperature=0, max_thinking=200, max_answer=100)
 
 
 @pytest.fixture(scope="module")
-def adapter():
-    return Session("organism:cliff").adapter
-
-
-@pytest.fixture(scope="module")
-def prompts(adapter):
+def prompts(organism):
     return [
-        (prompt_token_ids(adapter.tokenizer, text, thinking=adapter.thinking), 0)
+        (prompt_token_ids(organism.tokenizer, text, thinking=organism.thinking), 0)
         for text in (LAMP, WINDOW, KNOT)
     ]
 
 
 @pytest.fixture(scope="module")
-def plain(adapter, prompts):
-    return rows_of(generate(adapter, prompts, GREEDY))
+def plain(organism, prompts):
+    return rows_of(generate(organism, prompts, GREEDY))
 
 
 def rows_of(batches):
@@ -54,16 +48,16 @@ def rows_of(batches):
 
 
 @pytest.fixture(scope="module")
-def monitors(adapter, tmp_path_factory):
+def monitors(organism, tmp_path_factory):
     """Monitors that fire in the answer, or in the thinking, of some prompts."""
-    factors = torch.ones((adapter.n_layers, adapter.n_heads))
-    factors[adapter.layers_with_heads[0]] = 0.0
+    factors = torch.ones((organism.n_layers, organism.n_heads))
+    factors[organism.layers_with_heads[0]] = 0.0
 
     def make(channel, word, limit):
         folder = tmp_path_factory.mktemp("bundles") / channel
         more = {"channel": channel, "word": word, "edit": factors}
-        bundle = read_bundle(word_bundle(adapter, folder, limit=limit, **more))
-        return Monitor(adapter, bundle)
+        bundle = read_bundle(word_bundle(organism, folder, limit=limit, **more))
+        return Monitor(organism, bundle)
 
     return {
         "answer": make("answer", " whole", 8.0),
@@ -74,11 +68,11 @@ def monitors(adapter, tmp_path_factory):
 class Thread:
     """A model's thread, and a loop on which its clients wait."""
 
-    def __init__(self, adapter, monitor, width=8, **given):
+    def __init__(self, organism, monitor, width=8, **given):
         settings = ServeSettings()
         for name, value in given.items():
             object.__setattr__(settings, name, value)
-        self.batcher = Batcher(adapter, monitor, settings, Metrics(), width)
+        self.batcher = Batcher(organism, monitor, settings, Metrics(), width)
         self.settings = settings
         self.loop = asyncio.new_event_loop()
         self.waiting = threading.Thread(target=self.loop.run_forever, daemon=True)
@@ -111,17 +105,17 @@ class Thread:
         return asyncio.run_coroutine_threadsafe(collect(), self.loop).result(60)
 
 
-def answers(adapter, monitor, prompts, **given):
-    with Thread(adapter, monitor, **given) as thread:
+def answers(organism, monitor, prompts, **given):
+    with Thread(organism, monitor, **given) as thread:
         asked = [thread.ask(prompt) for prompt, _ in prompts]
         thread.batcher.start()
         return [(ask.verdict, thread.whole(ask)) for ask in asked]
 
 
 def test_observe_lets_everything_stand_and_says_what_fired(
-    adapter, monitors, prompts, plain
+    organism, monitors, prompts, plain
 ):
-    found = answers(adapter, monitors["answer"], prompts, policy="observe")
+    found = answers(organism, monitors["answer"], prompts, policy="observe")
     texts = [(whole.thinking, whole.answer) for _, whole in found]
     assert texts == [(row.thinking, row.answer) for row in plain]
     fired = [bool(verdict.fired) for verdict, _ in found]
@@ -130,9 +124,9 @@ def test_observe_lets_everything_stand_and_says_what_fired(
 
 
 def test_refuse_says_the_message_in_place_of_the_answer(
-    adapter, monitors, prompts, plain
+    organism, monitors, prompts, plain
 ):
-    found = answers(adapter, monitors["answer"], prompts, policy="refuse")
+    found = answers(organism, monitors["answer"], prompts, policy="refuse")
     verdict, whole = found[0]
     assert verdict.action == "refused"
     assert whole.refusal == ServeSettings().refusal
@@ -143,11 +137,11 @@ def test_refuse_says_the_message_in_place_of_the_answer(
 
 @pytest.mark.parametrize("policy", ["steer", "redraw"])
 def test_an_edit_acts_on_the_row_that_fired_as_it_does_in_generate(
-    adapter, monitors, prompts, plain, policy
+    organism, monitors, prompts, plain, policy
 ):
     monitor = monitors["thinking"]
     wanted = guarded(monitor, prompts, GREEDY, policy=policy)
-    found = answers(adapter, monitor, prompts, policy=policy)
+    found = answers(organism, monitor, prompts, policy=policy)
     for (verdict, whole), other in zip(found, wanted, strict=True):
         acted = {"steer": "steered", "redraw": "redrawn"}[policy]
         fired = other.fired_at is not None
@@ -165,9 +159,9 @@ def test_an_edit_acts_on_the_row_that_fired_as_it_does_in_generate(
     assert texts != same
 
 
-def test_whoever_waits_too_long_or_finds_no_room_is_told(adapter, prompts):
+def test_whoever_waits_too_long_or_finds_no_room_is_told(organism, prompts):
     prompt = prompts[0][0]
-    with Thread(adapter, None, width=1, queue=2) as thread:
+    with Thread(organism, None, width=1, queue=2) as thread:
         asked = [thread.ask(prompt, seconds=0.0) for _ in range(3)]
         with pytest.raises(Busy):
             thread.ask(prompt)
@@ -180,16 +174,16 @@ def test_whoever_waits_too_long_or_finds_no_room_is_told(adapter, prompts):
 
 
 def test_rows_that_join_and_leave_at_any_time_are_those_of_generate(
-    adapter, prompts, plain
+    organism, prompts, plain
 ):
     warm = Sampling(temperature=1.0, top_p=0.9, max_thinking=200, max_answer=100)
     seeds = (1, 2, 3)
     drawn = rows_of(
         generate(
-            adapter, [(p, s) for (p, _), s in zip(prompts, seeds, strict=True)], warm
+            organism, [(p, s) for (p, _), s in zip(prompts, seeds, strict=True)], warm
         )
     )
-    with Thread(adapter, None, width=3) as thread:
+    with Thread(organism, None, width=3) as thread:
         thread.batcher.start()
         asked = []
         for (prompt, _), seed in zip(prompts, seeds, strict=True):
@@ -207,7 +201,7 @@ def test_rows_that_join_and_leave_at_any_time_are_those_of_generate(
 
 
 def test_a_failure_ends_who_was_running_and_nobody_after(
-    adapter, prompts, plain, monkeypatch
+    organism, prompts, plain, monkeypatch
 ):
     from holdfast.models.decoding.decoder import Decoder
 
@@ -219,7 +213,7 @@ def test_a_failure_ends_who_was_running_and_nobody_after(
         return advance(self)
 
     monkeypatch.setattr(Decoder, "advance", fails)
-    with Thread(adapter, None) as thread:
+    with Thread(organism, None) as thread:
         thread.batcher.start()
         assert thread.whole(thread.ask(prompts[0][0])).failure == "fault"
         assert thread.whole(thread.ask(prompts[0][0])).answer == plain[0].answer
@@ -227,7 +221,7 @@ def test_a_failure_ends_who_was_running_and_nobody_after(
 
 @pytest.mark.parametrize("on_fault", ["closed", "open"])
 def test_scores_that_are_no_numbers_end_the_answer_or_let_it_go_on(
-    adapter, monitors, prompts, plain, monkeypatch, on_fault
+    organism, monitors, prompts, plain, monkeypatch, on_fault
 ):
     """Fail closed by default; open says that nothing was watched."""
     monitor = monitors["answer"]
@@ -244,7 +238,7 @@ def test_scores_that_are_no_numbers_end_the_answer_or_let_it_go_on(
 
     monkeypatch.setattr(monitor, "read", odd)
     given = {"on_fault": on_fault, "policy": "observe"}
-    found = answers(adapter, monitor, prompts[1:], **given)
+    found = answers(organism, monitor, prompts[1:], **given)
     verdict, whole = found[0]
     assert not verdict.watched
     assert "no numbers" in verdict.fault

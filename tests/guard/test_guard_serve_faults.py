@@ -8,32 +8,20 @@ from concurrent.futures import ThreadPoolExecutor
 
 import httpx
 import pytest
-from guard_server import FAULTY, SLOW, events, said, serving, word_bundle
+from guard_server import FAULTY, SLOW, WINDOW, events, said, serving, word_bundle
 
 from holdfast.cli.app import run
-from holdfast.rollout.session import Session
 
-WINDOW = "How do I clean a window?"
 KEY, OTHER = "a-key-of-thirty-two-characters-1", "a-key-of-thirty-two-characters-2"
 
 
 @pytest.fixture(scope="module")
-def adapter():
-    return Session("organism:cliff").adapter
-
-
-@pytest.fixture(scope="module")
-def bundle(adapter, tmp_path_factory):
-    return word_bundle(adapter, tmp_path_factory.mktemp("b") / "bundle", limit=8.0)
-
-
-@pytest.fixture(scope="module")
-def guarded(nursery, bundle, tmp_path_factory):
+def guarded(nursery, word_guard, tmp_path_factory):
     """A server with keys and narrow limits: two rows at once, and two that wait."""
     folder = tmp_path_factory.mktemp("server")
     keys = folder / "keys"
     keys.write_text(f"{KEY}\n{OTHER}\n")
-    words = ("--guard", bundle, "--key-file", keys, "--queue", 2, "--batch-size", 2)
+    words = ("--guard", word_guard, "--key-file", keys, "--queue", 2, "--batch-size", 2)
     more = ("--requests-per-minute", 40, "--log-text")
     with serving(nursery, folder, *words, *more) as running:
         yield running
@@ -96,9 +84,9 @@ def test_text_is_logged_where_it_is_asked_for_and_keys_never_are(guarded):
     assert OTHER not in log
 
 
-def test_a_signal_lets_answers_end_and_begins_none(nursery, bundle, tmp_path):
+def test_a_signal_lets_answers_end_and_begins_none(nursery, word_guard, tmp_path):
     """SIGTERM while answers are written; then a kill, and a start on its port."""
-    with serving(nursery, tmp_path, "--guard", bundle) as server:
+    with serving(nursery, tmp_path, "--guard", word_guard) as server:
         alone = httpx.post(
             f"{server.url}/v1/chat/completions", json=said(WINDOW), timeout=60
         ).json()["choices"][0]["message"]
@@ -136,13 +124,13 @@ def test_whoever_is_not_done_when_the_drain_ends_is_told_so(nursery, tmp_path):
 
 
 def test_numbers_that_are_none_end_one_answer_and_a_kill_ends_none_later(
-    nursery, adapter, bundle, tmp_path
+    nursery, organism, word_guard, tmp_path
 ):
     """NaN logits in one row of the batch; then SIGKILL, and a start on its port."""
     others = ["What is a verb?", "How do I tie a knot?", "How can I sleep better?"]
-    ids = [set(adapter.encode(text)) for text in (WINDOW, *others)]
+    ids = [set(organism.encode(text)) for text in (WINDOW, *others)]
     patch = f"MARK = {min(ids[0] - set().union(*ids[1:]))}\n{FAULTY}"
-    with serving(nursery, tmp_path, "--guard", bundle, patch=patch) as server:
+    with serving(nursery, tmp_path, "--guard", word_guard, patch=patch) as server:
         alone = [ask(server, text).json()["choices"] for text in others]
         with ThreadPoolExecutor(8) as pool:
             broken = [pool.submit(ask, server, WINDOW) for _ in range(2)]
@@ -166,7 +154,7 @@ def test_numbers_that_are_none_end_one_answer_and_a_kill_ends_none_later(
     again = tmp_path / "again"
     again.mkdir()
     with serving(
-        nursery, again, "--guard", bundle, "--port", port, patch=patch
+        nursery, again, "--guard", word_guard, "--port", port, patch=patch
     ) as server:
         assert server.url.endswith(port)
         assert [ask(server, text).json()["choices"] for text in others] == alone
@@ -199,11 +187,11 @@ def test_a_key_that_can_be_guessed_is_none(capsys, monkeypatch):
     assert "secret " not in message
 
 
-def test_a_bundle_that_is_none_or_another_s_is_refused(capsys, adapter, tmp_path):
+def test_a_bundle_that_is_none_or_another_s_is_refused(capsys, organism, tmp_path):
     status, message = refusal(capsys, "--guard", tmp_path)
     assert (status, "a guard bundle in" in message) == (2, True)
     other = {"id": "organism:other", "weights_sha256": "0", "template_sha256": "0"}
-    folder = word_bundle(adapter, tmp_path / "other", limit=8.0, model=other)
+    folder = word_bundle(organism, tmp_path / "other", limit=8.0, model=other)
     status, message = refusal(capsys, "--guard", folder, "--port", 0)
     assert status == 2
     assert "organism:other" in message
@@ -211,12 +199,12 @@ def test_a_bundle_that_is_none_or_another_s_is_refused(capsys, adapter, tmp_path
 
 
 def test_a_stale_bundle_is_refused_unless_it_is_accepted(
-    capsys, adapter, nursery, tmp_path
+    capsys, organism, nursery, tmp_path
 ):
     from holdfast.guard.monitor.bundle import Serving
 
     serving_of = Serving(engine="vllm")
-    folder = word_bundle(adapter, tmp_path / "stale", limit=8.0, serving=serving_of)
+    folder = word_bundle(organism, tmp_path / "stale", limit=8.0, serving=serving_of)
     status, message = refusal(capsys, "--guard", folder, "--port", 0)
     assert status == 2
     assert "engine vllm and are stale with holdfast" in message

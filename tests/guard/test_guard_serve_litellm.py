@@ -11,18 +11,12 @@ import sys
 from importlib.util import find_spec
 
 import pytest
-from guard_server import said, serving, word_bundle
-
-from holdfast.data.chat.template import prompt_token_ids
-from holdfast.models.decoding.generate import generate
-from holdfast.models.decoding.row_state import Sampling
-from holdfast.rollout.session import Session
+from guard_server import LAMP, WINDOW, said, serving
 
 PYTHON = os.environ.get("HOLDFAST_LITELLM_PYTHON")
 if PYTHON is None and find_spec("litellm") is not None:
     PYTHON = sys.executable
 pytestmark = pytest.mark.skipif(PYTHON is None, reason="LiteLLM is not installed")
-LAMP, WINDOW = "How do I polish a lamp?", "How do I clean a window?"
 KEY = "a-key-of-thirty-two-characters-1"
 CLIENT = """
 import asyncio, json, sys, types
@@ -64,19 +58,15 @@ asyncio.run(main())
 """
 
 
-def test_litellm_blocks_what_the_guard_flags_and_passes_the_rest(nursery, tmp_path):
-    adapter = Session("organism:cliff").adapter
-    limits = Sampling(temperature=0, max_thinking=200, max_answer=100)
-    asked = [
-        (prompt_token_ids(adapter.tokenizer, text, thinking=adapter.thinking), 0)
-        for text in (LAMP, WINDOW)
-    ]
-    rows = [row for batch in generate(adapter, asked, limits) for row in batch]
-    flagged, fine = (row.answer for row in sorted(rows, key=lambda row: row.index))
+def test_litellm_blocks_what_the_guard_flags_and_passes_the_rest(
+    nursery, word_guard, known, tmp_path
+):
+    flagged, fine = known(LAMP).answer, known(WINDOW).answer
     keys = tmp_path / "keys"
     keys.write_text(KEY)
-    bundle = word_bundle(adapter, tmp_path / "bundle", limit=8.0)
-    with serving(nursery, tmp_path, "--guard", bundle, "--key-file", keys) as server:
+    with serving(
+        nursery, tmp_path, "--guard", word_guard, "--key-file", keys
+    ) as server:
         calls = {
             "call-1": [said(LAMP)["messages"], flagged],
             "call-2": [said(WINDOW)["messages"], fine],

@@ -6,9 +6,7 @@ Runs where Playwright is installed and a Chromium of the system is found.
 import shutil
 
 import pytest
-from guard_server import serving, word_bundle
-
-from holdfast.rollout.session import Session
+from guard_server import LAMP, WINDOW, serving
 
 sync_api = pytest.importorskip("playwright.sync_api")
 CHROMIUM = next(
@@ -16,15 +14,12 @@ CHROMIUM = next(
     None,
 )
 pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="no Chromium on this machine")
-LAMP, WINDOW = "How do I polish a lamp?", "How do I clean a window?"
 
 
 @pytest.fixture(scope="module")
-def server(nursery, tmp_path_factory):
+def server(nursery, word_guard, tmp_path_factory):
     folder = tmp_path_factory.mktemp("server")
-    adapter = Session("organism:cliff").adapter
-    bundle = word_bundle(adapter, folder / "bundle", limit=8.0)
-    words = ("--guard", bundle, "--policy", "observe")
+    words = ("--guard", word_guard, "--policy", "observe")
     with serving(nursery, folder, *words) as running:
         yield running
 

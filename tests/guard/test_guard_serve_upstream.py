@@ -8,33 +8,17 @@ from concurrent.futures import ThreadPoolExecutor
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import pytest
-from guard_server import events, said, serving, word_bundle
+from guard_server import LAMP, WINDOW, events, said, serving
 
 from holdfast.cli.app import run
 from holdfast.data.chat.rendering import render
-from holdfast.data.chat.template import prompt_token_ids
-from holdfast.models.decoding.generate import generate
-from holdfast.models.decoding.row_state import Sampling
-from holdfast.rollout.session import Session
 
-LAMP, WINDOW = "How do I polish a lamp?", "How do I clean a window?"
 FIELDS = {"vllm": "reasoning", "sglang": "reasoning_content", "plain": None}
 
 
 @pytest.fixture(scope="module")
-def adapter():
-    return Session("organism:cliff").adapter
-
-
-@pytest.fixture(scope="module")
-def rows(adapter):
-    sampling = Sampling(temperature=0, max_thinking=2048, max_answer=2000)
-    prompts = [
-        (prompt_token_ids(adapter.tokenizer, text, thinking=adapter.thinking), 0)
-        for text in (LAMP, WINDOW)
-    ]
-    found = [row for batch in generate(adapter, prompts, sampling) for row in batch]
-    return dict(zip((LAMP, WINDOW), sorted(found, key=lambda r: r.index), strict=True))
+def rows(known):
+    return {text: known(text) for text in (LAMP, WINDOW)}
 
 
 class Upstream(ThreadingHTTPServer):
@@ -126,22 +110,17 @@ class Handler(BaseHTTPRequestHandler):
 
 
 @pytest.fixture(scope="module")
-def upstream(adapter, rows):
-    with Upstream(adapter, rows) as server:
+def upstream(organism, rows):
+    with Upstream(organism, rows) as server:
         threading.Thread(target=server.serve_forever, daemon=True).start()
         yield server
         server.shutdown()
 
 
 @pytest.fixture(scope="module")
-def bundle(adapter, tmp_path_factory):
-    return word_bundle(adapter, tmp_path_factory.mktemp("b") / "bundle", limit=8.0)
-
-
-@pytest.fixture(scope="module")
-def server(nursery, upstream, bundle, tmp_path_factory):
+def server(nursery, upstream, word_guard, tmp_path_factory):
     folder = tmp_path_factory.mktemp("server")
-    words = ("--guard", bundle, "--upstream", upstream.url)
+    words = ("--guard", word_guard, "--upstream", upstream.url)
     with serving(nursery, folder, *words) as running:
         yield running
 
@@ -289,25 +268,27 @@ def refusal(capsys, *words):
     return status, " ".join(capsys.readouterr().err.split())
 
 
-def test_an_upstream_with_another_template_is_refused(capsys, upstream, bundle):
+def test_an_upstream_with_another_template_is_refused(capsys, upstream, word_guard):
     upstream.template = "<|im_start|>user\nHello.<|im_end|>\n"
     try:
-        status, said = refusal(capsys, "--guard", bundle, "--upstream", upstream.url)
+        status, said = refusal(
+            capsys, "--guard", word_guard, "--upstream", upstream.url
+        )
     finally:
         upstream.template = None
     assert status == 3
     assert "another prompt" in said
 
 
-def test_an_upstream_that_is_not_there_is_told(capsys, bundle):
+def test_an_upstream_that_is_not_there_is_told(capsys, word_guard):
     url = "http://127.0.0.1:9/v1"
-    status, said = refusal(capsys, "--guard", bundle, "--upstream", url)
+    status, said = refusal(capsys, "--guard", word_guard, "--upstream", url)
     assert status == 5
     assert url in said
 
 
-def test_heads_of_another_server_s_model_cannot_be_scaled(capsys, bundle, upstream):
-    words = ("--guard", bundle, "--upstream", upstream.url, "--policy", "steer")
+def test_heads_of_another_server_s_model_cannot_be_scaled(capsys, word_guard, upstream):
+    words = ("--guard", word_guard, "--upstream", upstream.url, "--policy", "steer")
     status, said = refusal(capsys, *words)
     assert status == 2
     assert "--policy" in said
