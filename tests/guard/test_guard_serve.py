@@ -410,7 +410,7 @@ def test_no_body_that_its_description_allows_or_forbids_breaks_it(server):
         strategy = operation.ok().as_strategy()
 
         @settings(
-            max_examples=8,
+            max_examples=6,
             deadline=None,
             derandomize=True,
             database=None,

@@ -165,7 +165,11 @@ async def _serve(server: Server, bound: socket.socket) -> None:
         keys=len(server.keys),
         stale=list(server.stale),
     )
-    await listener.serve(sockets=[bound])
+    try:
+        await listener.serve(sockets=[bound])
+    finally:
+        if server.passage is not None:
+            await server.passage.client.aclose()
 
 
 class Listener(uvicorn.Server):
