@@ -12,7 +12,7 @@ from holdfast.data.chat.template import prompt_token_ids
 from holdfast.guard.monitor.bundle import read_bundle
 from holdfast.guard.monitor.control import guarded
 from holdfast.guard.monitor.monitor import Monitor
-from holdfast.guard.serve.asks import Ask, Mailbox, Piece, Verdict
+from holdfast.guard.serve.asks import Ask, Mailbox, Verdict, joined
 from holdfast.guard.serve.batch import Batcher, Busy
 from holdfast.guard.serve.settings import ServeSettings
 from holdfast.guard.serve.telemetry import Metrics
@@ -97,10 +97,7 @@ class Thread:
 
     def whole(self, ask):
         async def collect():
-            whole = Piece()
-            async for piece in ask.box.pieces():
-                whole = whole.join(piece)
-            return whole
+            return joined([piece async for piece in ask.box.pieces()])
 
         return asyncio.run_coroutine_threadsafe(collect(), self.loop).result(60)
 

@@ -3,7 +3,7 @@
 import asyncio
 import threading
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal, NamedTuple
 
@@ -111,18 +111,20 @@ class Piece:
         """Whether nothing follows."""
         return self.finish is not None or self.failure is not None
 
-    def join(self, other: "Piece") -> "Piece":
-        """Return this piece and the one behind it as one."""
-        return Piece(
-            self.thinking + other.thinking,
-            self.answer + other.answer,
-            (*self.steps, *other.steps),
-            other.finish,
-            other.failure,
-            other.why,
-            other.usage or self.usage,
-            other.refusal or self.refusal,
-        )
+
+def joined(pieces: Sequence[Piece]) -> Piece:
+    """Return pieces that came one behind the other as one."""
+    last = pieces[-1]
+    return Piece(
+        "".join(piece.thinking for piece in pieces),
+        "".join(piece.answer for piece in pieces),
+        tuple(step for piece in pieces for step in piece.steps),
+        last.finish,
+        last.failure,
+        last.why,
+        last.usage,
+        last.refusal,
+    )
 
 
 class Mailbox:
@@ -132,8 +134,12 @@ class Mailbox:
     answer itself, and the thread never waits.
     """
 
-    def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
-        """Begin empty."""
+    def __init__(self, loop: asyncio.AbstractEventLoop, *, whole: bool = False) -> None:
+        """Begin empty.
+
+        `whole`: Whether nothing is looked at before the last piece.
+        """
+        self._whole = whole
         self._loop, self._lock = loop, threading.Lock()
         self._pieces: list[Piece] = []
         self._there = asyncio.Event()
@@ -142,9 +148,9 @@ class Mailbox:
     def put(self, piece: Piece) -> None:
         """Take a piece, in the model's thread."""
         with self._lock:
-            first = not self._pieces
+            tells = piece.is_last if self._whole else not self._pieces
             self._pieces.append(piece)
-        if first and not self._loop.is_closed():
+        if tells and not self._loop.is_closed():
             self._loop.call_soon_threadsafe(self._there.set)
 
     async def pieces(self) -> AsyncIterator[Piece]:
@@ -156,9 +162,7 @@ class Mailbox:
                 waiting, self._pieces = self._pieces, []
             if not waiting:
                 continue
-            piece = waiting[0]
-            for more in waiting[1:]:
-                piece = piece.join(more)
+            piece = joined(waiting)
             yield piece
             if piece.is_last:
                 return

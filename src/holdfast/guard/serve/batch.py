@@ -141,10 +141,10 @@ class Batcher:
         return StoppingRules(adapter.tokenizer, thinking, sampling, self._stops, ends)
 
     def _run(self) -> None:
-        edit = None if self.monitor is None else self.monitor.bundle.edit
-        acts = edit is not None and self.settings.policy in ("steer", "redraw")
-        both = [torch.ones_like(edit), edit] if acts else []
-        edits = HeadEdit(torch.stack(both)) if acts else None
+        edits, policy = None, self.settings.policy
+        if self.monitor is not None and policy in ("steer", "redraw"):
+            edit = self.monitor.bundle.edit
+            edits = HeadEdit(torch.stack([torch.ones_like(edit), edit]))
         with (
             torch.inference_mode(),
             attending(self.adapter) as ours,

@@ -54,6 +54,14 @@ class LiveRow(GenerationState):
         self.answered = False  # Whether any of its answer was sent.
         self.edited = False  # Whether heads are scaled in what follows the prompt.
         self._closing = False
+        fmt, mark = job.rules.thinking, job.rules.answer_end
+        lead = "" if fmt is None else fmt.end_template.partition(fmt.close)[0]
+        before = mark[: len(mark) - len(mark.lstrip())]
+        # What thinking and answer may end in.
+        self._ends = (
+            _from_anywhere(lead, "" if fmt is None else fmt.close),
+            _from_anywhere(before, mark.strip()),
+        )
         self._waiting: deque[Added] = deque()
         self.thought_text, self.answer_text = _Text(self), _Text(self)
 
@@ -132,9 +140,7 @@ class LiveRow(GenerationState):
         if self._template is None:
             assert fmt is not None
             text = self.thought_text.grown(self.n_prompt, len(self.token_ids))
-            lead = fmt.end_template.partition(fmt.close)[0]
-            ends = [lead[i:] + fmt.close for i in range(len(lead) + 1)]
-            return Added(self.thought_text.sure(text, ends), "")
+            return Added(self.thought_text.sure(text, self._ends[0]), "")
         start, end = self._template
         if not self.thought_text.is_over:
             written = self.token_ids[self.n_prompt : start]
@@ -143,11 +149,12 @@ class LiveRow(GenerationState):
         if not self._settled or self.finish == "stop" or len(self.token_ids) <= end:
             return Added(thinking, "")
         text = self.answer_text.grown(end, len(self.token_ids))
-        mark = rules.answer_end
-        lead = mark[: len(mark) - len(mark.lstrip())]
-        ends = [mark.lstrip()] if mark.strip() else []
-        ends += [lead[i:] + mark.lstrip() for i in range(len(lead))] if ends else []
-        return Added(thinking, self.answer_text.sure(text, ends))
+        return Added(thinking, self.answer_text.sure(text, self._ends[1]))
+
+
+def _from_anywhere(lead: str, mark: str) -> list[str]:
+    """Return a mark behind each end of what leads to it, which a model may cut."""
+    return [lead[start:] + mark for start in range(len(lead) + 1)] if mark else []
 
 
 class Running(Decoder):

@@ -154,7 +154,8 @@ class Server:
         """Let an answer be written."""
         self.require_up()
         self.require_model(request.model)
-        box = Mailbox(asyncio.get_running_loop())
+        loop = asyncio.get_running_loop()
+        box = Mailbox(loop, whole=not request.stream)
         ask = await self.desk.run(lambda: self.desk.ask(request, box, self.stale))
         try:
             self.batcher.submit(ask)

@@ -9,7 +9,7 @@ from typing import Any
 from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
-from holdfast.guard.serve.asks import Ask, Piece
+from holdfast.guard.serve.asks import Ask, Piece, joined
 from holdfast.guard.serve.chat import STATUS, Refused, encoded
 
 
@@ -92,10 +92,7 @@ async def collected(ask: Ask, receive: Receive, limit: float) -> Piece:
     """
 
     async def collect() -> Piece:
-        whole = Piece()
-        async for piece in ask.box.pieces():
-            whole = whole.join(piece)
-        return whole
+        return joined([piece async for piece in ask.box.pieces()])
 
     reading = asyncio.ensure_future(collect())
     leaving = asyncio.ensure_future(left(receive))
