@@ -40,6 +40,8 @@ PROMPTS = (
     "How do I tie a knot?",
     "Which tree grows the fastest?",
 )
+TOKENS = 64
+"""Most tokens of an answer."""
 LIMIT = 0.98
 FLAT = 0.05
 
@@ -89,6 +91,7 @@ def ask(client: httpx.Client, number: int, stream: bool) -> dict[str, Any]:
         "messages": [{"role": "user", "content": PROMPTS[number % len(PROMPTS)]}],
         "temperature": 1.0,
         "seed": number,
+        "max_tokens": TOKENS,
         "stream": stream,
         "stream_options": {"include_usage": True},
     }

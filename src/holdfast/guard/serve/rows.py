@@ -56,11 +56,11 @@ class LiveRow(GenerationState):
         self._closing = False
         fmt, mark = job.rules.thinking, job.rules.answer_end
         lead = "" if fmt is None else fmt.end_template.partition(fmt.close)[0]
-        before = mark[: len(mark) - len(mark.lstrip())]
+        space = mark[: len(mark) - len(mark.lstrip())]
         # What thinking and answer may end in.
         self._ends = (
             _from_anywhere(lead, "" if fmt is None else fmt.close),
-            _from_anywhere(before, mark.strip()),
+            _from_anywhere(space, mark.strip()),
         )
         self._waiting: deque[Added] = deque()
         self.thought_text, self.answer_text = _Text(self), _Text(self)
@@ -136,9 +136,7 @@ class LiveRow(GenerationState):
     def _added(self) -> Added:
         """Return what the last token added to the text that is certain."""
         rules, thinking = self._rules, ""
-        fmt = rules.thinking
         if self._template is None:
-            assert fmt is not None
             text = self.thought_text.grown(self.n_prompt, len(self.token_ids))
             return Added(self.thought_text.sure(text, self._ends[0]), "")
         start, end = self._template
