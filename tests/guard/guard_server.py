@@ -119,10 +119,11 @@ class Running:
                 found.append(json.loads(line))
         return found
 
-    def wait_for(self, event, patience=60):
+    def wait_for(self, event, patience=60, **named):
         deadline = time.monotonic() + patience
         while True:
-            found = [line for line in self.lines() if line["event"] == event]
+            wanted = {"event": event, **named}.items()
+            found = [line for line in self.lines() if wanted <= line.items()]
             if found:
                 return found
             self.status = self.process.poll()

@@ -378,10 +378,10 @@ def test_the_route_of_litellm_blocks_what_is_flagged_behind_its_chat(server, kno
 
 def test_the_log_tells_each_request_and_no_text(server):
     mark = "zeppelin" * 3
-    ask(server, said(f"What is a {mark}?"))
-    lines = server.wait_for("request")
-    last = [line for line in lines if line["path"] == "/v1/chat/completions"][-1]
-    assert {"id", "status", "ms", "prompt_tokens", "action"} <= last.keys()
+    own = ask(server, said(f"What is a {mark}?")).headers["x-request-id"]
+    [line] = server.wait_for("request", id=own)
+    assert line["path"] == "/v1/chat/completions"
+    assert {"status", "ms", "prompt_tokens", "action"} <= line.keys()
     assert mark not in server.log.read_text()
 
 

@@ -77,8 +77,11 @@ def test_whoever_asks_too_often_is_told_when_to_come_again(guarded):
 
 
 def test_text_is_logged_where_it_is_asked_for_and_keys_never_are(guarded):
-    lines = guarded.wait_for("text")
-    assert lines[0]["messages"] == [["user", "x"]]
+    assert post(guarded, said("y", stream=True, max_tokens=4), OTHER).status_code == 200
+    first, *_, last = guarded.wait_for("text")
+    assert first["messages"] == [["user", "x"]]
+    assert last["messages"] == [["user", "y"]]
+    assert last["thinking"]
     log = guarded.log.read_text()
     assert KEY not in log
     assert OTHER not in log

@@ -12,6 +12,17 @@ from holdfast.models.decoding.row_state import Sampling
 Finish = Literal["stop", "length", "content_filter"]
 Failure = Literal["timeout", "shutdown", "fault", "memory"]
 
+FAILURES: dict[Failure, str] = {
+    "fault": "the model failed at this answer; the log says why",
+    "memory": "the memory does not suffice for this answer beside the others",
+    "shutdown": "the server is going down",
+    "timeout": "it took longer than it may",
+}
+
+
+class Busy(Exception):
+    """There is no room to wait in; the message says for what."""
+
 
 class Scored(NamedTuple):
     """The scores of one token that has been read."""
@@ -180,4 +191,3 @@ class Ask:
     box: Mailbox
     deadline: float  # On the clock of `time.monotonic`.
     began: float = field(default_factory=time.monotonic)
-    first: float | None = None  # When the first piece left.

@@ -17,7 +17,15 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor
 
-from holdfast.guard.serve.asks import Ask, Failure, Finish, Piece, Scored
+from holdfast.guard.serve.asks import (
+    FAILURES,
+    Ask,
+    Busy,
+    Failure,
+    Finish,
+    Piece,
+    Scored,
+)
 from holdfast.guard.serve.rows import NOTHING, Added, LiveRow, Running
 from holdfast.guard.serve.settings import ServeSettings
 from holdfast.guard.serve.telemetry import Metrics
@@ -35,18 +43,8 @@ TOGETHER = 8
 """Prompts that are read between two steps of the batch, at the most."""
 CALLS = 64
 """Single readings that may wait."""
-FAILURES: dict[Failure, str] = {
-    "fault": "the model failed at this answer; the log says why",
-    "memory": "the memory does not suffice for this answer beside the others",
-    "shutdown": "the server is going down",
-    "timeout": "it took longer than it may",
-}
 PLAIN, EDITED = 0, 1
 """Which of two tables of factors a row has: of ones, or the bundle's edit."""
-
-
-class Busy(Exception):
-    """There is no room to wait in; the message says for what."""
 
 
 class Batcher:
@@ -71,6 +69,7 @@ class Batcher:
         self._ended = False
         self._batch: Running | None = None
         self._again: list[LiveRow] = []
+        self._taken: list[LiveRow] = []  # Rows that are not in the batch yet.
         self._moved = False  # Whether a row has come under the edit in this step.
         self._thread = threading.Thread(target=self._run, name="model", daemon=True)
 
@@ -195,6 +194,7 @@ class Batcher:
         rows = self._next_rows(min(room, TOGETHER) if self.joins else room)
         if not rows:
             return
+        self._taken = rows
         if self.joins:
             more = [self._read_prompt(row, live, ours) for row in rows]
             for each in more:
@@ -216,6 +216,7 @@ class Batcher:
             live.take([row.index for row in batch.rows])
         for row in rows:
             self._tell(row)
+        self._taken = []
 
     def _next_rows(self, room: int) -> list[LiveRow]:
         """Return rows for those that waited longest and are still there."""
@@ -351,10 +352,7 @@ class Batcher:
         return True
 
     def _act(self, row: LiveRow, scored: Scored) -> bool:
-        """Do what the policy says of a row that fired; return whether it was ended.
-
-        A row that is steered goes on, and so does one that is only observed.
-        """
+        """Do what the policy says of a row that fired; return whether it was ended."""
         policy, verdict = self.settings.policy, row.ask.verdict
         self.metrics.fired.labels(policy, scored.channel).inc()
         if policy == "observe":
@@ -435,10 +433,10 @@ class Batcher:
         why = FAILURES[failure]
         rows: list[Any] = list(self._batch.rows) if self._batch is not None else []
         self._batch = None
-        for row in (*rows, *self._again):
+        for row in (*rows, *self._taken, *self._again):
             if not row.is_done:
                 self._end(row, failure=failure, why=why)
-        self._again = []
+        self._taken, self._again = [], []
         if failure != "shutdown":
             return
         with self._there:

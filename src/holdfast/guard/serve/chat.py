@@ -9,6 +9,8 @@ from collections.abc import AsyncGenerator, Callable
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, NamedTuple, TypeVar
 
+from prometheus_client import Histogram
+
 from holdfast.data.chat.template import prompt_token_ids
 from holdfast.errors import HoldfastError, InputError
 from holdfast.guard.monitor.bundle import require_match, serving_of
@@ -245,13 +247,16 @@ def completion(heading: Heading, ask: Ask, whole: Piece) -> dict[str, Any]:
 
 
 async def events(
-    heading: Heading, ask: Ask, *, usage: bool
+    heading: Heading, ask: Ask, *, usage: bool, first: Histogram
 ) -> AsyncGenerator[dict[str, Any] | None]:
-    """Yield the chunks of a stream; None where it only says that it is there."""
+    """Yield the chunks of a stream; None where it only says that it is there.
+
+    `first`: Told of the seconds to the first piece.
+    """
     yield heading.chunk({"role": "assistant", "content": ""})
     pieces = ask.box.pieces()
     following = asyncio.ensure_future(anext(pieces))
-    sent = False
+    begun = sent = False
     try:
         while True:
             done, _ = await asyncio.wait({following}, timeout=ALIVE)
@@ -259,6 +264,9 @@ async def events(
                 yield None
                 continue
             piece = following.result()
+            if not begun:
+                first.observe(time.monotonic() - ask.began)
+                begun = True
             for chunk in _chunks(heading, ask, piece, sent=sent):
                 yield chunk
             sent = sent or bool(piece.answer)

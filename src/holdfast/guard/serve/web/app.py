@@ -17,8 +17,8 @@ from starlette.types import ASGIApp
 
 from holdfast.errors import HoldfastError
 from holdfast.guard.monitor.monitor import Monitor
-from holdfast.guard.serve.asks import Ask, Mailbox, Verdict
-from holdfast.guard.serve.batch import Batcher, Busy
+from holdfast.guard.serve.asks import Ask, Busy, Mailbox, Verdict
+from holdfast.guard.serve.batch import Batcher
 from holdfast.guard.serve.chat import (
     Desk,
     Heading,
@@ -48,7 +48,13 @@ from holdfast.guard.serve.web.shapes import (
     GuardrailRequest,
     ModerationRequest,
 )
-from holdfast.guard.serve.web.streams import EventStream, Json, collected
+from holdfast.guard.serve.web.streams import (
+    Chunks,
+    EventStream,
+    Json,
+    collected,
+    listened,
+)
 
 LOG = logging.getLogger("holdfast.serve")
 GUARDRAIL = "/beta/litellm_basic_guardrail_api"
@@ -163,6 +169,19 @@ class Server:
             raise Refused(429, str(error), "queue_full", 1) from error
         return ask
 
+    def log_text(self, asked: Any, thinking: str, answer: str) -> None:
+        """Write what was asked and answered into the log, if that is wanted."""
+        if self.settings.log_text:
+            log(LOG, "text", messages=asked, thinking=thinking, answer=answer)
+
+    def stream(
+        self, chunks: Chunks, asked: Any, ended: Callable[[], None]
+    ) -> EventStream:
+        """Return the reply to a request for a stream."""
+        if self.settings.log_text:
+            chunks = listened(chunks, lambda *said: self.log_text(asked, *said))
+        return EventStream(chunks, ended, self.settings.client_timeout)
+
     async def score(self, given: Sequence[Item]) -> list[Scores]:
         """Score answers, a few at a time between steps of the batch."""
         monitor, found = self.watching(), []
@@ -226,23 +245,23 @@ def _add_answers(app: FastAPI, server: Server) -> None:
         fields = request.scope["state"]["fields"]
         fields |= {"reply": heading.id, "prompt_tokens": len(ask.prompt)}
 
+        asked = [[each.role, each.text] for each in body.messages]
+
         def ended() -> None:
             ask.box.is_gone = True
             fields.update(_fields(ask.verdict))
 
         if body.stream:
             usage = bool(body.stream_options and body.stream_options.include_usage)
-            chunks = events(heading, ask, usage=usage)
-            return EventStream(chunks, ended, server.settings.client_timeout)
+            first = server.metrics.first
+            chunks = events(heading, ask, usage=usage, first=first)
+            return server.stream(chunks, asked, ended)
         limit = server.settings.timeout + LATE
         try:
             whole = await collected(ask, request.receive, limit)
         finally:
             ended()
-        if server.settings.log_text:
-            text = {"thinking": whole.thinking, "answer": whole.answer}
-            asked = [[each.role, each.text] for each in body.messages]
-            log(LOG, "text", reply=heading.id, messages=asked, **text)
+        server.log_text(asked, whole.thinking, whole.answer)
         return Json(completion(heading, ask, whole))
 
 
@@ -270,9 +289,11 @@ def _add_passage(app: FastAPI, server: Server, passage: Passage) -> None:
 
         if body.get("stream") is True:
             chunks = passed_through(response, stream)
-            return EventStream(chunks, ended, server.settings.client_timeout)
+            return server.stream(chunks, body.get("messages"), ended)
         try:
-            return Json(await whole_answer(response, stream))
+            whole = await whole_answer(response, stream)
+            server.log_text(body.get("messages"), stream.thinking, stream.answer)
+            return Json(whole)
         finally:
             ended()
 

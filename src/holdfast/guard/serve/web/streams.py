@@ -12,6 +12,9 @@ from starlette.types import Receive, Scope, Send
 from holdfast.guard.serve.asks import Ask, Piece, joined
 from holdfast.guard.serve.chat import STATUS, Refused, encoded
 
+Chunks = AsyncGenerator[dict[str, Any] | None]
+"""What a stream consists of; None where it only says that it is there."""
+
 
 class Json(Response):
     """A JSON body in ASCII, which half of a surrogate pair fits in as well."""
@@ -30,7 +33,7 @@ class EventStream(Response):
 
     def __init__(
         self,
-        chunks: AsyncGenerator[dict[str, Any] | None],
+        chunks: Chunks,
         gone: Callable[[], None],
         patience: float,
     ) -> None:
@@ -76,6 +79,22 @@ class EventStream(Response):
         message = {"type": "http.response.body", "body": body, "more_body": more}
         async with asyncio.timeout(self.patience):
             await send(message)
+
+
+async def listened(chunks: Chunks, tell: Callable[[str, str], None]) -> Chunks:
+    """Pass chunks on, and tell at the end what was thought and said in them."""
+    thinking, answer = [], []
+    async with aclosing(chunks) as passing:
+        try:
+            async for chunk in passing:
+                for choice in (chunk or {}).get("choices", ()):
+                    delta = choice.get("delta") or {}
+                    thought = delta.get("reasoning_content") or delta.get("reasoning")
+                    thinking.append(thought or "")
+                    answer.append(delta.get("content") or "")
+                yield chunk
+        finally:
+            tell("".join(thinking), "".join(answer))
 
 
 async def left(receive: Receive) -> None:
