@@ -214,6 +214,8 @@ class Batcher:
         self._batch = batch
         if batch is not None:
             live.take([row.index for row in batch.rows])
+            # Room for as many again, so that most who join are not waited for.
+            batch.expect(min(self.width, 2 * len(batch.rows)))
         for row in rows:
             self._tell(row)
         self._taken = []

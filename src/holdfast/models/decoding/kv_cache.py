@@ -97,12 +97,6 @@ class PreallocatedLayer(DynamicLayer):  # type: ignore[misc]
             rows[..., end:, :] = 0
         self._show(count, end)
 
-    def forget_behind(self, count: int) -> None:
-        """Forget all tokens but the first ones; their room stays."""
-        rooms = self._rooms_for(self.keys.shape[-2])
-        self.keys, self.values = (room[..., :count, :] for room in rooms)
-        self._rooms, self._shown = rooms, (self.keys, self.values)
-
     def make_room(self, count: int) -> int:
         """Make room for tokens to come, and return for how many there is room now."""
         used = self.keys.shape[-2]

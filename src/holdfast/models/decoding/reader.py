@@ -54,4 +54,6 @@ class Reader:
         """Forget all tokens but the first ones."""
         if count < self.n_read:
             for layer in self._cache.layers:
-                layer.forget_behind(count)
+                layer.make_room(0)
+                # Shown is less of the same room, so that nothing is copied.
+                layer._show(1, count)
