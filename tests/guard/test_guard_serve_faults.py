@@ -214,6 +214,16 @@ def test_a_stale_bundle_is_refused_unless_it_is_accepted(
     assert "--accept-stale" in message
 
 
+def test_whoever_lacks_the_packages_is_told_which(capsys, monkeypatch):
+    import holdfast.cli.verbs as verbs
+
+    monkeypatch.setattr(verbs, "SERVED_BY", ("fastapi", "holdfast_lacks"))
+    status, message = refusal(capsys)
+    assert status == 2
+    assert "that holdfast_lacks is not installed" in message
+    assert "[serve]" in message
+
+
 def test_a_port_that_is_taken_is_told_before_anything_is_loaded(capsys, guarded):
     began = time.monotonic()
     port = guarded.url.rpartition(":")[2]

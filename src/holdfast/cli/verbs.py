@@ -1,6 +1,7 @@
 """The verbs. Each turns flags into settings, runs a stage, and shows its result."""
 
 from importlib.metadata import version
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -47,6 +48,7 @@ Ablating = Annotated[AblateSettings, flat("Heads")]
 ROLLOUT, PROBE, TRACE = RolloutSettings(), ProbeSettings(), TraceSettings()
 HEADS, ABLATE = HeadsSettings(), AblateSettings()
 SERVING = ServeSettings()
+SERVED_BY = ("fastapi", "httpx", "prometheus_client", "uvicorn")
 Models = Annotated[
     str,
     about(
@@ -237,6 +239,13 @@ def serve(
     The routes are OpenAI's. It goes down in order on SIGTERM. For example, `holdfast
     guard serve organism:cliff --guard studies/cliff/bundle`.
     """
+    missing = [name for name in SERVED_BY if find_spec(name) is None]
+    if missing:
+        raise SettingsError(
+            f"the packages of the extra `serve` ({', '.join(SERVED_BY)})",
+            f"that {', '.join(missing)} is not installed",
+            "Install them in the folder of Holdfast: `pip install '.[serve]'`.",
+        )
     with_model(model, loading, "guard.serve.stage:run", settings=serving)
 
 
