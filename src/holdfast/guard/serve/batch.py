@@ -42,7 +42,7 @@ LOG = logging.getLogger("holdfast.serve")
 TOGETHER = 8
 """Prompts that are read between two steps of the batch, at the most."""
 CALLS = 64
-"""Single readings that may wait."""
+"""Readings that may wait, beside one for each answer that passes through."""
 PLAIN, EDITED = 0, 1
 """Which of two tables of factors a row has: of ones, or the bundle's edit."""
 
@@ -61,6 +61,7 @@ class Batcher:
         """Prepare the thread; `start` starts it."""
         self.adapter, self.monitor, self.settings = adapter, monitor, settings
         self.metrics, self.width = metrics, width
+        self._most_calls = CALLS + settings.queue + width
         self.joins, self._stops = fits_drafts(adapter, None), adapter.stop_ids
         self._acts_on = None if monitor is None else monitor.bundle.acts_on
         self._waiting: deque[Ask] = deque()
@@ -120,7 +121,7 @@ class Batcher:
         """
         future: Future[T] = Future()
         with self._there:
-            if self._ended or len(self._calls) >= CALLS:
+            if self._ended or len(self._calls) >= self._most_calls:
                 raise Busy(f"{len(self._calls)} readings wait already")
             self._calls.append((reading, future))
             self._there.notify()
@@ -231,8 +232,7 @@ class Batcher:
             if ask.box.is_gone:
                 continue
             if time.monotonic() > ask.deadline:
-                why = "it waited for room as long as it may"
-                ask.box.put(Piece(failure="timeout", why=why))
+                ask.box.put(Piece(failure="timeout", why=FAILURES["timeout"]))
                 continue
             job = Job(PLAIN, ask.prompt, ask.seed, (), self.rules(ask.sampling))
             row = LiveRow(job, ask)

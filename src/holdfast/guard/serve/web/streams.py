@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+import logging
 from collections.abc import AsyncGenerator, Callable
 from contextlib import aclosing
 from typing import Any
@@ -11,6 +12,9 @@ from starlette.types import Receive, Scope, Send
 
 from holdfast.guard.serve.asks import Ask, Piece, joined
 from holdfast.guard.serve.chat import STATUS, Refused, encoded
+from holdfast.guard.serve.telemetry import log
+
+LOG = logging.getLogger("holdfast.serve")
 
 Chunks = AsyncGenerator[dict[str, Any] | None]
 """What a stream consists of; None where it only says that it is there."""
@@ -48,13 +52,6 @@ class EventStream(Response):
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Send the events."""
-        await send(
-            {
-                "type": "http.response.start",
-                "status": 200,
-                "headers": [*self.raw_headers, (b"x-accel-buffering", b"no")],
-            }
-        )
         writing = asyncio.ensure_future(self._write(send))
         leaving = asyncio.ensure_future(left(receive))
         try:
@@ -63,9 +60,16 @@ class EventStream(Response):
             self.gone()
             for task in (writing, leaving):
                 task.cancel()
-            await asyncio.gather(writing, leaving, return_exceptions=True)
+            [failed, _] = await asyncio.gather(writing, leaving, return_exceptions=True)
+        if isinstance(failed, TimeoutError):
+            log(LOG, "slow_client", seconds=self.patience)
+        elif isinstance(failed, Exception):
+            LOG.error("a stream failed", exc_info=failed, extra={"event": "stream"})
 
     async def _write(self, send: Send) -> None:
+        headers = [*self.raw_headers, (b"x-accel-buffering", b"no")]
+        start = {"type": "http.response.start", "status": 200, "headers": headers}
+        await send(start)
         done = False
         # Closed at once, since whoever is behind it waits for that.
         async with aclosing(self.chunks) as chunks:
