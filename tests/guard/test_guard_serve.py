@@ -183,7 +183,7 @@ def test_thinking_can_be_closed_at_once(server):
 
 
 def test_a_client_that_vanishes_frees_its_row_and_changes_no_answer(server, known):
-    before = gauge(server, "clients_gone_total")
+    before = metric(server, "clients_gone_total")
     body = json.dumps(said(WINDOW, stream=True)).encode()
     with ThreadPoolExecutor(4) as pool:
         others = [pool.submit(ask, server, said(text)) for text in PROMPTS[4:]]
@@ -195,12 +195,12 @@ def test_a_client_that_vanishes_frees_its_row_and_changes_no_answer(server, know
             assert known(text).answer.startswith(content)
     # They are seen to leave, and nothing runs on for them.
     deadline = time.monotonic() + 60
-    while gauge(server, "running") or gauge(server, "clients_gone_total") == before:
+    while metric(server, "running") or metric(server, "clients_gone_total") == before:
         assert time.monotonic() < deadline
         time.sleep(0.05)
 
 
-def gauge(server, name):
+def metric(server, name):
     with server.client() as client:
         text = client.get("/metrics").text
     start = f"holdfast_{name} "
