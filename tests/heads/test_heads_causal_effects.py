@@ -8,7 +8,7 @@ from holdfast.errors import InputError, SettingsError
 from holdfast.heads.attribution import attribute
 from holdfast.heads.causal_effects import causal_effects
 from holdfast.models import interventions
-from holdfast.models.decoding import kv_cache
+from holdfast.models.decoding import shared_prefix
 from holdfast.models.loading.causal import adapt
 from tiny_models import HEAD_WIDTH, HEADS, LAYERS, random_sequences, tiny_model
 
@@ -178,7 +178,7 @@ def test_chunks_are_halved_when_memory_ends(qwen3, monkeypatch):
             raise torch.OutOfMemoryError("out of memory")
         return scaled(adapter, factors, **named)
 
-    monkeypatch.setattr(kv_cache, "scale_heads", narrow)
+    monkeypatch.setattr(shared_prefix, "scale_heads", narrow)
     found = _effects(qwen3, EVERY)
     for moment, effects in expected.items():
         torch.testing.assert_close(

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from holdfast.errors import InputError, SettingsError
 from holdfast.models.batching import longest_first, with_batch_halving
-from holdfast.models.decoding.kv_cache import (
+from holdfast.models.decoding.shared_prefix import (
     RepeatedPrefix,
     SharedPrefix,
     read_prefix,
