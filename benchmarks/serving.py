@@ -102,7 +102,9 @@ def ask(client: httpx.Client, number: int, stream: bool) -> dict[str, Any]:
             tokens = reply.json().get("usage", {}).get("completion_tokens", 0)
         else:
             for line in reply.iter_lines():
-                first = first or time.perf_counter() - began
+                # The first chunk names the role before anything is written.
+                if line.startswith("data: {") and '{"role"' not in line:
+                    first = first or time.perf_counter() - began
                 end = line or end
                 if '"usage": {' in line:
                     usage = json.loads(line[6:])["usage"]
