@@ -21,7 +21,7 @@ from holdfast.errors import InputError, SettingsError
 from holdfast.guard.conformal import Threshold
 from holdfast.guard.monitor.card import card_of
 from holdfast.guard.monitor.rules import ANY, LiveDetector, Scale
-from holdfast.models.model import LanguageModel
+from holdfast.models.model import LanguageModel, ModelIdentity
 from holdfast.study import atomic_write_bytes, atomic_write_text, file_sha256
 from holdfast.study.files import staging, storing
 
@@ -217,20 +217,24 @@ def require_match(
         AdapterError: If states of the model cannot be read.
     """
     model.require("states")
-    own = {
-        key: getattr(model.identity, key)
-        for key in ("weights_sha256", "template_sha256")
-    }
+    return require_identity(bundle, model.identity, serving)
+
+
+def require_identity(
+    bundle: Bundle, identity: ModelIdentity, serving: Serving | None
+) -> list[str]:
+    """Do as `require_match` for a model that is known by its files alone."""
+    own = {key: getattr(identity, key) for key in ("weights_sha256", "template_sha256")}
     different = [key for key in own if bundle.model.get(key) != own[key]]
     if different:
         raise InputError(
-            f"a guard bundle of {model.identity.model_id}",
+            f"a guard bundle of {identity.model_id}",
             f"one of {bundle.model.get('id')} that differs in {', '.join(different)}",
             "Write one from a study of this model (`holdfast guard bundle`); detectors "
             "read no other.",
         )
     if serving is None:
-        serving = bundle.serving._replace(dtype=model.identity.dtype)
+        serving = bundle.serving._replace(dtype=identity.dtype)
     return [
         f"Thresholds were set with {name} {_said(before)} and are stale with "
         f"{_said(now)}: measure their false stops again before you rely on them."

@@ -7,12 +7,13 @@ same scores, but for the rounding of sums in batches of another shape.
 
 import math
 from collections.abc import Sequence
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from holdfast.data.chat.thinking import ThinkingFormat
 from holdfast.errors import InputError
 from holdfast.guard.monitor.bundle import Bundle, Serving, require_match, scripts_of
 from holdfast.guard.monitor.rules import SIGNAL, Channel, Place, Scorer
@@ -67,12 +68,12 @@ class _Written(GenerationState):
 class Watch:
     """One sequence under watch; cheap, and of no use to any other monitor."""
 
-    def __init__(self, monitor: "Monitor", prompt: tuple[int, ...]) -> None:
+    def __init__(self, reader: "Reader", prompt: tuple[int, ...]) -> None:
         """Begin behind a prompt; see `Monitor.open`."""
-        self.written = _Written(prompt, monitor.rules)
-        self.scorer = Scorer(monitor.bundle.detectors, monitor.bundle.scales)
+        self.written = _Written(prompt, reader.rules)
+        self.scorer = Scorer(reader.bundle.detectors, reader.bundle.scales)
         self.fired: tuple[str, ...] = ()
-        self.abstains = monitor.out_of_range(prompt)
+        self.abstains = reader.out_of_range(prompt)
         self.counts = {"thinking": 0, "answer": 0}
         # Whether a score has risen of which nothing was told yet.
         self.risen = False
@@ -86,55 +87,44 @@ class Watch:
         return self.written.n_written
 
 
-class Monitor:
-    """Live detectors on a model, at one rate of false stops a request.
+class Reader:
+    """Live detectors at one rate of false stops a request, wherever states come from.
 
     Attributes:
         bundle: The detectors.
         rate: Rate of false stops by request that thresholds are for.
-        stale: A sentence for each thing that thresholds were not set on.
     """
 
     def __init__(
         self,
-        model: LanguageModel,
         bundle: Bundle,
-        rate: float = RATE,
-        serving: Serving | None = None,
+        rate: float,
+        tokenizer: Any,
+        thinking: ThinkingFormat | None,
+        d_model: int,
+        device: torch.device,
     ) -> None:
-        """Put the bundle's directions where the model computes its states.
-
-        `serving`: How answers are drawn, where that is known; see `require_match`.
+        """Put the bundle's directions where states will be.
 
         Raises:
-            InputError: If the bundle is of another model or chat template.
             SettingsError: If it has no thresholds for the rate.
         """
-        self.stale = require_match(bundle, model, serving)
-        self.model, self.bundle, self.rate = model, bundle, rate
+        self.bundle, self.rate = bundle, rate
         self.limits = {name: each.value for name, each in bundle.at(rate).items()}
-        if model.tokenizer is None:
-            raise InputError(
-                "a tokenizer, by which thinking is told from answer",
-                f"none with {model.identity.model_id}",
-                "Give `adapt` the tokenizer of the model.",
-            )
         endless = Sampling(temperature=0, max_thinking=ENDLESS, max_answer=ENDLESS)
-        self.rules = StoppingRules(
-            model.tokenizer, model.thinking, endless, frozenset()
-        )
+        self.rules = StoppingRules(tokenizer, thinking, endless, frozenset())
         self._longest = bundle.calibration.longest
         self._names = tuple(bundle.directions)
         weights = [each.weight.float() for each in bundle.directions.values()]
-        empty = torch.zeros((0, model.d_model))
+        empty = torch.zeros((0, d_model))
         self._weights = torch.stack(weights) if weights else empty
-        self._weights = self._weights.to(model.device)
+        self._weights = self._weights.to(device)
         offsets = [each.offset for each in bundle.directions.values()]
-        self._offsets = torch.tensor(offsets, device=model.device)
+        self._offsets = torch.tensor(offsets, device=device)
         reads_signal = any(each.reads == SIGNAL for each in bundle.detectors)
         self._anchors = bundle.anchors if reads_signal else None
         if self._anchors is not None:
-            self._anchors = self._anchors.to(model.device)
+            self._anchors = self._anchors.to(device)
 
     def open(self, prompt_ids: Sequence[int]) -> Watch:
         """Begin to watch what follows a prompt, which has been rendered and encoded."""
@@ -192,44 +182,6 @@ class Monitor:
             place = watch.written.take(token)
             [signal] = self._signals([watch], [place], states[len(scores)][None])
             scores.append(self._take(watch, place, row, signal))
-        return scores
-
-    def score_text(
-        self, prompt_ids: Sequence[int], token_ids: Sequence[int]
-    ) -> list[TokenScore]:
-        """Read a finished answer, of whomever, in one prefill.
-
-        Raises:
-            InputError: If it is empty, or longer than the model is sound for.
-        """
-        return self.score_texts([(prompt_ids, token_ids)])[0]
-
-    def score_texts(
-        self,
-        pairs: Sequence[tuple[Sequence[int], Sequence[int]]],
-        batch_size: int = 16,
-    ) -> list[list[TokenScore]]:
-        """Read finished answers, each a pair of prompt and tokens, in batches."""
-        if not isinstance(self.model, Adapter):
-            raise InputError(
-                "a model that writes from left to right",
-                f"{self.model.identity.model_id}, which fills in masks",
-                "Watch its steps while it decodes.",
-            )
-        scores: list[list[TokenScore]] = []
-        for start in range(0, len(pairs), batch_size):
-            part = pairs[start : start + batch_size]
-            watched = read_windows(
-                self.model,
-                [(*prompt, *written) for prompt, written in part],
-                [len(written) + 1 for _, written in part],
-                lambda states: states,
-                batch_size=batch_size,
-            )
-            for (prompt, written), states in zip(part, watched, strict=True):
-                watch = self.open(prompt)
-                self.begin([watch], states[:1])
-                scores.append(self.read_many(watch, states[1:], written))
         return scores
 
     def out_of_range(self, prompt: tuple[int, ...]) -> str | None:
@@ -307,6 +259,80 @@ class Monitor:
             watch.n_read - 1, place.channel, scores, watch.fired, watch.abstains
         )
         return watch.last
+
+
+class Monitor(Reader):
+    """Live detectors on a model, at one rate of false stops a request.
+
+    Attributes:
+        model: The model.
+        stale: A sentence for each thing that thresholds were not set on.
+    """
+
+    def __init__(
+        self,
+        model: LanguageModel,
+        bundle: Bundle,
+        rate: float = RATE,
+        serving: Serving | None = None,
+    ) -> None:
+        """Put the bundle's directions where the model computes its states.
+
+        `serving`: How answers are drawn, where that is known; see `require_match`.
+
+        Raises:
+            InputError: If the bundle is of another model or chat template.
+            SettingsError: If it has no thresholds for the rate.
+        """
+        self.stale = require_match(bundle, model, serving)
+        self.model = model
+        if model.tokenizer is None:
+            raise InputError(
+                "a tokenizer, by which thinking is told from answer",
+                f"none with {model.identity.model_id}",
+                "Give `adapt` the tokenizer of the model.",
+            )
+        super().__init__(
+            bundle, rate, model.tokenizer, model.thinking, model.d_model, model.device
+        )
+
+    def score_text(
+        self, prompt_ids: Sequence[int], token_ids: Sequence[int]
+    ) -> list[TokenScore]:
+        """Read a finished answer, of whomever, in one prefill.
+
+        Raises:
+            InputError: If it is empty, or longer than the model is sound for.
+        """
+        return self.score_texts([(prompt_ids, token_ids)])[0]
+
+    def score_texts(
+        self,
+        pairs: Sequence[tuple[Sequence[int], Sequence[int]]],
+        batch_size: int = 16,
+    ) -> list[list[TokenScore]]:
+        """Read finished answers, each a pair of prompt and tokens, in batches."""
+        if not isinstance(self.model, Adapter):
+            raise InputError(
+                "a model that writes from left to right",
+                f"{self.model.identity.model_id}, which fills in masks",
+                "Watch its steps while it decodes.",
+            )
+        scores: list[list[TokenScore]] = []
+        for start in range(0, len(pairs), batch_size):
+            part = pairs[start : start + batch_size]
+            watched = read_windows(
+                self.model,
+                [(*prompt, *written) for prompt, written in part],
+                [len(written) + 1 for _, written in part],
+                lambda states: states,
+                batch_size=batch_size,
+            )
+            for (prompt, written), states in zip(part, watched, strict=True):
+                watch = self.open(prompt)
+                self.begin([watch], states[:1])
+                scores.append(self.read_many(watch, states[1:], written))
+        return scores
 
 
 def _longer(what: str, n: int, most: int) -> str:
