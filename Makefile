@@ -37,7 +37,8 @@ real: $(VENV)/.installed-dev
 # A real vLLM in an environment of its own, in about an hour of two cores; not part of CI.
 engines: $(ENGINES)/.installed
 	$(ENGINES)/bin/python runs/engines_real.py
-	@echo "The records lie in docs/records/engines"
+	PYTHON=$(ENGINES)/bin/python runs/guard_engines.sh
+	@echo "The records lie in docs/records/engines and docs/records/guard"
 
 docs: $(VENV)/.installed-docs
 	$(BIN)/mkdocs build --quiet

@@ -27,6 +27,7 @@ from experiment import write_record
 from holdfast.guard.monitor.bundle import Bundle, read_bundle, write_bundle
 from holdfast.guard.monitor.monitor import Monitor
 from holdfast.models.loading.causal import load
+from holdfast.models.model import Adapter
 from holdfast.rollout.rows import from_table
 from holdfast.study import Study
 
@@ -42,6 +43,20 @@ def prompts_of(study: Study, rows: int) -> list[tuple[int, ...]]:
         of_role = [row for row in found if row.role == role and row.split == "test"]
         made += [row.token_ids[: row.spans.prompt[1]] for row in of_role[: rows // 2]]
     return made
+
+
+def bundle_for(model: Adapter, directory: Path, engine: str) -> Bundle:
+    """Return a bundle as if it was made for a copy of its model, under an engine."""
+    known, bundle = model.identity, read_bundle(directory)
+    return replace(
+        bundle,
+        model={
+            "id": known.model_id,
+            "weights_sha256": known.weights_sha256,
+            "template_sha256": known.template_sha256,
+        },
+        serving=bundle.serving._replace(engine=engine),
+    )
 
 
 def engine(model: Path, rows: int, compiled: bool, **more: Any) -> Any:
@@ -111,17 +126,8 @@ def deviation(expected: list[Any], found: list[dict[str, Any]]) -> float:
 def run(options: argparse.Namespace, folder: Path) -> dict[str, Any]:
     """Run both engines, and compare."""
     model = written(folder, "cliff")
-    adapter, given = load(model, device="cpu", dtype="float32"), options.bundle
-    known = adapter.identity
-    bundle: Bundle = replace(
-        read_bundle(given),
-        model={
-            "id": known.model_id,
-            "weights_sha256": known.weights_sha256,
-            "template_sha256": known.template_sha256,
-        },
-        serving=read_bundle(given).serving._replace(engine="vllm"),
-    )
+    adapter = load(model, device="cpu", dtype="float32")
+    bundle = bundle_for(adapter, options.bundle, "vllm")
     prompts = prompts_of(Study.open(options.study), options.rows)
     log = folder / "verdicts.jsonl"
     plain = engine(model, options.rows, options.compiled)
