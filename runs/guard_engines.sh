@@ -11,7 +11,7 @@ folder=${1:-studies/guard-engines}
 python=${PYTHON:-.venv-engines/bin/python}
 study=$folder/study records=docs/records/guard
 
-"$python" -m holdfast rollout organism:cliff -o "$study" --limit "${REQUESTS:-600}"
+"$python" -m holdfast rollout organism:cliff -o "$study" --limit "${REQUESTS:-800}"
 "$python" -m holdfast probe "$study"
 [ -e "$folder/bundle" ] || "$python" -m holdfast guard bundle "$study" -o "$folder/bundle" \
   --rates 0.01 --min-calibration 100 --window 8 --support 5
