@@ -18,6 +18,7 @@ OTHERS = (
     "--model holdfast/",
     "gguf-split --",
     "lora-rank",
+    "vllm serve MODEL",
 )
 """What a text holds that names the command of another program."""
 
