@@ -142,10 +142,11 @@ def test_an_edit_acts_on_the_row_that_fired_as_it_does_in_generate(
     for (verdict, whole), other in zip(found, wanted, strict=True):
         acted = {"steer": "steered", "redraw": "redrawn"}[policy]
         fired = other.fired_at is not None
-        assert verdict.action in ((acted, "stopped") if fired else (None,))
-        if verdict.action != "stopped":
-            assert whole.answer == other.completion.answer
-            assert whole.thinking == other.completion.thinking
+        # What fired is kept in the thinking, and does not fire for it a second time.
+        assert verdict.action == (acted if fired else None)
+        assert whole.answer == other.completion.answer
+        assert whole.thinking == other.completion.thinking
+        assert [step.index for step in whole.steps] == list(range(len(whole.steps)))
         if fired:
             assert verdict.fired[0]["index"] == other.fired_at
     texts = [(whole.thinking, whole.answer) for _, whole in found]

@@ -81,6 +81,11 @@ class Watch:
         self.sum: Tensor | None = None
         self.last: TokenScore | None = None
 
+    def forgive(self) -> None:
+        """Let nothing fire any more for what was read so far, but for what follows."""
+        self.scorer.forget()
+        self.fired = ()
+
     @property
     def n_read(self) -> int:
         """Tokens read behind the prompt."""

@@ -171,6 +171,12 @@ class Scorer:
             rarity = self._scales[name].rarity(best)
             self._scores[ANY] = max(rarity, self._scores.get(ANY, rarity))
 
+    def forget(self) -> None:
+        """Begin the highest scores anew; what was read stays in windows and middles."""
+        self._scores = {}
+        for line in (*self._ending, *self._lines["thinking"], *self._lines["answer"]):
+            line.best = -math.inf
+
     def scores(self) -> dict[str, float]:
         """Return the highest score of each detector so far; none where it has none."""
         return self._scores

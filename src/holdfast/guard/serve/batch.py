@@ -307,7 +307,6 @@ class Batcher:
             if row.watch is not None and scored is None and self._unwatched(row):
                 continue
             if scored is not None:
-                scored = scored._replace(index=scored.index + row.before)
                 ask.verdict.take(scored)
                 # A redrawn answer may fire once more, and is stopped then.
                 once = ask.verdict.action in (None, "redrawn")
@@ -378,7 +377,7 @@ class Batcher:
         What was thought is read again as it was; its end and the answer are edited.
         """
         ask = row.ask
-        kept, text = row.thought_until(scored.index - row.before)
+        kept, text = row.thought_until(scored.index)
         row.finish, row.is_done = "length", True
         ends_now = replace(ask.sampling, max_thinking=0)
         job = Job(PLAIN, kept, ask.seed, (), self.rules(ends_now))
@@ -397,6 +396,8 @@ class Batcher:
             batch = pad([row.job.prompt], "right", self.adapter.device)
             again = self.adapter.states(batch)[0, len(row.ask.prompt) :]
             self.monitor.read_many(row.watch, again, thought)
+            # It has fired already, and is kept all the same: what follows counts.
+            row.watch.forgive()
         elif states is not None:
             self.monitor.begin([row.watch], states)
 
