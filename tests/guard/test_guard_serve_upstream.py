@@ -2,6 +2,7 @@
 
 import contextlib
 import json
+import signal
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
@@ -31,6 +32,7 @@ class Upstream(ThreadingHTTPServer):
         self.adapter, self.rows = adapter, rows
         self.flavour, self.dies_after, self.pause = "vllm", None, 0.0
         self.sent, self.template = [], None
+        self.beside, self.tail, self.size = {}, [], None
         self.left = threading.Event()
 
     @property
@@ -45,11 +47,16 @@ class Upstream(ThreadingHTTPServer):
         answer = row.token_ids[slice(*row.spans.answer)]
         if field is None:
             whole = row.token_ids[row.spans.thinking[0] : row.spans.answer[1]]
+            if self.size:
+                text = decode(whole)
+                cuts = range(0, len(text), self.size)
+                return [{"content": text[at : at + self.size]} for at in cuts]
             return [{"content": decode([token])} for token in whole]
         assert start
         # As vLLM's parsers do, newlines stay where they were.
         said = [{field: decode([token])} for token in thinking] + [{field: "\n"}]
-        return [*said, {"content": "\n\n"}, *({"content": decode([t])} for t in answer)]
+        said += [{"content": "\n\n"}, *({"content": decode([t])} for t in answer)]
+        return said + self.tail
 
 
 class Handler(BaseHTTPRequestHandler):
@@ -85,6 +92,7 @@ class Handler(BaseHTTPRequestHandler):
                 for name, part in piece.items():
                     message[name] = message.get(name, "") + part
             choice = {"index": 0, "message": message, "finish_reason": "stop"}
+            choice |= server.beside
             return self.reply({"id": "up-1", "choices": [choice], "usage": {}})
         return self.stream(pieces)
 
@@ -101,7 +109,10 @@ class Handler(BaseHTTPRequestHandler):
                 if number == server.dies_after:
                     return
                 chunk = {"id": "up-1", "model": "up", "choices": [choice]}
-                self.wfile.write(f"data: {json.dumps(chunk)}\n\n".encode())
+                chunk |= server.beside
+                # As vLLM does, in UTF-8 and not in ASCII.
+                data = json.dumps(chunk, ensure_ascii=False)
+                self.wfile.write(f"data: {data}\n\n".encode())
                 self.wfile.flush()
                 time.sleep(server.pause)
             self.wfile.write(b"data: [DONE]\n\n")
@@ -128,6 +139,7 @@ def server(nursery, upstream, word_guard, tmp_path_factory):
 @pytest.fixture(autouse=True)
 def as_usual(upstream):
     upstream.flavour, upstream.dies_after, upstream.pause = "vllm", None, 0.0
+    upstream.beside, upstream.tail, upstream.size = {}, [], None
     upstream.left.clear()
     upstream.sent.clear()
 
@@ -225,6 +237,76 @@ def test_a_whole_answer_is_withheld_where_it_fires(server, upstream, rows):
     assert fired["choices"][0]["finish_reason"] == "content_filter"
 
 
+def test_nothing_of_a_withheld_answer_leaves_beside_its_text(server, upstream, rows):
+    """Probabilities and numbers of tokens spell the answer out."""
+    spelt = [{"token": " whole", "logprob": -0.1}]
+    upstream.beside = {"logprobs": {"content": spelt}, "token_ids": [1, 2]}
+    with server.client() as client:
+        fired = client.post("/v1/chat/completions", json=said(LAMP)).json()
+    message = {"role": "assistant", "content": ""}
+    assert fired["choices"] == [
+        {"index": 0, "message": message, "finish_reason": "content_filter"}
+    ]
+    assert "whole" not in json.dumps(fired)
+
+
+def test_a_second_answer_in_a_stream_does_not_pass_unread(server, upstream):
+    beside = [
+        {"index": 0, "delta": {"content": "a"}},
+        {"index": 1, "delta": {"content": "unread"}},
+    ]
+    for choices in (beside, beside[1:]):
+        upstream.beside = {"choices": choices}
+        with streamed(server, WINDOW) as response:
+            chunks = events(response)
+        assert chunks[-1]["error"]["code"] == "upstream"
+        assert "unread" not in json.dumps(chunks)
+
+
+def test_a_text_with_other_ends_of_lines_passes(server, upstream, rows):
+    """Only a line feed ends a line of events, and JSON may hold all others."""
+    upstream.tail = [{"content": "one\u2028two\x85three"}]
+    with streamed(server, WINDOW) as response:
+        data = [line for line in response.read().decode().split("\n") if line]
+    chunks = [json.loads(line.removeprefix("data: ")) for line in data[:-1]]
+    assert texts(chunks)["content"].endswith("one\u2028two\x85three")
+
+
+def test_numbers_that_are_none_end_a_stream_with_an_error(server, upstream):
+    upstream.beside = {"odd": float("nan")}
+    with streamed(server, WINDOW) as response:
+        chunks = events(response)
+    assert chunks[-1]["error"]["code"] == "upstream"
+
+
+def test_a_token_that_becomes_another_is_told_once(server, upstream, rows):
+    """The end of the thinking comes letter by letter, and is read as it is at last."""
+    upstream.flavour, upstream.size = "plain", 1
+    with streamed(server, WINDOW) as response:
+        chunks = events(response)
+    steps = [s for c in chunks[:-1] for s in c["holdfast"]["steps"]]
+    assert [step["index"] for step in steps] == list(range(len(steps)))
+
+
+def test_a_signal_lets_answers_of_an_upstream_end_watched(
+    nursery, upstream, word_guard, tmp_path
+):
+    upstream.pause = 0.02
+    words = ("--guard", word_guard, "--upstream", upstream.url)
+    with serving(nursery, tmp_path, *words) as own:
+        with streamed(own, WINDOW) as response:
+            lines = response.iter_lines()
+            next(lines)
+            own.signal(signal.SIGTERM)
+            own.wait_for("drain")
+            found = [line.removeprefix("data: ") for line in lines if line]
+        assert own.wait() == 0
+    assert found[-1] == "[DONE]"
+    last = json.loads(found[-2])
+    assert last["choices"][0]["finish_reason"] == "stop"
+    assert last["holdfast"]["verdict"]["watched"]
+
+
 def test_an_upstream_that_dies_is_told_and_the_server_lives(server, upstream, rows):
     with ThreadPoolExecutor(2) as pool:
         upstream.dies_after = 12
@@ -253,10 +335,37 @@ def test_a_client_that_leaves_ends_the_upstream_too(server, upstream):
     assert upstream.left.wait(timeout=30)
 
 
+CALLING = {"role": "assistant", "content": None, "tool_calls": [{"id": "a"}]}
+# The upstream is given another prompt, or hides what it thinks.
+UNREAD = (
+    {"tools": [{"type": "function", "function": {"name": "f"}}]},
+    {"chat_template": "{{ messages }}"},
+    {"chat_template_kwargs": {"enable_thinking": False}},
+    {"include_reasoning": False},
+    {"separate_reasoning": False},
+    {"reasoning_effort": "none"},
+    {"continue_final_message": True},
+)
+
+
+def test_what_changes_no_prompt_passes(server, upstream):
+    usual = {"tools": [], "chat_template": None, "include_reasoning": True}
+    with server.client() as client:
+        found = client.post("/v1/chat/completions", json=said(WINDOW, **usual))
+    assert found.json()["holdfast"]["verdict"]["watched"]
+
+
 def test_what_cannot_be_watched_is_not_asked_for(server, upstream):
     image = [{"role": "user", "content": [{"type": "image_url", "image_url": {}}]}]
+    asked = said(WINDOW)["messages"]
     with server.client() as client:
-        for body in ({"messages": image}, {"messages": 7}, said(WINDOW, n=2)):
+        for body in (
+            {"messages": image},
+            {"messages": 7},
+            said(WINDOW, n=2),
+            *(said(WINDOW, **each) for each in UNREAD),
+            {"messages": [*asked, CALLING, *asked]},
+        ):
             found = client.post("/v1/chat/completions", json=body)
             assert found.status_code == 400
             assert found.json()["error"]["code"] == "not_watched"

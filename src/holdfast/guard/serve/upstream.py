@@ -7,7 +7,6 @@ read again then.
 """
 
 import copy
-import json
 import os
 from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
 from typing import Any, NamedTuple
@@ -26,6 +25,7 @@ from holdfast.guard.serve.chat import Desk, Refused, error_body
 from holdfast.guard.serve.settings import ServeSettings
 from holdfast.guard.serve.telemetry import Clock, Metrics
 from holdfast.guard.serve.web.shapes import Message, Turns
+from holdfast.guard.serve.wire import chunks_of, odd_fields, parsed
 from holdfast.models.decoding.reader import Reader
 
 OPEN = 2
@@ -35,6 +35,8 @@ CONNECT = 10.0
 SHOWN = 1 << 16
 """Bytes of an upstream's refusal that are handed on."""
 _MESSAGES = TypeAdapter(list[Message])
+_SHAPE = ("id", "object", "created", "model", "system_fingerprint")
+"""What of a reply is no part of its answer."""
 Call = Callable[[Callable[[], Any]], Awaitable[Any]]
 
 
@@ -68,6 +70,7 @@ class Read(NamedTuple):
     """What the sidecar says of a piece."""
 
     steps: tuple[Scored, ...]  # Tokens that can change no more.
+    n_again: int  # Of these, the first were told before, and have become others since.
     last: Scored | None  # The last token so far.
     fired: Scored | None  # The first on which the guard acts.
 
@@ -82,6 +85,7 @@ class Sidecar:
         self._reader: Reader | None = None
         self._watch: Watch = monitor.open(self.prompt)
         self._ids: tuple[int, ...] = ()  # Tokens that were read for good.
+        self._told = 0  # Tokens that clients have scores of.
 
     def read(self, regions: Sequence[str], *, is_last: bool) -> Read:
         """Read what was added to the text.
@@ -97,7 +101,7 @@ class Sidecar:
         sure = max(sure, len(self._ids))
         fresh = ids[len(self._ids) :]
         if not fresh:
-            return Read((), None, None)
+            return Read((), 0, None, None)
         if len(self.prompt) + len(ids) > self.desk.adapter.max_positions:
             raise ValueError("the stream is longer than the model here is sound for")
         states = reader.read(fresh)
@@ -111,11 +115,12 @@ class Sidecar:
         ahead = copy.deepcopy(self._watch, shared)
         more = read(ahead, states[n_sure:], fresh[n_sure:])
         reader.forget_behind(len(self.prompt) + sure)
-        self._ids = ids[:sure]
+        n_again = max(0, min(self._told, sure) - len(self._ids))
+        self._ids, self._told = ids[:sure], max(self._told, sure)
         acts_on = self.monitor.bundle.acts_on
         every = [_scored(score) for score in (*steps, *more)]
         fired = next((score for score in every if acts_on in score.fired), None)
-        return Read(tuple(every[:n_sure]), every[-1], fired)
+        return Read(tuple(every[:n_sure]), n_again, every[-1], fired)
 
     def _begun(self, ids: Sequence[int]) -> Reader:
         """Return the reader, which has read the prompt and the tokens that are sure."""
@@ -210,7 +215,7 @@ class Stream:
             self.verdict.take(read.last)
         if read.fired is not None:
             self._fire(read.fired)
-        return list(read.steps)
+        return list(read.steps[read.n_again :])
 
     def _fire(self, scored: Scored) -> None:
         """Do what the policy says."""
@@ -261,7 +266,7 @@ class Passage:
         request = self.client.build_request("GET", "/models")
         response = await self._send(request)
         try:
-            return dict(json.loads(await response.aread()))
+            return dict(parsed(await response.aread()))
         except (httpx.HTTPError, ValueError, TypeError) as error:
             raise Refused(502, "the upstream told no models", "upstream") from error
         finally:
@@ -288,6 +293,9 @@ class Passage:
         try:
             if body.get("n") not in (None, 1):
                 raise Refused(400, "expected one answer; found `n`", "not_watched")
+            if odd := odd_fields(body):
+                why = f"expected a chat as it is; found {', '.join(odd)}"
+                raise Refused(400, why, "not_watched")
             turns = Turns(_MESSAGES.validate_python(body.get("messages")))
             if turns.answer is not None:
                 raise Refused(400, "expected a chat that ends with the user", "order")
@@ -336,14 +344,17 @@ async def passed_through(
     """
     ended, shape = False, dict[str, Any]()
     try:
-        async for chunk in _chunks(response):
-            choice = chunk["choices"][0] if chunk and chunk.get("choices") else None
-            if chunk is None or choice is None:
+        async for chunk in chunks_of(response):
+            choices = chunk.get("choices") if chunk else None
+            if chunk is None or not choices:
                 yield chunk
                 if chunk is not None and "error" in chunk:
                     stream.metrics.upstream.labels("error").inc()
                     return
                 continue
+            [choice] = choices
+            if choice.get("index", 0) != 0:
+                raise ValueError("not one answer")
             shape, finish = chunk, choice.get("finish_reason")
             ended = ended or finish is not None
             delta = choice.get("delta") or {}
@@ -363,19 +374,6 @@ async def passed_through(
         yield _final(shape, stream)
     elif not ended:
         yield _broken(stream, "the upstream ended without saying how")
-
-
-async def _chunks(response: httpx.Response) -> AsyncGenerator[dict[str, Any] | None]:
-    """Yield what an upstream sends; None where it only says that it is there."""
-    async for line in response.aiter_lines():
-        if line.startswith(":"):
-            yield None
-        if not line.startswith("data:"):
-            continue
-        data = line.removeprefix("data:").strip()
-        if data == "[DONE]":
-            return
-        yield dict(json.loads(data))
 
 
 def _broken(stream: Stream, why: str) -> dict[str, Any]:
@@ -405,7 +403,7 @@ async def whole_answer(response: httpx.Response, stream: Stream) -> dict[str, An
         Refused: If it broke off.
     """
     try:
-        body = json.loads(await response.aread())
+        body = parsed(await response.aread())
         choice = body["choices"][0]
         message = choice["message"]
         if len(body["choices"]) != 1 or not isinstance(message, dict):
@@ -418,15 +416,16 @@ async def whole_answer(response: httpx.Response, stream: Stream) -> dict[str, An
         await response.aclose()
     steps = await stream.watch(message, is_last=True)
     if stream.is_over:
-        choice["finish_reason"] = "content_filter"
         refused = stream.verdict.action == "refused"
-        # Nothing of it was let out yet, and nothing is.
-        message["content"] = stream.settings.refusal if refused else ""
-        for name in ("reasoning", "reasoning_content", "tool_calls", "function_call"):
-            message.pop(name, None)
-        body.pop("usage", None)
-    said = {"verdict": stream.verdict.record()}
+        said = stream.settings.refusal if refused else ""
+        # Nothing of it was let out yet, and nothing is: not what is beside the text
+        # either, since probabilities of tokens spell it out.
+        message = {"role": "assistant", "content": said}
+        choice = {"index": 0, "message": message, "finish_reason": "content_filter"}
+        body = {name: body[name] for name in _SHAPE if name in body}
+        body["choices"] = [choice]
+    verdict = stream.verdict.record()
     steps = [] if stream.is_over else steps
     return dict(body) | {
-        "holdfast": said | {"steps": [step.record() for step in steps]}
+        "holdfast": {"verdict": verdict, "steps": [step.record() for step in steps]}
     }

@@ -184,6 +184,7 @@ class Server:
 
     async def score(self, given: Sequence[Item]) -> list[Scores]:
         """Score answers, a few at a time between steps of the batch."""
+        self.require_up()
         monitor, found = self.watching(), []
         for start in range(0, len(given), AT_ONCE):
             part = given[start : start + AT_ONCE]
@@ -192,8 +193,10 @@ class Server:
         return found
 
     async def call(self, reading: Callable[[], Any]) -> Any:
-        """Let the model's thread read something, and wait for it."""
-        self.require_up()
+        """Let the model's thread read something, and wait for it.
+
+        Answers that are under way when the server goes down are read to their end.
+        """
         try:
             future = asyncio.wrap_future(self.batcher.call(reading))
             async with asyncio.timeout(self.settings.timeout):

@@ -51,6 +51,10 @@ class Message(Strict):
     # Thinking, under either of the names that servers use.
     reasoning_content: Text | None = None
     reasoning: Text | None = None
+    # What is said without text; nothing here writes or reads it.
+    tool_calls: Annotated[list[Any], Field(max_length=0)] | None = None
+    function_call: None = None
+    audio: None = None
 
     @property
     def text(self) -> str:
