@@ -266,3 +266,31 @@ def test_a_model_whose_layers_forget_decodes_batch_after_batch(tokenizer):
         thread.batcher.start()
         found = [thread.whole(ask) for ask in asked]
     assert {whole.answer for whole in found} == {wanted.answer}
+
+
+def test_readings_without_end_let_answers_begin(organism, prompts, plain):
+    """Where nothing runs, each reading here asks for the next one."""
+    going, counted = threading.Event(), []
+    with Thread(organism, None) as thread:
+
+        def reading():
+            counted.append(1)
+            if not going.is_set() and len(counted) < 20_000:
+                thread.batcher.call(reading)
+
+        thread.batcher.call(reading)
+        ask = thread.ask(prompts[0][0])
+        thread.batcher.start()
+        assert thread.whole(ask).answer == plain[0].answer
+        going.set()
+    assert len(counted) < 20_000
+
+
+def test_all_who_wait_are_told_of_the_end_beside_one_who_has_gone(organism, prompts):
+    with Thread(organism, None) as thread:
+        gone, here = [thread.batcher.call(lambda: 1) for _ in range(2)]
+        assert gone.cancel()
+        thread.batcher._ended = True
+        thread.batcher.start()
+        with pytest.raises(Busy):
+            here.result(timeout=20)

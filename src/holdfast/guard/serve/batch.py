@@ -170,10 +170,9 @@ class Batcher:
             self._step(self._batch, live)
 
     def _answer_calls(self, live: LiveEdit) -> None:
-        """Do single readings: one between two steps, or all where nothing runs."""
-        while self._calls:
-            with self._there:
-                reading, future = self._calls.popleft()
+        """Do single readings: one between two steps, or those that wait by now."""
+        for _ in range(len(self._calls)):
+            reading, future = self._calls.popleft()
             if not future.set_running_or_notify_cancel():
                 continue
             # They are of the model as it is.
@@ -388,7 +387,7 @@ class Batcher:
         ask.box.put(Piece(text, steps=(scored,)))
 
     def _begin(self, row: LiveRow, states: Tensor | None) -> None:
-        """Let a watch read what a prompt ends in, and the thinking that it holds."""
+        """Let a watch read a prompt's end; thinking that it holds has fired already."""
         if self.monitor is None or row.watch is None:
             return
         thought = row.job.prompt[len(row.ask.prompt) :]
@@ -396,7 +395,6 @@ class Batcher:
             batch = pad([row.job.prompt], "right", self.adapter.device)
             again = self.adapter.states(batch)[0, len(row.ask.prompt) :]
             self.monitor.read_many(row.watch, again, thought)
-            # It has fired already, and is kept all the same: what follows counts.
             row.watch.forgive()
         elif states is not None:
             self.monitor.begin([row.watch], states)
@@ -448,4 +446,5 @@ class Batcher:
         for ask in asks:
             ask.box.put(Piece(failure=failure, why=why))
         for _, future in calls:
-            future.set_exception(Busy(why))
+            if future.set_running_or_notify_cancel():
+                future.set_exception(Busy(why))
