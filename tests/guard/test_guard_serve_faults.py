@@ -11,6 +11,10 @@ import pytest
 from guard_server import FAULTY, SLOW, WINDOW, events, said, serving, word_bundle
 
 from holdfast.cli.app import run
+from holdfast.guard.serve.chat import Refused
+from holdfast.guard.serve.settings import ServeSettings
+from holdfast.guard.serve.telemetry import Metrics
+from holdfast.guard.serve.web.gate import Gate
 
 KEY, OTHER = "a-key-of-thirty-two-characters-1", "a-key-of-thirty-two-characters-2"
 
@@ -74,6 +78,37 @@ def test_whoever_asks_too_often_is_told_when_to_come_again(guarded):
     assert int(found.headers["retry-after"]) >= 1
     # The health of the server is asked by machines, as often as they like.
     assert httpx.get(f"{guarded.url}/readyz").status_code == 200
+
+
+@pytest.mark.parametrize("most", [1, 6, 7, 600])
+def test_whoever_comes_again_when_told_is_let_in(monkeypatch, most):
+    """And who comes before that is no worse off for it."""
+    now = [100.0]
+    monkeypatch.setattr(time, "monotonic", lambda: now[0])
+    settings = ServeSettings(requests_per_minute=most)
+
+    async def app(*_):
+        pass
+
+    gate = Gate(app, settings, (), Metrics(), frozenset())
+
+    def wait():
+        try:
+            gate._limit("a")
+        except Refused as error:
+            return error.after
+        return 0
+
+    n_let_in = 0
+    for _ in range(3 * most):
+        if after := wait():
+            now[0] += after / 2
+            wait()
+            now[0] += after / 2
+            assert wait() == 0
+        n_let_in += 1
+    # Nobody has more than the burst and a minute's worth for each minute.
+    assert n_let_in <= most + (now[0] - 100) * most / 60 + 1e-6
 
 
 def test_text_is_logged_where_it_is_asked_for_and_keys_never_are(guarded):

@@ -213,7 +213,7 @@ def test_scores_are_those_of_the_finished_answer(server, upstream, rows, flavour
 def test_an_answer_that_fires_is_stopped_there_and_upstream(
     server, upstream, rows, flavour
 ):
-    upstream.flavour, upstream.pause = flavour, 0.02
+    upstream.flavour, upstream.pause = flavour, 0.1
     with streamed(server, LAMP) as response:
         chunks = events(response)
     assert chunks[-1] is None

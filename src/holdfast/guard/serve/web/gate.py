@@ -10,6 +10,7 @@ import hmac
 import ipaddress
 import json
 import logging
+import math
 import os
 import re
 import secrets
@@ -169,11 +170,13 @@ class Gate:
         now = time.monotonic()
         left, then = self._buckets.pop(asker, (float(most), now))
         left = min(float(most), left + (now - then) * most / 60)
-        self._buckets[asker] = (max(0.0, left - 1), now)
+        # Rounding must not keep out who comes at the time that was told.
+        let_in = left > 1 - 1e-9
+        self._buckets[asker] = (left - let_in, now)
         while len(self._buckets) > KNOWN:
             self._buckets.popitem(last=False)
-        if left < 1:
-            seconds = max(1, round((1 - left) * 60 / most))
+        if not let_in:
+            seconds = math.ceil((1 - left) * 60 / most)
             raise Refused(
                 429, f"more than {most} requests in a minute", "rate_limit", seconds
             )
