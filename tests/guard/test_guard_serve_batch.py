@@ -14,8 +14,11 @@ from holdfast.guard.monitor.control import guarded
 from holdfast.guard.monitor.monitor import Monitor
 from holdfast.guard.serve.asks import Ask, Mailbox, Verdict, joined
 from holdfast.guard.serve.batch import Batcher, Busy
+from holdfast.guard.serve.chat import Desk, Refused
+from holdfast.guard.serve.moderation import Item
 from holdfast.guard.serve.settings import ServeSettings
 from holdfast.guard.serve.telemetry import Metrics
+from holdfast.guard.serve.web.app import Server
 from holdfast.models.decoding.generate import generate
 from holdfast.models.decoding.row_state import Sampling
 from holdfast.models.loading.causal import adapt
@@ -294,3 +297,38 @@ def test_all_who_wait_are_told_of_the_end_beside_one_who_has_gone(organism, prom
         thread.batcher.start()
         with pytest.raises(Busy):
             here.result(timeout=20)
+
+
+@pytest.mark.parametrize("on_fault", ["closed", "open"])
+def test_an_answer_of_anybody_that_cannot_be_read_is_not_cleared(
+    organism, monitors, prompts, monkeypatch, on_fault
+):
+    """A gateway would take it for harmless; and so where nothing is promised anyway."""
+    from holdfast.guard.monitor import monitor as reading
+
+    read = reading.read_windows
+
+    def odd(*given, **more):
+        found = read(*given, **more)
+        found[0][3] = torch.nan
+        return found
+
+    monkeypatch.setattr(reading, "read_windows", odd)
+    monitor, written = monitors["answer"], (5, 6, 7, 8)
+    for prompt in (prompts[0][0], prompts[0][0] * 40):
+        with Thread(organism, monitor, on_fault=on_fault) as thread:
+            settings, batcher = thread.settings, thread.batcher
+            desk = Desk(organism, monitor, settings)
+            server = Server(settings, "m", (), desk, batcher, monitor, Metrics())
+            server.is_ready = True
+            batcher.start()
+            given = [Item(prompt, written, None), Item(prompts[1][0], written, None)]
+            scoring = asyncio.run_coroutine_threadsafe(server.score(given), thread.loop)
+            if on_fault == "closed":
+                with pytest.raises(Refused, match="no numbers") as refused:
+                    scoring.result(60)
+                assert refused.value.status == 500
+            else:
+                broken, fine = scoring.result(60)
+                assert "not finite" in broken.abstains
+                assert fine.abstains is None

@@ -28,6 +28,7 @@ from holdfast.models.model import Adapter, LanguageModel
 
 Policy = Literal["observe", "stop", "refuse", "steer", "redraw"]
 RATE = 0.01
+NOT_FINITE = "a state that is not finite"
 ENDLESS = 1 << 40
 """A limit on tokens that none comes to."""
 
@@ -245,7 +246,8 @@ class Reader:
         watch.counts[place.channel] += 1
         # Of finite numbers the sum is one, and of others it is not.
         if not math.isfinite(sum(readings.values())):
-            watch.abstains = watch.abstains or "a state that is not finite"
+            # It says more than that nothing was promised anyway.
+            watch.abstains = NOT_FINITE
             readings = {}
         count = watch.counts[place.channel]
         if watch.abstains is None and count > self._longest[place.channel]:

@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 
 from holdfast.data.chat.conversation import behind_prompt, split_completion
 from holdfast.data.chat.template import prompt_token_ids
-from holdfast.guard.monitor.monitor import Monitor, TokenScore
+from holdfast.guard.monitor.monitor import NOT_FINITE, Monitor, TokenScore
 from holdfast.guard.serve.chat import Desk, Refused
 from holdfast.guard.serve.web.shapes import (
     GuardrailRequest,
@@ -114,7 +114,9 @@ class Scores(NamedTuple):
                 fired.setdefault(name, each.index)
         last = found[-1].abstains if found else None
         scores = found[-1].scores if found else {}
-        return cls(dict(scores), fired, why or last, counts)
+        # What was not read is worse than what is missing.
+        why = last if last == NOT_FINITE else why or last
+        return cls(dict(scores), fired, why, counts)
 
 
 def result(monitor: Monitor, scored: Scores) -> dict[str, Any]:

@@ -16,7 +16,7 @@ from starlette.responses import Response
 from starlette.types import ASGIApp
 
 from holdfast.errors import HoldfastError
-from holdfast.guard.monitor.monitor import Monitor
+from holdfast.guard.monitor.monitor import NOT_FINITE, Monitor
 from holdfast.guard.serve.asks import Ask, Busy, Mailbox, Verdict
 from holdfast.guard.serve.batch import Batcher
 from holdfast.guard.serve.chat import (
@@ -190,6 +190,13 @@ class Server:
             part = given[start : start + AT_ONCE]
             read = await self.call(lambda part=part: _scored(monitor, part))  # type: ignore[misc]
             found += read
+        faults = sum(each.abstains == NOT_FINITE for each in found)
+        if faults:
+            on_fault = self.settings.on_fault
+            self.metrics.faults.labels(on_fault).inc(faults)
+            if on_fault == "closed":
+                why = "states of the model are no numbers: an answer was not watched"
+                raise Refused(500, why, "fault")
         return found
 
     async def call(self, reading: Callable[[], Any]) -> Any:
