@@ -12,7 +12,7 @@ from holdfast.data.chat.template import prompt_token_ids
 from holdfast.guard.monitor.bundle import read_bundle
 from holdfast.guard.monitor.control import guarded
 from holdfast.guard.monitor.monitor import Monitor
-from holdfast.guard.serve.asks import Ask, Mailbox, Verdict, joined
+from holdfast.guard.serve.asks import Ask, Mailbox, Scored, Verdict, joined
 from holdfast.guard.serve.batch import Batcher, Busy
 from holdfast.guard.serve.chat import Desk, Refused
 from holdfast.guard.serve.moderation import Item
@@ -332,3 +332,13 @@ def test_an_answer_of_anybody_that_cannot_be_read_is_not_cleared(
                 broken, fine = scoring.result(60)
                 assert "not finite" in broken.abstains
                 assert fine.abstains is None
+
+
+def test_an_answer_is_flagged_by_the_detector_that_is_acted_on_alone():
+    """Each has the rate to itself, and ten of them would flag ten times as often."""
+    verdict = Verdict("observe", True, acts_on="a")
+    verdict.take(Scored(0, "answer", {"a": 0.0, "b": 9.0}, ("b",), None))
+    assert not verdict.record()["flagged"]
+    assert verdict.record()["fired"][0]["detector"] == "b"
+    verdict.take(Scored(1, "answer", {"a": 9.0, "b": 9.0}, ("a", "b"), None))
+    assert verdict.record()["flagged"]

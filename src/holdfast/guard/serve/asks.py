@@ -52,6 +52,7 @@ class Verdict:
     fault: str | None = None  # Why it could not be watched.
     abstains: str | None = None
     stale: tuple[str, ...] = ()
+    acts_on: str | None = None  # The detector whose firing flags an answer.
     scores: dict[str, dict[str, float]] = field(default_factory=dict)
     # The last scores of each channel, by detector.
 
@@ -74,7 +75,8 @@ class Verdict:
     def record(self) -> dict[str, Any]:
         """Return it as clients get it."""
         return {
-            "flagged": bool(self.fired),
+            # The rate is promised of each detector alone: all together fire more often.
+            "flagged": any(each["detector"] == self.acts_on for each in self.fired),
             "policy": self.policy,
             "action": self.action,
             "watched": self.watched,

@@ -137,6 +137,7 @@ class Desk:
                 settings.policy if self.monitor is not None else None,
                 self.monitor is not None,
                 stale=(*stale, *self._stale(sampling)),
+                acts_on=None if self.monitor is None else self.monitor.bundle.acts_on,
             ),
             box,
             time.monotonic() + settings.timeout,

@@ -281,7 +281,8 @@ class Passage:
             Refused: If the chat cannot be read here, and answers that cannot be
                 watched are not let through; or the upstream says no.
         """
-        verdict = Verdict(self.settings.policy, True, stale=self.stale)
+        acts_on = self.monitor.bundle.acts_on
+        verdict = Verdict(self.settings.policy, True, stale=self.stale, acts_on=acts_on)
         sidecar = await self._sidecar(body, verdict)
         request = self.client.build_request("POST", "/chat/completions", json=body)
         response = await self._send(request)
