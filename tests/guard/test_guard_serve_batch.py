@@ -15,7 +15,7 @@ from holdfast.guard.monitor.monitor import Monitor
 from holdfast.guard.serve.asks import Ask, Mailbox, Scored, Verdict, joined
 from holdfast.guard.serve.batch import Batcher, Busy
 from holdfast.guard.serve.chat import Desk, Refused
-from holdfast.guard.serve.moderation import Item
+from holdfast.guard.serve.moderation import Item, Scores, result
 from holdfast.guard.serve.settings import ServeSettings
 from holdfast.guard.serve.telemetry import Metrics
 from holdfast.guard.serve.web.app import Server
@@ -342,3 +342,9 @@ def test_an_answer_is_flagged_by_the_detector_that_is_acted_on_alone():
     assert verdict.record()["fired"][0]["detector"] == "b"
     verdict.take(Scored(1, "answer", {"a": 9.0, "b": 9.0}, ("a", "b"), None))
     assert verdict.record()["flagged"]
+
+
+def test_every_result_of_moderation_lists_what_is_stale(monitors):
+    told = result(monitors["answer"], Scores.of([], None), ("with another engine",))
+    assert told["holdfast"]["stale"] == ["with another engine"]
+    assert result(monitors["answer"], Scores.of([], None))["holdfast"]["stale"] == []

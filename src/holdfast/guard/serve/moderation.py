@@ -119,8 +119,13 @@ class Scores(NamedTuple):
         return cls(dict(scores), fired, why, counts)
 
 
-def result(monitor: Monitor, scored: Scores) -> dict[str, Any]:
-    """Return one result, in the form of OpenAI's moderation."""
+def result(
+    monitor: Monitor, scored: Scores, stale: Sequence[str] = ()
+) -> dict[str, Any]:
+    """Return one result, in the form of OpenAI's moderation.
+
+    `stale`: What thresholds were not set on.
+    """
     channels = {each.name: each.channel for each in monitor.bundle.detectors}
     names = sorted({*channels, *monitor.limits})
     finite = {name: _finite(scored.scores.get(name)) for name in names}
@@ -140,6 +145,7 @@ def result(monitor: Monitor, scored: Scores) -> dict[str, Any]:
             "fired_at": scored.fired,
             "tokens": scored.n_tokens,
             "abstains": scored.abstains,
+            "stale": list(stale),
         },
     }
 

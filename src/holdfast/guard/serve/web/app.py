@@ -324,7 +324,8 @@ def _add_scores(app: FastAPI, server: Server) -> None:
         monitor = server.watching()
         given = await server.desk.run(lambda: items(server.desk, body))
         found = await server.score(given)
-        return Json(moderation(server.name, [result(monitor, each) for each in found]))
+        results = [result(monitor, each, server.stale) for each in found]
+        return Json(moderation(server.name, results))
 
     @app.post(GUARDRAIL, responses=ERRORS)
     async def litellm_guardrail(
@@ -339,7 +340,9 @@ def _add_scores(app: FastAPI, server: Server) -> None:
         given = await desk.run(lambda: chats.items(desk, body))
         found = await server.score(given)
         blocks = server.settings.policy != "observe"
-        return Json(guardrail(monitor, found, blocks=blocks))
+        reply = guardrail(monitor, found, blocks=blocks)
+        reply["holdfast"]["stale"] = list(server.stale)
+        return Json(reply)
 
 
 def _add_state(app: FastAPI, server: Server) -> None:
