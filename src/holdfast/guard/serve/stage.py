@@ -1,6 +1,7 @@
 """`holdfast guard serve`: load, check, listen, and go down in order."""
 
 import asyncio
+import gc
 import logging
 import math
 import signal
@@ -151,6 +152,11 @@ async def _serve(server: Server, bound: socket.socket) -> None:
 
     for sign in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(sign, drain, sign)
+    # What is loaded by now lives as long as the server. Left among what is looked
+    # through, it makes full collections rare and slow, and answers that have ended, in
+    # which row and text know each other, pile up between them.
+    gc.collect()
+    gc.freeze()
     server.batcher.start()
     host, port, *_ = bound.getsockname()
     server.is_ready = True
