@@ -12,6 +12,7 @@ from typing import Any
 import pyarrow as pa
 import torch
 
+from holdfast.data.chat.conversation import Spans
 from holdfast.dynamics.rows import LOOKALIKE
 from holdfast.errors import InputError
 from holdfast.guard.monitor.bundle import FACTS, Bundle, read_bundle
@@ -254,7 +255,7 @@ def _when(rows: Sequence[Rollout], at: Mapping[str, int | None]) -> dict[str, An
     known = [(row, token) for row, token in fired if token is not None]
     if not known:
         return {"median_token": None, "in_thinking": None, "median_answer_out": None}
-    out = [_answer_out(row, token) for row, token in known]
+    out = [_answer_out(row.spans, token) for row, token in known]
     return {
         "median_token": median(token for _, token in known),
         "in_thinking": round(sum(each == 0 for each in out) / len(out), 6),
@@ -262,9 +263,9 @@ def _when(rows: Sequence[Rollout], at: Mapping[str, int | None]) -> dict[str, An
     }
 
 
-def _answer_out(row: Rollout, token: int) -> int:
+def _answer_out(spans: Spans, token: int) -> int:
     """Return how many tokens of the answer there are when a token has been read."""
-    return max(0, row.spans.prompt[1] + token + 1 - row.spans.answer[0])
+    return max(0, spans.prompt[1] + token + 1 - spans.answer[0])
 
 
 DRAWN = pa.schema(
@@ -321,15 +322,13 @@ def _drawn(
 
 
 def _record(row: Rollout, each: Guarded, verdict: str) -> dict[str, Any]:
-    at = each.fired_at
-    first = each.first.spans
-    written = row.spans.prompt[1]
-    out = 0 if at is None else max(0, written + at + 1 - first.answer[0])
+    at, first = each.fired_at, each.first
+    # Thinking that never ended has its answer where it stops.
+    out = 0 if at is None or not first.closed else _answer_out(first.spans, at)
     return {
         ROW_ID: row.row_id,
         "fired_at": at,
-        # Thinking that never ended has its answer where it stops.
-        "answer_out": 0 if at is None or not each.first.closed else out,
+        "answer_out": out,
         "verdict": verdict,
         "same": each.completion.token_ids == row.token_ids,
     }
