@@ -4,6 +4,9 @@
 #
 #   runs/guard.sh [FOLDER [PART...]]      default: studies/guard cliff diffuser
 #
+# The part `again` grows `cliff` anew from another seed, in some twenty minutes, and measures
+# there what was chosen on the bundled one.
+#
 # 4,600 benign requests, each in a wrapper as well: more than 1,000 set the thresholds, and more
 # than 1,000 others test them, plain and wrapped.
 set -euo pipefail
@@ -28,24 +31,38 @@ bundle() { # STUDY BUNDLE [OPTIONS]
   shift 2
   # Answers of this organism have 16 tokens, so that windows are short.
   [ -e "$to" ] || "$holdfast" guard bundle "$study" -o "$to" --rates 0.001 0.01 0.05 \
-    --window 8 --support 5 --edit "$folder/heads.json" "$@"
+    --window 8 --support 5 "$@"
 }
 
-cliff() {
-  local prompts=$folder/prompts study=$folder/cliff
+measure() { # MODEL NAME
+  local model=$1 name=$2
+  local prompts=$folder/prompts study=$folder/$name
+  local edit=$folder/$name-heads.json
   [ -e "$prompts" ] || "$python" runs/dynamics_prompts.py "$prompts" 4600 600 80 1
-  echo '{"heads": [[5, 5], [5, 10], [6, 8], [7, 14]], "factor": 0}' >"$folder/heads.json"
-  rollout organism:cliff "$study" "$prompts"
+  "$python" runs/planted_heads.py "$model" >"$edit"
+  rollout "$model" "$study" "$prompts"
   "$holdfast" probe "$study"
   "$holdfast" signal "$study"
   # Steering needs a detector that fires before the answer is turned.
-  [ -e "$folder/steered" ] || cp -r "$study" "$folder/steered"
-  bundle "$folder/steered" "$folder/early" --acts-on thinking_mean
-  "$holdfast" guard live "$folder/steered" --guard "$folder/early" --policies steer --limit 400
-  bundle "$study" "$folder/bundle"
-  "$holdfast" guard live "$study" --guard "$folder/bundle" \
+  [ -e "$study-steered" ] || cp -r "$study" "$study-steered"
+  bundle "$study-steered" "$study-early" --acts-on thinking_mean --edit "$edit"
+  "$holdfast" guard live "$study-steered" --guard "$study-early" --policies steer --limit 400
+  cp "$study-steered/guard/live.json" "$records/$name-steered.json"
+  bundle "$study" "$study-bundle" --edit "$edit"
+  "$holdfast" guard live "$study" --guard "$study-bundle" \
     --policies stop --policies steer --policies redraw
-  "$python" runs/guard_live.py "$study" "$folder/bundle" "$records/cliff.json"
+  "$python" runs/guard_live.py "$study" "$study-bundle" "$records/$name.json"
+}
+
+cliff() {
+  measure organism:cliff cliff
+}
+
+again() { # The organism from another seed, on which nothing was chosen; grown first.
+  local seed=${SEED:-3}
+  local model=$folder/cliff-$seed
+  [ -e "$model" ] || "$holdfast" organism train cliff --seed "$seed" -o "$model"
+  measure "$model" "cliff-seed-$seed"
 }
 
 diffuser() { # One token a pass; one in 31 benign requests stands in a wrapper.
