@@ -123,6 +123,21 @@ def test_observe_lets_everything_stand_and_says_what_fired(
     assert [verdict.action for verdict, _ in found] == [None] * 3
 
 
+@pytest.mark.parametrize("policy", ["observe", "stop", "steer"])
+def test_an_answer_on_which_the_guard_fires_is_counted_once(
+    organism, monitors, prompts, policy
+):
+    with Thread(organism, monitors["answer"], policy=policy) as thread:
+        asked = [thread.ask(prompt) for prompt, _ in prompts]
+        thread.batcher.start()
+        for ask in asked:
+            thread.whole(ask)
+        metrics = thread.batcher.metrics
+    labels = {"policy": policy, "channel": "answer"}
+    # It goes on for many tokens under `observe`, over its threshold to the end.
+    assert metrics.registry.get_sample_value("holdfast_fired_total", labels) == 1
+
+
 def test_refuse_says_the_message_in_place_of_the_answer(
     organism, monitors, prompts, plain
 ):

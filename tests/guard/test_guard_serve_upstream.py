@@ -307,6 +307,22 @@ def test_a_signal_lets_answers_of_an_upstream_end_watched(
     assert last["holdfast"]["verdict"]["watched"]
 
 
+def test_an_answer_that_is_observed_is_counted_once(
+    nursery, upstream, word_guard, tmp_path
+):
+    # In pieces of one letter, what fires is read again with every piece behind it.
+    upstream.size = 1
+    words = ("--guard", word_guard, "--upstream", upstream.url, "--policy", "observe")
+    with serving(nursery, tmp_path, *words) as own:
+        with streamed(own, LAMP) as response:
+            chunks = events(response)
+        with own.client() as client:
+            lines = client.get("/metrics").text.splitlines()
+    assert chunks[-2]["holdfast"]["verdict"]["fired"]
+    counted = [line for line in lines if line.startswith("holdfast_fired_total{")]
+    assert counted == ['holdfast_fired_total{channel="answer",policy="observe"} 1.0']
+
+
 def test_an_upstream_that_dies_is_told_and_the_server_lives(server, upstream, rows):
     with ThreadPoolExecutor(2) as pool:
         upstream.dies_after = 12

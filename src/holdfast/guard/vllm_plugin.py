@@ -79,7 +79,6 @@ class _Request:
             self.watch = reader.open(prompt)
         self.first: Tensor | None = None  # State of the prompt's last token so far.
         self.last: TokenScore | None = None
-        self.fired_at: int | None = None
 
 
 class GuardProcessor(LogitsProcessor):  # type: ignore[misc]
@@ -162,7 +161,7 @@ class GuardProcessor(LogitsProcessor):  # type: ignore[misc]
             )
         due = []
         for place, request in self.requests.items():
-            if request.watch is None:
+            if request.watch is None or request.why is not None:
                 continue
             n_written, n_read = len(request.written), request.watch.n_read
             if n_written == 0:
@@ -171,10 +170,11 @@ class GuardProcessor(LogitsProcessor):  # type: ignore[misc]
             elif n_written == n_read + 1:
                 due.append((place, request))
             else:
-                request.watch, request.why = None, "tokens that were not seen"
+                request.why = "tokens that were not seen"
         self._read(due, states)
         for place, request in due:
-            if request.stops and request.fired_at is not None:
+            watch = request.watch
+            if request.stops and watch is not None and watch.fired_at is not None:
                 logits[place, :] = -torch.inf
                 logits[place, request.ends[0]] = 0.0
         return logits
@@ -193,8 +193,6 @@ class GuardProcessor(LogitsProcessor):  # type: ignore[misc]
         scores = self.reader.read(watches, states[rows], tokens)
         for (_, request), score in zip(due, scores, strict=True):
             request.last = score
-            if request.fired_at is None and self.reader.bundle.acts_on in score.fired:
-                request.fired_at = score.index
 
     def _close(self, place: int) -> None:
         """Forget a request; its verdict goes to the log, a line of JSON."""
@@ -205,7 +203,7 @@ class GuardProcessor(LogitsProcessor):  # type: ignore[misc]
         line = {
             "id": request.name,
             "tokens": len(request.written),
-            "fired_at": request.fired_at,
+            "fired_at": None if request.watch is None else request.watch.fired_at,
             "fired": () if last is None else last.fired,
             "scores": {} if last is None else last.scores,
             "abstains": request.why or (None if last is None else last.abstains),

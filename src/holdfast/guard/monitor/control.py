@@ -36,7 +36,6 @@ class Guard:
         monitor: The detectors.
         policy: What is done to a row once its detector has fired.
         watches: What is known of each row, by its prompt.
-        fired_at: At which token, counted from 0, each row fired that did.
     """
 
     def __init__(
@@ -51,7 +50,6 @@ class Guard:
         """
         self.monitor, self.policy = monitor, policy
         self.watches: dict[int, Watch] = {}
-        self.fired_at: dict[int, int] = {}
         self._said: dict[int, list[int]] = {}
         require_edit(monitor, policy)
         encode = monitor.rules.tokenizer
@@ -69,7 +67,6 @@ class Guard:
         for number in fresh:
             row = rows[number]
             self.watches[row.index] = self.monitor.open(row.token_ids)
-            self.fired_at.pop(row.index, None)
             self._said.pop(row.index, None)
         if fresh:
             opened = [self.watches[rows[number].index] for number in fresh]
@@ -83,8 +80,9 @@ class Guard:
             [rows[number].token_ids[-1] for number in begun],
         )
         for number, score in zip(begun, scores, strict=True):
-            self._act(rows[number], score, live)
-        if self.policy == "steer" and self.fired_at:
+            if score.acts:
+                self._act(rows[number], live)
+        if self.policy == "steer" and any(score.acts for score in scores):
             live.take([row.index for row in rows])
         return self._forced([(number, rows[number]) for number in begun])
 
@@ -94,11 +92,8 @@ class Guard:
             return None
         return HeadEdit(self.monitor.bundle.edit, ((_FAR, None),) * n_rows)
 
-    def _act(self, row: GenerationState, score: TokenScore, live: LiveEdit) -> None:
+    def _act(self, row: GenerationState, live: LiveEdit) -> None:
         """Do to a row what the policy says, at the token at which it fires."""
-        if self.monitor.bundle.acts_on not in score.fired or row.index in self.fired_at:
-            return
-        self.fired_at[row.index] = score.index
         if self.policy == "refuse":
             ends = self.monitor.rules.template_ids if row.is_thinking else ()
             self._said[row.index] = [*ends, *self._message]
@@ -174,7 +169,11 @@ def guarded(
     )
     written = {each.index: each for batch in batches for each in batch}
     final = dict(written)
-    fired = [index for index in guard.fired_at if policy == "redraw"]
+    fired = [
+        index
+        for index, watch in guard.watches.items()
+        if policy == "redraw" and watch.fired_at is not None
+    ]
     if fired:
         seeds = [prompts[index][1] for index in fired]
         again = redraw(
@@ -185,7 +184,7 @@ def guarded(
         Guarded(
             final[index],
             guard.watches[index].last,
-            guard.fired_at.get(index),
+            guard.watches[index].fired_at,
             written[index],
         )
         for index in range(len(prompts))
@@ -278,11 +277,10 @@ def stream(
     held: int | None = None
     for step in steps:
         if held is not None:
-            last = guard.watches[0].last
-            stopped = policy == "stop" and 0 in guard.fired_at
-            if stopped:
+            watch = guard.watches[0]
+            if policy == "stop" and watch.fired_at is not None:
                 return
-            yield held, last
+            yield held, watch.last
         fresh = bool(step.fresh[0].any())
         held = int(step.predicted[0, -1]) if fresh else None
     if held is not None:

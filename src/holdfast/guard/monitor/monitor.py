@@ -48,6 +48,8 @@ class TokenScore(NamedTuple):
     # Why nothing is promised of this sequence, and nothing fires any more; None where
     # all is as it was when thresholds were set.
     abstains: str | None
+    # Whether the detector that the bundle acts on fires at this token, and none before.
+    acts: bool = False
 
 
 class _Written(GenerationState):
@@ -74,6 +76,8 @@ class Watch:
         self.written = _Written(prompt, reader.rules)
         self.scorer = Scorer(reader.bundle.detectors, reader.bundle.scales)
         self.fired: tuple[str, ...] = ()
+        # Token at which the detector that the bundle acts on fired.
+        self.fired_at: int | None = None
         self.abstains = reader.out_of_range(prompt)
         self.counts = {"thinking": 0, "answer": 0}
         # Whether a score has risen of which nothing was told yet.
@@ -85,7 +89,7 @@ class Watch:
     def forgive(self) -> None:
         """Let nothing fire any more for what was read so far, but for what follows."""
         self.scorer.forget()
-        self.fired = ()
+        self.fired, self.fired_at = (), None
 
     @property
     def n_read(self) -> int:
@@ -262,8 +266,12 @@ class Reader:
                 for name, score in scores.items()
                 if score > self.limits.get(name, math.inf)
             )
+        index = watch.n_read - 1
+        acts = watch.fired_at is None and self.bundle.acts_on in watch.fired
+        if acts:
+            watch.fired_at = index
         watch.last = TokenScore(
-            watch.n_read - 1, place.channel, scores, watch.fired, watch.abstains
+            index, place.channel, scores, watch.fired, watch.abstains, acts
         )
         return watch.last
 

@@ -28,7 +28,6 @@ class Generation:
 
     Attributes:
         watches: What is known of each row of the last call.
-        fired_at: At which token, counted from 0, each row of it fired that did.
         arguments: What to give to `generate`, beside its inputs.
     """
 
@@ -40,7 +39,6 @@ class Generation:
         adapter = adapter_of(monitor)
         self._stops = adapter.stop_ids
         self.watches: list[Watch] = []
-        self.fired_at: dict[int, int] = {}
         self.arguments: dict[str, Any] = {
             "logits_processor": [self._process],
             "stopping_criteria": [self._is_done],
@@ -51,6 +49,15 @@ class Generation:
         self._mask: Tensor | None = None
         self._fresh = True
         self.live: LiveEdit | None = None
+
+    @property
+    def fired_at(self) -> dict[int, int]:
+        """At which token, counted from 0, each row of the last call fired that did."""
+        return {
+            row: watch.fired_at
+            for row, watch in enumerate(self.watches)
+            if watch.fired_at is not None
+        }
 
     def see(self, states: Float[Tensor, "row position d_model"]) -> None:
         """Keep the states of the last tokens; a hook on the final norm."""
@@ -97,15 +104,12 @@ class Generation:
             [table[row][-1] for row in going],
         )
         for row, score in zip(going, read, strict=True):
-            acts = self._monitor.bundle.acts_on in score.fired
-            if acts and row not in self.fired_at:
-                self.fired_at[row] = score.index
-                if self._policy == "stop":
-                    self._ended.add(row)
-                elif self._policy == "refuse":
-                    thinks = self.watches[row].written.is_thinking
-                    ends = self._monitor.rules.template_ids if thinks else ()
-                    self._said[row] = [*ends, *self._message]
+            if score.acts and self._policy == "stop":
+                self._ended.add(row)
+            elif score.acts and self._policy == "refuse":
+                thinks = self.watches[row].written.is_thinking
+                ends = self._monitor.rules.template_ids if thinks else ()
+                self._said[row] = [*ends, *self._message]
         for row in going:
             self._force(row, scores)
         return scores
@@ -127,7 +131,7 @@ class Generation:
         ]
         self.watches = [self._monitor.open(prompt) for prompt in prompts]
         self._monitor.begin(self.watches, self._states)
-        self.fired_at, self._said, self._ended = {}, {}, set()
+        self._said, self._ended = {}, set()
         self._width, self._fresh = input_ids.shape[1], False
 
     def _goes_on(self, row: int, token_ids: Sequence[int]) -> bool:

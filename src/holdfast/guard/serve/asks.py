@@ -34,10 +34,17 @@ class Scored(NamedTuple):
     scores: dict[str, float]  # By detector.
     fired: tuple[str, ...]  # Detectors whose threshold is passed here.
     abstains: str | None  # Why thresholds promise nothing here; None if they do.
+    acts: bool = False  # Whether the guard acts at this token.
 
     def record(self) -> dict[str, Any]:
         """Return it as clients get it."""
-        return self._asdict() | {"fired": list(self.fired)}
+        return {
+            "index": self.index,
+            "channel": self.channel,
+            "scores": self.scores,
+            "fired": list(self.fired),
+            "abstains": self.abstains,
+        }
 
 
 @dataclass

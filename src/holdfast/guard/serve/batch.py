@@ -63,7 +63,6 @@ class Batcher:
         self.metrics, self.width = metrics, width
         self._most_calls = CALLS + settings.queue + width
         self.joins, self._stops = fits_drafts(adapter, None), adapter.stop_ids
-        self._acts_on = None if monitor is None else monitor.bundle.acts_on
         self._waiting: deque[Ask] = deque()
         self._calls: deque[tuple[Callable[[], Any], Future[Any]]] = deque()
         self._there = threading.Condition()
@@ -308,9 +307,7 @@ class Batcher:
             if scored is not None:
                 ask.verdict.take(scored)
                 # A redrawn answer may fire once more, and is stopped then.
-                once = ask.verdict.action in (None, "redrawn")
-                fired = self._acts_on in scored.fired
-                if once and fired and self._act(row, scored):
+                if scored.acts and self._act(row, scored):
                     continue
             added = row.next_added()
             steps = () if scored is None else (scored,)

@@ -117,9 +117,8 @@ class Sidecar:
         reader.forget_behind(len(self.prompt) + sure)
         n_again = max(0, min(self._told, sure) - len(self._ids))
         self._ids, self._told = ids[:sure], max(self._told, sure)
-        acts_on = self.monitor.bundle.acts_on
         every = [_scored(score) for score in (*steps, *more)]
-        fired = next((score for score in every if acts_on in score.fired), None)
+        fired = next((score for score in every if score.acts), None)
         return Read(tuple(every[:n_sure]), n_again, every[-1], fired)
 
     def _begun(self, ids: Sequence[int]) -> Reader:
@@ -167,6 +166,7 @@ class Stream:
         self.thinking, self.answer = "", ""
         self.apart = False  # Whether thinking comes in a field of its own.
         self.is_over = False  # Whether nothing is let out any more.
+        self._has_fired = False  # What fires may be read again, and is one answer.
 
     def regions(self, *, is_last: bool) -> list[str]:
         """Return the text so far, in regions that are tokenised apart."""
@@ -220,9 +220,12 @@ class Stream:
     def _fire(self, scored: Scored) -> None:
         """Do what the policy says."""
         policy = self.settings.policy
-        if self.verdict.action is not None or policy == "observe":
+        if self._has_fired:
             return
+        self._has_fired = True
         self.metrics.fired.labels(policy, scored.channel).inc()
+        if policy == "observe":
+            return
         self.verdict.action = "refused" if policy == "refuse" else "stopped"
         self.is_over = True
 
