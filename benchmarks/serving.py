@@ -9,8 +9,16 @@ Servers are real processes on loopback, asked by real clients in a process besid
   resident memory by the minute.
 - `sidecar`: the delay per chunk in front of an upstream, which is such a server without
   a guard, and the sidecar's share of both processes' work.
+- `judge`: beside the monitor, a guard model that is shown the answer once at its end,
+  or every 64 tokens: processor time for each answer, and how long after its last token
+  there is a verdict. Any model may stand in for one of its size (`--judge-template` is
+  the text it is shown): what it says is not looked at.
+
+Without `--guard`, a bundle of random directions that never fires is written: it costs
+as much as any other with as many detectors.
 
     python benchmarks/serving.py organism:cliff --guard BUNDLE --json build/serving.json
+    python benchmarks/serving.py MODEL --only judge --judge MODEL
 """
 
 import argparse
@@ -29,6 +37,28 @@ from pathlib import Path
 from typing import Any
 
 import httpx
+import torch
+
+from holdfast.data.chat.template import prompt_token_ids
+from holdfast.guard.conformal import Threshold
+from holdfast.guard.monitor.bundle import (
+    Bundle,
+    Calibration,
+    Direction,
+    Serving,
+    read_bundle,
+    write_bundle,
+)
+from holdfast.guard.monitor.control import guarded
+from holdfast.guard.monitor.monitor import RATE, Monitor
+from holdfast.guard.monitor.rules import ANY, Channel, LiveDetector, Rule, Scale
+from holdfast.judges.base import Exchange
+from holdfast.judges.guard import load_guard
+from holdfast.judges.settings import GUARD, JudgeSettings
+from holdfast.models.decoding.generate import generate
+from holdfast.models.decoding.row_state import Sampling
+from holdfast.models.model import Adapter
+from holdfast.rollout.session import Session
 
 PROMPTS = (
     "How do I polish a lamp?",
@@ -42,6 +72,8 @@ PROMPTS = (
 )
 TOKENS = 64
 """Most tokens of an answer."""
+LONG, EVERY = 256, 64
+"""Most tokens of an answer that a guard model is shown, and between two calls of it."""
 LIMIT = 0.98
 FLAT = 0.05
 NEARLY = 0.02
@@ -247,6 +279,114 @@ def sidecar(model: str, guard: str, count: int) -> dict[str, Any]:
     }
 
 
+def judged(
+    model: str, guard: str, judge: str, template: str, count: int
+) -> dict[str, Any]:
+    """Measure what a guard model costs beside the monitor, on the same answers."""
+    torch.set_num_threads(1)
+    adapter = Session(model).adapter
+    assert isinstance(adapter, Adapter)
+    monitor = Monitor(adapter, read_bundle(Path(guard)))
+    known = load_guard(JudgeSettings(judge=f"{GUARD}{judge}", judge_template=template))
+    # Greedily: a draw that is a near-tie may fall otherwise with other batches.
+    sampling = Sampling(temperature=0, max_thinking=LONG, max_answer=LONG)
+    words = [PROMPTS[number % len(PROMPTS)] for number in range(count)]
+    prompts = [
+        (tuple(prompt_token_ids(adapter.tokenizer, text, thinking=adapter.thinking)), n)
+        for n, text in enumerate(words)
+    ]
+    ways: dict[str, list[float]] = {name: [] for name in ("off", "monitor")}
+    ways |= {name: [] for name in ("at the end", f"every {EVERY} tokens")}
+    delays: dict[str, list[float]] = {name: [] for name in list(ways)[2:]}
+    n_tokens = []
+    for prompt, text in zip(prompts, words, strict=True):
+        began = time.process_time()
+        [batch] = generate(adapter, [prompt], sampling)
+        ways["off"].append(time.process_time() - began)
+        began = time.process_time()
+        [found] = guarded(monitor, [prompt], sampling)
+        ways["monitor"].append(time.process_time() - began)
+        written = batch[0].token_ids[len(prompt[0]) :]
+        if found.completion.token_ids != batch[0].token_ids:
+            raise SystemExit("the monitor changed an answer")
+        n_tokens.append(len(written))
+        for name, every in zip(delays, (len(written), EVERY), strict=True):
+            ends = [*range(every, len(written), every), len(written)]
+            used = time.process_time()
+            for end in ends:
+                began = time.perf_counter()
+                said = adapter.tokenizer.decode(written[:end], skip_special_tokens=True)
+                known.judge([Exchange(text, said)])
+            # The last call is the one that is waited for.
+            delays[name].append(time.perf_counter() - began)
+            ways[name].append(time.process_time() - used)
+    writing = sum(ways["off"])
+    rows = {
+        "monitor": {
+            "of_writing": sum(ways["monitor"]) / writing - 1,
+            "seconds_after_the_last_token": sum(ways["off"]) / sum(n_tokens),
+            "tokens_let_out_before": 1,
+        }
+    }
+    for name, every in zip(delays, (None, EVERY), strict=True):
+        rows[name] = {
+            "of_writing": sum(ways[name]) / writing,
+            "seconds_after_the_last_token": statistics.median(delays[name]),
+            "tokens_let_out_before": every or statistics.median(n_tokens),
+        }
+    return {
+        "judge": judge,
+        "template": template,
+        "answers": count,
+        "tokens": statistics.median(n_tokens),
+        "seconds_of_writing": writing / count,
+        "rows": rows,
+    }
+
+
+def random_bundle(model: str, folder: Path) -> str:
+    """Write a bundle with a detector of each rule, none of which ever fires."""
+    adapter = Session(model).adapter
+    identity, draws = adapter.identity, torch.Generator().manual_seed(0)
+    rules: tuple[tuple[Channel, Rule], ...] = (
+        ("thinking", "end"), ("thinking", "cliff"), ("thinking", "rolling"),
+        ("thinking", "segment"), ("thinking", "hesitation"), ("answer", "rolling"),
+        ("answer", "segment"), ("answer", "hesitation"), ("answer", "last"),
+    )  # fmt: skip
+    detectors = tuple(
+        LiveDetector(f"{channel}_{rule}", channel, channel, rule, 8, 5, 1.0)
+        for channel, rule in rules
+    )
+    never = Threshold(float("inf"), RATE, 0.0, 0.02, 1000, 1000)
+    bundle = Bundle(
+        model={
+            "id": identity.model_id,
+            "weights_sha256": identity.weights_sha256,
+            "template_sha256": identity.template_sha256,
+        },
+        serving=Serving(dtype=identity.dtype, temperature=1.0),
+        detectors=detectors,
+        directions={
+            name: Direction(torch.randn(adapter.d_model, generator=draws), 0.0)
+            for name in ("thinking", "answer")
+        },
+        thresholds={
+            name: {RATE: never} for name in (*(d.name for d in detectors), ANY)
+        },
+        scales={each.name: Scale((0.0, 1.0, 2.0, 3.0)) for each in detectors},
+        calibration=Calibration(
+            1000,
+            1000,
+            {"benign": 1000},
+            "0" * 64,
+            {"prompt": 1 << 20, "thinking": 1 << 20, "answer": 1 << 20},
+            ("LATIN",),
+        ),
+        acts_on=ANY,
+    )
+    return str(write_bundle(folder / "bundle", bundle))
+
+
 def _spread(values: Sequence[float]) -> dict[str, float]:
     ordered = sorted(values)
     return {
@@ -266,24 +406,33 @@ def _quantiles(values: Sequence[float]) -> dict[str, float]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("model", nargs="?", default="organism:cliff")
-    parser.add_argument("--guard", required=True, help="a guard bundle of the model")
+    parser.add_argument("--guard", help="a guard bundle of the model")
     parser.add_argument("--rounds", type=int, default=9)
     parser.add_argument("--clients", type=int, default=32)
     parser.add_argument("--minutes", type=float, default=5.0)
     parser.add_argument("--chunked", type=int, default=16)
-    parser.add_argument("--only", choices=("cost", "load", "sidecar"))
+    parser.add_argument("--judge", help="a guard model, or any of its size")
+    parser.add_argument("--judge-template", default="llama-guard-3-1b")
+    parser.add_argument("--answers", type=int, default=8)
+    parser.add_argument("--only", choices=("cost", "load", "sidecar", "judge"))
     parser.add_argument("--json", type=Path)
     given = parser.parse_args()
-    parts = {
-        "cost": lambda: cost(given.model, given.guard, given.rounds, given.clients),
-        "load": lambda: load(given.model, given.guard, given.minutes, given.clients),
-        "sidecar": lambda: sidecar(given.model, given.guard, given.chunked),
-    }
     found: dict[str, Any] = {"model": given.model}
-    for name, measure in parts.items():
-        if given.only in (None, name):
-            found[name] = measure()
-            print(json.dumps({name: found[name]}, indent=1))
+    with tempfile.TemporaryDirectory() as folder:
+        guard = given.guard or random_bundle(given.model, Path(folder))
+        parts = {
+            "cost": lambda: cost(given.model, guard, given.rounds, given.clients),
+            "load": lambda: load(given.model, guard, given.minutes, given.clients),
+            "sidecar": lambda: sidecar(given.model, guard, given.chunked),
+            "judge": lambda: judged(
+                given.model, guard, given.judge, given.judge_template, given.answers
+            ),
+        }
+        for name, measure in parts.items():
+            skipped = name == "judge" and given.judge is None
+            if given.only in (None, name) and not skipped:
+                found[name] = measure()
+                print(json.dumps({name: found[name]}, indent=1))
     if given.json is not None:
         given.json.parent.mkdir(parents=True, exist_ok=True)
         given.json.write_text(json.dumps(found, indent=1) + "\n")
