@@ -3,12 +3,15 @@
 What it answers is held against `generate`, and what it scores against plain passes.
 """
 
+import asyncio
 import contextlib
 import json
 import socket
 import time
+from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
 
+import httpx
 import openai
 import pytest
 import schemathesis
@@ -18,6 +21,7 @@ from hypothesis import HealthCheck, Phase, given, settings
 
 from holdfast.data.chat.conversation import behind_prompt
 from holdfast.data.chat.template import prompt_token_ids
+from holdfast.guard.serve.settings import ServeSettings
 from holdfast.models.batching import pad
 
 PROMPTS = (
@@ -200,6 +204,30 @@ def test_a_client_that_vanishes_frees_its_row_and_changes_no_answer(server, know
         if not metric(server, "running"):
             leave(server, body)
         time.sleep(0.05)
+
+
+def test_a_thousand_at_once_get_their_answer_or_are_told_to_come_again(server, known):
+    async def all_at_once():
+        limits = httpx.Limits(max_connections=None)
+        async with httpx.AsyncClient(
+            base_url=server.url, limits=limits, timeout=300
+        ) as client:
+            route, body = "/v1/chat/completions", said(WINDOW)
+            asked = [client.post(route, json=body) for _ in range(1000)]
+            return await asyncio.gather(*asked)
+
+    replies = asyncio.run(all_at_once())
+    count = Counter(reply.status_code for reply in replies)
+    assert set(count) == {200, 429}
+    # As many as may wait, beside those that found room, and not many more than that.
+    assert ServeSettings().queue <= count[200] < 1000
+    answer = known(WINDOW).answer
+    for reply in replies:
+        if reply.status_code == 200:
+            assert reply.json()["choices"][0]["message"]["content"] == answer
+        else:
+            assert int(reply.headers["retry-after"]) >= 1
+    assert ask(server, said(LAMP)).status_code == 200
 
 
 def leave(server, body):
