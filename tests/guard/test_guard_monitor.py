@@ -284,6 +284,12 @@ def test_a_stream_holds_a_token_back_until_it_is_read(qwen3):
     ]
     stopped = list(stream(monitor, prompt, seed, GREEDY, policy="stop"))
     assert tuple(token for token, _ in stopped) == written[:at]
+    # What is said in place of the rest was written by nobody, and has no scores.
+    long = replace(GREEDY, max_answer=200)
+    refused = list(stream(monitor, prompt, seed, long, policy="refuse"))
+    known = [score is not None for _, score in refused]
+    assert known == [True] * (at + 1) + [False] * (len(refused) - at - 1)
+    assert len(refused) > at + len(MESSAGE)
     with pytest.raises(SettingsError, match="lets stand what was let out"):
         next(stream(monitor, prompt, seed, GREEDY, policy="redraw"))
 

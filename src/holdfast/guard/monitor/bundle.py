@@ -5,12 +5,14 @@ to read. Nothing in it is run.
 """
 
 import json
+import math
 import unicodedata
 from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
+from itertools import pairwise
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, get_args
 
 from jaxtyping import Float
 from safetensors.torch import load, save
@@ -20,7 +22,15 @@ from holdfast.dynamics.signal import AnchorSignal
 from holdfast.errors import InputError, SettingsError
 from holdfast.guard.conformal import Threshold
 from holdfast.guard.monitor.card import card_of
-from holdfast.guard.monitor.rules import ANY, LiveDetector, Scale
+from holdfast.guard.monitor.rules import (
+    ANY,
+    SIGNAL,
+    TAILS,
+    Channel,
+    LiveDetector,
+    Rule,
+    Scale,
+)
 from holdfast.models.model import LanguageModel, ModelIdentity
 from holdfast.study import atomic_write_bytes, atomic_write_text, file_sha256
 from holdfast.study.files import staging, storing
@@ -155,7 +165,9 @@ def read_bundle(directory: Path) -> Bundle:
             own = file_sha256(directory / TENSORS)
         if facts["format"] != FORMAT or facts["tensors_sha256"] != own:
             raise ValueError("another format, or tensors of another bundle")
-        return _unpack(facts, load(data))
+        bundle = _unpack(facts, load(data))
+        _check(bundle)
+        return bundle
     # The reader of safetensors raises its own error, which is no ValueError.
     except Exception as error:
         raise InputError(
@@ -169,6 +181,8 @@ def _unpack(facts: Mapping[str, Any], tensors: dict[str, Tensor]) -> Bundle:
     anchors = {key: tensors.pop(f"anchors/{key}", None) for key in _ANCHORS}
     own: Any = {key: each for key, each in anchors.items() if each is not None}
     calibration = dict(facts["calibration"])
+    if not isinstance(calibration["scripts"], list):
+        raise ValueError("scripts that are no list")
     calibration["scripts"] = tuple(calibration["scripts"])
     return Bundle(
         model=facts["model"],
@@ -189,6 +203,59 @@ def _unpack(facts: Mapping[str, Any], tensors: dict[str, Tensor]) -> Bundle:
         edit=tensors.get("edit"),
         study=facts["study"],
     )
+
+
+def _check(bundle: Bundle) -> None:
+    """Refuse what would score something else, or nothing, without a word.
+
+    Raises:
+        ValueError: If a part has no meaning here, or does not fit another.
+    """
+    names = [each.name for each in bundle.detectors]
+    if len({*names, ANY}) <= len(names):
+        raise ValueError("two detectors of one name")
+    for detector in bundle.detectors:
+        _check_detector(detector, bundle)
+    for name, direction in bundle.directions.items():
+        numbers = (*direction.weight.tolist(), direction.offset)
+        if not all(map(math.isfinite, numbers)):
+            raise ValueError(f"a direction `{name}` of numbers that are none")
+    for name, by in bundle.thresholds.items():
+        if name not in (*names, ANY):
+            raise ValueError(f"thresholds of `{name}`, which no detector is")
+        # One that is no number would never be passed.
+        if any(math.isnan(each.value) or not 0 < rate < 1 for rate, each in by.items()):
+            raise ValueError(f"a threshold of `{name}` that is none")
+    own = bundle.thresholds.get(bundle.acts_on, {})
+    if bundle.rates != tuple(sorted(own)):
+        raise ValueError(f"no threshold for each rate of `{bundle.acts_on}`, acted on")
+    for name, scale in bundle.scales.items():
+        knots = scale.knots
+        rises = all(low < high for low, high in pairwise(knots))
+        if name not in names or len(knots) != len(TAILS) or not rises:
+            raise ValueError(f"a scale of `{name}` that is none")
+    _check_calibration(bundle.calibration)
+
+
+def _check_detector(detector: LiveDetector, bundle: Bundle) -> None:
+    known = {*bundle.directions, *((SIGNAL,) if bundle.anchors is not None else ())}
+    fits = (
+        detector.rule in get_args(Rule)
+        and detector.channel in get_args(Channel)
+        and detector.reads in known
+        and 1 <= detector.support <= detector.window
+        and detector.sign in (1, -1)
+        and 0 <= detector.band < math.inf
+    )
+    if not fits:
+        raise ValueError(f"a detector `{detector.name}` that is none here")
+
+
+def _check_calibration(calibration: Calibration) -> None:
+    longest = calibration.longest
+    for part in ("prompt", "thinking", "answer"):
+        if not isinstance(longest.get(part), int):
+            raise ValueError(f"no longest {part}")
 
 
 def serving_of(model: LanguageModel, temperature: float, top_p: float) -> Serving:

@@ -20,7 +20,7 @@ from holdfast.judges.verdict import Verdict
 from holdfast.models.decoding.generate import decoding_steps, generate
 from holdfast.models.decoding.jobs import Prompts
 from holdfast.models.decoding.row_state import Completion, GenerationState, Sampling
-from holdfast.models.interventions import HeadEdit, LiveEdit
+from holdfast.models.interventions import HeadEdit, LiveEdit, check_table
 from holdfast.models.model import Adapter
 
 MESSAGE = "I'm sorry, but I can't help with that."
@@ -118,7 +118,8 @@ def require_edit(monitor: Monitor, policy: Policy) -> None:
     """Refuse to steer without heads to scale.
 
     Raises:
-        SettingsError: If the bundle has no edit.
+        SettingsError: If the bundle has no edit, or one of another model's heads.
+        AdapterError: If heads of this model cannot be read.
     """
     if policy in ("steer", "redraw") and monitor.bundle.edit is None:
         raise SettingsError(
@@ -126,6 +127,10 @@ def require_edit(monitor: Monitor, policy: Policy) -> None:
             "one without",
             "Write it with `holdfast guard bundle STUDY --edit FILE`.",
         )
+    if policy in ("steer", "redraw") and monitor.bundle.edit is not None:
+        adapter = adapter_of(monitor)
+        adapter.require("heads")
+        check_table(adapter, monitor.bundle.edit)
 
 
 @dataclass(frozen=True)
@@ -280,11 +285,17 @@ def stream(
             watch = guard.watches[0]
             if policy == "stop" and watch.fired_at is not None:
                 return
-            yield held, watch.last
+            said = policy == "refuse" and _is_behind(watch)
+            yield held, None if said else watch.last
         fresh = bool(step.fresh[0].any())
         held = int(step.predicted[0, -1]) if fresh else None
     if held is not None:
         yield held, None
+
+
+def _is_behind(watch: Watch) -> bool:
+    """Return whether the last token stands behind the one that fired."""
+    return watch.fired_at is not None and watch.n_read > watch.fired_at + 1
 
 
 class Opinion(NamedTuple):

@@ -118,6 +118,7 @@ class Reader:
 
         Raises:
             SettingsError: If it has no thresholds for the rate.
+            InputError: If its directions are of states of another width.
         """
         self.bundle, self.rate = bundle, rate
         self.limits = {name: each.value for name, each in bundle.at(rate).items()}
@@ -126,6 +127,12 @@ class Reader:
         self._longest = bundle.calibration.longest
         self._names = tuple(bundle.directions)
         weights = [each.weight.float() for each in bundle.directions.values()]
+        if odd := {tuple(each.shape) for each in weights} - {(d_model,)}:
+            raise InputError(
+                f"directions of {d_model} numbers, as states of this model have",
+                f"some of shape {', '.join(map(str, sorted(odd)))}",
+                "Write the bundle anew with `holdfast guard bundle STUDY -o DIR`.",
+            )
         empty = torch.zeros((0, d_model))
         self._weights = torch.stack(weights) if weights else empty
         self._weights = self._weights.to(device)
