@@ -94,6 +94,26 @@ def test_every_policy_is_what_it_is_in_our_own_decoding(plain, policy):
         assert len(text) > 5 or at > 15
 
 
+def test_a_cache_of_one_size_sees_each_prompt_without_its_padding(plain):
+    """Its mask is one of queries and keys, with places for what is not written yet."""
+    monitor, top = firing(plain)
+    with watch_generate(monitor, "stop") as watched:
+        rows = drawn(plain, watched)
+        usual = [watch.written.token_ids for watch in watched.watches]
+        fired = watched.fired_at
+        fixed = drawn(
+            plain, watched, cache_implementation="static", disable_compile=True
+        )
+        found = [watch.written.token_ids for watch in watched.watches]
+    assert (fixed, found, watched.fired_at) == (rows, usual, fired)
+    prompts = [tuple(plain.encode(text)) for text in TEXTS]
+    starts = [
+        tuple(ids[: len(prompt)]) for ids, prompt in zip(found, prompts, strict=True)
+    ]
+    assert starts == prompts
+    assert set(fired) == {top}
+
+
 def test_what_the_end_of_a_prompt_says_counts_where_nobody_thinks(plain):
     low = Monitor(plain, random_bundle(plain, {"end": -1e9}, acts_on="end"))
     found = ours(low, "stop")

@@ -68,14 +68,16 @@ class Generation:
         cache = named.get("past_key_values")
         if cache is None:
             raise SettingsError("a pass with a cache", "one without", _PLAIN)
-        self._fresh = self._fresh or cache.get_seq_length() == 0
-        mask = named.get("attention_mask")
-        self._mask = mask if isinstance(mask, Tensor) and mask.dim() == 2 else None
+        n_read = int(cache.get_seq_length())
+        self._fresh = self._fresh or n_read == 0
+        ids = named.get("input_ids")
+        n_seen = None if ids is None else n_read + ids.shape[1]
+        self._mask = _kept(named.get("attention_mask"), n_seen)
         if self._mask is not None and not bool(self._mask[:, -1].all()):
             raise InputError(
                 "rows padded on the left, as whoever writes on has to",
                 "padding on the right",
-                "Set `tokenizer.padding_side = 'left'`.",
+                "Set `tokenizer.padding_side = 'left'`, and read prompts in one pass.",
             )
         if self.live is not None:
             self._steer(len(named["input_ids"]))
@@ -116,9 +118,7 @@ class Generation:
 
     def _begin(self, input_ids: Tensor) -> None:
         """Open a watch on every row of a new call."""
-        mask = self._mask
-        if mask is None:
-            mask = torch.ones_like(input_ids)
+        mask = torch.ones_like(input_ids) if self._mask is None else self._mask
         if mask.shape != input_ids.shape or len(self._states) != len(input_ids):
             raise SettingsError(
                 "one pass over all prompts before the first token",
@@ -173,6 +173,26 @@ class Generation:
         done = torch.zeros(len(input_ids), dtype=torch.bool, device=input_ids.device)
         done[list(self._ended)] = True
         return done
+
+
+def _kept(mask: Any, n_seen: int | None) -> Bool[Tensor, "row position"] | None:
+    """Return which tokens of each row a pass attends to; None where it is all of them.
+
+    A cache of one size is given a mask of queries and keys instead of one of tokens,
+    with places for what is not written yet, and where layers differ one for each kind.
+
+    `n_seen`: Tokens of each row so far; None where they are not given as tokens.
+    """
+    if isinstance(mask, dict):
+        mask = mask.get("full_attention")
+        if mask is None:
+            raise SettingsError("a layer that attends to all", "none", _PLAIN)
+    if not isinstance(mask, Tensor):
+        return None
+    if mask.dim() == 2:
+        return mask.bool()
+    last = mask[:, 0, -1, :n_seen]
+    return last if last.dtype == torch.bool else last == 0
 
 
 @contextmanager
