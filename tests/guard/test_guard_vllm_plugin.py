@@ -85,7 +85,7 @@ def settings(folder):
             revision=None,
             dtype=torch.float32,
             quantization=None,
-            get_hidden_size=lambda: 64,
+            get_hidden_size=lambda: 128,
         )
     )
 
@@ -253,3 +253,22 @@ def test_a_bundle_of_another_model_or_none_is_refused(
             plugin.GuardProcessor(settings(folder), device, False)
     monkeypatch.setenv("HOLDFAST_GUARD_ACCEPT_STALE", "1")
     plugin.GuardProcessor(settings(folder), device, False)
+
+
+def test_a_policy_that_is_none_observes_nobody_in_silence(
+    plugin, model, tmp_path, monkeypatch
+):
+    """It would let everything pass, and look like a guard."""
+    adapter, folder = model
+    written = write_bundle(tmp_path / "b", random_bundle(adapter))
+    monkeypatch.setenv("HOLDFAST_GUARD", str(written))
+    monkeypatch.setenv("HOLDFAST_GUARD_ACCEPT_STALE", "1")
+    for policy in ("Stop", "refuse", ""):
+        monkeypatch.setenv("HOLDFAST_GUARD_POLICY", policy)
+        with pytest.raises(SettingsError, match="stop or observe"):
+            plugin.GuardProcessor(settings(folder), torch.device("cpu"), False)
+    check = plugin.GuardProcessor.validate_params
+    for known in (None, {}, {"holdfast_policy": "observe"}):
+        check(SimpleNamespace(extra_args=known))
+    with pytest.raises(ValueError, match="stop or observe"):
+        check(SimpleNamespace(extra_args={"holdfast_policy": "off"}))

@@ -41,6 +41,8 @@ NAME, OWN_POLICY = "holdfast_id", "holdfast_policy"
 """What of a request's `vllm_xargs` is for the guard: how the log names it, and
 `observe` or `stop`."""
 
+_POLICIES = ("stop", "observe")
+
 
 @Head.register_oot(name="LogitsProcessor")
 class WatchedHead(Head):  # type: ignore[misc]
@@ -63,7 +65,8 @@ class _Request:
         own = params.extra_args or {}
         self.name: str | None = own.get(NAME)
         policy = own.get(OWN_POLICY) or os.environ.get(POLICY, "stop")
-        self.stops = policy == "stop"
+        # A policy that is none stops, since whoever names one wants a guard.
+        self.stops = policy != "observe"
         self.ends = [*(params.stop_token_ids or ()), *params.all_stop_token_ids]
         self.written = written  # The list that vLLM adds to.
         self.watch: Watch | None = None
@@ -96,6 +99,13 @@ class GuardProcessor(LogitsProcessor):  # type: ignore[misc]
             raise SettingsError(
                 f"the directory of a bundle in {BUNDLE}", "nothing", "Set it."
             )
+        policy = os.environ.get(POLICY, "stop")
+        if policy not in _POLICIES:
+            raise SettingsError(
+                f"{POLICY} as stop or observe",
+                repr(policy),
+                "Any other policy stands in front: `holdfast guard serve --upstream`.",
+            )
         bundle, settings = read_bundle(Path(directory)), vllm_config.model_config
         checkpoint = find_checkpoint(str(settings.model), settings.revision)
         tokenizer = templated_tokenizer(checkpoint, AS_IT_IS)
@@ -122,6 +132,17 @@ class GuardProcessor(LogitsProcessor):  # type: ignore[misc]
         )
         self.requests: dict[int, _Request] = {}
         self._log = Path(os.environ[LOG]) if os.environ.get(LOG) else None
+
+    @classmethod
+    def validate_params(cls, sampling_params: Any) -> None:
+        """Refuse a request with a policy that is none here.
+
+        Raises:
+            ValueError: Which vLLM tells whoever asked.
+        """
+        own = (sampling_params.extra_args or {}).get(OWN_POLICY)
+        if own not in (None, *_POLICIES):
+            raise ValueError(f"expected {OWN_POLICY} as stop or observe; found {own!r}")
 
     def is_argmax_invariant(self) -> bool:
         """Return that the likeliest token may change."""
