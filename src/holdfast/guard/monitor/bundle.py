@@ -220,8 +220,21 @@ def _check(bundle: Bundle) -> None:
         numbers = (*direction.weight.tolist(), direction.offset)
         if not all(map(math.isfinite, numbers)):
             raise ValueError(f"a direction `{name}` of numbers that are none")
+    _check_thresholds(bundle, [*names, ANY])
+    for name, scale in bundle.scales.items():
+        knots = scale.knots
+        rises = all(low < high for low, high in pairwise(knots))
+        if name not in names or len(knots) != len(TAILS) or not rises:
+            raise ValueError(f"a scale of `{name}` that is none")
+    longest = bundle.calibration.longest
+    for part in ("prompt", "thinking", "answer"):
+        if not isinstance(longest.get(part), int):
+            raise ValueError(f"no longest {part}")
+
+
+def _check_thresholds(bundle: Bundle, names: list[str]) -> None:
     for name, by in bundle.thresholds.items():
-        if name not in (*names, ANY):
+        if name not in names:
             raise ValueError(f"thresholds of `{name}`, which no detector is")
         # One that is no number would never be passed.
         if any(math.isnan(each.value) or not 0 < rate < 1 for rate, each in by.items()):
@@ -229,12 +242,6 @@ def _check(bundle: Bundle) -> None:
     own = bundle.thresholds.get(bundle.acts_on, {})
     if bundle.rates != tuple(sorted(own)):
         raise ValueError(f"no threshold for each rate of `{bundle.acts_on}`, acted on")
-    for name, scale in bundle.scales.items():
-        knots = scale.knots
-        rises = all(low < high for low, high in pairwise(knots))
-        if name not in names or len(knots) != len(TAILS) or not rises:
-            raise ValueError(f"a scale of `{name}` that is none")
-    _check_calibration(bundle.calibration)
 
 
 def _check_detector(detector: LiveDetector, bundle: Bundle) -> None:
@@ -249,13 +256,6 @@ def _check_detector(detector: LiveDetector, bundle: Bundle) -> None:
     )
     if not fits:
         raise ValueError(f"a detector `{detector.name}` that is none here")
-
-
-def _check_calibration(calibration: Calibration) -> None:
-    longest = calibration.longest
-    for part in ("prompt", "thinking", "answer"):
-        if not isinstance(longest.get(part), int):
-            raise ValueError(f"no longest {part}")
 
 
 def serving_of(model: LanguageModel, temperature: float, top_p: float) -> Serving:
