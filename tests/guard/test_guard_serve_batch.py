@@ -7,11 +7,13 @@ import time
 import pytest
 import torch
 from guard_server import word_bundle
+from live_bundles import RATE, random_bundle, threshold
 
 from holdfast.data.chat.template import prompt_token_ids
 from holdfast.guard.monitor.bundle import read_bundle
 from holdfast.guard.monitor.control import guarded
 from holdfast.guard.monitor.monitor import Monitor
+from holdfast.guard.monitor.rules import LiveDetector
 from holdfast.guard.serve.asks import Ask, Mailbox, Scored, Verdict, joined
 from holdfast.guard.serve.batch import Batcher, Busy
 from holdfast.guard.serve.chat import Desk, Refused
@@ -22,7 +24,7 @@ from holdfast.guard.serve.web.app import Server
 from holdfast.models.decoding.generate import generate
 from holdfast.models.decoding.row_state import Sampling
 from holdfast.models.loading.causal import adapt
-from tiny_models import tiny_model
+from tiny_models import PLAIN_TEMPLATE, tiny_model, tiny_tokenizer
 
 LAMP, WINDOW, KNOT = (
     "How do I polish a lamp?",
@@ -268,6 +270,18 @@ def test_scores_that_are_no_numbers_end_the_answer_or_let_it_go_on(
     assert found[1][1].answer == plain[2].answer
 
 
+def test_readings_that_are_no_numbers_end_the_answer_where_states_are_fine(
+    organism, monitors, prompts, monkeypatch
+):
+    """A direction may make none of a state: nothing would fire, and all would pass."""
+    monitor = monitors["answer"]
+    odd = torch.full_like(monitor._offsets, torch.nan)
+    monkeypatch.setattr(monitor, "_offsets", odd)
+    [(verdict, whole)] = answers(organism, monitor, prompts[:1], policy="stop")
+    assert (verdict.watched, verdict.action) == (False, "stopped")
+    assert (whole.finish, whole.answer) == ("content_filter", "")
+
+
 def starts(watch, prompt):
     return tuple(watch.written.token_ids[: len(prompt)]) == prompt
 
@@ -284,6 +298,59 @@ def test_a_model_whose_layers_forget_decodes_batch_after_batch(tokenizer):
         thread.batcher.start()
         found = [thread.whole(ask) for ask in asked]
     assert {whole.answer for whole in found} == {wanted.answer}
+
+
+WORDS = ("How are you?", "Tell me of boats.", "Why", "A b c d")
+
+
+def redrawn(adapter, texts, detector):
+    """What is drawn again here, and by `guarded`, where one of several rows fires."""
+    asked = [(tuple(adapter.encode(text)), seed) for seed, text in enumerate(texts)]
+    limits = Sampling(temperature=0, max_thinking=20, max_answer=12)
+    own = {"detectors": (detector,), "acts_on": "it", "scales": {}}
+    never = {"it": {RATE: threshold(1e9)}}
+    calm = Monitor(adapter, random_bundle(adapter, thresholds=never, **own))
+    *_, second, top = sorted(
+        row.last.scores.get("it", -1e9) for row in guarded(calm, asked, limits)
+    )
+    over = {"it": {RATE: threshold((second + top) / 2)}}
+    monitor = Monitor(adapter, random_bundle(adapter, thresholds=over, **own))
+    wanted = guarded(monitor, asked, limits, policy="redraw")
+    with Thread(adapter, monitor, policy="redraw", width=4) as thread:
+        rows = [thread.ask(prompt, limits) for prompt, _ in asked]
+        thread.batcher.start()
+        found = [(row.verdict, thread.whole(row)) for row in rows]
+    for _, whole in found:
+        assert [step.index for step in whole.steps] == list(range(len(whole.steps)))
+    [at] = [n for n, row in enumerate(wanted) if row.fired_at is not None]
+    assert [v.action is not None for v, _ in found] == [n == at for n in range(4)]
+    return found[at], wanted[at].completion
+
+
+@pytest.mark.parametrize("kind", ["mistral", "qwen3"])
+def test_what_is_drawn_again_is_under_the_edit_where_rows_cannot_join(kind):
+    adapter = adapt(tiny_model(kind), tiny_tokenizer())
+    texts = [f"<|user|>{words}<|end|><|assistant|><think>\n" for words in WORDS]
+    detector = LiveDetector("it", "a", "thinking", "last")
+    (verdict, whole), wanted = redrawn(adapter, texts, detector)
+    assert verdict.action == "redrawn"
+    assert (whole.thinking, whole.answer) == (wanted.thinking, wanted.answer)
+
+
+def test_what_the_end_of_a_prompt_says_does_not_fire_for_what_is_drawn_again():
+    """Of a model that does not think the prompt is all that is kept, and it fired."""
+    adapter = adapt(tiny_model(), tiny_tokenizer(PLAIN_TEMPLATE, tags=False))
+    texts = [f"<|user|>{words}<|end|><|assistant|>" for words in WORDS]
+    detector = LiveDetector("it", "a", "thinking", "end")
+    (verdict, whole), wanted = redrawn(adapter, texts, detector)
+    assert verdict.action == "redrawn"
+    assert whole.answer == wanted.answer
+
+
+def test_tokens_that_end_a_thinking_twice_are_told_once():
+    adapter = adapt(tiny_model("qwen3"), tiny_tokenizer())
+    texts = [f"<|user|>{words}<|end|><|assistant|><think>\n" for words in WORDS]
+    redrawn(adapter, texts, LiveDetector("it", "a", "thinking", "end"))
 
 
 def test_readings_without_end_let_answers_begin(organism, prompts, plain):

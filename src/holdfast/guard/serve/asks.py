@@ -7,6 +7,7 @@ from collections.abc import AsyncIterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal, NamedTuple
 
+from holdfast.guard.monitor.monitor import NOT_FINITE, TokenScore
 from holdfast.models.decoding.row_state import Sampling
 
 Finish = Literal["stop", "length", "content_filter"]
@@ -45,6 +46,16 @@ class Scored(NamedTuple):
             "fired": list(self.fired),
             "abstains": self.abstains,
         }
+
+
+def is_sound(score: TokenScore) -> bool:
+    """Return whether a token was read: what it was read as, and scores, are numbers.
+
+    States may be numbers of which a direction makes none, and an answer of such tokens
+    passes every threshold unwatched.
+    """
+    finite = score.abstains != NOT_FINITE
+    return finite and all(value == value for value in score.scores.values())
 
 
 @dataclass
@@ -200,3 +211,12 @@ class Ask:
     box: Mailbox
     deadline: float  # On the clock of `time.monotonic`.
     began: float = field(default_factory=time.monotonic)
+    n_told: int = 0  # Tokens whose scores were told.
+
+    def fresh(self, scored: Scored) -> tuple[Scored, ...]:
+        """Return the scores of a token, but none of a place that has some already.
+
+        Where a thinking is ended again, the tokens that ended it are read twice.
+        """
+        known, self.n_told = self.n_told, max(self.n_told, scored.index + 1)
+        return (scored,) if scored.index >= known else ()

@@ -25,6 +25,7 @@ from holdfast.guard.serve.asks import (
     Finish,
     Piece,
     Scored,
+    is_sound,
 )
 from holdfast.guard.serve.rows import NOTHING, Added, LiveRow, Running
 from holdfast.guard.serve.settings import ServeSettings
@@ -251,7 +252,6 @@ class Batcher:
             )
             one.read_prompts()
             self._begin(row, one.prompt_states)
-            row.index = EDITED if row.edited else PLAIN
         except Exception as error:
             LOG.exception("a prompt failed", extra={"event": "prompt_failed"})
             failure: Failure = "memory" if is_out_of_memory(error) else "fault"
@@ -310,7 +310,7 @@ class Batcher:
                 if scored.acts and self._act(row, scored):
                     continue
             added = row.next_added()
-            steps = () if scored is None else (scored,)
+            steps = () if scored is None else ask.fresh(scored)
             if added.thinking or added.answer or steps:
                 ask.box.put(Piece(added.thinking, added.answer, steps))
 
@@ -333,7 +333,7 @@ class Batcher:
         return {
             place: Scored(*score)
             for (place, *_), score in zip(fine, found, strict=True)
-            if all(value == value for value in score.scores.values())
+            if is_sound(score)
         }
 
     def _unwatched(self, row: LiveRow) -> bool:
@@ -364,7 +364,7 @@ class Batcher:
             return True
         verdict.action = "refused" if policy == "refuse" else "stopped"
         refusal = self.settings.refusal if policy == "refuse" else None
-        self._end(row, "content_filter", steps=(scored,), refusal=refusal)
+        self._end(row, "content_filter", steps=row.ask.fresh(scored), refusal=refusal)
         return True
 
     def _redraw(self, row: LiveRow, scored: Scored) -> None:
@@ -381,7 +381,7 @@ class Batcher:
         again.edited = True
         again.watch = self.monitor and self.monitor.open(ask.prompt)
         self._again.append(again)
-        ask.box.put(Piece(text, steps=(scored,)))
+        ask.box.put(Piece(text, steps=ask.fresh(scored)))
 
     def _begin(self, row: LiveRow, states: Tensor | None) -> None:
         """Let a watch read a prompt's end; thinking that it holds has fired already."""
@@ -392,9 +392,12 @@ class Batcher:
             batch = pad([row.job.prompt], "right", self.adapter.device)
             again = self.adapter.states(batch)[0, len(row.ask.prompt) :]
             self.monitor.read_many(row.watch, again, thought)
-            row.watch.forgive()
         elif states is not None:
             self.monitor.begin([row.watch], states)
+        if row.edited:
+            # What it was drawn again for would fire for it once more.
+            row.watch.forgive()
+            row.index, self._moved = EDITED, True
 
     def _tell(self, row: LiveRow) -> None:
         """Give a client the last of a row that has ended."""

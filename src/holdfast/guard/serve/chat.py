@@ -5,12 +5,13 @@ import copy
 import json
 import secrets
 import time
-from collections.abc import AsyncGenerator, Callable
+from collections.abc import AsyncGenerator, Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, NamedTuple, TypeVar
 
 from prometheus_client import Histogram
 
+from holdfast.data.chat.rendering import render
 from holdfast.data.chat.template import prompt_token_ids
 from holdfast.errors import HoldfastError, InputError
 from holdfast.guard.monitor.bundle import require_match, serving_of
@@ -107,6 +108,18 @@ class Desk:
             thinking=self.adapter.thinking,
             earlier=turns.earlier,
         )
+
+    def leaves_out(self, messages: Sequence[dict[str, Any]], texts: list[str]) -> bool:
+        """Return whether the template takes nothing of messages but role and text.
+
+        `texts`: The text of each.
+        """
+        pairs = list(zip(messages, texts, strict=True))
+        whole = [{**message, "content": text} for message, text in pairs]
+        plain = [{"role": each["role"], "content": text} for each, text in pairs]
+        if whole == plain:
+            return True
+        return render(self.tokenizer, whole) == render(self.tokenizer, plain)
 
     def ask(self, request: ChatRequest, box: Mailbox, stale: tuple[str, ...]) -> Ask:
         """Return what a request asks for.

@@ -72,10 +72,11 @@ def _text(desk: Desk, text: str) -> Item:
 def _item(
     desk: Desk, prompt: tuple[int, ...], thinking: str, answer: str, why: str | None
 ) -> Item:
-    fmt = desk.adapter.thinking
-    if fmt is not None and not thinking and fmt.close in answer:
+    fmt, is_closed = desk.adapter.thinking, bool(answer)
+    begun = fmt is not None and answer.lstrip().startswith(fmt.open)
+    if fmt is not None and not thinking and (begun or fmt.close in answer):
         split = split_completion(answer, fmt)
-        thinking, answer = split.thinking, split.answer
+        thinking, answer, is_closed = split.thinking, split.answer, split.closed
     if not (thinking or answer).strip():
         return Item(prompt, (), NOTHING)
     if fmt is not None and not thinking:
@@ -83,7 +84,9 @@ def _item(
     # Of a model that does not think, a thinking is part of what was said.
     answer = answer if fmt is not None else thinking + answer
     said = behind_prompt(desk.tokenizer, prompt, thinking if fmt else "", answer, fmt)
-    written = said.token_ids[len(prompt) : said.spans.answer[1]]
+    # A thinking that nobody ended has no end to be read.
+    end = said.spans.answer[1] if is_closed else said.spans.thinking[1]
+    written = said.token_ids[len(prompt) : end]
     most = desk.adapter.max_positions
     if len(prompt) + len(written) > most:
         raise Refused(

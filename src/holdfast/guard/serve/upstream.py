@@ -20,12 +20,18 @@ from holdfast.engines.serving.replies import encode
 from holdfast.engines.serving.wire import Speech, renders_alike, served_models
 from holdfast.errors import EndpointError, HoldfastError
 from holdfast.guard.monitor.monitor import Monitor, TokenScore, Watch
-from holdfast.guard.serve.asks import Scored, Verdict
+from holdfast.guard.serve.asks import Scored, Verdict, is_sound
 from holdfast.guard.serve.chat import Desk, Refused, error_body
 from holdfast.guard.serve.settings import ServeSettings
 from holdfast.guard.serve.telemetry import Clock, Metrics
 from holdfast.guard.serve.web.shapes import Message, Turns
-from holdfast.guard.serve.wire import chunks_of, odd_fields, parsed
+from holdfast.guard.serve.wire import (
+    chunks_of,
+    odd_fields,
+    parsed,
+    sendable,
+    unread,
+)
 from holdfast.models.decoding.reader import Reader
 
 OPEN = 2
@@ -138,7 +144,7 @@ class Sidecar:
 
 
 def _scored(score: TokenScore) -> Scored:
-    if any(value != value for value in score.scores.values()):
+    if not is_sound(score):
         raise ValueError("scores that are no numbers")
     return Scored(*score)
 
@@ -188,12 +194,10 @@ class Stream:
         """Take what a chunk adds; return the tokens that were read for good."""
         thought = delta.get("reasoning_content") or delta.get("reasoning") or ""
         said = delta.get("content") or ""
-        odd = [name for name in ("tool_calls", "function_call") if delta.get(name)]
-        texts = isinstance(thought, str) and isinstance(said, str)
         if self.sidecar is None:
             return []
-        if odd or not texts:
-            self._fault(f"{', '.join(odd) or 'a part'} that is no text")
+        if odd := unread(delta):
+            self._fault(f"a part that is not read along: {', '.join(odd)}")
             return []
         self.apart = self.apart or bool(thought)
         self.thinking += thought
@@ -284,6 +288,9 @@ class Passage:
             Refused: If the chat cannot be read here, and answers that cannot be
                 watched are not let through; or the upstream says no.
         """
+        if not isinstance(body.get("stream"), bool | None) or not sendable(body):
+            why = "expected JSON with `stream` true or false, and text and numbers"
+            raise Refused(400, f"{why} that are some", "invalid_request")
         acts_on = self.monitor.bundle.acts_on
         verdict = Verdict(self.settings.policy, True, stale=self.stale, acts_on=acts_on)
         sidecar = await self._sidecar(body, verdict)
@@ -300,10 +307,15 @@ class Passage:
             if odd := odd_fields(body):
                 why = f"expected a chat as it is; found {', '.join(odd)}"
                 raise Refused(400, why, "not_watched")
-            turns = Turns(_MESSAGES.validate_python(body.get("messages")))
+            given = _MESSAGES.validate_python(body.get("messages"))
+            turns, texts = Turns(given), [each.text for each in given]
             if turns.answer is not None:
                 raise Refused(400, "expected a chat that ends with the user", "order")
-            prompt = await self.desk.run(lambda: self.desk.prompt(turns))
+            desk, rows = self.desk, body["messages"]
+            if not await desk.run(lambda: desk.leaves_out(rows, texts)):
+                why = "expected messages of which a template takes role and text alone"
+                raise Refused(400, why, "not_watched")
+            prompt = await desk.run(lambda: desk.prompt(turns))
             if len(prompt) >= self.desk.adapter.max_positions:
                 raise Refused(400, "the chat is too long to read", "not_watched")
         except (Refused, ValidationError, HoldfastError) as error:
@@ -350,11 +362,13 @@ async def passed_through(
     try:
         async for chunk in chunks_of(response):
             choices = chunk.get("choices") if chunk else None
+            if chunk is not None and chunk.get("error"):
+                stream.metrics.upstream.labels("error").inc()
+                told = {"verdict": stream.verdict.record()}
+                yield {"error": chunk["error"], "holdfast": told}
+                return
             if chunk is None or not choices:
                 yield chunk
-                if chunk is not None and "error" in chunk:
-                    stream.metrics.upstream.labels("error").inc()
-                    return
                 continue
             [choice] = choices
             if choice.get("index", 0) != 0:
@@ -394,7 +408,8 @@ def _final(shape: dict[str, Any], stream: Stream) -> dict[str, Any]:
         delta = {"content": gap + stream.settings.refusal}
     choice = {"index": 0, "delta": delta, "finish_reason": "content_filter"}
     said = {"holdfast": {"verdict": stream.verdict.record()}}
-    return {key: each for key, each in shape.items() if key != "usage"} | {
+    # What else the chunk that fired has may spell out its text.
+    return {name: shape[name] for name in _SHAPE if name in shape} | {
         "choices": [choice],
         **said,
     }

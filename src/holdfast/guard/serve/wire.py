@@ -37,6 +37,29 @@ def odd_fields(body: Mapping[str, Any]) -> list[str]:
     ]
 
 
+_READ = ("role", "content", "reasoning", "reasoning_content")
+"""Parts of an answer that are read along; thinking has one of two names, or both."""
+
+
+def unread(delta: Mapping[str, Any]) -> list[str]:
+    """Return the parts of an answer, or of its next piece, that nobody reads along."""
+    odd = [name for name, part in delta.items() if part and name not in _READ]
+    for name in _READ[1:]:
+        if not isinstance(delta.get(name) or "", str):
+            odd.append(name)
+    first, second = (delta.get(name) for name in _READ[2:])
+    return [*odd, "a second thinking"] if first and second and first != second else odd
+
+
+def sendable(body: Mapping[str, Any]) -> bool:
+    """Return whether a request is JSON, of numbers and texts that are some."""
+    try:
+        json.dumps(body, ensure_ascii=False, allow_nan=False).encode()
+    except (ValueError, RecursionError):
+        return False
+    return True
+
+
 async def chunks_of(response: httpx.Response) -> AsyncGenerator[dict[str, Any] | None]:
     """Yield what an upstream sends; None where it only says that it is there."""
     async for line in _lines(response):
@@ -62,7 +85,10 @@ async def _lines(response: httpx.Response) -> AsyncGenerator[bytes]:
 
 def parsed(data: bytes) -> Any:
     """Return what an upstream sends; numbers that are none cannot be passed on."""
-    return json.loads(data, parse_constant=_no_number)
+    try:
+        return json.loads(data, parse_constant=_no_number)
+    except RecursionError as error:
+        raise ValueError("deeper than can be read") from error
 
 
 def _no_number(name: str) -> NoReturn:

@@ -51,6 +51,8 @@ class Message(Strict):
     # Thinking, under either of the names that servers use.
     reasoning_content: Text | None = None
     reasoning: Text | None = None
+    # What was said in place of an answer.
+    refusal: Text | None = None
     # What is said without text; nothing here writes or reads it.
     tool_calls: Annotated[list[Any], Field(max_length=0)] | None = None
     function_call: None = None
@@ -61,7 +63,7 @@ class Message(Strict):
         """The text of the message."""
         if isinstance(self.content, list):
             return "".join(part.text for part in self.content)
-        return self.content or ""
+        return self.content or self.refusal or ""
 
     @property
     def thinking(self) -> str:
@@ -72,9 +74,10 @@ class Message(Strict):
 class StreamOptions(Strict):
     """How a stream ends."""
 
-    model_config = ConfigDict(extra="ignore", strict=True)
-
-    include_usage: bool = False
+    include_usage: bool | None = None
+    # What else servers add to a stream, and this one does not.
+    include_obfuscation: Literal[False] | None = None
+    continuous_usage_stats: Literal[False] | None = None
 
 
 class Extension(Strict):

@@ -74,7 +74,7 @@ class EventStream(Response):
         # Closed at once, since whoever is behind it waits for that.
         async with aclosing(self.chunks) as chunks:
             async for chunk in chunks:
-                done = done or (chunk is not None and "error" in chunk)
+                done = done or bool(chunk and chunk.get("error"))
                 await self._put(send, encoded(chunk), more=True)
         end = b"" if done else b"data: [DONE]\n\n"
         await self._put(send, end, more=False)
