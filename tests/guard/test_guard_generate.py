@@ -3,6 +3,7 @@
 import pytest
 import torch
 from live_bundles import random_bundle
+from transformers import GenerationConfig
 
 from holdfast.errors import InputError, SettingsError
 from holdfast.guard.monitor.control import MESSAGE, guarded
@@ -162,7 +163,12 @@ def test_sampled_rows_are_stopped_as_well(plain):
 @pytest.mark.parametrize(
     ("more", "match"),
     [
-        ({"num_beams": 2}, "rows that grow|one pass over all prompts"),
+        # A single token is drawn before any beam is left for another.
+        ({"num_beams": 2, "max_new_tokens": 1}, "one beam"),
+        (
+            {"generation_config": GenerationConfig(num_beams=2, max_new_tokens=1)},
+            "one beam",
+        ),
         ({"use_cache": False}, "a pass with a cache"),
     ],
 )
@@ -170,6 +176,17 @@ def test_what_cannot_be_watched_is_refused(plain, more, match):
     monitor = Monitor(plain, random_bundle(plain))
     with watch_generate(monitor) as watched, pytest.raises(SettingsError, match=match):
         drawn(plain, watched, **more)
+
+
+@pytest.mark.parametrize("policy", ["Stop", "block", ""])
+def test_what_is_no_policy_lets_nothing_through(plain, policy):
+    monitor = Monitor(plain, random_bundle(plain))
+    with pytest.raises(SettingsError, match="a policy among observe, stop"):
+        watch_generate(monitor, policy).__enter__()
+    with pytest.raises(SettingsError, match="a policy among observe, stop"):
+        guarded(monitor, [(TEXTS[0], 0)], GREEDY, policy=policy)
+    # Nothing is left on the model.
+    assert "generate" not in vars(plain.model)
 
 
 def test_padding_on_the_right_is_refused(plain):

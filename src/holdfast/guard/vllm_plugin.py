@@ -119,7 +119,7 @@ class GuardProcessor(LogitsProcessor):  # type: ignore[misc]
         if stale and not os.environ.get(STALE):
             raise SettingsError(
                 "thresholds that were set as vLLM serves here",
-                " ".join(stale),
+                " ".join(stale).removesuffix("."),
                 f"Measure false stops here, then set {STALE}=1.",
             )
         self.reader = Reader(

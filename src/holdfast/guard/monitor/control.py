@@ -7,7 +7,7 @@ one token after the one at which a detector fired, and costs no pass of its own.
 import math
 from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass, replace
-from typing import NamedTuple
+from typing import NamedTuple, get_args
 
 from jaxtyping import Float
 from torch import Tensor
@@ -51,7 +51,7 @@ class Guard:
         self.monitor, self.policy = monitor, policy
         self.watches: dict[int, Watch] = {}
         self._said: dict[int, list[int]] = {}
-        require_edit(monitor, policy)
+        require_policy(monitor, policy)
         encode = monitor.rules.tokenizer
         self._message = list(encode(message, add_special_tokens=False)["input_ids"])
 
@@ -114,13 +114,21 @@ class Guard:
         return forced
 
 
-def require_edit(monitor: Monitor, policy: Policy) -> None:
-    """Refuse to steer without heads to scale.
+def require_policy(monitor: Monitor, policy: Policy) -> None:
+    """Refuse what is no policy, and to steer without heads to scale.
 
     Raises:
-        SettingsError: If the bundle has no edit, or one of another model's heads.
+        SettingsError: If there is no such policy, or the bundle has no edit for it, or
+            one of another model's heads.
         AdapterError: If heads of this model cannot be read.
     """
+    # A slip of the pen would watch, and let everything through.
+    if policy not in get_args(Policy):
+        raise SettingsError(
+            f"a policy among {', '.join(get_args(Policy))}",
+            repr(policy),
+            "Choose one; `observe` lets answers go on.",
+        )
     if policy in ("steer", "redraw") and monitor.bundle.edit is None:
         raise SettingsError(
             f"a bundle with an edit of heads, for the policy {policy}",
@@ -210,7 +218,7 @@ def redraw(
     Raises:
         SettingsError: If the bundle has no edit.
     """
-    require_edit(monitor, "redraw")
+    require_policy(monitor, "redraw")
     edit = monitor.bundle.edit
     assert edit is not None
     ends = monitor.rules.template_ids

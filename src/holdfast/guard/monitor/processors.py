@@ -5,7 +5,7 @@ processor reads it before the next token is drawn, and forces that where a polic
 so; the criterion ends rows for which a model has no token that would.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from typing import Any, NoReturn
 
@@ -14,7 +14,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from holdfast.errors import InputError, SettingsError
-from holdfast.guard.monitor.control import MESSAGE, adapter_of, require_edit
+from holdfast.guard.monitor.control import MESSAGE, adapter_of, require_policy
 from holdfast.guard.monitor.monitor import Monitor, Policy, Watch
 from holdfast.models.hidden_states import watched
 from holdfast.models.interventions import HeadEdit, LiveEdit, scale_heads
@@ -214,13 +214,13 @@ def watch_generate(
             bundle has no edit to steer with, or, in `generate`, for beams, an assistant
             and passes without a cache.
     """
+    require_policy(monitor, policy)
     if policy == "redraw":
         raise SettingsError(
             "a policy that acts within one call",
             "redraw, which draws an answer again",
             "Use `holdfast.guard.monitor.control.guarded`, or steer.",
         )
-    require_edit(monitor, policy)
     adapter = adapter_of(monitor)
     generation = Generation(monitor, policy, message)
     model = adapter.model
@@ -234,6 +234,8 @@ def watch_generate(
         own = {name: vars(model).get(name) for name in _NOT_WATCHED}
         for name in _NOT_WATCHED:
             setattr(model, name, _refuse_batches)
+        own["generate"] = vars(model).get("generate")
+        model.generate = _without_beams(model, model.generate)
         try:
             yield generation
         finally:
@@ -242,6 +244,23 @@ def watch_generate(
                     delattr(model, name)
                 else:
                     setattr(model, name, before)
+
+
+def _without_beams(model: Any, generate: Callable[..., Any]) -> Callable[..., Any]:
+    """Return `generate` that refuses beams.
+
+    Tokens alone do not tell beams from rows as long as none is left for another.
+    """
+
+    def checked(*given: Any, **named: Any) -> Any:
+        config = named.get("generation_config") or (given[1:2] or (None,))[0]
+        said = getattr(config or model.generation_config, "num_beams", None)
+        n_beams = named.get("num_beams", said)
+        if n_beams not in (None, 1):
+            raise SettingsError("rows of one beam each", f"{n_beams} beams", _PLAIN)
+        return generate(*given, **named)
+
+    return checked
 
 
 def _refuse_batches(*_: Any, **__: Any) -> NoReturn:

@@ -13,7 +13,7 @@ import uvicorn
 
 from holdfast.errors import EnvironmentProblem, SettingsError
 from holdfast.guard.monitor.bundle import Bundle, read_bundle, require_match, serving_of
-from holdfast.guard.monitor.control import require_edit
+from holdfast.guard.monitor.control import require_policy
 from holdfast.guard.monitor.monitor import Monitor
 from holdfast.guard.serve.batch import Batcher
 from holdfast.guard.serve.chat import Desk
@@ -67,7 +67,7 @@ def make_server(
     adapter, metrics = session.adapter, Metrics()
     monitor = None if bundle is None else Monitor(adapter, bundle, settings.rate)
     if monitor is not None:
-        require_edit(monitor, settings.policy)
+        require_policy(monitor, settings.policy)
     batcher = Batcher(adapter, monitor, settings, metrics, session.batch_size)
     desk = Desk(adapter, monitor, settings)
     server = Server(
@@ -98,7 +98,7 @@ def _stale(bundle: Bundle, adapter: Adapter, settings: ServeSettings) -> list[st
     if found and not settings.accept_stale:
         raise SettingsError(
             "a bundle whose thresholds were set as this model is served",
-            " ".join(found),
+            " ".join(found).removesuffix("."),
             "Calibrate it anew, or start with --accept-stale: every verdict says so.",
         )
     return found
