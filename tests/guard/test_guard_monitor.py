@@ -337,14 +337,20 @@ def test_a_state_that_is_no_number_silences_its_own_row_alone(qwen3):
 def test_a_bundle_is_the_same_when_it_has_been_written_and_read(qwen3, tmp_path):
     bundle = random_bundle(qwen3, {"last": 1.5, ANY: 2.5})
     write_bundle(tmp_path / "bundle", bundle)
-    read = read_bundle(tmp_path / "bundle")
+    read = read_bundle(str(tmp_path / "bundle"))
     assert read.facts() == bundle.facts()
     for name, tensor in bundle.tensors().items():
         assert torch.equal(read.tensors()[name], tensor)
     card = (tmp_path / "bundle" / "README.md").read_text()
-    assert "| `last` | b | answer | 0.01 | 1.5 |" in card
+    assert "| `last` | b | answer | 1 % | 1.5 |" in card
     with pytest.raises(InputError, match="a new directory"):
         write_bundle(tmp_path / "bundle", bundle)
+
+
+def test_a_bundle_that_is_not_there_is_not_told_as_a_place_to_write_to(tmp_path):
+    with pytest.raises(InputError, match="No such file") as told:
+        read_bundle(tmp_path / "none")
+    assert "write " not in str(told.value).replace("Write one", "")
 
 
 @pytest.mark.parametrize("name", ["bundle.json", "bundle.safetensors"])

@@ -33,7 +33,7 @@ from holdfast.guard.monitor.rules import (
 )
 from holdfast.models.model import LanguageModel, ModelIdentity
 from holdfast.study import atomic_write_bytes, atomic_write_text, file_sha256
-from holdfast.study.files import staging, storing
+from holdfast.study.files import staging
 
 FORMAT = "holdfast-guard-bundle/1"
 TENSORS, FACTS, CARD = "bundle.safetensors", "bundle.json", "README.md"
@@ -151,18 +151,18 @@ def write_bundle(directory: Path, bundle: Bundle) -> Path:
     return directory
 
 
-def read_bundle(directory: Path) -> Bundle:
+def read_bundle(directory: str | Path) -> Bundle:
     """Read a bundle.
 
     Raises:
         InputError: If there is none, it is damaged, or of another format.
     """
     again = "Write one with `holdfast guard bundle STUDY -o DIR`."
+    directory = Path(directory)
     try:
-        with storing(directory):
-            facts = json.loads((directory / FACTS).read_text(encoding="utf-8"))
-            data = (directory / TENSORS).read_bytes()
-            own = file_sha256(directory / TENSORS)
+        facts = json.loads((directory / FACTS).read_text(encoding="utf-8"))
+        data = (directory / TENSORS).read_bytes()
+        own = file_sha256(directory / TENSORS)
         if facts["format"] != FORMAT or facts["tensors_sha256"] != own:
             raise ValueError("another format, or tensors of another bundle")
         bundle = _unpack(facts, load(data))
@@ -172,9 +172,16 @@ def read_bundle(directory: Path) -> Bundle:
     except Exception as error:
         raise InputError(
             f"a guard bundle in {directory}",
-            f"none that can be read ({type(error).__name__}: {error})",
+            _unread(error),
             again,
         ) from error
+
+
+def _unread(error: Exception) -> str:
+    """Return in words why there is no bundle."""
+    if isinstance(error, OSError) and error.strerror and error.filename:
+        return f"none that can be read ({error.filename}: {error.strerror})"
+    return f"none that can be read ({type(error).__name__}: {error})"
 
 
 def _unpack(facts: Mapping[str, Any], tensors: dict[str, Tensor]) -> Bundle:

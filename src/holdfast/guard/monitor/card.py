@@ -47,8 +47,9 @@ def card_of(facts: Mapping[str, Any]) -> str:
         own = reads.get(name, {"reads": "all", "channel": "thinking and answer"})
         for each in by:
             bounds = f"{percent(each['low'])} to {percent(each['high'])} %"
+            rate = f"{100 * each['level']:g} %"
             lines.append(
-                f"| `{name}` | {own['reads']} | {own['channel']} | {each['level']:g} | "
+                f"| `{name}` | {own['reads']} | {own['channel']} | {rate} | "
                 f"{each['value']:.4g} | {bounds} | {each['n_requests']:,} |"
             )
     said = {key: str(model[f"{key}_sha256"])[:12] for key in ("weights", "template")}
