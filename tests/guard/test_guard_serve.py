@@ -328,6 +328,41 @@ def test_a_bad_body_gets_its_answer_and_the_server_lives(server, name):
         assert client.get("/readyz").json() == {"ready": True}
 
 
+WORDS = {
+    "no JSON": ("/v1/chat/completions", b"{bad", "the body: no JSON at character 1"),
+    "stops": (
+        "/v1/chat/completions",
+        b'{"messages": [{"role": "user", "content": "x"}], "stop": ["a"]}',
+        "stop: not offered here",
+    ),
+    "unknown": (
+        "/v1/chat/completions",
+        b'{"messages": [{"role": "user", "content": "x"}], "best_of": 2}',
+        "best_of: not offered here",
+    ),
+    "an image": (
+        "/v1/chat/completions",
+        b'{"messages": [{"role": "user", "content": [{"type": "image_url"}]}]}',
+        "messages.0.content: expected a text, or a list of parts",
+    ),
+    "mixed": ("/v1/moderations", b'{"input": ["x", 5]}', "input: expected a text, a"),
+    "no input": ("/v1/moderations", b"{}", "input: Field required"),
+    "no route": ("/v1/completions", b"{}", "found POST /v1/completions. Ask"),
+}
+
+
+@pytest.mark.parametrize("name", WORDS)
+def test_an_error_names_the_field_and_what_it_takes(server, name):
+    path, body, words = WORDS[name]
+    with server.client() as client:
+        headers = {"content-type": "application/json"}
+        found = client.post(path, content=body, headers=headers)
+    message = found.json()["error"]["message"]
+    assert words in message
+    # The checker's own names of shapes are nobody's business.
+    assert "function-after" not in message
+
+
 def test_a_chat_without_room_for_an_answer_is_refused(server):
     found = ask(server, said("word " * 5000))
     assert found.status_code == 400

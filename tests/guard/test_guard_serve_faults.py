@@ -246,6 +246,7 @@ def test_a_stale_bundle_is_refused_unless_it_is_accepted(
     assert status == 2
     assert "engine vllm and are stale with holdfast" in message
     assert "--accept-stale" in message
+    assert ".." not in message
 
 
 def test_whoever_lacks_the_packages_is_told_which(capsys, monkeypatch):
@@ -256,6 +257,22 @@ def test_whoever_lacks_the_packages_is_told_which(capsys, monkeypatch):
     assert status == 2
     assert "that holdfast_lacks is not installed" in message
     assert "[serve]" in message
+
+
+@pytest.mark.parametrize(
+    ("words", "match"),
+    [
+        (("--port", 99999), "--port from 0 to 65535"),
+        (("--port", 65536), "--port from 0 to 65535"),
+        (("--guard", ".", "--upstream", "http://127.0.0.1:99999/v1"), "--upstream as"),
+        (("--guard", ".", "--upstream", "http://[::1/v1"), "--upstream as"),
+        (("--guard", ".", "--upstream", "127.0.0.1:8000"), "--upstream as"),
+    ],
+)
+def test_an_address_that_is_none_is_refused(capsys, words, match):
+    status, message = refusal(capsys, *words)
+    assert status == 2
+    assert match in message
 
 
 def test_a_port_that_is_taken_is_told_before_anything_is_loaded(capsys, guarded):

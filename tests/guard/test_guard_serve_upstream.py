@@ -410,6 +410,8 @@ def test_an_upstream_that_is_not_there_is_told(capsys, word_guard):
     status, said = refusal(capsys, "--guard", word_guard, "--upstream", url)
     assert status == 5
     assert url in said
+    assert "--upstream" in said
+    assert "drawn" not in said
 
 
 def test_heads_of_another_server_s_model_cannot_be_scaled(capsys, word_guard, upstream):

@@ -216,6 +216,7 @@ def guardrail(
         reply = {
             "action": "BLOCKED",
             "blocked_reason": f"the detector `{acts_on}` fired at token "
-            f"{first.fired[acts_on]}: {score:.3g} over its threshold of {limit:.3g}",
+            f"{first.fired[acts_on]}, with a score of {score:.3g}; its threshold is "
+            f"{limit:.3g}",
         }
     return reply | {"holdfast": {"flagged": bool(flagged), "abstains": told}}

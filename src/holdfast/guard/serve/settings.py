@@ -15,6 +15,7 @@ Policy = Literal["observe", "stop", "refuse", "steer", "redraw"]
 Fault = Literal["closed", "open"]
 KEYS_ENV = "HOLDFAST_API_KEYS"
 """The environment variable with the keys, apart by white space or commas."""
+PORTS = 65535
 REFUSAL = "I can't help with that."
 Switched = Parameter(negative=(), show_default=False)
 
@@ -99,6 +100,11 @@ class ServeSettings:
             self, queue=1, max_thinking=0, max_answer=1, max_body=1024, port=0
         )
         require_numbers(self, requests_per_minute=0)
+        # The system would take the rest of its division by 65536.
+        if self.port > PORTS:
+            raise SettingsError(
+                f"--port from 0 to {PORTS}", str(self.port), "Choose another."
+            )
         for name in ("timeout", "client_timeout", "drain"):
             if not 0 < getattr(self, name) <= 86400:
                 raise SettingsError(
@@ -120,12 +126,11 @@ class ServeSettings:
             raise SettingsError(
                 "--guard DIR with --upstream", "none", "Add what is to be watched for."
             )
-        parts = urlsplit(self.upstream or "http://localhost/v1")
-        if parts.scheme not in ("http", "https") or not parts.hostname:
+        if self.upstream is not None and not _is_url(self.upstream):
             raise SettingsError(
                 "--upstream as http://HOST:PORT/v1",
                 repr(self.upstream),
-                "Add the scheme.",
+                "Name scheme, host and port of the server.",
             )
 
     @property
@@ -137,3 +142,13 @@ class ServeSettings:
             return ip_address(self.host).is_loopback
         except ValueError:
             return False
+
+
+def _is_url(text: str) -> bool:
+    try:
+        parts = urlsplit(text)
+        # A port that is none is seen only where it is asked for.
+        known = parts.port is None or parts.port > 0
+    except ValueError:
+        return False
+    return known and parts.scheme in ("http", "https") and bool(parts.hostname)

@@ -59,7 +59,15 @@ def check_upstream(settings: ServeSettings, desk: Desk) -> str:
     assert settings.upstream is not None
     reach = Reach(settings.upstream, settings.upstream_key_env, 1, CONNECT, 2)
     http = HttpClient(reach)
-    names = served_models(http)
+    try:
+        names = served_models(http)
+    except EndpointError as error:
+        # Nothing was drawn that could be kept, as where answers are collected.
+        raise EndpointError(
+            error.expected,
+            error.found,
+            "See that it is up and that --upstream names it, then start again.",
+        ) from error
     if not names:
         raise EndpointError(
             f"the models of a server at {settings.upstream}",
@@ -303,9 +311,13 @@ class Passage:
         """Return who reads along behind the chat of a request."""
         try:
             if body.get("n") not in (None, 1):
-                raise Refused(400, "expected one answer; found `n`", "not_watched")
+                why = "expected one answer to watch; found another `n`. Ask for one."
+                raise Refused(400, why, "not_watched")
             if odd := odd_fields(body):
-                why = f"expected a chat as it is; found {', '.join(odd)}"
+                why = (
+                    "expected a chat as it is, which the model here can read along; "
+                    f"found {', '.join(odd)}. Leave it out."
+                )
                 raise Refused(400, why, "not_watched")
             given = _MESSAGES.validate_python(body.get("messages"))
             turns, texts = Turns(given), [each.text for each in given]
@@ -313,11 +325,19 @@ class Passage:
                 raise Refused(400, "expected a chat that ends with the user", "order")
             desk, rows = self.desk, body["messages"]
             if not await desk.run(lambda: desk.leaves_out(rows, texts)):
-                why = "expected messages of which a template takes role and text alone"
+                why = (
+                    "expected messages of which a template takes role and text alone; "
+                    "found more that it takes. Leave it out."
+                )
                 raise Refused(400, why, "not_watched")
             prompt = await desk.run(lambda: desk.prompt(turns))
-            if len(prompt) >= self.desk.adapter.max_positions:
-                raise Refused(400, "the chat is too long to read", "not_watched")
+            most = desk.adapter.max_positions - 1
+            if len(prompt) > most:
+                why = (
+                    f"expected a chat of up to {most} tokens, which the model here "
+                    f"reads; found {len(prompt)}. Shorten it."
+                )
+                raise Refused(400, why, "not_watched")
         except (Refused, ValidationError, HoldfastError) as error:
             if self.settings.on_fault == "closed":
                 if isinstance(error, Refused):
@@ -347,7 +367,15 @@ class Passage:
         finally:
             await response.aclose()
         status = response.status_code if response.status_code >= 400 else 502
-        raise Refused(status, f"the upstream said: {said}", "upstream")
+        raise Refused(status, f"the upstream said: {_words(said)}", "upstream")
+
+
+def _words(said: str) -> str:
+    """Return the words of an upstream's error, out of the JSON that they come in."""
+    try:
+        return str(parsed(said.encode())["error"]["message"])
+    except (ValueError, KeyError, TypeError):
+        return said
 
 
 async def passed_through(

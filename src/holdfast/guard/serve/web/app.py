@@ -47,6 +47,7 @@ from holdfast.guard.serve.web.shapes import (
     Extension,
     GuardrailRequest,
     ModerationRequest,
+    unread,
 )
 from holdfast.guard.serve.web.streams import (
     Chunks,
@@ -396,11 +397,8 @@ def _page(name: str) -> Callable[[], Any]:
 
 async def _invalid(_: Request, error: Exception) -> Response:
     assert isinstance(error, RequestValidationError)
-    faults = []
-    for each in error.errors()[:8]:
-        place = ".".join(str(part) for part in each["loc"] if part != "body")
-        faults.append(f"{place[:200] or 'the body'}: {each['msg'][:200]}")
-    message = "The request cannot be read: " + "; ".join(faults)
+    faults = unread(error.errors())
+    message = "The request cannot be read: " + "; ".join(faults[:8])
     return Json(error_body(400, message, "invalid_request"), status_code=400)
 
 
@@ -411,9 +409,13 @@ async def _refused(_: Request, error: Exception) -> Response:
     return Json(error.body(), status_code=status, headers=headers)
 
 
-async def _http(_: Request, error: Exception) -> Response:
+async def _http(request: Request, error: Exception) -> Response:
     assert isinstance(error, HTTPException)
-    body = error_body(error.status_code, str(error.detail), "http")
+    why = str(error.detail)
+    if error.status_code in (404, 405):
+        asked = f"{request.method} {request.url.path}"[:200]
+        why = f"expected a route of this server; found {asked}. Ask /openapi.json."
+    body = error_body(error.status_code, why, "http")
     return Json(body, status_code=error.status_code, headers=error.headers)
 
 

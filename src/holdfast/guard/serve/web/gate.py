@@ -132,7 +132,12 @@ class Gate:
         asker = scope["client"][0] if scope.get("client") else "local"
         if not self.keys and not _is_loopback(headers.get(b"host", "")):
             # A page that gives its own name this address would speak as its reader.
-            raise Refused(421, "expected this machine's own name as host", "host")
+            raise Refused(
+                421,
+                "expected this machine's own name as host, such as localhost; found "
+                "another. Ask for that, or start the server with API keys.",
+                "host",
+            )
         if scope["path"] in OPEN:
             return
         if self.keys:
@@ -143,7 +148,10 @@ class Gate:
             if kind != "application/json":
                 # No other page in a browser may send this without being asked first.
                 raise Refused(
-                    415, "expected a body of the type application/json", "content_type"
+                    415,
+                    "expected a body of the type application/json; found "
+                    f"{kind[:80] or 'none'}. Send `Content-Type: application/json`.",
+                    "content_type",
                 )
         self._limit(asker)
 
@@ -157,7 +165,9 @@ class Gate:
         if not any(fits):
             raise Refused(
                 401,
-                "expected an API key of this server, as `Authorization: Bearer KEY`",
+                "expected an API key of this server; found "
+                f"{'another' if sent or b'x-api-key' in headers else 'none'}. Send it "
+                "as `Authorization: Bearer KEY`.",
                 "invalid_api_key",
             )
         return own.hex()[:8]
@@ -178,7 +188,11 @@ class Gate:
         if not let_in:
             seconds = math.ceil((1 - left) * 60 / most)
             raise Refused(
-                429, f"more than {most} requests in a minute", "rate_limit", seconds
+                429,
+                f"expected at most {most} requests in a minute; found more. Wait "
+                f"{seconds} s.",
+                "rate_limit",
+                seconds,
             )
 
     async def _body(self, scope: Scope, receive: Receive) -> bytes:
@@ -200,7 +214,10 @@ class Gate:
             raise Refused(408, "the body did not come in time", "timeout") from error
         if size > most:
             raise Refused(
-                413, f"expected a body of up to {most} bytes; found more", "too_large"
+                413,
+                f"expected a body of up to {most} bytes; found more. Shorten it, or "
+                "start the server with a higher --max-body.",
+                "too_large",
             )
         return b"".join(parts)
 

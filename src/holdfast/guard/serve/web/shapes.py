@@ -4,13 +4,19 @@ A field that would change the answer and is not offered is refused by name: nobo
 another answer than the one that was asked for.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 
 from holdfast.errors import InputError
 
+_SHAPES = {
+    "content": "expected a text, or a list of parts of type `text`",
+    "input": "expected a text, a list of texts, a chat (a list of messages), or a list "
+    "of chats, of which none is empty",
+}
+"""What a field holds that may hold one of several shapes."""
 Number = Annotated[float, Field(allow_inf_nan=False)]
 Zero = Annotated[float, Field(ge=0, le=0)]
 One = Annotated[float, Field(ge=1, le=1)]
@@ -186,3 +192,32 @@ class Turns:
         texts = [message.text for message in rest]
         self.asked = texts.pop()
         self.earlier = tuple(zip(texts[::2], texts[1::2], strict=True))
+
+
+def unread(errors: Iterable[Mapping[str, Any]]) -> list[str]:
+    """Return in words why a request cannot be read, each place once.
+
+    Of a place that may hold one of several shapes the checker tells what each of them
+    lacks, under names of its own: there it is said which shapes there are.
+    """
+    said: dict[str, str] = {}
+    for error in errors:
+        loc = [part for part in error["loc"] if part != "body"]
+        why = _why(error)
+        for at, part in enumerate(loc[:-1]):
+            if part in _SHAPES:
+                loc, why = loc[: at + 1], _SHAPES[part]
+                break
+        if error["type"] == "json_invalid":
+            loc = []
+        said.setdefault(".".join(map(str, loc))[:200] or "the body", why)
+    return [f"{place}: {why}" for place, why in said.items()]
+
+
+def _why(error: Mapping[str, Any]) -> str:
+    context = error.get("ctx") or {}
+    if error["type"] == "json_invalid":
+        return f"no JSON at character {error['loc'][-1]} ({context.get('error')})"
+    if error["type"] == "extra_forbidden" or context.get("max_length") == 0:
+        return "not offered here. Leave it out"
+    return str(error["msg"])[:200]
