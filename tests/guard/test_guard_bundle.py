@@ -1,6 +1,7 @@
 """From a study to a bundle, by the command line, and back from its files."""
 
 import json
+import re
 import shutil
 
 import pytest
@@ -125,7 +126,11 @@ def test_a_bundle_is_tried_live_on_rows_that_it_has_not_seen(bundled, audited, c
     assert run([*words, *policies, "--limit", "8", "--json"]) == 0
     assert json.loads(capsys.readouterr().out) == found
     assert run([*words, *policies, "--limit", "8"]) == 0
-    assert "Attack success" in capsys.readouterr().out
+    told = capsys.readouterr().out
+    assert "Attack success" in told
+    # Each figure stands whole on a line of 80 columns.
+    assert "benign, wrapped" in told
+    assert re.search(r"│ +benign +│ \d\.\d{3} \(\d\.\d{3} to \d\.\d{3}; n = ", told)
 
 
 def test_a_bundle_of_another_study_is_not_tried(bundled, audited, tmp_path, capsys):

@@ -237,7 +237,7 @@ def serve(
     """Serve a model over HTTP, and watch every answer while it is written.
 
     The routes are OpenAI's. It goes down in order on SIGTERM. For example, `holdfast
-    guard serve organism:cliff --guard studies/cliff/bundle`.
+    guard serve organism:cliff --guard bundles/cliff`.
     """
     missing = [name for name in SERVED_BY if find_spec(name) is None]
     if missing:

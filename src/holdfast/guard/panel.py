@@ -33,9 +33,7 @@ def fitted_section(facts: Mapping[str, Any]) -> Section:
             "Detector": _name,
             "False positives": lambda each: f"{each['level']:g}",
             "Threshold": lambda each: f"{each['value']:.4g}",
-            "Of this one threshold": lambda each: (
-                f"{each['low']:.4f} to {each['high']:.4f}"
-            ),
+            "95 % interval": lambda each: f"{each['low']:.4f} to {each['high']:.4f}",
         },
     )
     fitted = (

@@ -182,7 +182,8 @@ class Session:
                 "a model that writes from left to right, whose heads can be measured "
                 "one by one",
                 f"{self.name}, a masked-diffusion model, which attends both ways",
-                "Use `holdfast rollout`, `evaluate`, `signal` and `guard` with it.",
+                "Use `holdfast rollout`, `evaluate`, `signal`, `guard fit` and `guard "
+                "evaluate` with it.",
             )
         return speaker
 

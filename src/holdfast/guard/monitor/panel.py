@@ -1,9 +1,9 @@
 """Bundles and what the monitor caught, on the terminal."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from holdfast.report.section import Part, Section, Sentences, table_of
+from holdfast.report.section import Part, Section, Sentences, Table, table_of
 
 
 def bundled(facts: Mapping[str, Any]) -> Section:
@@ -19,11 +19,9 @@ def bundled(facts: Mapping[str, Any]) -> Section:
         rows,
         {
             "Detector": lambda each: str(each["detector"]),
-            "False stops": lambda each: f"{each['level']:g}",
+            "Rate": lambda each: f"{each['level']:g}",
             "Threshold": lambda each: f"{each['value']:.4g}",
-            "Of this one threshold": lambda each: (
-                f"{each['low']:.4f} to {each['high']:.4f}"
-            ),
+            "95 % interval": lambda each: f"{each['low']:.4f} to {each['high']:.4f}",
             "Requests": lambda each: f"{each['n_requests']:,}",
         },
     )
@@ -33,22 +31,21 @@ def bundled(facts: Mapping[str, Any]) -> Section:
         f"They hold with engine {serving['engine']}, {serving['dtype']}, temperature "
         f"{serving['temperature']:g}, and are stale with another.",
         f"A policy acts on `{facts['acts_on']}`.",
+        "Rate is the promised chance to flag a further benign request, over draws of "
+        "calibration sets; the interval is that of this one draw.",
     ]
     return Section("", [Sentences(said), table])
 
 
 def live_section(block: Mapping[str, Any]) -> Section:
     """Return what each policy did, and how often each detector fired."""
-    groups = [name for name in block["facts"]["rows"]]
-    detectors = table_of(
-        "Share that fires",
-        block["detectors"],
-        {
-            "Detector": lambda each: str(each["detector"]),
-            "Rate": lambda each: f"{each['rate']:g}",
-            **{name: _cell(name) for name in groups},
-        },
-    )
+    # A figure with its interval and n takes a third of a terminal, and there are many
+    # groups: each is a row, and the detector opens them.
+    rows: list[Sequence[str]] = []
+    for each in block["detectors"]:
+        rows.append((f"{each['detector']} at {each['rate']:g}",))
+        rows += [(f"  {name}", _shown(each[name])) for name in block["facts"]["rows"]]
+    detectors = Table("Share that fires", ("Group", "Share"), rows)
     policies = [
         {"policy": policy, "where": where} | pair
         for policy, each in block["policies"].items()
