@@ -10,7 +10,7 @@ from safetensors.torch import save_file
 
 from holdfast.errors import InputError, SettingsError
 from holdfast.guard.monitor.bundle import read_bundle, write_bundle
-from holdfast.guard.monitor.control import require_edit
+from holdfast.guard.monitor.control import require_policy
 from holdfast.guard.monitor.monitor import Monitor
 from holdfast.study import file_sha256
 
@@ -89,9 +89,9 @@ def test_directions_and_heads_of_another_width_are_refused(qwen3, copy):
         Monitor(qwen3, read_bundle(copy))
     replace(copy, **{"direction/b": torch.zeros(qwen3.d_model)}, edit=torch.ones(1, 2))
     monitor = Monitor(qwen3, read_bundle(copy))
-    require_edit(monitor, "stop")
+    require_policy(monitor, "stop")
     with pytest.raises(SettingsError, match="one factor per head"):
-        require_edit(monitor, "redraw")
+        require_policy(monitor, "redraw")
     replace(copy, **{"direction/b": torch.full((qwen3.d_model,), torch.nan)})
     with pytest.raises(InputError, match="numbers that are none"):
         read_bundle(copy)

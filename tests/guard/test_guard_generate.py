@@ -1,12 +1,14 @@
 """The monitor in the `generate` of transformers, held against our own decoding."""
 
+import inspect
+
 import pytest
 import torch
 from live_bundles import random_bundle
 from transformers import GenerationConfig
 
 from holdfast.errors import InputError, SettingsError
-from holdfast.guard.monitor.control import MESSAGE, guarded
+from holdfast.guard.monitor.control import MESSAGE, Guard, guarded, require_policy
 from holdfast.guard.monitor.monitor import Monitor
 from holdfast.guard.monitor.processors import watch_generate
 from holdfast.models.decoding.row_state import Sampling
@@ -182,9 +184,14 @@ def test_what_cannot_be_watched_is_refused(plain, more, match):
 def test_what_is_no_policy_lets_nothing_through(plain, policy):
     monitor = Monitor(plain, random_bundle(plain))
     with pytest.raises(SettingsError, match="a policy among observe, stop"):
-        watch_generate(monitor, policy).__enter__()
-    with pytest.raises(SettingsError, match="a policy among observe, stop"):
-        guarded(monitor, [(TEXTS[0], 0)], GREEDY, policy=policy)
+        require_policy(monitor, policy)
+    # What asks for it looks first; types are checked at run time in tests alone.
+    for begin in (
+        lambda: next(inspect.unwrap(watch_generate)(monitor, policy)),
+        lambda: inspect.unwrap(Guard.__init__)(object.__new__(Guard), monitor, policy),
+    ):
+        with pytest.raises(SettingsError, match="a policy among observe, stop"):
+            begin()
     # Nothing is left on the model.
     assert "generate" not in vars(plain.model)
 

@@ -114,7 +114,7 @@ class Guard:
         return forced
 
 
-def require_policy(monitor: Monitor, policy: Policy) -> None:
+def require_policy(monitor: Monitor, policy: str) -> None:
     """Refuse what is no policy, and to steer without heads to scale.
 
     Raises:

@@ -176,7 +176,7 @@ class Generation:
 
 
 def _kept(mask: Any, n_seen: int | None) -> Bool[Tensor, "row position"] | None:
-    """Return which tokens of each row a pass attends to; None where it is all of them.
+    """Return which tokens of each row are seen; None where nothing is masked.
 
     A cache of one size is given a mask of queries and keys instead of one of tokens,
     with places for what is not written yet, and where layers differ one for each kind.
