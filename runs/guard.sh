@@ -47,7 +47,8 @@ measure() { # MODEL NAME
   [ -e "$study-steered" ] || cp -r "$study" "$study-steered"
   bundle "$study-steered" "$study-early" --acts-on thinking_mean --edit "$edit"
   "$holdfast" guard live "$study-steered" --guard "$study-early" --policies steer --limit 400
-  cp "$study-steered/guard/live.json" "$records/$name-steered.json"
+  "$python" -c 'import json, sys; told = json.load(sys.stdin); del told["detectors"]
+print(json.dumps(told, indent=1))' <"$study-steered/guard/live.json" >"$records/$name-steered.json"
   bundle "$study" "$study-bundle" --edit "$edit"
   "$holdfast" guard live "$study" --guard "$study-bundle" \
     --policies stop --policies steer --policies redraw
