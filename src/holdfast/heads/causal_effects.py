@@ -17,8 +17,10 @@ from torch import Tensor
 from holdfast.errors import InputError, SettingsError
 from holdfast.models.batching import longest_first, with_batch_halving
 from holdfast.models.decoding.shared_prefix import (
+    MAX_BYTES,
     RepeatedPrefix,
     SharedPrefix,
+    copies_at_once,
     read_prefix,
 )
 from holdfast.models.finite import check_finite
@@ -28,7 +30,6 @@ from holdfast.models.model import Adapter
 
 Moment = Literal["final_token", "end_template"]
 MOMENTS: tuple[Moment, ...] = ("final_token", "end_template")
-MAX_BYTES = 1 << 30
 
 
 class Effects(NamedTuple):
@@ -119,25 +120,9 @@ def _logits(
         found = states.float() @ plan.direction.to(states.device) + plan.offset
         return list(found.to("cpu").T)
 
-    # Tokens of other candidates are masked, not skipped: no more of them than
-    # tokens of the prefix, or most of the attention would be for nothing.
-    few = max(1, prefix.mask.shape[1] // length)
-    size = min(few, max(1, plan.max_bytes // _bytes_per_table(prefix, length)))
+    size = copies_at_once(prefix, length, plan.max_bytes)
     results, _ = with_batch_halving(run, list(plan.tables), size)
     return torch.stack(results, -1)
-
-
-def _bytes_per_table(prefix: SharedPrefix | RepeatedPrefix, length: int) -> int:
-    # Attention scores where no kernel spares them, and the width of the layers.
-    adapter, context = prefix.adapter, prefix.mask.shape[1] + length
-    config = adapter.model.config.get_text_config()
-    width = 4 * getattr(config, "intermediate_size", 4 * adapter.d_model)
-    scores = adapter.n_heads * context
-    copied = 0
-    if isinstance(prefix, RepeatedPrefix):
-        # Keys and values of every layer are copied, as for heads of their own.
-        copied = 2 * adapter.n_heads * sum(adapter.head_widths) * context
-    return int(len(prefix.mask) * 4 * (length * (2 * scores + width) + copied))
 
 
 @torch.inference_mode()

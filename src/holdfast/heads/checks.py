@@ -132,8 +132,12 @@ def excess_over_controls(
 
 def _ranks(values: Float[Tensor, "_ head"]) -> Float[Tensor, "_ head"]:
     """Return ranks along the last axis; equal values share their mean rank."""
-    one, other = values[..., :, None], values[..., None, :]
-    return (other < one).double().sum(-1) + (other == one).double().sum(-1) / 2
+    ordered = values.sort(-1).values
+    below, upto = (
+        torch.searchsorted(ordered, values.contiguous(), right=right)
+        for right in (False, True)
+    )
+    return (below + upto).double() / 2
 
 
 def _pearson(one: Tensor, other: Tensor) -> Tensor:

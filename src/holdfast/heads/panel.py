@@ -5,6 +5,7 @@ from typing import Any
 
 import altair as alt
 
+from holdfast.heads.interchange import panel as interchange
 from holdfast.report import text
 from holdfast.report.charts import heading, interval_lines, to_svg
 from holdfast.report.labels import (
@@ -47,30 +48,25 @@ def section(block: Mapping[str, Any]) -> Section:
 
 
 def _heads(block: Mapping[str, Any]) -> Iterator[Part]:
-    yield Paragraph(
-        "Every token's refusal score is a sum over the parts of the model. Each square "
-        "is one attention head; the colour is what it takes from the score, in logits, "
-        "between the thinking and the last token before the answer. Hold the pointer "
-        "over a square to see its numbers; a ring marks heads that were ablated as a "
-        "check."
-    )
+    is_exchanged = "interchange" in block
+    yield Paragraph(INTRODUCED + (EXCHANGED if is_exchanged else CONTRIBUTED))
     yield Sentences(block["evidence"])
-    yield Scale("takes refusal away", "holds it up")
-    yield head_grid(
-        "Contribution of every head",
-        block,
-        lambda each: -(each["contribution"]["value"] or 0.0),
-        _words,
-        lambda each: "end_template" in each,
-    )
-    by = (
-        "by the fall from plateau to final token"
-        if block["by"] == "drop"
-        else "as published, by the projection at the final token"
-    )
+    if is_exchanged:
+        yield from interchange.grids(block)
+        yield from interchange.details(block["interchange"])
+    else:
+        yield Scale("takes refusal away", "holds it up")
+        yield head_grid(
+            "Contribution of every head",
+            block,
+            lambda each: -(each["contribution"]["value"] or 0.0),
+            _words,
+            lambda each: "end_template" in each,
+        )
     yield Paragraph(
-        f"Ranked {by} on {block['ranked_on']['rows']} complied harmful answers to "
-        f"training requests; checked on {block['checked_on']['rows']} held-out ones.",
+        f"Ranked {RANKED[block['by']]} on {block['ranked_on']['rows']} complied "
+        "harmful answers to training requests; checked on "
+        f"{block['checked_on']['rows']} held-out ones.",
         note=True,
     )
     checked = [each for each in block["heads"] if "beyond_controls" in each][:SHOWN]
@@ -100,6 +96,25 @@ def _heads(block: Mapping[str, Any]) -> Iterator[Part]:
     yield Fold("The fall, by kind of part", [by_part])
 
 
+INTRODUCED = (
+    "Every token's refusal score is a sum over the parts of the model. Each square is "
+    "one attention head; "
+)
+CONTRIBUTED = (
+    "the colour is what it takes from the score, in logits, between the thinking and "
+    "the last token before the answer. Hold the pointer over a square to see its "
+    "numbers; a ring marks heads that were ablated as a check."
+)
+EXCHANGED = (
+    "the colour is what it does by the way of looking that is chosen, and the numbers "
+    "are the first nine heads by it. Hold the pointer over a square to see all "
+    "figures; the tables below have those of the first heads."
+)
+RANKED = {
+    "drop": "by the fall from plateau to final token",
+    "published": "as published, by the projection at the final token",
+    "interchange": "by interchange; contributions were read",
+}
 HEAD: dict[str, Callable[[Any], Cell]] = {
     "Layer : head": lambda each: f"{each['layer']} : {each['head']}",
     "Contribution": lambda each: Number(each["contribution"]),

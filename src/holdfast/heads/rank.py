@@ -16,6 +16,12 @@ from holdfast.heads.checks import (
     excess_over_controls,
     rank_agreement,
 )
+from holdfast.heads.interchange.stage import (
+    PARTS,
+    Interchange,
+    measured,
+    reranked,
+)
 from holdfast.heads.ranking import Head, RankedHead, drops, rank_heads
 from holdfast.heads.readings import (
     CAUSAL,
@@ -26,7 +32,7 @@ from holdfast.heads.readings import (
     read_in_batches,
     select,
 )
-from holdfast.heads.settings import HeadsSettings
+from holdfast.heads.settings import HeadsSettings, RankSettings
 from holdfast.models.model import Adapter
 from holdfast.rollout.rows import from_table
 from holdfast.rollout.session import Session
@@ -63,21 +69,26 @@ def run(study: Study, settings: HeadsSettings, session: Session) -> dict[str, An
     """
     _require_thinking(study)
     check_current(study)
+    exchanging = None
+    if isinstance(settings, RankSettings) and settings.by == "interchange":
+        exchanging = settings
     with study.stage(
         STAGE,
-        settings,
+        exchanging or settings.attribution(),
         [ROLLOUTS, *names("published")],
         progress=session.progress,
         done="The heads are ranked and up to date.",
-        parts=[CAUSAL],
+        parts=[CAUSAL, *PARTS],
     ) as stage:
         if stage.is_done:
             return stage.read_json(SUMMARY)
         session.adapter.require("heads")
         rows = from_table(study.read_table(ROLLOUTS))
         selected = select(rows, settings.selection_prompts)
+        work = None if exchanging is None else Interchange.find(exchanging, rows)
         session.check_same(study)
-        return stage.write_json(SUMMARY, _rank(stage, settings, session, selected))
+        found = _rank(stage, settings, session, selected, work)
+        return stage.write_json(SUMMARY, found)
 
 
 def _require_thinking(study: Study) -> None:
@@ -90,13 +101,23 @@ def _require_thinking(study: Study) -> None:
 
 
 def _rank(
-    stage: Stage, settings: HeadsSettings, session: Session, selected: Selected
+    stage: Stage,
+    settings: HeadsSettings,
+    session: Session,
+    selected: Selected,
+    work: Interchange | None,
 ) -> dict[str, Any]:
     probe, _ = read_own_probe(stage.study, "published")
     adapter, seed = session.adapter, study_seed(stage.study)
     train, test = list(selected.ranking), list(selected.checking)
-    both = read_in_batches(stage, session, [*train, *test], probe)
-    ranking_on, held_out = _split(both, len(train))
+    twins = [] if work is None else work.complied
+    rows = {row.row_id: row for row in (*train, *test, *twins)}
+    read = read_in_batches(stage, session, list(rows.values()), probe)
+    places = {row_id: place for place, row_id in enumerate(rows)}
+    ranking_on, held_out, of_twins = (
+        _part(read, [places[row.row_id] for row in part])
+        for part in (train, test, twins)
+    )
     ranking = rank_heads(
         ranking_on.readings,
         ranking_on.clusters,
@@ -104,17 +125,30 @@ def _rank(
         by=settings.ranking,
         layers=adapter.layers_with_heads,
     )
+    attributed = [row.head for row in ranking]
+    if work is not None:
+        exchanger = work.exchanger(stage, session, probe)
+        ranking = reranked(work, exchanger, ranking)
     heads, n_top = to_check(ranking, settings.checked_heads, adapter.n_heads, seed)
     effects = ablate_one_by_one(stage, session, test, probe, heads)
     checked = Checked(heads, n_top, effects, held_out.clusters)
     closed_form = drops(held_out.readings).total
     if settings.ranking == "published":
         closed_form = -held_out.readings.published
-    rows, records = records_of(ranking, checked, seed)
-    stage.write_table(OUTPUT, table_of(rows, HeadRow))
+    lines, records = records_of(ranking, checked, seed)
+    stage.write_table(OUTPUT, table_of(lines, HeadRow))
     total = len(ranking)
+    evidence = summary_sentences(records, total)
+    more = {}
+    if work is not None:
+        more = {
+            "interchange": measured(
+                work, exchanger, of_twins, ranking, attributed, (heads, n_top)
+            )
+        }
+        evidence = more["interchange"]["evidence"]
     return {
-        "by": settings.ranking,
+        "by": settings.ranking if work is None else "interchange",
         "n_layers": adapter.n_layers,
         "n_heads": adapter.n_heads,
         **layers_named(adapter),
@@ -124,8 +158,9 @@ def _rank(
         "parts": parts_of(held_out, seed),
         "agreement": agreement_of(closed_form, checked, seed),
         **_removal_gap(adapter, held_out, checked, seed),
-        "evidence": summary_sentences(records, total),
+        "evidence": evidence,
         "heads": records,
+        **more,
     }
 
 
@@ -135,17 +170,14 @@ def layers_named(adapter: Adapter) -> dict[str, list[int]]:
     return {} if len(own) == adapter.n_layers else {"layers_with_heads": list(own)}
 
 
-def _split(both: Read, place: int) -> tuple[Read, Read]:
-    """Return what was read on the rows before a place, and on those after it."""
-    parts = [
-        Read(
-            type(both.readings)(*(column[part] for column in both.readings)),
-            both.others[part],
-            both.clusters[part],
-        )
-        for part in (slice(None, place), slice(place, None))
-    ]
-    return parts[0], parts[1]
+def _part(read: Read, places: Sequence[int]) -> Read:
+    """Return what was read on some of the rows."""
+    chosen = list(places)
+    return Read(
+        type(read.readings)(*(column[chosen] for column in read.readings)),
+        read.others[chosen],
+        [read.clusters[place] for place in chosen],
+    )
 
 
 def _counts(found: Read) -> dict[str, int]:

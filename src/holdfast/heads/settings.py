@@ -3,7 +3,7 @@
 No heavy library is imported here, so that the command line can show its help at once.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import Annotated, Literal
 
 from cyclopts import Parameter
@@ -16,6 +16,7 @@ Scope = Literal["everywhere", "end_template", "answer"]
 Scopes = Annotated[
     tuple[Scope, ...], Parameter(negative=(), consume_multiple=True, show_default=False)
 ]
+Span = Literal["end_template", "thinking"]
 Form = Literal["checkpoint", "adapter"]
 MIN_REQUESTS = 10
 """Complied harmful base requests of each split that heads are ranked and checked on."""
@@ -39,6 +40,41 @@ class HeadsSettings:
     def __post_init__(self) -> None:
         """Refuse what cannot be meant."""
         require_numbers(self, checked_heads=1, selection_prompts=MIN_REQUESTS)
+
+    def attribution(self) -> "HeadsSettings":
+        """Return what alone counts where heads are ranked by attribution."""
+        own = {each.name: getattr(self, each.name) for each in fields(HeadsSettings)}
+        return HeadsSettings(**own)
+
+
+@dataclass(frozen=True)
+class RankSettings(HeadsSettings):
+    """By what heads are ranked, and how those of twins are exchanged."""
+
+    by: Literal["attribution", "interchange"] = "attribution"
+    """Rank by attribution alone (--ranking says how), or by interchange: what a head of
+    a run that refused does in one of the same request that complied."""
+
+    twins: int = 64
+    """Pairs of runs of one request, one refused and one complied, to rank heads on;
+    and as many held-out ones to measure on."""
+
+    span: Span = "end_template"
+    """Where heads are exchanged: over the end template, or over all of the thinking,
+    aligned at its end where one is longer."""
+
+    reading: Literal["first-token", "probe"] = "first-token"
+    """What is followed: the log-odds of opening a refusal at the first answer token, or
+    the logit of the refusal probe there."""
+
+    joint_heads: int = 4
+    """Heads at the top that are also exchanged together: as one set, beside random sets
+    of the same layers, and in pairs with the top heads by attribution."""
+
+    def __post_init__(self) -> None:
+        """Refuse what cannot be meant."""
+        super().__post_init__()
+        require_numbers(self, twins=MIN_REQUESTS, joint_heads=1)
 
 
 @dataclass(frozen=True)

@@ -7,6 +7,8 @@ from typing import Any, Literal, NamedTuple
 from holdfast.report import labels, text
 from holdfast.report.schema import Figure
 
+MOST_VIEWS = 4
+"""Views of a switch that the style sheet knows."""
 MIDDLE = 5
 """Tone of a square or token without colour; 0 is full orange and 10 full blue."""
 
@@ -98,6 +100,18 @@ class Grid:
     rows: Sequence[tuple[str, Sequence[Square]]]
 
 
+@dataclass(frozen=True)
+class Switch:
+    """Views of one thing, of which the page shows the one that is chosen.
+
+    Print shows all of them, and so does a reader that knows no style sheet.
+    """
+
+    title: str
+    key: str  # Name of its own on the page.
+    views: "Sequence[tuple[str, Sequence[Shown]]]"  # At most `MOST_VIEWS`.
+
+
 class Token(NamedTuple):
     """A word of an answer, with its colour and what the pointer shows."""
 
@@ -141,7 +155,7 @@ class Raw:
 
 
 Shown = Paragraph | Heading | Sentences | Table | Chart | Scale | Grid
-Part = Shown | Answer | Fold | Raw
+Part = Shown | Answer | Fold | Raw | Switch
 
 
 @dataclass(frozen=True)
@@ -185,8 +199,11 @@ def head_grid(
     shade: Callable[[Mapping[str, Any]], float | None],
     words: Callable[[Mapping[str, Any]], str],
     is_marked: Callable[[Mapping[str, Any]], bool],
+    written: Callable[[Mapping[str, Any]], str] = lambda _: "",
 ) -> Grid:
     """Lay the heads of a block out by layer, blue where `shade` is above 0.
+
+    `written`: What stands in the square of a head, for those who see no colour.
 
     `block`: Has `heads` with `layer` and `head`, `n_layers` and `n_heads`, and
     `layers_with_heads` where some layers have none.
@@ -198,7 +215,8 @@ def head_grid(
     def square(place: tuple[int, int]) -> Square:
         tone = MIDDLE + round(MIDDLE * (shades[place] or 0.0) / largest)
         kind = "checked" if is_marked(found[place]) else ""
-        return Square(tone, text.clean(words(found[place])), kind)
+        head = found[place]
+        return Square(tone, text.clean(words(head)), kind, written(head))
 
     heads = range(block["n_heads"])
     return Grid(

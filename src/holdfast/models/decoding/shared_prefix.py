@@ -1,7 +1,8 @@
 """Batches that are read up to some position once, and read on from many times."""
 
 import copy
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import torch
@@ -11,11 +12,58 @@ from transformers import DynamicCache
 from transformers.cache_utils import Cache, DynamicLayer, DynamicSlidingWindowLayer
 
 from holdfast.models.batching import pad
+from holdfast.models.decoding.head_swap import HeadSwap, record_heads, swap_heads
 from holdfast.models.interventions import scale_heads
 from holdfast.models.model import Adapter
 
+MAX_BYTES = 1 << 30
+"""Most bytes that copies of tokens may take beside the prefix they are read behind."""
+Around = Callable[[slice], AbstractContextManager[Any]]
+"""What is at work while tokens that follow are read; told which of them come next."""
 
-class RepeatedPrefix:
+
+class _Prefix:
+    """What both kinds of prefix do alike."""
+
+    adapter: Adapter
+
+    def record(
+        self, token_ids: Int[Tensor, "example position"]
+    ) -> tuple[
+        Float[Tensor, "example d_model"],
+        dict[int, Float[Tensor, "example position heads"]],
+    ]:
+        """Return the state after tokens that follow, and what heads write on the way.
+
+        The tokens are not kept. Heads lie side by side, by layer.
+        """
+        with record_heads(self.adapter) as found:
+            states = self._read_on(token_ids, 1, lambda _: nullcontext())
+        return states[:, 0], {
+            layer: torch.cat(passes, 1) for layer, passes in found.items()
+        }
+
+    def swapped_states(
+        self, token_ids: Int[Tensor, "example position"], swap: HeadSwap
+    ) -> Float[Tensor, "example copy d_model"]:
+        """Return the state after tokens that follow, with heads of other runs.
+
+        The tokens are not kept.
+        """
+
+        def around(positions: slice) -> AbstractContextManager[Any]:
+            return swap_heads(self.adapter, swap, positions)
+
+        return self._read_on(token_ids, len(swap.take), around)
+
+    def _read_on(
+        self, token_ids: Int[Tensor, "example position"], n_copies: int, around: Around
+    ) -> Float[Tensor, "example copy d_model"]:
+        """Return the state after each copy of tokens that follow; they are not kept."""
+        raise NotImplementedError
+
+
+class RepeatedPrefix(_Prefix):
     """A batch that has been read up to some position, and is read on from many times.
 
     Its cache is copied for every reading, row by row: any kind of layer can do that.
@@ -34,7 +82,7 @@ class RepeatedPrefix:
     def extend(self, token_ids: Int[Tensor, "example position"]) -> None:
         """Read tokens that follow."""
         if token_ids.shape[1]:
-            self._read(token_ids, self.cache, 1)
+            self._read(token_ids, self.cache, 1, lambda _: nullcontext())
             more = torch.ones_like(token_ids, dtype=torch.bool)
             self.mask = torch.cat([self.mask, more], -1)
             self.last = self.last + token_ids.shape[1]
@@ -45,16 +93,25 @@ class RepeatedPrefix:
         tables: Float[Tensor, "table layer head"],
     ) -> Float[Tensor, "example table d_model"]:
         """Return the state after tokens that follow, under each table of factors."""
-        cache, n = copy.deepcopy(self.cache), len(tables)
-        rows = torch.arange(len(token_ids), device=token_ids.device)
-        cache.reorder_cache(rows.repeat_interleave(n))
         factors = tables.repeat(len(token_ids), 1, 1)
         with scale_heads(self.adapter, factors):
-            states = self._read(token_ids, cache, n)
-        return states[:, -1].reshape(len(token_ids), n, -1)
+            return self._read_on(token_ids, len(tables), lambda _: nullcontext())
+
+    def _read_on(
+        self, token_ids: Int[Tensor, "example position"], n_copies: int, around: Around
+    ) -> Float[Tensor, "example copy d_model"]:
+        cache = copy.deepcopy(self.cache)
+        rows = torch.arange(len(token_ids), device=token_ids.device)
+        cache.reorder_cache(rows.repeat_interleave(n_copies))
+        states = self._read(token_ids, cache, n_copies, around)
+        return states[:, -1].reshape(len(token_ids), n_copies, -1)
 
     def _read(
-        self, token_ids: Int[Tensor, "example position"], cache: Any, n_copies: int
+        self,
+        token_ids: Int[Tensor, "example position"],
+        cache: Any,
+        n_copies: int,
+        around: Around,
     ) -> Float[Tensor, "_ 1 d_model"]:
         """Read tokens one by one; return the states after the last.
 
@@ -69,10 +126,34 @@ class RepeatedPrefix:
                 "position_ids": self.last + step + 1,
             }
             rows = {k: v.repeat_interleave(n_copies, 0) for k, v in inputs.items()}
-            states = self.adapter.base(
-                **rows, past_key_values=cache, use_cache=True
-            ).last_hidden_state
+            with around(slice(step, step + 1)):
+                states = self.adapter.base(
+                    **rows, past_key_values=cache, use_cache=True
+                ).last_hidden_state
         return states
+
+
+def copies_at_once(
+    prefix: "SharedPrefix | RepeatedPrefix", length: int, max_bytes: int = MAX_BYTES
+) -> int:
+    """Return how many copies of so many tokens are read in one pass."""
+    # Tokens of other copies are masked, not skipped: no more of them than tokens of
+    # the prefix, or most of the attention would be for nothing.
+    few = max(1, prefix.mask.shape[1] // length)
+    return min(few, max(1, max_bytes // _bytes_per_copy(prefix, length)))
+
+
+def _bytes_per_copy(prefix: "SharedPrefix | RepeatedPrefix", length: int) -> int:
+    # Attention scores where no kernel spares them, and the width of the layers.
+    adapter, context = prefix.adapter, prefix.mask.shape[1] + length
+    config = adapter.model.config.get_text_config()
+    width = 4 * getattr(config, "intermediate_size", 4 * adapter.d_model)
+    scores = adapter.n_heads * context
+    copied = 0
+    if isinstance(prefix, RepeatedPrefix):
+        # Keys and values of every layer are copied, as for heads of their own.
+        copied = 2 * adapter.n_heads * sum(adapter.head_widths) * context
+    return int(len(prefix.mask) * 4 * (length * (2 * scores + width) + copied))
 
 
 def read_prefix(
@@ -89,7 +170,7 @@ def read_prefix(
     return (SharedPrefix if shared else RepeatedPrefix)(adapter, rows)
 
 
-class SharedPrefix:
+class SharedPrefix(_Prefix):
     """A batch that has been read up to some position, and is read on from many times.
 
     Copies of the tokens that follow stand side by side over the one cache, which is
@@ -124,11 +205,17 @@ class SharedPrefix:
 
         The tokens are not kept.
         """
-        length, shared = token_ids.shape[1], _ReadOnlyCache(self.cache)
-        factors = tables.repeat_interleave(length, 0)
+        factors = tables.repeat_interleave(token_ids.shape[1], 0)
         with scale_heads(self.adapter, factors, positions=True):
+            return self._read_on(token_ids, len(tables), lambda _: nullcontext())
+
+    def _read_on(
+        self, token_ids: Int[Tensor, "example position"], n_copies: int, around: Around
+    ) -> Float[Tensor, "example copy d_model"]:
+        length, shared = token_ids.shape[1], _ReadOnlyCache(self.cache)
+        with around(slice(0, length)):
             states: Tensor = self.adapter.base(
-                **self._inputs(token_ids, len(tables)),
+                **self._inputs(token_ids, n_copies),
                 past_key_values=shared,
                 use_cache=True,
             ).last_hidden_state

@@ -142,15 +142,22 @@ _CAPS = ("final_logit_softcapping", "logits_soft_cap")
 """Settings by which families cap their logits softly."""
 
 
+def logit_scaling(model: Any) -> tuple[float, float | None]:
+    """Return what a family multiplies its logits by, and its soft cap, if any."""
+    config = model.config.get_text_config()
+    named = [(getattr(config, key, None), up) for key, up in _FACTORS.items()]
+    scale = math.prod(f if up else 1 / f for f, up in named if f)
+    cap = next(filter(None, (getattr(config, key, None) for key in _CAPS)), None)
+    return scale, cap
+
+
 def scaled_head(model: Any) -> Callable[[Tensor], Tensor]:
     """Return the function from states after the final norm to logits.
 
     Some families scale what their head returns, or cap it softly.
     """
-    head, config = model.get_output_embeddings(), model.config.get_text_config()
-    named = [(getattr(config, key, None), up) for key, up in _FACTORS.items()]
-    scale = math.prod(f if up else 1 / f for f, up in named if f)
-    cap = next(filter(None, (getattr(config, key, None) for key in _CAPS)), None)
+    head = model.get_output_embeddings()
+    scale, cap = logit_scaling(model)
     if scale == 1 and not cap:
         return head  # type: ignore[no-any-return]
 
