@@ -85,10 +85,11 @@ def tiny_config(kind="qwen3", table=KINDS, times=1, **changes):
     return getattr(transformers, name)(**given)
 
 
-def tiny_of_every_kind(kind, *, sees=False, seed=0, times=1):
+def tiny_of_every_kind(kind, *, sees=False, seed=0, times=1, **changes):
     """A model of a type of `tiny_kinds`, inside one that also sees if so asked."""
     table = EVERY | FURTHER
-    config = tiny_config(kind, table, times, num_hidden_layers=4, pad_token_id=0)
+    changes = {"num_hidden_layers": 4, "pad_token_id": 0, **changes}
+    config = tiny_config(kind, table, times, **changes)
     auto = transformers.AutoModelForCausalLM
     if sees:
         name, extra = SEEING[kind]

@@ -70,7 +70,6 @@ class _Part(NamedTuple):
 _Written = Mapping[int, Float[Tensor, "position heads"]]
 
 
-@torch.inference_mode()
 def exchange(
     adapter: Adapter,
     runs: Sequence[Run],
@@ -96,6 +95,20 @@ def exchange(
     adapter.require("heads")
     check_lengths(adapter, [run.token_ids for run in runs])
     _check_spans(runs)
+    plain, after = _read(adapter, runs, readout, max_bytes)
+    check_finite(torch.cat([plain, *after]), "the states with heads of other runs")
+    # Copied, so that they are ordinary tensors outside inference mode.
+    return [
+        Exchanged(value, torch.tensor(each.tolist()))
+        for value, each in zip(plain.tolist(), after, strict=True)
+    ]
+
+
+@torch.inference_mode()
+def _read(
+    adapter: Adapter, runs: Sequence[Run], readout: Readout, max_bytes: int
+) -> tuple[Float[Tensor, "run"], list[Float[Tensor, "_"]]]:
+    """Return what is read of each run as it is, and of its copies."""
     parts, plain, written = [], torch.empty(len(runs)), dict[int, _Written]()
     for places in _alike(runs):
         rows = [(list(runs[each].token_ids), runs[each].span[0]) for each in places]
@@ -113,12 +126,7 @@ def exchange(
         found = _after(part, runs, written, readout, max_bytes)
         for row, place in enumerate(part.places):
             after[place] = found[row]
-    check_finite(torch.cat([plain, *after]), "the states with heads of other runs")
-    # Copied, so that they are ordinary tensors outside inference mode.
-    return [
-        Exchanged(value, torch.tensor(each.tolist()))
-        for value, each in zip(plain.tolist(), after, strict=True)
-    ]
+    return plain, after
 
 
 def _alike(runs: Sequence[Run]) -> list[list[int]]:

@@ -300,40 +300,39 @@ def sentences(block: dict[str, Any]) -> list[str]:
     """Say which heads are beyond the null, and how attribution ranks them."""
     heads = block["heads"]
     first = heads[0]
-    held = {way: [each for each in heads if _holds(each, way)] for way in WAYS}
+    need, suffice = ([e for e in heads if _holds(e, way)] for way in WAYS)
+    both = [each for each in need if each in suffice]
     said = [
         f"Of {len(heads)} heads, {_name(first)} (layer:head) ranks first by "
-        f"interchange: taken from the run that refused, it moves the one that complied "
+        "interchange: taken from the run that refused, it moves the one that complied "
         f"by {first['necessity']['value']:.2f} towards refusal. Attribution ranks it "
-        f"{first['attribution_rank']} of {len(heads)}."
+        f"{first['attribution_rank']} of {len(heads)}.",
+        _listed(both, "carry the outcome both ways", ", corrected for all heads"),
     ]
-    words = {
-        "necessity": "bring refusal back",
-        "sufficiency": "bring compliance about",
-    }
-    for way, found in held.items():
-        if found:
-            names = ", ".join(map(_name, found))
-            said.append(
-                f"{len(found)} heads {words[way]} by more than heads of a run that "
-                f"ended alike, corrected for all heads: {names}."
-                if len(found) > 1
-                else f"One head does {words[way]} by more than that of a run that "
-                f"ended alike, corrected for all heads: {names}."
-            )
-        else:
-            said.append(
-                f"No head is shown to {words[way]} by more than heads of a run that "
-                "ended alike."
-            )
-    missed = [each for each in held["necessity"] if each["attribution_rank"] > MISSED]
+    for found, way in ((need, "refusal"), (suffice, "compliance")):
+        rest = [each for each in found if each not in both]
+        if rest:
+            said.append(_listed(rest, f"do so towards {way} alone", ""))
+    missed = [each for each in both if each["attribution_rank"] > MISSED]
     if missed:
         names = ", ".join(f"{_name(e)} ({e['attribution_rank']})" for e in missed)
         said.append(
-            f"Beyond the null, and below the first {MISSED} by attribution: {names}. "
-            "Such a head acts through later ones."
+            f"Attribution ranks these below the first {MISSED}: {names}. Such a head "
+            "acts through later ones."
         )
     return said
+
+
+def _listed(found: Sequence[dict[str, Any]], what: str, how: str) -> str:
+    """Return how many heads do something more than heads of runs that ended alike."""
+    null = "more than heads of a run of another request that ended alike"
+    if not found:
+        return f"No head is shown to {what}, {null}{how}."
+    names = ", ".join(map(_name, found))
+    if len(found) == 1:
+        what = what.replace("carry", "carries", 1).replace("do so", "does so", 1)
+        return f"Head {names} {what}, {null}{how}."
+    return f"{len(found)} heads {what}, {null}{how}: {names}."
 
 
 MISSED = 10

@@ -146,9 +146,9 @@ def logit_scaling(model: Any) -> tuple[float, float | None]:
     """Return what a family multiplies its logits by, and its soft cap, if any."""
     config = model.config.get_text_config()
     named = [(getattr(config, key, None), up) for key, up in _FACTORS.items()]
-    scale = math.prod(f if up else 1 / f for f, up in named if f)
+    scale = math.prod((f if up else 1 / f for f, up in named if f), start=1.0)
     cap = next(filter(None, (getattr(config, key, None) for key in _CAPS)), None)
-    return scale, cap
+    return scale, None if cap is None else float(cap)
 
 
 def scaled_head(model: Any) -> Callable[[Tensor], Tensor]:
