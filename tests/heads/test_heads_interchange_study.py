@@ -152,7 +152,7 @@ def test_the_first_token_is_read_as_the_model_has_it(thinker, rows):
     words = [
         adapter.tokenizer.decode(each) for each in (*found.refused, *found.complied)
     ]
-    assert words == ["I", "Sure"]
+    assert words == ["I", "Su"]
     row = train[0]
     ids = torch.tensor([row.token_ids[: row.final + 1]])
     with torch.no_grad():
@@ -203,7 +203,8 @@ def test_every_head_has_its_figures_and_the_ranking_is_that_of_the_file(
     for each in block["heads"]:
         for key in ("necessity", "sufficiency", "ablated", "attribution"):
             assert each[key]["low"] <= each[key]["value"] <= each[key]["high"]
-    assert block["measured_on"]["rows"] == block["measured_on"]["wrappers"] == 25
+    assert block["measured_on"]["requests"] == 25
+    assert block["measured_on"]["rows"] == block["measured_on"]["wrappers"] > 25
     assert block["plain"]["complied"]["high"] < 0 < block["plain"]["refused"]["low"]
 
 
@@ -336,8 +337,9 @@ def made_elsewhere(path):
     )
 
 
-@pytest.mark.parametrize("shape", ["smollm2", "qwen3_5_text"])
-@pytest.mark.parametrize("span", ["end_template", "thinking"])
+@pytest.mark.parametrize(
+    ("shape", "span"), [("smollm2", "thinking"), ("qwen3_5_text", "end_template")]
+)
 def test_it_runs_on_the_shapes_of_smollm2_and_of_a_hybrid(
     tmp_path, capsys, shape, span
 ):
@@ -352,7 +354,7 @@ def test_it_runs_on_the_shapes_of_smollm2_and_of_a_hybrid(
     assert run(["rollout", str(folder), *into]) == 0
     assert run(["probe", str(study)]) == 0
     capsys.readouterr()
-    few = ["--twins", "12", "--selection-prompts", "12", "--checked-heads", "2"]
+    few = ["--twins", "10", "--selection-prompts", "12", "--checked-heads", "2"]
     command = ["heads", str(study), "--by", "interchange", "--span", span, *few]
     assert run([*command, "--json"]) == 0
     found = json.loads(capsys.readouterr().out)

@@ -67,7 +67,8 @@ class _Part(NamedTuple):
     tokens: Int[Tensor, "example position"]
 
 
-_Written = Mapping[int, Float[Tensor, "position heads"]]
+_Written = Mapping[int, Float[Tensor, "_ _"]]
+"""Heads side by side at the positions of a span, by layer."""
 
 
 def exchange(
@@ -169,7 +170,7 @@ def _sources(
     layers: Sequence[int],
     length: int,
 ) -> tuple[
-    dict[int, Float[Tensor, "source example position heads"]],
+    dict[int, Float[Tensor, "source example position _"]],
     Bool[Tensor, "source example position"],
 ]:
     """Lay what the sources have written beside the tokens of these runs."""

@@ -104,7 +104,7 @@ class Exchanger:
         self,
         twins: Sequence[Twin],
         others: Mapping[str, Twin],
-        tables: Sequence[Int[Tensor, "copy layer head"] | None],
+        tables: Sequence[Int[Tensor, "_ layer head"] | None],
     ) -> list[Float[Tensor, "_"]]:
         """Return of each twin both plain readings, and what every copy changes."""
         complied, refused = tables

@@ -27,7 +27,7 @@ class HeadSwap:
     # Which source each head of each copy is taken from, or `KEEP`.
     take: Int[Tensor, "copy layer head"]
     # By layer: the heads side by side, as another run has written them.
-    sources: Mapping[int, Float[Tensor, "source example position heads"]]
+    sources: Mapping[int, Float[Tensor, "source example position _"]]
     # Where a source has something to give; elsewhere a head stays as it is.
     known: Bool[Tensor, "source example position"]
 

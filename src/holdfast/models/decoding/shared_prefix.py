@@ -31,7 +31,7 @@ class _Prefix:
         self, token_ids: Int[Tensor, "example position"]
     ) -> tuple[
         Float[Tensor, "example d_model"],
-        dict[int, Float[Tensor, "example position heads"]],
+        dict[int, Float[Tensor, "example position _"]],
     ]:
         """Return the state after tokens that follow, and what heads write on the way.
 
