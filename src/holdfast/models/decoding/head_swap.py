@@ -85,9 +85,7 @@ class _Exchange:
         self.sources = sources
         self.take = take.to(sources.device)
         self.known = swap.known[:, :, positions].to(sources.device)
-        self.used = sorted(
-            {int(each) for each in swap.take[:, layer].unique()} - {KEEP}
-        )
+        self.used = sorted(set(swap.take[:, layer].flatten().tolist()) - {KEEP})
 
     def __call__(
         self, _: nn.Module, arguments: tuple[Any, ...]
