@@ -11,6 +11,7 @@ _NAMES = (
     "Engine",
     "Probe",
     "Heads",
+    "Commitment",
     "Judge",
     "Diffusion",
     "Signal",

@@ -1,0 +1,1 @@
+"""When an outcome was decided, and by what: answers from thinking that is cut short."""

@@ -1,0 +1,163 @@
+"""A study opened for `decide`: which answers are looked at, and what is known."""
+
+from collections.abc import Iterable, Mapping
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from typing import Any
+
+from holdfast.cliff.commitment.settings import DecideSettings
+from holdfast.cliff.groups import BENIGN, COMPLIED, REFUSED
+from holdfast.errors import TooFewExamplesError
+from holdfast.judges.settings import JudgeSettings
+from holdfast.rollout.rows import BESIDE, GROUPS, Rollout, from_table
+from holdfast.rollout.session import Session
+from holdfast.stats.rates import wilson
+from holdfast.study import Study, fingerprint
+from holdfast.study.directory import Stage
+from holdfast.study.figures import study_seed
+
+ROLLOUTS = "rollouts.parquet"
+
+
+@dataclass(frozen=True)
+class Opened:
+    """What every part of `decide` is handed."""
+
+    study: Study
+    session: Session
+    settings: DecideSettings
+    judge: JudgeSettings
+    # Answers by group (`cliff.groups`): all have enough thinking to cut. Those of one
+    # group are in an order of their own, which neither files nor seeds change.
+    groups: Mapping[str, tuple[Rollout, ...]]
+    too_short: int  # Complied harmful answers that were left out: too little thinking.
+
+    @property
+    def seed(self) -> int:
+        """The seed that the study was made with."""
+        return study_seed(self.study)
+
+    @property
+    def rows(self) -> list[Rollout]:
+        """All answers, the complied harmful ones first."""
+        return [row for name in GROUPS for row in self.groups[name]]
+
+    @property
+    def complied(self) -> tuple[Rollout, ...]:
+        """The complied harmful answers."""
+        return self.groups[COMPLIED]
+
+    def stage(
+        self, key: str, settings: Any, inputs: Iterable[str] = ()
+    ) -> AbstractContextManager[Stage]:
+        """Open the stage of a part; when it ends well it has written `file(key)`.
+
+        `settings`: What else than the model and the answers its results depend on; the
+        answers that were chosen are added.
+        `inputs`: Files of the study that it reads beside the rollouts.
+        """
+        chosen = fingerprint([row.row_id for row in self.rows])
+        return self.study.stage(
+            stage_of(key),
+            {"rows": chosen, "settings": settings},
+            [ROLLOUTS, *inputs],
+            progress=self.session.progress,
+            done=f"`{stage_of(key)}` is there and up to date.",
+        )
+
+
+def stage_of(key: str) -> str:
+    """Return the name of the stage of a part."""
+    return f"decide_{key}"
+
+
+def file_of(key: str) -> str:
+    """Return the file that a part writes."""
+    return f"decide_{key}.json"
+
+
+def open_study(
+    study: Study, settings: DecideSettings, session: Session, judge: JudgeSettings
+) -> Opened:
+    """Choose the answers that are looked at, and refuse a study that has none.
+
+    Raises:
+        TooFewExamplesError: If there is nothing to cut, or too few draws for the
+            interval that was asked for.
+    """
+    session.check_judge(judge)
+    if study.manifest.get("model", {}).get("thinking") is None:
+        raise TooFewExamplesError(
+            "a model that thinks before it answers, so that a thinking can be cut",
+            "0 answers with thinking, for the chat template has no thinking format",
+            "Use a reasoning model, or name its marks with --thinking-tags.",
+        )
+    _require_draws(settings)
+    found: dict[str, list[Rollout]] = {name: [] for name in GROUPS}
+    short = dict.fromkeys(GROUPS, 0)
+    for row in from_table(study.read_table(ROLLOUTS)):
+        if row.role in BESIDE or not row.is_decided or row.group is None:
+            continue
+        start, end = row.spans.thinking
+        if end - start < settings.min_thinking:
+            short[row.group] += 1
+        else:
+            found[row.group].append(row)
+    _require_complied(found[COMPLIED], short[COMPLIED], settings)
+    most = {
+        COMPLIED: settings.complied_rows,
+        REFUSED: settings.refused_rows,
+        BENIGN: settings.benign_rows,
+    }
+    groups = {
+        name: tuple(sorted(rows, key=_order)[: most[name]])
+        for name, rows in found.items()
+    }
+    return Opened(study, session, settings, judge, groups, short[COMPLIED])
+
+
+def _order(row: Rollout) -> str:
+    # By content, so that a part of the rows has wrappers and requests of all kinds.
+    return fingerprint([row.row_id])
+
+
+def _require_draws(settings: DecideSettings) -> None:
+    if settings.cheap:
+        return
+
+    def width(n: int) -> float:
+        # The widest there is: half of the draws one way.
+        half = wilson(n // 2, n)
+        assert half.low is not None
+        assert half.high is not None
+        return half.high - half.low
+
+    found = width(settings.draws)
+    if found > settings.widest:
+        enough = settings.draws
+        while width(enough) > settings.widest:
+            enough += 1
+        raise TooFewExamplesError(
+            f"draws enough for an interval no wider than {settings.widest:g}",
+            f"{settings.draws} from each cut, whose interval may be {found:.2f} wide",
+            f"Give --draws {enough} or more, or a larger --widest.",
+        )
+
+
+def _require_complied(
+    rows: list[Rollout], short: int, settings: DecideSettings
+) -> None:
+    if rows:
+        return
+    if short:
+        raise TooFewExamplesError(
+            f"a complied harmful answer with {settings.min_thinking} tokens of "
+            "thinking or more",
+            f"{short} complied harmful answers, all with less",
+            "Lower --min-thinking, or add prompts that the model thinks about longer.",
+        )
+    raise TooFewExamplesError(
+        "a harmful request that was complied with, with its thinking closed",
+        "0 complied harmful answers",
+        "Add harmful requests, or jailbreak wrappers, that the model complies with.",
+    )
