@@ -209,15 +209,27 @@ class Decoder:
             self.uniforms,
             self.sampling,
         )
+        return self.begin_steps(
+            lambda keep: keep_prefixes(
+                self.cache, keep, self._lengths(), copy_of, first
+            )
+        )
+
+    def begin_steps(
+        self, keep_rows: Callable[[Int[Tensor, "_"]], Tensor]
+    ) -> list[GenerationState]:
+        """Go on step by step with rows that have drawn; return those that have ended.
+
+        `keep_rows`: Keeps rows of the cache, without the token that each drew last,
+        and returns where their tokens lie.
+        """
         keep, finished = self._part()
         if self.rows:
-            lengths = torch.tensor([len(row.token_ids) - 1 for row in self.rows])
-            lengths = lengths.to(self.mask.device)
-            past = keep_prefixes(self.cache, keep, lengths, copy_of, first)
+            past = keep_rows(keep)
             self.live.take([row.index for row in self.rows])
             self.token_ids = torch.tensor([[row.token_ids[-1]] for row in self.rows])
             self.token_ids = self.token_ids.to(self.mask.device)
-            self.positions = lengths[:, None]
+            self.positions = self._lengths()[:, None]
             self.mask = torch.cat([past, torch.ones_like(past[:, :1])], -1).long()
             steps = torch.tensor([row.n_written for row in self.rows])[:, None]
             steps = steps + torch.arange(self.uniforms.shape[1])
@@ -225,6 +237,11 @@ class Decoder:
             steps = steps.clamp(max=self.uniforms.shape[1] - 1).to(self.desk)
             self.uniforms = self.uniforms[keep.to(self.desk)].gather(1, steps)
         return finished
+
+    def _lengths(self) -> Int[Tensor, "example"]:
+        """Return how many tokens of each row have been read."""
+        lengths = torch.tensor([len(row.token_ids) - 1 for row in self.rows])
+        return lengths.to(self.mask.device)
 
     def join(self, other: "Decoder") -> None:
         """Take in the rows of another decoder, whose prompts and drafts were read."""

@@ -11,13 +11,14 @@ kept as far as the row would have drawn it itself: the same rows, in fewer passe
 from collections.abc import Callable, Collection, Generator, Iterator, Sequence
 from contextlib import closing
 from dataclasses import replace
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
 from holdfast.models.batching import halving_batches, longest_first
+from holdfast.models.decoding.branching import Trunk, Trunks, read_branches
 from holdfast.models.decoding.decoder import Control, Decoder, Drawn
 from holdfast.models.decoding.jobs import Job, Prompts, fits_drafts, prepare
 from holdfast.models.decoding.kv_cache import Opening, read_opening
@@ -51,6 +52,7 @@ def generate(
     edit: HeadEdit | None = None,
     thinking_done: bool = False,
     drafts: Sequence[Sequence[int]] | None = None,
+    trunks: Sequence[Trunk] | None = None,
     observe: Observe | None = None,
     control: Control | None = None,
     told: Callable[[Tick], None] | None = None,
@@ -71,6 +73,10 @@ def generate(
         drafts: Tokens that probably follow each prompt, such as those that followed
             it without the edit. They make rows faster and change none; where
             they could not be kept from it they are not used (see `fits_drafts`).
+        trunks: A sequence for each prompt whose first tokens are also those of the
+            prompt; prompts with one trunk, up to their own places, have it read once.
+            It makes rows faster and changes none; where it cannot be used it is not:
+            with drafts or an edit, and where a layer keeps not all tokens.
         observe: Shown every step; what it returns is kept in the traces of the
             completions. A row has one step per token, its stop token included. Drafts,
             which would skip steps, are not used then.
@@ -101,7 +107,11 @@ def generate(
     # Where rows can join others that are under way, they do as these end.
     more = not seen and len(jobs) > width and fits_drafts(adapter, edit)
     at_once = TAKEN * width if more else width
-    if any(job.draft for job in jobs):
+    plain = edit is None and drafts is None and not seen
+    shared = trunks if plain and fits_drafts(adapter, edit) else None
+    if shared is not None:
+        jobs = sorted(jobs, key=lambda job: _along(shared[job.place], job))
+    elif any(job.draft for job in jobs):
         jobs = _like_by_like(jobs, edit)
     else:
         jobs = [jobs[i] for i in longest_first([job.prompt for job in jobs])]
@@ -109,7 +119,9 @@ def generate(
     def decode(batch: Sequence[Job]) -> list[Completion]:
         nonlocal width
         try:
-            return _decode(adapter, rules, batch, edit, told, observe, control, width)
+            return _decode(
+                adapter, rules, batch, edit, told, observe, control, width, shared
+            )
         except (RuntimeError, MemoryError):
             # If memory ran out, the batch is halved, and so are the rows in the cache.
             width = max(1, width // 2)
@@ -140,6 +152,11 @@ def decoding_steps(
     )
     passes = _passes(adapter, rules, jobs, edit, observe=observe, control=control)
     return _steps(jobs, passes)
+
+
+def _along(trunk: Trunk, job: Job) -> tuple[Any, ...]:
+    """Return where a prompt stands among others: by its trunk, then by its place."""
+    return -len(trunk), trunk, -len(job.prompt), job.prompt, job.place
 
 
 TAKEN = 8
@@ -181,6 +198,7 @@ def _passes(
     *,
     control: Control | None = None,
     whole: bool = True,
+    trunks: Sequence[Trunk] | None = None,
 ) -> Generator[DecodingPass, None, None]:
     """Yield every pass of rows, and put those that have ended into a list.
 
@@ -198,6 +216,8 @@ def _passes(
     with attending(adapter) as ours, scale_heads(adapter, edit) as live:
         decoder: Decoder | None = None
         alike = apart and live.mask is None and not live.by_row
+        known = None if trunks is None else Trunks(adapter, trunks, jobs)
+        alike = alike and known is None
         opening = read_opening(adapter, [j.prompt for j in jobs]) if alike else None
 
         def begin(chunk: Sequence[Job]) -> Decoder:
@@ -205,12 +225,14 @@ def _passes(
                 adapter, rules, chunk, live, step_attention=ours, control=control
             )
             if apart:
-                finished.extend(_read_prompts(more, chunk, opening, told))
+                finished.extend(_read_prompts(more, chunk, opening, known, told))
             return more
 
         while waiting or decoder is not None:
             if waiting:
-                decoder = _fill(decoder, waiting, width, begin, drafted, apart)
+                decoder = _fill(
+                    decoder, waiting, width, begin, drafted, apart, known is not None
+                )
             if decoder is None:
                 continue
             rows, number, read = decoder.rows, decoder.step, decoder.token_ids.numel()
@@ -236,6 +258,7 @@ def _fill(
     begin: Callable[[Sequence[Job]], Decoder],
     drafted: bool,
     apart: bool,
+    branching: bool,
 ) -> Decoder | None:
     """Let rows that wait join, and take them off the list, once there is room."""
     # Rows that must be missing before others join, and before no more of them do: a
@@ -278,10 +301,14 @@ def _read_prompts(
     decoder: Decoder,
     jobs: Sequence[Job],
     opening: Opening | None,
+    trunks: Trunks | None,
     told: Callable[[Tick], None] | None,
 ) -> list[GenerationState]:
     """Read prompts and drafts, and return the rows that end within them."""
-    ended = decoder.read_prompts(opening)
+    if trunks is None:
+        ended = decoder.read_prompts(opening)
+    else:
+        ended = read_branches(decoder, jobs, trunks)
     if told is not None:
         read = sum(len(job.read) for job in jobs)
         written = sum(not job.draft for job in jobs)
@@ -298,6 +325,7 @@ def _decode(
     observe: Observe | None,
     control: Control | None,
     width: int,
+    trunks: Sequence[Trunk] | None,
 ) -> list[Completion]:
     finished: list[GenerationState] = []
     observed, confidence = Collected(), Collected()
@@ -312,6 +340,7 @@ def _decode(
         width,
         control=control,
         whole=observe is not None or control is not None,
+        trunks=trunks,
     )
     with torch.inference_mode(), closing(passes):
         for _, rows, drawn, seen in passes:
