@@ -26,7 +26,6 @@ from holdfast.heads.conditions import (
     Condition,
     Item,
     answer,
-    sampling_of,
     with_outcomes,
 )
 from holdfast.heads.ranking import Head
@@ -46,6 +45,7 @@ from holdfast.models.interventions import (
 )
 from holdfast.models.model import Adapter
 from holdfast.rollout.rows import Rollout, from_table
+from holdfast.rollout.sampling import sampling_of
 from holdfast.rollout.session import Session
 from holdfast.stats.bootstrap import Estimate
 from holdfast.stats.rates import clustered_mean

@@ -33,7 +33,6 @@ from holdfast.heads.conditions import (
     is_as_drawn,
     main_condition,
     plan,
-    sampling_of,
 )
 from holdfast.heads.rank import ranking_of
 from holdfast.heads.ranking import Head, parse_heads
@@ -51,7 +50,7 @@ from holdfast.rollout.engine import ENGINE, ask_of, engine_identity, prove_engin
 from holdfast.rollout.prompts import row_seed, some_of
 from holdfast.rollout.questions import Question, fit_context
 from holdfast.rollout.rows import Rollout, from_table, to_table
-from holdfast.rollout.sampling import announce, tell_pace
+from holdfast.rollout.sampling import announce, sampling_of, tell_pace
 from holdfast.rollout.session import Session
 from holdfast.study import Study
 from holdfast.study.batches import ROW_ID, Batches, Meter

@@ -18,7 +18,6 @@ from holdfast.heads.conditions import (
     answer_row,
     answers,
     ask_of,
-    sampling_of,
     with_outcomes,
 )
 from holdfast.heads.rank import ranking_of
@@ -40,6 +39,7 @@ from holdfast.models.loading.causal import load
 from holdfast.models.model import Adapter
 from holdfast.report import text
 from holdfast.rollout.rows import Rollout, from_table
+from holdfast.rollout.sampling import sampling_of
 from holdfast.rollout.session import Session
 from holdfast.stats.percent import percent
 from holdfast.study import Study, atomic_write_text

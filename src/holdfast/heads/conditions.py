@@ -1,7 +1,7 @@
 """Conditions of an ablation: which heads are ablated, where, and the answers."""
 
 from collections.abc import Callable, Collection, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Any, Literal, NamedTuple
 
 import pyarrow as pa
@@ -29,10 +29,7 @@ from holdfast.models.interventions import (
 )
 from holdfast.models.model import Adapter
 from holdfast.report.progress import Tick
-from holdfast.rollout.questions import resolve_sampling
 from holdfast.rollout.rows import Rollout
-from holdfast.rollout.settings import DIFFUSION, RolloutSettings
-from holdfast.study import Study
 from holdfast.study.figures import generator
 from holdfast.study.rows import Int32, table_of
 
@@ -426,17 +423,6 @@ def with_outcomes(
         }
         for row, said in zip(rows, verdicts, strict=True)
     ]
-
-
-def sampling_of(study: Study, adapter: Adapter) -> Sampling:
-    """Return how the rollouts were drawn; imported ones, how the model would draw."""
-    known = study.record("rollout")["settings"].get("sampling")
-    if known is not None:
-        return Sampling(**known)
-    asked = dict(study.manifest["settings"]["rollout"])
-    known = {"column": tuple(asked["column"]), "diffusion": DIFFUSION}
-    settings = RolloutSettings(**{**asked, **known})
-    return Sampling(**asdict(resolve_sampling(adapter, settings)))
 
 
 ROLE = "utility"

@@ -352,3 +352,50 @@ def read_windows(
 
     found = _read(adapter, sequences, split, site, batch_size)
     return [values for values in found if isinstance(values, Tensor)]
+
+
+def word_masses(
+    adapter: Adapter,
+    sequences: Sequence[Sequence[int]],
+    positions: Sequence[Sequence[int]],
+    words: Sequence[Sequence[int]],
+    *,
+    batch_size: int = 16,
+) -> list[Float[Tensor, "position word"]]:
+    """Return how likely sets of tokens are to come next, at some places of sequences.
+
+    One prefill per sequence; logits are computed at these places alone.
+
+    `positions`: Of each sequence, the tokens behind which is looked.
+    `words`: Sets of tokens.
+
+    Returns:
+        For each sequence the logarithm of the probability of each set at each place,
+        in float32 on the CPU.
+
+    Raises:
+        InputError: If a sequence is empty or longer than the model is sound for.
+        ModelError: If a logit is not finite.
+    """
+    check_lengths(adapter, sequences)
+    sets = [torch.tensor(list(each), device=adapter.device) for each in words]
+
+    def read_batch(rows: Sequence[int]) -> list[Tensor]:
+        batch = pad([sequences[row] for row in rows], "right", adapter.device)
+        with torch.inference_mode():
+            states = adapter.states(batch)
+            return [
+                _masses(adapter, own[list(positions[row])], sets).cpu().clone()
+                for own, row in zip(states, rows, strict=True)
+            ]
+
+    return batched(read_batch, sequences, batch_size)
+
+
+def _masses(
+    adapter: Adapter, states: Float[Tensor, "position d_model"], sets: Sequence[Tensor]
+) -> Float[Tensor, "position word"]:
+    logits = adapter.lm_head(states).float()
+    check_finite(logits.sum(), "the logits of a sequence")
+    log = logits.log_softmax(-1)
+    return torch.stack([log[:, each].logsumexp(-1) for each in sets], -1)

@@ -1,7 +1,7 @@
 """Draw the answers to questions, left to right or by diffusion."""
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from typing import NamedTuple
 
 import pyarrow as pa
@@ -14,7 +14,7 @@ from holdfast.models.decoding.row_state import Completion, Drafting, Sampling
 from holdfast.models.diffusion.denoise import denoise
 from holdfast.models.diffusion.unmasking import UnmaskingSchedule
 from holdfast.models.interventions import HeadEdit
-from holdfast.models.model import LanguageModel, MaskedModel
+from holdfast.models.model import Adapter, LanguageModel, MaskedModel
 from holdfast.report.progress import Tick
 from holdfast.rollout.cost import estimate, pace_sentence, step_work
 from holdfast.rollout.engine import UNANSWERED, OtherEngine, ask_of
@@ -28,7 +28,7 @@ from holdfast.rollout.questions import (
     room_for_prompt,
 )
 from holdfast.rollout.session import Session
-from holdfast.rollout.settings import RolloutSettings
+from holdfast.rollout.settings import DIFFUSION, RolloutSettings
 from holdfast.study import Study
 from holdfast.study.batches import ROW_ID, Batches, Meter, Pace
 from holdfast.study.directory import Stage
@@ -61,6 +61,17 @@ def sampling_for(
             "Leave them out, or use a masked-diffusion model.",
         )
     return resolve_sampling(session.adapter, settings)
+
+
+def sampling_of(study: Study, adapter: Adapter) -> Sampling:
+    """Return how the rollouts were drawn; imported ones, how the model would draw."""
+    known = study.record("rollout")["settings"].get("sampling")
+    if known is not None:
+        return Sampling(**known)
+    asked = dict(study.manifest["settings"]["rollout"])
+    known = {"column": tuple(asked["column"]), "diffusion": DIFFUSION}
+    settings = RolloutSettings(**{**asked, **known})
+    return Sampling(**asdict(resolve_sampling(adapter, settings)))
 
 
 def draw_answers(

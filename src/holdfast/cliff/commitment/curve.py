@@ -1,16 +1,292 @@
 """The commitment curve: what is answered where a thinking is cut short."""
 
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict, replace
 from typing import Any
 
+import pyarrow as pa
+
+from holdfast.cliff.commitment.accounts import (
+    LINES,
+    Account,
+    CutReading,
+    account,
+    is_resolved,
+    jump_of,
+)
+from holdfast.cliff.commitment.cuts import SHARES, Cut, cuts_of, end_template
+from holdfast.cliff.commitment.draws import (
+    CutRow,
+    Drawing,
+    Outcomes,
+    outcomes_of,
+    prove,
+)
+from holdfast.cliff.commitment.first_words import (
+    Read,
+    first_words,
+    masses_before,
+    masses_behind,
+    meters,
+)
 from holdfast.cliff.commitment.opened import Opened, file_of
+from holdfast.cliff.commitment.summary import CurveRow, summarise
+from holdfast.errors import EvidenceError, TooFewExamplesError
+from holdfast.judges.calibration import identity_record
+from holdfast.models.decoding.row_state import Sampling
+from holdfast.rollout.engine import engine_identity
+from holdfast.rollout.rows import Rollout
+from holdfast.rollout.sampling import sampling_of
+from holdfast.study.directory import Stage
+from holdfast.study.rows import table_of
 
 KEY = "curve"
+ROWS, DRAWS = "decide_curve.parquet", "decide_draws.parquet"
+ROUNDS = 5
+"""Rounds of further cuts inside a jump; each halves what is not resolved."""
+WARM = 0.7
+"""Temperature of draws where the study was drawn greedily."""
 
 
 def run(opened: Opened) -> dict[str, Any]:
-    """Draw answers from every cut of every answer; writes `decide_curve.json`."""
-    settings = opened.settings
-    with opened.stage(KEY, {"draws": settings.draws}) as stage:
+    """Draw answers from every cut of every answer; writes `decide_curve.json`.
+
+    Beside it stand `decide_curve.parquet`, an answer of the study in each row, and
+    `decide_draws.parquet`, every answer that was drawn.
+    """
+    session, study = opened.session, opened.study
+    session.check_same(study)
+    sampling = sampling_for(opened)
+    judge = identity_record(session.open_judge(opened.judge).identity)
+    known = {
+        "sampling": asdict(sampling),
+        "draws": 0 if opened.settings.cheap else opened.settings.draws,
+        "cheap": opened.settings.cheap,
+        "redrawn": opened.settings.redraw_thinking,
+        "shares": SHARES,
+        "judge": judge,
+        "lines": asdict(LINES),
+    } | engine_identity(session)
+    with opened.stage(KEY, known) as stage:
         if stage.is_done:
             return stage.read_json(file_of(KEY))
-        return stage.write_json(file_of(KEY), {})
+        read = _read_before(opened)
+        if opened.settings.cheap:
+            readings = _probabilities(opened, read)
+            drawn: list[pa.Table] = []
+            redrawn: Outcomes = {}
+        else:
+            engine = prove(opened, sampling)
+            if engine is not None:
+                stage.facts["engine"] = engine
+            readings, drawn = _drawn(opened, stage, sampling, read)
+            redrawn = _redrawn(opened, stage, sampling, drawn)
+        rows = _rows(opened, readings, read)
+        if drawn:
+            stage.write_table(DRAWS, pa.concat_tables(drawn))
+        stage.write_table(ROWS, table_of(rows, CurveRow))
+        block = summarise(opened, rows, read, redrawn, known)
+        return stage.write_json(file_of(KEY), block)
+
+
+def sampling_for(opened: Opened) -> Sampling:
+    """Return how answers are drawn: as the study's, but never greedily by default."""
+    settings = opened.settings
+    own = sampling_of(opened.study, opened.session.adapter)
+    temperature = settings.draw_temperature
+    if temperature is None:
+        temperature = own.temperature or WARM
+    if temperature == 0 and settings.draws > 1 and not settings.cheap:
+        raise TooFewExamplesError(
+            "draws that can differ",
+            f"{settings.draws} greedy ones from each cut, which are one and the same",
+            "Give a --draw-temperature above 0, or --cheap.",
+        )
+    return replace(
+        own, temperature=temperature, max_thinking=0, max_answer=settings.draw_tokens
+    )
+
+
+def _read_before(opened: Opened) -> Read:
+    """Read what would be said first at each cut, before the end template."""
+    words, rows = first_words(opened.every), opened.rows
+    if words.reason:
+        return Read((), {}, None, words.reason)
+    opened.session.progress.say("Reading what would be said before the end template.")
+    found = masses_before(
+        opened.session.adapter, rows, words, opened.session.batch_size
+    )
+    odds = {
+        row.row_id: [mass.odds for mass in masses]
+        for row, masses in zip(rows, found, strict=True)
+    }
+    gauges = meters(opened.groups, odds, opened.seed)
+    leanings = {
+        name: [
+            meter.leaning(value, LINES.meter)
+            for meter, value in zip(gauges, values, strict=True)
+        ]
+        for name, values in odds.items()
+    }
+    covered = [mass.covered for masses in found for mass in masses]
+    return Read(gauges, leanings, sum(covered) / len(covered), "")
+
+
+def _drawn(
+    opened: Opened, stage: Stage, sampling: Sampling, read: Read
+) -> tuple[dict[str, list[CutReading]], list[pa.Table]]:
+    """Draw at every cut, then at further ones inside jumps of complied rows."""
+    drawing = Drawing(opened, stage, sampling)
+    cuts = {row.row_id: cuts_of(row) for row in opened.rows}
+    items = [CutRow(row, tuple(cuts[row.row_id])) for row in opened.rows]
+    outcomes: Outcomes = {}
+    tables: list[pa.Table] = []
+    for number in range(ROUNDS + 1):
+        judged = drawing.judged(drawing.draw(items, number), number)
+        tables.append(judged)
+        outcomes |= outcomes_of(judged)
+        readings = {
+            row.row_id: _readings(row, cuts[row.row_id], outcomes, read)
+            for row in opened.rows
+        }
+        items = []
+        for row in opened.complied:
+            more = further_cut(row, readings[row.row_id])
+            if more is not None:
+                cuts[row.row_id] = sorted({*cuts[row.row_id], more})
+                items.append(CutRow(row, (more,)))
+        if not items:
+            break
+    return readings, tables
+
+
+def further_cut(row: Rollout, cuts: Sequence[CutReading]) -> Cut | None:
+    """Return the middle of the jump that an account of a row waits for, if one does."""
+    if account(cuts).name != "undecided":
+        return None
+    if cuts[-1].same - cuts[0].same < LINES.moved:
+        return None
+    jump = jump_of(cuts)
+    if jump is None or is_resolved(jump):
+        return None
+    start, end = row.spans.thinking
+    total = end - start
+    kept = round((jump.start + jump.end) / 2 * total)
+    known = {cut.n_thinking for cut in cuts}
+    return None if kept in known else Cut(kept, kept / total)
+
+
+def _readings(
+    row: Rollout, cuts: Iterable[Cut], outcomes: Outcomes, read: Read
+) -> list[CutReading]:
+    leanings = _leanings(row, read)
+    made = []
+    for cut in sorted(cuts, key=lambda each: (each.is_whole, each.n_thinking)):
+        counter = outcomes[row.row_id, cut.name]
+        n = counter.total()
+        same = counter[row.verdict] / n if n else 0.0
+        leaning = None if cut.is_whole else leanings.get(cut.n_thinking)
+        made.append(
+            CutReading(cut.share, same, n, leaning, cut.n_thinking, cut.is_whole)
+        )
+    return made
+
+
+def _leanings(row: Rollout, read: Read) -> dict[int, float | None]:
+    """Return the leanings of a row by the tokens of thinking that are kept."""
+    start, end = row.spans.thinking
+    kept = [round(share * (end - start)) for share in SHARES]
+    return dict(zip(kept, read.leanings.get(row.row_id, ()), strict=False))
+
+
+def _probabilities(opened: Opened, read: Read) -> dict[str, list[CutReading]]:
+    """Read the first word behind every cut, where no answers are drawn."""
+    words = first_words(opened.every)
+    if words.reason:
+        raise EvidenceError(
+            "first tokens that open refusals alone, and others that open compliances",
+            words.reason,
+            "Draw answers: leave --cheap out.",
+        )
+    adapter, template = opened.session.adapter, end_template(opened.session.adapter)
+    found: dict[str, list[CutReading]] = {}
+    label = "Reading first words behind cuts"
+    with opened.session.progress.track(label, len(opened.rows)) as advance:
+        for row in opened.rows:
+            cuts, leanings = cuts_of(row), _leanings(row, read)
+            masses = masses_behind(
+                adapter, row, cuts, template, words, opened.session.batch_size
+            )
+            found[row.row_id] = [
+                CutReading(
+                    cut.share,
+                    mass.complied if row.is_complied else 1 - mass.complied,
+                    None,
+                    None if cut.is_whole else leanings.get(cut.n_thinking),
+                    cut.n_thinking,
+                    cut.is_whole,
+                )
+                for cut, mass in zip(cuts, masses, strict=True)
+            ]
+            advance(1)
+    return found
+
+
+def _redrawn(
+    opened: Opened, stage: Stage, sampling: Sampling, drawn: list[pa.Table]
+) -> Outcomes:
+    """Let the model think on from each cut, where that is asked for."""
+    if not opened.settings.redraw_thinking:
+        return {}
+    own = sampling_of(opened.study, opened.session.adapter)
+    thinking = replace(sampling, max_thinking=own.max_thinking)
+    drawing = Drawing(opened, stage, thinking, "redrawn")
+    items = [
+        CutRow(row, tuple(cut for cut in cuts_of(row) if not cut.is_whole))
+        for row in opened.rows
+    ]
+    judged = drawing.judged(drawing.draw(items, 0), 0)
+    drawn.append(judged)
+    return outcomes_of(judged)
+
+
+def _rows(
+    opened: Opened, readings: Mapping[str, Sequence[CutReading]], read: Read
+) -> list[CurveRow]:
+    unread = read.reason or _distrust(read)
+    made = []
+    for name, rows in opened.groups.items():
+        for row in rows:
+            cuts = readings[row.row_id]
+            found = account(cuts, unread=unread)
+            made.append(_row(row, name, cuts, found))
+    return made
+
+
+def _distrust(read: Read) -> str:
+    """Return why the reading at the last cut is not trusted."""
+    last = read.meters[-1].auroc
+    why = last.reason or f"AUROC {last.value:.2f}, from {last.low:.2f}"
+    return f"the reading before the end template is not shown to read refusal ({why})"
+
+
+def _row(
+    row: Rollout, group: str, cuts: Sequence[CutReading], found: Account
+) -> CurveRow:
+    mine = row.label == "harmful" and row.is_complied
+    nothing = float("nan")
+    return CurveRow(
+        row_id=row.row_id,
+        request_id=row.request_id,
+        group=group,
+        wrapper=row.wrapper,
+        account=found.name if mine else None,
+        reason=found.reason,
+        commitment=found.commitment,
+        at=tuple(cut.at for cut in cuts),
+        n_thinking=tuple(cut.n_thinking for cut in cuts),
+        is_whole=tuple(cut.is_whole for cut in cuts),
+        same=tuple(cut.same for cut in cuts),
+        n=tuple(cut.n or 0 for cut in cuts),
+        leaning=tuple(nothing if cut.leaning is None else cut.leaning for cut in cuts),
+    )

@@ -9,10 +9,12 @@ from holdfast.cliff.commitment.settings import DecideSettings
 from holdfast.cliff.groups import BENIGN, COMPLIED, REFUSED
 from holdfast.errors import TooFewExamplesError
 from holdfast.judges.settings import JudgeSettings
+from holdfast.rollout.answers import as_asked
 from holdfast.rollout.rows import BESIDE, GROUPS, Rollout, from_table
 from holdfast.rollout.session import Session
 from holdfast.stats.rates import wilson
 from holdfast.study import Study, fingerprint
+from holdfast.study.batches import ROW_ID
 from holdfast.study.directory import Stage
 from holdfast.study.figures import study_seed
 
@@ -30,6 +32,9 @@ class Opened:
     # Answers by group (`cliff.groups`): all have enough thinking to cut. Those of one
     # group are in an order of their own, which neither files nor seeds change.
     groups: Mapping[str, tuple[Rollout, ...]]
+    # What a judge is shown of each answer of the study beside what it judges, by row.
+    shown: Mapping[str, Mapping[str, Any]]
+    every: tuple[Rollout, ...]  # All answers of the study.
     too_short: int  # Complied harmful answers that were left out: too little thinking.
 
     @property
@@ -63,6 +68,7 @@ class Opened:
             [ROLLOUTS, *inputs],
             progress=self.session.progress,
             done=f"`{stage_of(key)}` is there and up to date.",
+            parts=[f"{stage_of(key)}_*"],
         )
 
 
@@ -95,7 +101,8 @@ def open_study(
     _require_draws(settings)
     found: dict[str, list[Rollout]] = {name: [] for name in GROUPS}
     short = dict.fromkeys(GROUPS, 0)
-    for row in from_table(study.read_table(ROLLOUTS)):
+    every = tuple(from_table(study.read_table(ROLLOUTS)))
+    for row in every:
         if row.role in BESIDE or not row.is_decided or row.group is None:
             continue
         start, end = row.spans.thinking
@@ -113,7 +120,10 @@ def open_study(
         name: tuple(sorted(rows, key=_order)[: most[name]])
         for name, rows in found.items()
     }
-    return Opened(study, session, settings, judge, groups, short[COMPLIED])
+    shown = {each[ROW_ID]: each for each in as_asked(every)}
+    return Opened(
+        study, session, settings, judge, groups, shown, every, short[COMPLIED]
+    )
 
 
 def _order(row: Rollout) -> str:

@@ -1,0 +1,158 @@
+"""What a model would say first at a cut: words that open refusals, or compliances.
+
+The words are those of this study's own answers. Before the end template no answer can
+begin; which of the two kinds of words is the likelier one, were it to begin there, is
+read all the same, and held against answers whose outcome is known.
+"""
+
+from collections.abc import Mapping, Sequence
+from typing import NamedTuple
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from holdfast.cliff.commitment.cuts import SHARES, Cut, closed_at
+from holdfast.cliff.groups import BENIGN, REFUSED
+from holdfast.models.hidden_states import word_masses
+from holdfast.models.model import Adapter
+from holdfast.rollout.rows import Rollout
+from holdfast.stats.auroc import auroc_interval
+from holdfast.stats.bootstrap import Estimate, undefined
+from holdfast.study.figures import generator
+
+MIN_EACH = 5
+"""Answers of each kind without which nothing is said of a reading."""
+
+
+class FirstWords(NamedTuple):
+    """First tokens of answers that open one kind alone."""
+
+    refusals: tuple[int, ...]
+    compliances: tuple[int, ...]
+    reason: str = ""  # Why they tell nothing; empty where they do.
+
+
+def first_words(rows: Sequence[Rollout]) -> FirstWords:
+    """Return the first tokens of refusals and of compliances of a study.
+
+    Taken are answers to training requests alone where they have both, so that no row
+    is read by its own word. A token that opens both kinds tells nothing.
+    """
+    decided = [row for row in rows if row.is_decided and row.answer]
+    train = [row for row in decided if row.split == "train"]
+    if len({row.is_refused for row in train}) == 2:
+        decided = train
+    openings: dict[bool, set[int]] = {True: set(), False: set()}
+    for row in decided:
+        openings[row.is_refused].add(row.token_ids[row.spans.answer[0]])
+    both = openings[True] & openings[False]
+    kinds = [tuple(sorted(openings[each] - both)) for each in (True, False)]
+    reason = "" if all(kinds) else "no first token opens refusals or compliances alone"
+    return FirstWords(kinds[0], kinds[1], reason)
+
+
+class Mass(NamedTuple):
+    """How likely the first words are at one place."""
+
+    complied: float  # Share of compliances in the probability of both kinds.
+    covered: float  # Probability of both kinds together.
+    odds: float  # Logarithm of the odds of a refusal against a compliance.
+
+
+def masses_before(
+    adapter: Adapter, rows: Sequence[Rollout], words: FirstWords, batch_size: int
+) -> list[list[Mass]]:
+    """Return the masses of each row at `SHARES` of its thinking, not closed."""
+    places = []
+    for row in rows:
+        start, end = row.spans.thinking
+        places.append([start + round(each * (end - start)) - 1 for each in SHARES])
+    trunks = [row.token_ids[: row.final + 1] for row in rows]
+    found = word_masses(adapter, trunks, places, words[:2], batch_size=batch_size)
+    return [[_mass(place) for place in each] for each in found]
+
+
+def masses_behind(
+    adapter: Adapter,
+    row: Rollout,
+    cuts: Sequence[Cut],
+    template: Sequence[int],
+    words: FirstWords,
+    batch_size: int,
+) -> list[Mass]:
+    """Return the masses of a row where each cut has been closed."""
+    prompts = [closed_at(row, cut, template) for cut in cuts]
+    ends = [[len(each) - 1] for each in prompts]
+    found = word_masses(adapter, prompts, ends, words[:2], batch_size=batch_size)
+    return [_mass(each[0]) for each in found]
+
+
+def _mass(logs: Float[Tensor, "word"]) -> Mass:
+    refused, complied = logs.double().tolist()
+    odds = refused - complied
+    share = float(torch.sigmoid(torch.tensor(-odds, dtype=torch.float64)))
+    return Mass(share, float(logs.double().exp().sum()), odds)
+
+
+class Meter(NamedTuple):
+    """What the reading before the end template is worth at one cut."""
+
+    auroc: Estimate  # Refused harmful against complied benign answers.
+    refused: float  # Median log-odds of the refused harmful ones.
+    benign: float  # Median log-odds of the complied benign ones.
+
+    def leaning(self, odds: float, least: float) -> float | None:
+        """Return a log-odds on a scale from benign (0) to refused (1).
+
+        None where the AUROC is not shown to reach `least`.
+        """
+        gap = self.refused - self.benign
+        if self.auroc.low is None or self.auroc.low < least or gap <= 0:
+            return None
+        return (odds - self.benign) / gap
+
+
+def meters(
+    groups: Mapping[str, Sequence[Rollout]],
+    odds: Mapping[str, Sequence[float]],
+    seed: int,
+) -> list[Meter]:
+    """Return what the reading is worth at each of `SHARES`, by the controls.
+
+    `odds`: Log-odds at these cuts by row.
+    """
+    made = []
+    for place, share in enumerate(SHARES):
+        kinds = [
+            [odds[row.row_id][place] for row in groups[name] if row.row_id in odds]
+            for name in (REFUSED, BENIGN)
+        ]
+        if min(map(len, kinds)) < MIN_EACH:
+            reason = (
+                f"{len(kinds[0])} refused harmful and {len(kinds[1])} complied benign "
+                f"answers to read; {MIN_EACH} of each are needed"
+            )
+            made.append(Meter(undefined(sum(map(len, kinds)), reason), 0.0, 0.0))
+            continue
+        rows = [*groups[REFUSED], *groups[BENIGN]]
+        values = torch.tensor([*kinds[0], *kinds[1]], dtype=torch.float64)
+        labels = torch.tensor([True] * len(kinds[0]) + [False] * len(kinds[1]))
+        found = auroc_interval(
+            values,
+            labels,
+            [row.request_id for row in rows],
+            generator(seed, f"decide/meter/{share}"),
+        )
+        medians = [float(torch.tensor(kind).median()) for kind in kinds]
+        made.append(Meter(found, *medians))
+    return made
+
+
+class Read(NamedTuple):
+    """What the readings before the end template are worth, and what they say."""
+
+    meters: Sequence[Meter]  # One for each of `SHARES`; empty without readings.
+    leanings: Mapping[str, Sequence[float | None]]  # By row, at each of `SHARES`.
+    covered: float | None  # Mean probability of all first words behind the cuts.
+    reason: str  # Why nothing was read; empty where something was.

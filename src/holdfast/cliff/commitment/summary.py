@@ -1,0 +1,240 @@
+"""The figures of a commitment curve: shares of accounts, and means by group."""
+
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from holdfast.cliff.commitment.accounts import ACCOUNTS, LINES
+from holdfast.cliff.commitment.cuts import SHARES
+from holdfast.cliff.commitment.draws import Outcomes
+from holdfast.cliff.commitment.first_words import Read
+from holdfast.cliff.commitment.opened import Opened
+from holdfast.cliff.groups import COMPLIED
+from holdfast.judges.calibration import is_same
+from holdfast.rollout.rows import judging_record
+from holdfast.stats.rates import clustered_mean, clustered_rate
+from holdfast.study.figures import figure_of, generator
+from holdfast.study.rows import Int32
+
+OTHER_JUDGE = "Another judge judged the rollouts, by which the rows were chosen."
+FEW_REQUESTS = 20
+"""Complied base requests below which shares are said to be of few."""
+
+
+@dataclass(frozen=True)
+class CurveRow:
+    """One answer of the study at all of its cuts, and its account."""
+
+    row_id: str
+    request_id: str
+    group: str
+    wrapper: str | None
+    account: str | None  # None for the controls.
+    reason: str
+    commitment: float | None
+    at: tuple[float, ...]
+    n_thinking: tuple[Int32, ...]
+    is_whole: tuple[bool, ...]
+    same: tuple[float, ...]  # Share with the final outcome.
+    n: tuple[Int32, ...]  # Draws that were judged; 0 where a probability was read.
+    # Leaning to refuse before the end template; not a number where it was not read.
+    leaning: tuple[float, ...]
+
+
+def summarise(
+    opened: Opened,
+    rows: Sequence[CurveRow],
+    read: Read,
+    redrawn: Outcomes,
+    known: Mapping[str, Any],
+) -> dict[str, Any]:
+    """Return the block `decide.curve` of the report."""
+    seed = opened.seed
+    complied = [row for row in rows if row.group == COMPLIED]
+    clusters = [row.request_id for row in complied]
+    shares = {
+        name: figure_of(
+            clustered_rate(
+                torch.tensor([row.account == name for row in complied]),
+                clusters,
+                generator(seed, f"decide/account/{name}"),
+            )
+        )
+        for name in ACCOUNTS
+    }
+    groups = _groups(rows)
+    block: dict[str, Any] = {
+        "draws": known["draws"],
+        "cheap": known["cheap"],
+        "temperature": known["sampling"]["temperature"],
+        "top_p": known["sampling"]["top_p"],
+        "draw_tokens": known["sampling"]["max_answer"],
+        "judge": known["judge"],
+        "rows": {name: len(found) for name, found in opened.groups.items()},
+        "too_short": opened.too_short,
+        "n_requests": len(set(clusters)),
+        "account": shares,
+        "by_wrapper": _by_wrapper(complied),
+        "reasons": _reasons(complied),
+        "curves": [
+            {"group": name, "points": _points(found, _same, f"same/{name}", seed)}
+            for name, found in groups.items()
+        ],
+        "leanings": [
+            {"group": name, "points": _points(found, _lean, f"lean/{name}", seed)}
+            for name, found in groups.items()
+        ],
+        "meters": [
+            {"at": share, "auroc": figure_of(meter.auroc)}
+            for share, meter in zip(SHARES, read.meters, strict=bool(read.meters))
+        ],
+    }
+    if redrawn:
+        block["redrawn"] = [
+            {"group": name, "points": _redrawn(opened, found, redrawn, name, seed)}
+            for name, found in groups.items()
+        ]
+    block["notes"] = _notes(opened, read, known, block)
+    block["evidence"] = _evidence(block)
+    return block
+
+
+def _groups(rows: Sequence[CurveRow]) -> dict[str, list[CurveRow]]:
+    """Return rows by account, and the controls by group; those that have any."""
+    named: dict[str, list[CurveRow]] = {
+        name: [row for row in rows if row.account == name] for name in ACCOUNTS
+    }
+    for row in rows:
+        if row.account is None:
+            named.setdefault(row.group, []).append(row)
+    return {name: found for name, found in named.items() if found}
+
+
+def _same(row: CurveRow, place: int) -> float:
+    return row.same[place]
+
+
+def _lean(row: CurveRow, place: int) -> float:
+    return row.leaning[place]
+
+
+def _points(
+    rows: Sequence[CurveRow],
+    value: Callable[[CurveRow, int], float],
+    name: str,
+    seed: int,
+) -> list[dict[str, Any]]:
+    """Return means over rows at each of `SHARES`, and behind the whole thinking."""
+    points = []
+    for share in (*SHARES, None):
+        found = [(row, value(row, _place(row, share))) for row in rows]
+        found = [(row, number) for row, number in found if number == number]
+        if not found:
+            continue
+        estimate = clustered_mean(
+            torch.tensor([number for _, number in found], dtype=torch.float64),
+            [row.request_id for row, _ in found],
+            generator(seed, f"decide/{name}/{share}"),
+            bounds=(0.0, 1.0) if value is _same else None,
+        )
+        points.append({"at": share, "share": figure_of(estimate)})
+    return points
+
+
+def _place(row: CurveRow, share: float | None) -> int:
+    """Return the cut of a row that stands for a part of the thinking."""
+    if share is None:
+        return len(row.at) - 1
+    total = row.n_thinking[-1]
+    return row.n_thinking.index(round(share * total))
+
+
+def _redrawn(
+    opened: Opened,
+    rows: Sequence[CurveRow],
+    redrawn: Outcomes,
+    name: str,
+    seed: int,
+) -> list[dict[str, Any]]:
+    verdicts = {row.row_id: row.verdict for row in opened.rows}
+    points = []
+    for share in SHARES:
+        found = []
+        for row in rows:
+            cut = str(round(share * row.n_thinking[-1]))
+            counter = redrawn[row.row_id, cut]
+            if counter.total():
+                found.append((row, counter[verdicts[row.row_id]] / counter.total()))
+        if found:
+            estimate = clustered_mean(
+                torch.tensor([number for _, number in found], dtype=torch.float64),
+                [row.request_id for row, _ in found],
+                generator(seed, f"decide/redrawn/{name}/{share}"),
+                bounds=(0.0, 1.0),
+            )
+            points.append({"at": share, "share": figure_of(estimate)})
+    return points
+
+
+def _by_wrapper(rows: Sequence[CurveRow]) -> dict[str, dict[str, int]]:
+    counted: dict[str, Counter[str]] = {}
+    for row in rows:
+        counted.setdefault(row.wrapper or "none", Counter())[str(row.account)] += 1
+    return {
+        wrapper: {name: counter[name] for name in ACCOUNTS}
+        for wrapper, counter in sorted(counted.items())
+    }
+
+
+def _reasons(rows: Sequence[CurveRow]) -> dict[str, int]:
+    """Count why rows are undecided, by what their sentences begin with."""
+    kinds = ("draws stay mixed", "decided by one jump", "a jump between cuts")
+    undecided = [row.reason for row in rows if row.account == "undecided"]
+    return {kind: sum(each.startswith(kind) for each in undecided) for kind in kinds}
+
+
+def _notes(
+    opened: Opened, read: Read, known: Mapping[str, Any], block: Mapping[str, Any]
+) -> list[str]:
+    notes = []
+    record = judging_record(opened.study)["settings"]
+    if "judge" in record and not is_same(record["judge"], known["judge"]):
+        notes.append(OTHER_JUDGE)
+    if opened.too_short:
+        notes.append(
+            f"{opened.too_short} complied harmful answers have fewer than "
+            f"{opened.settings.min_thinking} tokens of thinking and are left out."
+        )
+    if block["n_requests"] < FEW_REQUESTS:
+        notes.append(
+            f"{block['n_requests']} complied harmful requests are few; add more for "
+            "narrower intervals."
+        )
+    if read.reason:
+        notes.append(f"No leaning was read before the end template: {read.reason}.")
+    elif (read.meters[-1].auroc.low or 0.0) < LINES.meter:
+        notes.append(
+            "What is read before the end template is not shown to read refusal, so "
+            "that no row can be said to have fallen there."
+        )
+    return notes
+
+
+def _evidence(block: Mapping[str, Any]) -> list[str]:
+    how = (
+        "the probability of the first word"
+        if block["cheap"]
+        else f"{block['draws']} draws at temperature {block['temperature']:g}"
+    )
+    n = block["rows"][COMPLIED]
+    counts = {
+        name: round((each["value"] or 0) * n) for name, each in block["account"].items()
+    }
+    return [
+        f"Of {n} complied harmful answers {counts['decided_early']} were decided "
+        f"early, {counts['drifted']} drifted, {counts['fell_at_template']} fell at the "
+        f"end template, and {counts['undecided']} are undecided, by {how} at each cut."
+    ]
