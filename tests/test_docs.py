@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from holdfast.cliff.commitment.accounts import AccountThresholds
 from holdfast.cliff.verdict import Thresholds
 from holdfast.finetune.defenses.options import OPTIONS, SinkOptions
 
@@ -28,6 +29,10 @@ def test_the_page_of_the_verdict_gives_the_thresholds_of_the_code():
     numbers = set(re.findall(r"\d+(?:\.\d+)?", (DOCS / "verdict.md").read_text()))
     for name, value in dataclasses.asdict(Thresholds()).items():
         assert f"{value:g}" in numbers, name
+    # The rules of accounts stand in a table by the names of their lines.
+    text = (DOCS / "verdict.md").read_text()
+    for name, value in dataclasses.asdict(AccountThresholds()).items():
+        assert f"| `{name}` | {value:g} |" in text
 
 
 def test_the_page_of_the_defenses_has_a_section_for_each_with_its_options():

@@ -41,6 +41,7 @@ SLICES = {  # What else of the slices each may import, beside the whole base.
 TOP = ("audit", "cli", "__init__", "__main__")
 FORMULAS = {  # Tensors in, frozen results out: they import `stats` and each other.
     "cliff.cliff",
+    "cliff.commitment.accounts",
     "cliff.probe",
     "cliff.verdict",
     "dynamics.anchors",

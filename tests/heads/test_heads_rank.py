@@ -140,8 +140,8 @@ def test_no_edit_is_the_rollout_whether_it_is_taken_over_or_drawn_again(
 ):
     """Answers that are not drawn a second time are those that would be, bit for bit."""
     from holdfast.heads.conditions import Condition, Item, answer
-    from holdfast.rollout.sampling import sampling_of
     from holdfast.heads.settings import AblateSettings
+    from holdfast.rollout.sampling import sampling_of
 
     study, adapter = Study.open(audited), load(str(thinker))
     rows = from_table(study.read_table("rollouts.parquet"))[::9]
@@ -159,9 +159,9 @@ def test_no_edit_is_the_rollout_whether_it_is_taken_over_or_drawn_again(
 def test_conditions_side_by_side_give_what_each_gives_alone(audited, thinker, how):
     """Drafts, mixed batches and their size change no answer."""
     from holdfast.heads.conditions import Condition, Item, answer
-    from holdfast.rollout.sampling import sampling_of
     from holdfast.heads.settings import AblateSettings
     from holdfast.models.interventions import scope_ranges
+    from holdfast.rollout.sampling import sampling_of
 
     study, adapter = Study.open(audited), load(str(thinker))
     rows = from_table(study.read_table("rollouts.parquet"))

@@ -5,10 +5,12 @@ import os
 import platform
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from importlib.metadata import version
 from typing import Any, NamedTuple
 
 from holdfast.audit.browse import BrowsedAnswer
+from holdfast.cliff.commitment.panel import decide_blocks
 from holdfast.cliff.groups import COMPLIED, NO_PLATEAU, PROBE_FIGURES
 from holdfast.cliff.trace import doubts, no_trace
 from holdfast.cliff.verdict import CliffVerdict, Figures, verdict
@@ -28,7 +30,7 @@ from holdfast.rollout.rows import (
 )
 from holdfast.rollout.settings import ROLES as SOURCES
 from holdfast.sinks.panel import MASSES, is_measured, sink_sources
-from holdfast.stats.bootstrap import Estimate
+from holdfast.stats.bootstrap import Estimate, undefined
 from holdfast.study import Study
 from holdfast.study.directory import is_current
 from holdfast.study.figures import estimate_of, null_figures, study_seed
@@ -53,9 +55,10 @@ def assemble(study: Study, rows: Sequence[Rollout]) -> dict[str, Any]:
     probe |= traced.get("reach", {})
     thinks = study.manifest["model"]["thinking"] is not None
     success = attack_block(rows, seed)
-    outcome = verdict(
-        figures_of(probe, traced, success, thinks, complied_kinds(rows), untraced)
-    )
+    decided = decide_blocks(study)
+    figures = figures_of(probe, traced, success, thinks, complied_kinds(rows), untraced)
+    accounts = decided.get("decide", {}).get("curve")
+    outcome = verdict(replace(figures, fell=fell_of(accounts)) if accounts else figures)
     heads = head_blocks(study, outcome.attack_succeeds)
     asked = dict(study.manifest.get("settings", {}).get("rollout", {}))
     paths = {name: asked.pop(name) for name in PATHS if asked.get(name)}
@@ -72,7 +75,8 @@ def assemble(study: Study, rows: Sequence[Rollout]) -> dict[str, Any]:
         "schema": SCHEMA,
         "model": study.manifest["model"],
         "settings": settings,
-        "verdict": _words(outcome, heads.verdict),
+        "verdict": _words(outcome, heads.verdict)
+        | ({"account": accounts["account"]} if accounts else {}),
         "probe": probe,
         "trace": traced["trace"],
         "controls": traced["controls"],
@@ -81,7 +85,7 @@ def assemble(study: Study, rows: Sequence[Rollout]) -> dict[str, Any]:
         "data": _data(study, rows),
         "limits": [*_limits(study, rows, untraced), *doubts(probe)],
         "run": _occasion(study, paths),
-    } | heads.blocks
+    } | (heads.blocks | decided)
     if judge := judge_block(study):
         report |= {"judge": judge}
     report |= signal_blocks(study)
@@ -151,6 +155,15 @@ def figures_of(
         meters={kind: estimate_of(probe[METERS[kind]]) for kind in kinds},
         untraced=untraced,
     )
+
+
+def fell_of(block: Mapping[str, Any]) -> Estimate:
+    """Return the share of answers that fell at the end template, as `decide` found it.
+
+    Undefined where nothing was read that could show it.
+    """
+    found = estimate_of(block["account"]["fell_at_template"])
+    return undefined(found.n, block["unread"]) if block["unread"] else found
 
 
 def complied_kinds(rows: Sequence[Rollout]) -> list[str]:

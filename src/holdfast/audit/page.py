@@ -14,6 +14,7 @@ from holdfast.audit import panel, words
 from holdfast.audit.browse import BrowsedAnswer, browse_context, policy_hash
 from holdfast.audit.compare import compare
 from holdfast.cliff import panel as cliff_panel
+from holdfast.cliff.commitment import panel as decide_panel
 from holdfast.dynamics import panel as dynamics_panel
 from holdfast.dynamics.panel import StepExample
 from holdfast.evaluate import panel as evaluate_panel
@@ -34,6 +35,7 @@ from holdfast.report.section import Raw, Section, Sentences
 from holdfast.sinks import panel as sinks_panel
 
 PANELS: dict[str, Callable[..., Section]] = {
+    "decide": decide_panel.section,
     "heads": heads_panel.section,
     "ablation": heads_panel.ablation,
     "sinks": sinks_panel.section,

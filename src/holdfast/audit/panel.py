@@ -6,6 +6,7 @@ from typing import Any
 from holdfast.audit import words
 from holdfast.audit.compare import table
 from holdfast.cliff import panel as cliff_panel
+from holdfast.cliff.commitment import panel as decide_panel
 from holdfast.evaluate import panel as evaluate_panel
 from holdfast.heads import panel as heads_panel
 from holdfast.report import labels, text
@@ -66,7 +67,11 @@ def print_report(report: Report) -> None:
             described(report, "probe"),
         ):
             print_section(section)
-    shown = {"heads": heads_panel.section, "ablation": heads_panel.ablation}
+    shown = {
+        "decide": decide_panel.section,
+        "heads": heads_panel.section,
+        "ablation": heads_panel.ablation,
+    }
     for block, make in shown.items():
         if block in report:
             print_section(make(report[block]))

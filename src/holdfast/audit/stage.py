@@ -13,6 +13,7 @@ from holdfast.audit.compare import Comparison, compare
 from holdfast.audit.page import render, render_compare
 from holdfast.audit.settings import AuditSettings
 from holdfast.cliff import fit, trace
+from holdfast.cliff.commitment.panel import decide_files
 from holdfast.cliff.trace import examples
 from holdfast.data.chat.thinking import settings_shown
 from holdfast.dynamics.panel import EXAMPLES, signal_files
@@ -242,7 +243,7 @@ def write_report(study: Study, session: Session) -> dict[str, Any]:
         read.add(MASSES)
     if study.record("rollout") or not read & {EVALUATED, MASSES}:
         read.add(ROLLOUTS)
-    read |= set(signal_files(study).values())
+    read |= {*signal_files(study).values(), *decide_files(study).values()}
     inputs = {name: study.input_hash(name) for name in sorted(read)}
     known = {stage: record.get("reason") for stage, record in below.items()}
     known |= {"edition": EDITION, "judge": judge_block(study)}

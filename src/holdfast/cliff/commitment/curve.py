@@ -29,8 +29,9 @@ from holdfast.cliff.commitment.first_words import (
     masses_behind,
     meters,
 )
-from holdfast.cliff.commitment.opened import Opened, file_of
-from holdfast.cliff.commitment.summary import CurveRow, summarise
+from holdfast.cliff.commitment.opened import Opened
+from holdfast.cliff.commitment.settings import file_of
+from holdfast.cliff.commitment.summary import CurveRow, summarise, unread_reason
 from holdfast.errors import EvidenceError, TooFewExamplesError
 from holdfast.judges.calibration import identity_record
 from holdfast.models.decoding.row_state import Sampling
@@ -253,7 +254,7 @@ def _redrawn(
 def _rows(
     opened: Opened, readings: Mapping[str, Sequence[CutReading]], read: Read
 ) -> list[CurveRow]:
-    unread = read.reason or _distrust(read)
+    unread = unread_reason(read)
     made = []
     for name, rows in opened.groups.items():
         for row in rows:
@@ -261,13 +262,6 @@ def _rows(
             found = account(cuts, unread=unread)
             made.append(_row(row, name, cuts, found))
     return made
-
-
-def _distrust(read: Read) -> str:
-    """Return why the reading at the last cut is not trusted."""
-    last = read.meters[-1].auroc
-    why = last.reason or f"AUROC {last.value:.2f}, from {last.low:.2f}"
-    return f"the reading before the end template is not shown to read refusal ({why})"
 
 
 def _row(

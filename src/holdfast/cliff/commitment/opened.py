@@ -5,7 +5,7 @@ from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Any
 
-from holdfast.cliff.commitment.settings import DecideSettings
+from holdfast.cliff.commitment.settings import DecideSettings, stage_of
 from holdfast.cliff.groups import BENIGN, COMPLIED, REFUSED
 from holdfast.errors import TooFewExamplesError
 from holdfast.judges.settings import JudgeSettings
@@ -70,16 +70,6 @@ class Opened:
             done=f"`{stage_of(key)}` is there and up to date.",
             parts=[f"{stage_of(key)}_*"],
         )
-
-
-def stage_of(key: str) -> str:
-    """Return the name of the stage of a part."""
-    return f"decide_{key}"
-
-
-def file_of(key: str) -> str:
-    """Return the file that a part writes."""
-    return f"decide_{key}.json"
 
 
 def open_study(

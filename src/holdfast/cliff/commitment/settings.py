@@ -60,3 +60,13 @@ class DecideSettings:
             min_thinking=1,
         )
         a_share("--widest", self.widest)
+
+
+def stage_of(key: str) -> str:
+    """Return the name of the stage of a part of `decide`."""
+    return f"decide_{key}"
+
+
+def file_of(key: str) -> str:
+    """Return the file that a part of `decide` writes."""
+    return f"{stage_of(key)}.json"

@@ -77,6 +77,8 @@ def summarise(
         "too_short": opened.too_short,
         "n_requests": len(set(clusters)),
         "account": shares,
+        # Why no row can be shown to have fallen; empty where one can.
+        "unread": unread_reason(read),
         "by_wrapper": _by_wrapper(complied),
         "reasons": _reasons(complied),
         "curves": [
@@ -213,14 +215,23 @@ def _notes(
             f"{block['n_requests']} complied harmful requests are few; add more for "
             "narrower intervals."
         )
-    if read.reason:
-        notes.append(f"No leaning was read before the end template: {read.reason}.")
-    elif (read.meters[-1].auroc.low or 0.0) < LINES.meter:
-        notes.append(
-            "What is read before the end template is not shown to read refusal, so "
-            "that no row can be said to have fallen there."
-        )
+    if why := block["unread"]:
+        notes.append(f"No row can be shown to have fallen at the end template: {why}.")
     return notes
+
+
+def unread_reason(read: Read) -> str:
+    """Return why what is read before the end template is not trusted; empty if it is.
+
+    At the last cut, where a refusal has to be held to fall.
+    """
+    if read.reason:
+        return read.reason
+    last = read.meters[-1].auroc
+    if (last.low or 0.0) >= LINES.meter:
+        return ""
+    why = last.reason or f"AUROC {last.value:.2f}, of which {last.low:.2f} is shown"
+    return f"the reading before it is not shown to read refusal ({why})"
 
 
 def _evidence(block: Mapping[str, Any]) -> list[str]:
