@@ -377,25 +377,56 @@ def word_masses(
         InputError: If a sequence is empty or longer than the model is sound for.
         ModelError: If a logit is not finite.
     """
-    check_lengths(adapter, sequences)
     sets = [torch.tensor(list(each), device=adapter.device) for each in words]
+
+    def masses(states: Tensor) -> Tensor:
+        logits = adapter.lm_head(states).float()
+        check_finite(logits.sum(), "the logits of a sequence")
+        log = logits.log_softmax(-1)
+        return torch.stack([log[:, each].logsumexp(-1) for each in sets], -1)
+
+    return _at(adapter, sequences, positions, masses, batch_size)
+
+
+def states_at(
+    adapter: Adapter,
+    sequences: Sequence[Sequence[int]],
+    positions: Sequence[Sequence[int]],
+    *,
+    batch_size: int = 16,
+) -> list[Float[Tensor, "position d_model"]]:
+    """Return the states of sequences at some of their places, after the final norm.
+
+    Arguments and errors are those of `word_masses`; states are in float32 on the CPU.
+    """
+
+    def whole(states: Tensor) -> Tensor:
+        check_finite(states, "the states of a sequence")
+        return states.float()
+
+    return _at(adapter, sequences, positions, whole, batch_size)
+
+
+def _at(
+    adapter: Adapter,
+    sequences: Sequence[Sequence[int]],
+    positions: Sequence[Sequence[int]],
+    take: Callable[[Tensor], Tensor],
+    batch_size: int,
+) -> list[Tensor]:
+    """Read sequences once, and take something from states at places of each."""
+    check_lengths(adapter, sequences)
+    adapter.require("states")
 
     def read_batch(rows: Sequence[int]) -> list[Tensor]:
         batch = pad([sequences[row] for row in rows], "right", adapter.device)
         with torch.inference_mode():
             states = adapter.states(batch)
-            return [
-                _masses(adapter, own[list(positions[row])], sets).cpu().clone()
+            found = [
+                take(own[list(positions[row])]).cpu()
                 for own, row in zip(states, rows, strict=True)
             ]
+        # Copied outside inference mode: ordinary tensors.
+        return [each.clone() for each in found]
 
     return batched(read_batch, sequences, batch_size)
-
-
-def _masses(
-    adapter: Adapter, states: Float[Tensor, "position d_model"], sets: Sequence[Tensor]
-) -> Float[Tensor, "position word"]:
-    logits = adapter.lm_head(states).float()
-    check_finite(logits.sum(), "the logits of a sequence")
-    log = logits.log_softmax(-1)
-    return torch.stack([log[:, each].logsumexp(-1) for each in sets], -1)

@@ -132,7 +132,7 @@ def _table(curves: Sequence[Mapping[str, Any]], *, share: bool = False) -> Table
         ("Cut", *(GROUPS[each["group"]] for each in curves)),
         [
             [
-                "end template" if at is None else f"{plain(100 * at, 0)}%",
+                _cut(at),
                 *(
                     Number(found[at], share=share) if at in found else ""
                     for found in points
@@ -141,6 +141,10 @@ def _table(curves: Sequence[Mapping[str, Any]], *, share: bool = False) -> Table
             for at in cuts
         ],
     )
+
+
+def _cut(at: float | None) -> str:
+    return "end template" if at is None else f"{plain(100 * at, 0)}%"
 
 
 def figure(curves: Sequence[Mapping[str, Any]], title: str) -> str:
@@ -182,5 +186,39 @@ def figure(curves: Sequence[Mapping[str, Any]], title: str) -> str:
     return to_svg(whole, title[:1].upper() + title[1:], said)
 
 
-PARTS: dict[str, Callable[[Mapping[str, Any]], Iterator[Part]]] = {"curve": _curve}
+def _first_token(block: Mapping[str, Any]) -> Iterator[Part]:
+    if block["reason"]:
+        yield Sentences(
+            [f"No probe was fitted at the first thinking token: {block['reason']}."]
+        )
+        return
+    words = {
+        "auroc": "A probe at the first token of the thinking",
+        "within_wrapper": "The same, within each wrapper",
+        "length_alone": "The length of the prompt alone",
+        "words_alone": "The words of the prompt alone",
+        "beyond_words": "The probe minus the words alone",
+    }
+    yield Table(
+        "Can the outcome be read at the first thinking token?",
+        ("Read from", "AUROC, refused against complied harmful"),
+        [[said, Number(block[key], count=True)] for key, said in words.items()],
+    )
+    yield Table(
+        "A probe at each place of the thinking",
+        ("Place", "AUROC"),
+        [
+            [
+                _cut(place["at"]),
+                Number(place["auroc"]),
+            ]
+            for place in block["places"]
+        ],
+    )
+
+
+PARTS: dict[str, Callable[[Mapping[str, Any]], Iterator[Part]]] = {
+    "curve": _curve,
+    "first_token": _first_token,
+}
 """What shows the block of each part, in the order of the page."""

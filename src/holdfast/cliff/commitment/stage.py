@@ -10,7 +10,7 @@ in the file `decide_KEY.json` that its stage writes, stands in the report as
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
-from holdfast.cliff.commitment import curve
+from holdfast.cliff.commitment import curve, first_token
 from holdfast.cliff.commitment.opened import Opened, open_study
 from holdfast.cliff.commitment.settings import DecideSettings
 from holdfast.judges.settings import BY_RULES, JudgeSettings
@@ -26,7 +26,10 @@ class Part(NamedTuple):
     run: Callable[[Opened], dict[str, Any]]
 
 
-PARTS = (Part("curve", lambda _: True, curve.run),)
+PARTS = (
+    Part(curve.KEY, lambda _: True, curve.run),
+    Part(first_token.KEY, lambda _: True, first_token.run),
+)
 
 
 def run(

@@ -135,7 +135,7 @@ def read_branches(
 
 
 def _common(prompt: Sequence[int], trunk: Sequence[int]) -> int:
-    """Return how many tokens a prompt shares with its trunk; one at least is left."""
+    """Return the length of what a prompt shares with its trunk, without its end."""
     same = takewhile(lambda pair: pair[0] == pair[1], zip(prompt, trunk, strict=False))
     return min(sum(1 for _ in same), len(prompt) - 1)
 
