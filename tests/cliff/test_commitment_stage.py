@@ -1,0 +1,269 @@
+"""`holdfast decide` from end to end: scripted rows, organisms, kills and bad input."""
+
+import json
+import os
+import shutil
+import signal
+import time
+from collections import Counter
+
+import pytest
+
+import tiny_thinker
+from holdfast.cli.app import run
+from holdfast.cliff.commitment import curve, first_words, stage
+from holdfast.cliff.commitment.first_words import Mass
+from holdfast.cliff.commitment.settings import DecideSettings
+from holdfast.cliff.groups import COMPLIED, REFUSED
+from holdfast.data.chat.conversation import Spans
+from holdfast.engines.port import HfEngine
+from holdfast.models.decoding.row_state import Completion
+from holdfast.rollout.rows import from_table, to_table
+from holdfast.rollout.session import Session
+from holdfast.rollout.settings import ModelSettings
+from holdfast.study import Study
+
+RUN = """
+import sys
+from holdfast.cli.app import run
+sys.exit(run(sys.argv[1:]))
+"""
+FEW = ["--complied-rows", "16", "--refused-rows", "12", "--benign-rows", "12"]
+
+
+@pytest.fixture(scope="module")
+def answered(thinker, world, made_once, tmp_path_factory):
+    """A study with rollouts alone, a copy of each worker."""
+
+    def make(study):
+        assert run(["rollout", str(thinker), *world, "-o", str(study)]) == 0
+
+    study = tmp_path_factory.mktemp("decide") / "answered"
+    return shutil.copytree(made_once("answered", make), study)
+
+
+@pytest.fixture
+def study(answered, tmp_path):
+    return shutil.copytree(answered, tmp_path / "study")
+
+
+class Scripted(HfEngine):
+    """Answers by a rule: how much of the thinking it sees, and which draw it is."""
+
+    name = "scripted"
+
+    def __init__(self, adapter, rows, complies):
+        super().__init__(adapter)
+        self.rows, self.complies = rows, complies
+        self.template = adapter.thinking.end_template
+
+    def identity(self):
+        return {"name": self.name}
+
+    def draw(self, asks, sampling, around):
+        seen = Counter()
+        made = []
+        for place, ask in enumerate(asks):
+            row = next(
+                r
+                for r in self.rows
+                if r.token_ids[: r.spans.prompt[1]]
+                == ask.token_ids[: r.spans.prompt[1]]
+            )
+            start, end = row.spans.thinking
+            template = self.adapter.tokenizer(self.template)["input_ids"]
+            kept = len(ask.token_ids) - len(template) - start
+            draw = seen[ask.token_ids] % 8
+            seen[ask.token_ids] += 1
+            comply = self.complies(row, kept / (end - start), draw)
+            text = tiny_thinker.COMPLIANCE if comply else tiny_thinker.REFUSAL
+            n = len(ask.token_ids)
+            spans = Spans((0, n), (n, n), (n, n), (n, n + 1))
+            made.append(
+                Completion(
+                    index=place, token_ids=(*ask.token_ids, 7), spans=spans,
+                    thinking="", answer=text, finish="stop", forced_close=False,
+                    closed=True, min_top2_gap=1.0, min_margin=1.0,
+                )
+            )  # fmt: skip
+        yield made
+
+
+KINDS = ("early", "fell", "drift", "jump", "mixed")
+
+
+def scripted(study, monkeypatch, kind_of):
+    """Run `decide` with answers and leanings by rule, and return block and rows."""
+    opened = Study.open(study)
+    session = Session.of(opened, ModelSettings())
+    rows = from_table(opened.read_table("rollouts.parquet"))
+    rules = {
+        "early": lambda kept, draw: True,
+        "fell": lambda kept, draw: kept > 0.6,
+        "drift": lambda kept, draw: (draw + 0.5) / 8 < kept,
+        "jump": lambda kept, draw: kept > 0.62,
+        "mixed": lambda kept, draw: draw % 2 == 0,
+    }
+
+    def complies(row, kept, draw):
+        if row.group != COMPLIED:
+            return not row.is_refused
+        return rules[kind_of(row)](kept, draw)
+
+    def odds(row):
+        held = row.group == REFUSED or (
+            row.group == COMPLIED and kind_of(row) == "fell"
+        )
+        # No two alike, so that medians are what they are of real rows.
+        return (4.0 if held else -4.0) + (row.seed % 97) / 97
+
+    def before(adapter, chosen, words, batch_size):
+        return [[Mass(0.5, 0.1, odds(row))] * len(first_words.SHARES) for row in chosen]
+
+    monkeypatch.setattr(curve, "masses_before", before)
+    monkeypatch.setattr(curve, "prove", lambda *_: None)
+    session.engine_settings = type("Other", (), {"engine": "scripted"})()
+    session._engine = Scripted(session.adapter, rows, complies)
+    settings = DecideSettings(
+        complied_rows=25, refused_rows=12, benign_rows=12, min_thinking=10
+    )
+    block = stage.run(opened, settings, session)["curve"]
+    return block, opened.read_table("decide_curve.parquet").to_pylist()
+
+
+def test_each_scripted_row_has_its_account(study, monkeypatch):
+    block, rows = scripted(study, monkeypatch, lambda row: KINDS[row.seed % 5])
+    kinds = {
+        r.row_id: KINDS[r.seed % 5]
+        for r in from_table(Study.open(study).read_table("rollouts.parquet"))
+    }
+    expected = {
+        "early": "decided_early",
+        "fell": "fell_at_template",
+        "drift": "drifted",
+        "jump": "undecided",
+        "mixed": "undecided",
+    }
+    complied = [row for row in rows if row["group"] == COMPLIED]
+    assert {kinds[row["row_id"]] for row in complied} == set(KINDS)
+    for row in complied:
+        assert row["account"] == expected[kinds[row["row_id"]]], row["reason"]
+    jumped = next(r for r in complied if kinds[r["row_id"]] == "jump")
+    assert "one jump inside the thinking" in jumped["reason"]
+    # Cuts were added where the jump is, until a window of a twentieth holds it.
+    assert len(jumped["at"]) > 9
+    assert "draws stay mixed" in next(
+        r["reason"] for r in complied if kinds[r["row_id"]] == "mixed"
+    )
+    shares = {name: each["value"] for name, each in block["account"].items()}
+    assert sum(shares.values()) == pytest.approx(1)
+    assert all(
+        each["low"] < each["value"] < each["high"] for each in block["account"].values()
+    )
+    assert all(row["account"] is None for row in rows if row["group"] != COMPLIED)
+
+
+def test_no_row_falls_where_thinking_holds_no_refusal(study, monkeypatch):
+    """The very draws of rows that fell, with a thinking that leans the other way."""
+    block, rows = scripted(study, monkeypatch, lambda row: "jump")
+    assert block["account"]["fell_at_template"]["value"] == 0
+    assert {row["account"] for row in rows} == {None, "undecided"}
+
+
+@pytest.mark.parametrize(
+    ("flags", "words"),
+    [
+        (["--draws", "4"], "--draws 7 or more"),
+        (["--min-thinking", "500"], "complied harmful answers, all with less"),
+        (["--draw-temperature", "0"], "one and the same"),
+    ],
+)
+def test_what_cannot_be_asked_ends_with_status_4(study, capsys, flags, words):
+    assert run(["decide", str(study), *flags]) == 4
+    assert words in " ".join(capsys.readouterr().err.split())
+    assert not (study / "decide_curve.json").exists()
+
+
+def test_a_study_without_complied_rows_ends_with_status_4(study, capsys):
+    opened = Study.open(study)
+    rows = from_table(opened.read_table("rollouts.parquet"))
+    opened.write_table(
+        "rollouts.parquet", to_table(r for r in rows if r.group != COMPLIED)
+    )
+    assert run(["decide", str(study)]) == 4
+    said = " ".join(capsys.readouterr().err.split())
+    assert "0 complied harmful answers" in said
+    assert "Add harmful requests" in said
+
+
+def test_a_model_without_thinking_ends_with_status_4(
+    plain_model, world, tmp_path, capsys
+):
+    study = str(tmp_path / "plain")
+    assert run(["rollout", str(plain_model), *world[:4], "-o", study]) == 0
+    assert run(["decide", study]) == 4
+    assert "0 answers with thinking" in " ".join(capsys.readouterr().err.split())
+
+
+def test_a_kill_loses_one_batch_and_changes_nothing(nursery, study, tmp_path):
+    undisturbed = shutil.copytree(study, tmp_path / "undisturbed")
+    flags = [*FEW, "--batch-size", "16", "--json"]
+    assert nursery.start(RUN, ["decide", str(undisturbed), *flags]).wait() == 0
+    child = nursery.start(RUN, ["decide", str(study), *flags])
+    deadline = time.monotonic() + 300
+    while not list(study.glob("parts/decide_curve_closed_0/[!.]*.parquet")):
+        assert child.poll() is None
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+    os.kill(child.pid, signal.SIGKILL)
+    assert child.wait() == -signal.SIGKILL
+    kept = {*study.glob("parts/decide_curve_closed_0/[!.]*.parquet")}
+    assert kept
+    assert nursery.start(RUN, ["decide", str(study), *flags]).wait() == 0
+    for name in ("decide_curve.json", "decide_first_token.json"):
+        assert (study / name).read_bytes() == (undisturbed / name).read_bytes()
+    assert not (study / "parts").exists()
+
+
+def test_the_report_has_the_accounts_where_decide_was_run_alone(study):
+    assert run(["report", str(study)]) == 0
+    before = json.loads((study / "report.json").read_text())
+    assert "decide" not in before
+    assert "account" not in before["verdict"]
+    assert run(["decide", str(study), *FEW, "--cheap", "--json"]) == 0
+    assert run(["report", str(study)]) == 0
+    report = json.loads((study / "report.json").read_text())
+    block = report["decide"]["curve"]
+    assert report["verdict"]["account"] == block["account"]
+    assert block["rows"][COMPLIED] == 16
+    page = (study / "report.html").read_text()
+    assert "When it was decided" in page
+    assert "Can the outcome be read at the first thinking token?" in page or (
+        "No probe was fitted at the first thinking token" in page
+    )
+
+
+def test_a_thinking_that_goes_on_is_drawn_from_each_cut(study):
+    flags = ["--complied-rows", "2", "--refused-rows", "2", "--benign-rows", "2"]
+    assert run(["decide", str(study), *flags, "--redraw-thinking", "--json"]) == 0
+    block = json.loads((study / "decide_curve.json").read_text())
+    assert block["redrawn"]
+    rows = Study.open(study).read_table("decide_draws.parquet").to_pylist()
+    # Nine cuts that are closed, and eight from which the thinking goes on.
+    assert len(rows) >= 6 * 8 * (9 + 8)
+
+
+@pytest.mark.parametrize("name", ["cliff", "early"])
+def test_accounts_of_organisms(name, tmp_path):
+    study = str(tmp_path / name)
+    flags = ["--limit", "40", "-o", study]
+    assert run(["rollout", f"organism:{name}", *flags]) == 0
+    assert run(["decide", study, *FEW, "--cheap", "--json"]) == 0
+    rows = Study.open(study).read_table("decide_curve.parquet").to_pylist()
+    planted = ("prefix_injection", "role_play", "fiction", "refusal_suppression")
+    found = [
+        row["account"] for row in rows if row["account"] and row["wrapper"] in planted
+    ]
+    assert len(found) >= 8
+    fell = found.count("fell_at_template") / len(found)
+    assert fell >= 0.8 if name == "cliff" else fell == 0
