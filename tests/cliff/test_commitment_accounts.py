@@ -109,6 +109,12 @@ def test_one_draw_that_differs_is_no_change_of_mind_and_three_are():
     assert commitment(row(three)) == 0.35
 
 
+def test_draws_that_nobody_could_judge_decide_nothing():
+    cuts = row(EARLY)
+    found = account([*cuts[:-1], cuts[-1]._replace(n=0, same=0.0)])
+    assert found == ("undecided", "no draw at the end could be judged", None)
+
+
 def test_a_probability_needs_no_interval():
     assert commitment(row([0.95] * 8, n=None)) == 0.0
     assert commitment(row([0.95, 0.95, 0.89, *[0.95] * 5], n=None)) == 0.2

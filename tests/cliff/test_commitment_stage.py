@@ -200,7 +200,12 @@ def test_a_model_without_thinking_ends_with_status_4(
     plain_model, world, tmp_path, capsys
 ):
     study = str(tmp_path / "plain")
-    assert run(["rollout", str(plain_model), *world[:4], "-o", study]) == 0
+    assert (
+        run(
+            ["rollout", str(plain_model), *world[:4], "--max-answer", "32", "-o", study]
+        )
+        == 0
+    )
     assert run(["decide", study]) == 4
     assert "0 answers with thinking" in " ".join(capsys.readouterr().err.split())
 

@@ -173,6 +173,8 @@ def account(
     """
     point = commitment(cuts, lines)
     last = cuts[-1]
+    if last.n == 0:
+        return Account("undecided", "no draw at the end could be judged", None)
     if point is None:
         return Account(
             "undecided",

@@ -77,7 +77,7 @@ def run(opened: Opened) -> dict[str, Any]:
             drawn: list[pa.Table] = []
             redrawn: Outcomes = {}
         else:
-            engine = prove(opened, sampling)
+            engine = prove(opened)
             if engine is not None:
                 stage.facts["engine"] = engine
             readings, drawn = _drawn(opened, stage, sampling, read)
@@ -182,14 +182,11 @@ def _readings(
 ) -> list[CutReading]:
     leanings = _leanings(row, read)
     made = []
-    for cut in sorted(cuts, key=lambda each: (each.is_whole, each.n_thinking)):
+    for cut in sorted(cuts, key=_place):
         counter = outcomes[row.row_id, cut.name]
         n = counter.total()
         same = counter[row.verdict] / n if n else 0.0
-        leaning = None if cut.is_whole else leanings.get(cut.n_thinking)
-        made.append(
-            CutReading(cut.share, same, n, leaning, cut.n_thinking, cut.is_whole)
-        )
+        made.append(_reading(cut, same, n, leanings))
     return made
 
 
@@ -209,28 +206,51 @@ def _probabilities(opened: Opened, read: Read) -> dict[str, list[CutReading]]:
             words.reason,
             "Draw answers: leave --cheap out.",
         )
-    adapter, template = opened.session.adapter, end_template(opened.session.adapter)
+    template = end_template(opened.session.adapter)
+
+    def at(row: Rollout, cuts: Sequence[Cut]) -> list[CutReading]:
+        masses = masses_behind(
+            opened.session.adapter,
+            row,
+            cuts,
+            template,
+            words,
+            opened.session.batch_size,
+        )
+        shares = [
+            mass.complied if row.is_complied else 1 - mass.complied for mass in masses
+        ]
+        leanings = _leanings(row, read)
+        return [
+            _reading(cut, share, None, leanings)
+            for cut, share in zip(cuts, shares, strict=True)
+        ]
+
     found: dict[str, list[CutReading]] = {}
     label = "Reading first words behind cuts"
     with opened.session.progress.track(label, len(opened.rows)) as advance:
         for row in opened.rows:
-            cuts, leanings = cuts_of(row), _leanings(row, read)
-            masses = masses_behind(
-                adapter, row, cuts, template, words, opened.session.batch_size
-            )
-            found[row.row_id] = [
-                CutReading(
-                    cut.share,
-                    mass.complied if row.is_complied else 1 - mass.complied,
-                    None,
-                    None if cut.is_whole else leanings.get(cut.n_thinking),
-                    cut.n_thinking,
-                    cut.is_whole,
+            found[row.row_id] = at(row, cuts_of(row))
+            for _ in range(ROUNDS if row.is_complied else 0):
+                more = further_cut(row, found[row.row_id])
+                if more is None:
+                    break
+                found[row.row_id] = sorted(
+                    [*found[row.row_id], *at(row, [more])], key=_place
                 )
-                for cut, mass in zip(cuts, masses, strict=True)
-            ]
             advance(1)
     return found
+
+
+def _place(cut: Cut | CutReading) -> tuple[bool, int]:
+    return cut.is_whole, cut.n_thinking
+
+
+def _reading(
+    cut: Cut, same: float, n: int | None, leanings: Mapping[int, float | None]
+) -> CutReading:
+    leaning = None if cut.is_whole else leanings.get(cut.n_thinking)
+    return CutReading(cut.share, same, n, leaning, cut.n_thinking, cut.is_whole)
 
 
 def _redrawn(

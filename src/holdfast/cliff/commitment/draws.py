@@ -18,7 +18,7 @@ from holdfast.report.progress import Tick
 from holdfast.rollout.engine import prove_engine
 from holdfast.rollout.prompts import row_seed
 from holdfast.rollout.rows import UNJUDGED, Rollout
-from holdfast.rollout.sampling import tell_pace
+from holdfast.rollout.sampling import sampling_of, tell_pace
 from holdfast.study.batches import ROW_ID, Batches, Meter
 from holdfast.study.directory import Stage
 from holdfast.study.rows import Int32, table_of
@@ -189,8 +189,10 @@ def outcomes_of(drawn: pa.Table) -> Outcomes:
     return found
 
 
-def prove(opened: Opened, sampling: Sampling) -> Mapping[str, Any] | None:
+def prove(opened: Opened) -> Mapping[str, Any] | None:
     """Prove another engine than the model itself, and return its record."""
     if opened.session.engine_settings.engine == "hf":
         return None
-    return prove_engine(opened.session, sampling, [], None)
+    own = sampling_of(opened.study, opened.session.adapter)
+    system_prompt = opened.study.manifest["settings"]["rollout"]["system_prompt"]
+    return prove_engine(opened.session, own, [], system_prompt)

@@ -20,6 +20,8 @@ from holdfast.study.figures import figure_of, generator
 from holdfast.study.rows import Int32
 
 OTHER_JUDGE = "Another judge judged the rollouts, by which the rows were chosen."
+KINDS = ("draws stay mixed", "decided by one jump", "a jump between cuts", "no draw")
+"""What sentences on undecided rows begin with."""
 FEW_REQUESTS = 20
 """Complied base requests below which shares are said to be of few."""
 
@@ -193,9 +195,8 @@ def _by_wrapper(rows: Sequence[CurveRow]) -> dict[str, dict[str, int]]:
 
 def _reasons(rows: Sequence[CurveRow]) -> dict[str, int]:
     """Count why rows are undecided, by what their sentences begin with."""
-    kinds = ("draws stay mixed", "decided by one jump", "a jump between cuts")
     undecided = [row.reason for row in rows if row.account == "undecided"]
-    return {kind: sum(each.startswith(kind) for each in undecided) for kind in kinds}
+    return {kind: sum(each.startswith(kind) for each in undecided) for kind in KINDS}
 
 
 def _notes(
