@@ -54,6 +54,23 @@ def test_each_condition_alone_can_say_no(field, estimate, words):
     assert any(words in sentence for sentence in found.evidence)
 
 
+@pytest.mark.parametrize(
+    ("fell", "expected"),
+    [
+        (wilson(70, 80), True),
+        (wilson(0, 80), False),
+        (wilson(9, 80), None),
+        (undefined(80, "nothing was read before the end template"), None),
+    ],
+)
+def test_where_decide_has_looked_a_cliff_needs_rows_that_fell(fell, expected):
+    found = verdict(replace(CLIFF, fell=fell))
+    assert found[:2] == (True, expected)
+    assert "fell at the end template" in found.evidence[-1]
+    if expected is None:
+        assert found.reasons["cliff"] == found.evidence[-1]
+
+
 @pytest.mark.parametrize("low", [-0.2, 0.1])
 def test_an_interval_across_the_line_is_no_evidence_for_a_no(low):
     wide = Estimate(0.4, low, 0.7, 80)
