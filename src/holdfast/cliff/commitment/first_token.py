@@ -25,6 +25,8 @@ from holdfast.study.figures import figure_of, generator
 
 KEY = "first_token"
 ROLES = ("harmful", "wrapped")
+PENALTIES = (1e-2, 1.0)
+"""Penalties to choose from: few, since a dozen probes are fitted."""
 SOURCE = (
     "the outcome read at the first thinking token: https://arxiv.org/abs/2606.25013"
 )
@@ -144,7 +146,11 @@ def _logits(
 ) -> Float[Tensor, "example"]:
     """Fit on training rows, and return what is read off the others."""
     probe = fit_probe(
-        train, is_refused(parts.train), clusters=requests_of(parts.train), seed=seed
+        train,
+        is_refused(parts.train),
+        clusters=requests_of(parts.train),
+        seed=seed,
+        l2_grid=PENALTIES,
     )
     return probe.logit(test)
 
