@@ -160,18 +160,23 @@ def scope_ranges(spans: Sequence[Spans], scope: Scope) -> tuple[Range, ...] | No
 class LiveEdit:
     """An edit at work: it knows which tokens of the next pass are in range."""
 
-    def __init__(self, edit: HeadEdit | None, device: torch.device) -> None:
+    def __init__(
+        self,
+        ranges: Sequence[Range] | None,
+        device: torch.device,
+        *,
+        by_row: bool = False,
+    ) -> None:
         """Start with an edit whose rows are those of the batch, in its order."""
         self.mask: Bool[Tensor, "example position"] | None = None
+        # By layer; the first of them is the first in which rows are told apart.
         self.columns: dict[int, Float[Tensor, "example position heads"]] = {}
-        self.by_row = edit is not None and edit.by_row
+        self.by_row = by_row
         self._every = self.columns
         self._all_bounds: Int[Tensor, "example _"] | None = None
-        if edit is not None and edit.ranges is not None:
+        if ranges is not None:
             far = torch.iinfo(torch.int64).max
-            bounds = [
-                (start, far if end is None else end) for start, end in edit.ranges
-            ]
+            bounds = [(start, far if end is None else end) for start, end in ranges]
             self._all_bounds = torch.tensor(bounds, device=device).reshape(-1, 2)
             self.mask = torch.zeros((len(bounds), 1), dtype=torch.bool)
         self._bounds = self._all_bounds
@@ -234,7 +239,8 @@ def scale_heads(
     """
     if isinstance(edit, Tensor):
         edit = HeadEdit(edit)
-    live = LiveEdit(edit, adapter.device)
+    ranges, by_row = (None, False) if edit is None else (edit.ranges, edit.by_row)
+    live = LiveEdit(ranges, adapter.device, by_row=by_row)
     with ExitStack() as stack:
         if edit is not None:
             adapter.require("heads")

@@ -9,7 +9,7 @@ kept as far as the row would have drawn it itself: the same rows, in fewer passe
 """
 
 from collections.abc import Callable, Collection, Generator, Iterator, Sequence
-from contextlib import closing
+from contextlib import AbstractContextManager, closing
 from dataclasses import replace
 from typing import Any, NamedTuple
 
@@ -20,7 +20,13 @@ from torch import Tensor
 from holdfast.models.batching import halving_batches, longest_first
 from holdfast.models.decoding.branching import Trunk, Trunks, read_branches
 from holdfast.models.decoding.decoder import Control, Decoder, Drawn
-from holdfast.models.decoding.jobs import Job, Prompts, fits_drafts, prepare
+from holdfast.models.decoding.jobs import (
+    Edit,
+    Job,
+    Prompts,
+    fits_drafts,
+    prepare,
+)
 from holdfast.models.decoding.kv_cache import Opening, read_opening
 from holdfast.models.decoding.row_state import (
     Completion,
@@ -37,7 +43,13 @@ from holdfast.models.decoding.steps import (
     StepView,
     Trace,
 )
-from holdfast.models.interventions import HeadEdit, first_layer, scale_heads
+from holdfast.models.hidden_states import DirectionEdit, move_states
+from holdfast.models.interventions import (
+    HeadEdit,
+    LiveEdit,
+    first_layer,
+    scale_heads,
+)
 from holdfast.models.model import Adapter
 from holdfast.report.progress import Tick
 
@@ -49,7 +61,7 @@ def generate(
     *,
     batch_size: int = 32,
     stop_ids: Collection[int] | None = None,
-    edit: HeadEdit | None = None,
+    edit: Edit | None = None,
     thinking_done: bool = False,
     drafts: Sequence[Sequence[int]] | None = None,
     trunks: Sequence[Trunk] | None = None,
@@ -65,9 +77,9 @@ def generate(
         sampling: How tokens are drawn, and how many.
         batch_size: Rows decoded together; halved whenever memory runs out.
         stop_ids: Tokens that end a row; those of the model by default.
-        edit: Heads to scale while decoding; its ranges, if it has any, are one for
-            each prompt and count the tokens of that row from 0, and so are its
-            tables of factors, if it has several.
+        edit: Heads to scale or states to move while decoding; its ranges, if it has
+            any, are one for each prompt and count the tokens of that row from 0, and
+            so are its tables of factors, if it has several.
         thinking_done: Whether the prompts hold their thinking and its end, so that
             the answer begins at once. Spans count all of it as prompt then.
         drafts: Tokens that probably follow each prompt, such as those that followed
@@ -137,7 +149,7 @@ def decoding_steps(
     sampling: Sampling,
     *,
     stop_ids: Collection[int] | None = None,
-    edit: HeadEdit | None = None,
+    edit: Edit | None = None,
     thinking_done: bool = False,
     observe: Observe | None = None,
     control: Control | None = None,
@@ -159,15 +171,22 @@ def _along(trunk: Trunk, job: Job) -> tuple[Any, ...]:
     return -len(trunk), trunk, -len(job.prompt), job.prompt, job.place
 
 
+def editing(adapter: Adapter, edit: Edit | None) -> AbstractContextManager[LiveEdit]:
+    """Return the context in which an edit of either kind acts on a model."""
+    if isinstance(edit, DirectionEdit):
+        return move_states(adapter, edit)
+    return scale_heads(adapter, edit)
+
+
 TAKEN = 8
 """How many times as many rows as decode side by side are taken together; the others
 wait for room, and most of those with a draft end within it and need none."""
 
 
-def _like_by_like(jobs: Sequence[Job], edit: HeadEdit | None) -> list[Job]:
+def _like_by_like(jobs: Sequence[Job], edit: Edit | None) -> list[Job]:
     """Return jobs in an order in which neighbours share most of their first pass."""
     layers = {}
-    if edit is not None and edit.by_row:
+    if isinstance(edit, HeadEdit) and edit.by_row:
         layers = {job.place: first_layer(edit.factors[job.place]) for job in jobs}
     return sorted(
         jobs,
@@ -190,7 +209,7 @@ def _passes(
     adapter: Adapter,
     rules: StoppingRules,
     jobs: Sequence[Job],
-    edit: HeadEdit | None,
+    edit: Edit | None,
     told: Callable[[Tick], None] | None = None,
     observe: Observe | None = None,
     finished: list[GenerationState] | None = None,
@@ -213,7 +232,7 @@ def _passes(
     drafted = any(job.draft for job in jobs)
     apart = not whole and fits_drafts(adapter, edit)
     # Attention is tried first, on a model as it is.
-    with attending(adapter) as ours, scale_heads(adapter, edit) as live:
+    with attending(adapter) as ours, editing(adapter, edit) as live:
         decoder: Decoder | None = None
         alike = apart and live.mask is None and not live.by_row
         known = None if trunks is None else Trunks(adapter, trunks, jobs)
@@ -320,7 +339,7 @@ def _decode(
     adapter: Adapter,
     rules: StoppingRules,
     jobs: Sequence[Job],
-    edit: HeadEdit | None,
+    edit: Edit | None,
     told: Callable[[Tick], None] | None,
     observe: Observe | None,
     control: Control | None,

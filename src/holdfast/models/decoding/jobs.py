@@ -8,11 +8,16 @@ from transformers import DynamicCache
 from holdfast.errors import InputError, SettingsError
 from holdfast.models.decoding.kv_cache import keeps_all_tokens
 from holdfast.models.decoding.row_state import GenerationState, Sampling, StoppingRules
+from holdfast.models.hidden_states import DirectionEdit
 from holdfast.models.interventions import HeadEdit
 from holdfast.models.model import Adapter, LanguageModel
 
 Prompts = Sequence[tuple[str | Sequence[int], int]]
 """Rendered prompts, as text or tokens, each with the seed of its row."""
+
+
+Edit = HeadEdit | DirectionEdit
+"""What is done to a model while it writes: heads scaled, or states moved."""
 
 
 class Job(NamedTuple):
@@ -35,7 +40,7 @@ def prepare(
     prompts: Prompts,
     sampling: Sampling,
     stop_ids: Collection[int] | None,
-    edit: HeadEdit | None,
+    edit: Edit | None,
     drafts: Sequence[Sequence[int]] | None = None,
     *,
     thinking_done: bool,
@@ -133,7 +138,7 @@ def _job(
     return Job(index, token_ids, seed, tuple(draft[: own.budget]), own)
 
 
-def fits_drafts(adapter: Adapter, edit: HeadEdit | None) -> bool:
+def fits_drafts(adapter: Adapter, edit: Edit | None) -> bool:
     """Return whether a draft leaves its row as it is.
 
     All layers must keep all tokens, so that those of a wrong draft can be forgotten,
@@ -146,7 +151,7 @@ def fits_drafts(adapter: Adapter, edit: HeadEdit | None) -> bool:
 
 
 def _check_rows(
-    edit: HeadEdit | None, drafts: Sequence[Sequence[int]] | None, n_prompts: int
+    edit: Edit | None, drafts: Sequence[Sequence[int]] | None, n_prompts: int
 ) -> None:
     n_rows = edit.n_rows() if edit is not None else None
     if n_rows not in (None, n_prompts):
