@@ -75,8 +75,8 @@ class DirectionEdit:
     """How far states move along one direction at each of some sites.
 
     A state `x` becomes `x + (gain * (u @ x) + shift) * u` with the unit direction `u`
-    of its site. A gain of -1 projects the direction out, and the shift is what stands in
-    its place; a gain of 0 adds a multiple of the direction.
+    of its site. A gain of -1 projects the direction out, and the shift is what stands
+    in its place; a gain of 0 adds a multiple of the direction.
     """
 
     sites: tuple[Site, ...]
