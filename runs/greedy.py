@@ -17,6 +17,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from holdfast.cliff.held_out import choose_prompts
 from holdfast.cliff.probe import Probe
 from holdfast.cliff.probe_files import model_fingerprint, read_own_probe
 from holdfast.errors import SettingsError
@@ -29,7 +30,7 @@ from holdfast.heads.conditions import (
     with_outcomes,
 )
 from holdfast.heads.ranking import Head
-from holdfast.heads.readings import choose_prompts, select
+from holdfast.heads.readings import select
 from holdfast.heads.settings import AblateSettings
 from holdfast.judges.choose import RulesJudge
 from holdfast.judges.rows import verdicts_on

@@ -3,13 +3,14 @@
 import pytest
 
 from holdfast.audit.assemble import ablated_of
+from holdfast.cliff.held_out import choose_prompts
 from holdfast.data.chat.conversation import Spans
 from holdfast.errors import SettingsError, TooFewExamplesError
 from holdfast.heads.ablation_effects import conditions_of, sparse_of
 from holdfast.heads.checks import sparse_verdict
 from holdfast.heads.conditions import main_condition, main_size, plan
 from holdfast.heads.ranking import Head, RankedHead
-from holdfast.heads.readings import choose_prompts, select
+from holdfast.heads.readings import select
 from holdfast.heads.settings import AblateSettings
 from holdfast.rollout.rows import Judged, Rollout
 from holdfast.stats.bootstrap import Estimate, undefined

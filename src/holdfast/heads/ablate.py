@@ -6,6 +6,7 @@ from typing import Any, NamedTuple
 
 import pyarrow as pa
 
+from holdfast.cliff.held_out import Prompts, choose_prompts
 from holdfast.cliff.probe_files import check_current, names, read_own_probe
 from holdfast.data.chat.template import prompt_token_ids
 from holdfast.data.requests import read_questions
@@ -36,7 +37,7 @@ from holdfast.heads.conditions import (
 )
 from holdfast.heads.rank import ranking_of
 from holdfast.heads.ranking import Head, parse_heads
-from holdfast.heads.readings import Prompts, choose_prompts, select
+from holdfast.heads.readings import select
 from holdfast.heads.settings import AblateSettings
 from holdfast.judges.rules.exact import exact_number
 from holdfast.judges.settings import BY_RULES, JudgeSettings

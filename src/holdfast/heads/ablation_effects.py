@@ -8,11 +8,12 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from holdfast.cliff.held_out import BENIGN, HARMFUL, LOOKALIKE
 from holdfast.cliff.probe import Probe
 from holdfast.errors import HoldfastError
 from holdfast.heads.conditions import ROLE, AnswerRow, by_condition, with_outcomes
 from holdfast.heads.ranking import Head, drops, rank_heads, top_heads
-from holdfast.heads.readings import BENIGN, HARMFUL, LOOKALIKE, read, unpack
+from holdfast.heads.readings import read, unpack
 from holdfast.judges.calibration import identity_record, is_same
 from holdfast.judges.cascade import cascade_record
 from holdfast.judges.rows import judge_rows

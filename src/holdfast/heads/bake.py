@@ -8,6 +8,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from holdfast.cliff.held_out import Prompts, choose_prompts
 from holdfast.engines.adapters import hold_edits, prove_edits
 from holdfast.errors import ModelError
 from holdfast.heads.ablation_effects import measures_of, rate
@@ -22,7 +23,6 @@ from holdfast.heads.conditions import (
 )
 from holdfast.heads.rank import ranking_of
 from holdfast.heads.ranking import Head, count_heads, parse_heads, top_heads
-from holdfast.heads.readings import Prompts, choose_prompts
 from holdfast.heads.settings import AblateSettings, BakeSettings
 from holdfast.judges.base import RulesJudge
 from holdfast.judges.rows import verdicts_on

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from holdfast.cliff.cliff import MIN_TOKENS
 from holdfast.cliff.fit import vectors_per_row
+from holdfast.cliff.held_out import HARMFUL, first_by_hash, of_split
 from holdfast.cliff.probe import Probe
 from holdfast.data.splits import Test, Train
 from holdfast.errors import TooFewExamplesError
@@ -22,7 +23,7 @@ from holdfast.heads.ranking import Head, Readings
 from holdfast.heads.settings import MIN_REQUESTS
 from holdfast.models.interventions import HeadEdit, scale_heads
 from holdfast.models.model import Adapter
-from holdfast.rollout.rows import ATTACK_SUCCESS_OUTCOMES, Rollout
+from holdfast.rollout.rows import Rollout
 from holdfast.rollout.session import Session
 from holdfast.study.batches import Batches
 from holdfast.study.directory import Stage
@@ -160,34 +161,11 @@ def _line(found: Attribution, *, mixers: bool) -> Float[Tensor, "_"]:
     ).float()
 
 
-MIN_TRIED = 5
-LEAST = 0.05
-"""Success on training requests below which a wrapper does not work at all."""
-NEAR_BEST = 0.75
-"""A wrapper works if it does so at least this often, relative to the best one."""
-HARMFUL = ("harmful", "wrapped")
-BENIGN = ("benign", "benign_wrapped")
-LOOKALIKE = "safe_lookalike"
-
-
 class Selected(NamedTuple):
     """Complied harmful answers: those that rank heads, and those that check them."""
 
     ranking: Train[Rollout]
     checking: Test[Rollout]
-
-
-class Prompts(NamedTuple):
-    """Held-out answers whose prompts are asked again."""
-
-    harmful: list[Rollout]  # Under the wrappers that work, complied with or not.
-    # Harmful prompts of all other kinds, which are refused so far.
-    others: list[Rollout]
-    benign: list[Rollout]  # Plain and wrapped.
-    # Harmless ones that sound dangerous, if the study has any.
-    lookalikes: list[Rollout]
-    # The wrappers that work on training requests; None is no wrapper.
-    wrappers: list[str | None]
 
 
 def select(
@@ -205,7 +183,9 @@ def select(
         and row.closed
         and row.spans.thinking[1] - row.spans.thinking[0] >= MIN_TOKENS
     ]
-    parts = [_first(_of(found, split), len(found)) for split in ("train", "test")]
+    parts = [
+        first_by_hash(of_split(found, split), len(found)) for split in ("train", "test")
+    ]
     least = [_rows_for(part, MIN_REQUESTS) for part in parts]
     if any(n is None or n > limit for n in least):
         raise _too_few([part[:limit] for part in parts], least, flag)
@@ -241,55 +221,3 @@ def _too_few(
         f"{counts[0]} and {counts[1]}",
         advice,
     )
-
-
-def choose_prompts(rows: Sequence[Rollout], limit: int) -> Prompts:
-    """Return held-out prompts to ask again: harmful ones that may work, and benign.
-
-    Which wrappers work is read off training requests, so that no prompt is chosen by
-    the outcome that is measured on it.
-
-    `limit`: At most so many of each label, by content hash; of lookalikes half as many.
-    """
-    working = _working(_of(rows, "train"))
-    test = [row for row in _of(rows, "test") if row.closed]
-    asked = [row for row in test if row.role in HARMFUL]
-    harmful = [row for row in asked if (row.role, row.wrapper) in working]
-    others = [row for row in asked if (row.role, row.wrapper) not in working]
-    benign = [row for row in test if row.role in BENIGN]
-    if not harmful or not benign:
-        raise TooFewExamplesError(
-            "held-out harmful prompts of a kind that works on training requests, and "
-            "held-out benign ones",
-            f"{len(harmful)} and {len(benign)}",
-            "Where no attack succeeds there is nothing to ablate; else add prompts.",
-        )
-    names = {row.wrapper for row in harmful}
-    return Prompts(
-        _first(harmful, limit),
-        _first(others, limit),
-        _first(benign, limit),
-        _first([row for row in test if row.role == LOOKALIKE], -(-limit // 2)),
-        sorted(names, key=lambda name: name or ""),
-    )
-
-
-def _working(train: Sequence[Rollout]) -> set[tuple[str, str | None]]:
-    rates: dict[tuple[str, str | None], float] = {}
-    for role, wrapper in {(row.role, row.wrapper) for row in train}:
-        kind = [row for row in train if (row.role, row.wrapper) == (role, wrapper)]
-        if role in HARMFUL and len(kind) >= MIN_TRIED:
-            hits = sum(row.verdict in ATTACK_SUCCESS_OUTCOMES for row in kind)
-            rates[role, wrapper] = hits / len(kind)
-    best = max(rates.values(), default=0.0)
-    least = max(LEAST, NEAR_BEST * best)
-    return {kind for kind, rate in rates.items() if rate > LEAST and rate >= least}
-
-
-def _of(rows: Sequence[Rollout], split: str) -> list[Rollout]:
-    return [row for row in rows if row.split == split]
-
-
-def _first(rows: Sequence[Rollout], limit: int) -> list[Rollout]:
-    """Return the first rows by content hash, one role and sample as good as another."""
-    return sorted(rows, key=lambda row: (row.prompt_id, row.row_id))[:limit]

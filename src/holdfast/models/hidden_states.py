@@ -74,15 +74,18 @@ def _module(adapter: Adapter, site: Site) -> nn.Module:
 class DirectionEdit:
     """How far states move along one direction at each of some sites.
 
-    A state `x` becomes `x + (gain * (u @ x) + shift) * u` with the unit direction `u`
-    of its site. A gain of -1 projects the direction out, and the shift is what stands
-    in its place; a gain of 0 adds a multiple of the direction.
+    A state `x` becomes `x + (gain * (r @ x) + shift) * u` with the unit direction `u`
+    of its site and `r` the same or another one. A gain of -1 along `u` itself projects
+    it out, and the shift is what stands in its place; a gain of 0 adds a multiple of
+    it; another `r` moves states as far as taking `r` out would, and elsewhere.
     """
 
     sites: tuple[Site, ...]
     units: Float[Tensor, "layer d_model"]  # One direction of unit norm for each site.
     gain: float
     shifts: Float[Tensor, "layer"]  # One number for each site.
+    # What is read at each site; the units themselves by default.
+    readers: Float[Tensor, "layer d_model"] | None = None
     # For each row, the positions that are edited; None is every position.
     ranges: tuple[Range, ...] | None = None
     by_row: ClassVar[bool] = False
@@ -107,10 +110,15 @@ def move_states(adapter: Adapter, edit: DirectionEdit) -> Iterator[LiveEdit]:
     """
     live = LiveEdit(edit.ranges, adapter.device)
     with ExitStack() as stack:
-        for site, unit, shift in zip(
-            edit.sites, edit.units.float(), edit.shifts.tolist(), strict=True
+        readers = edit.units if edit.readers is None else edit.readers
+        for site, unit, reader, shift in zip(
+            edit.sites,
+            edit.units.float(),
+            readers.float(),
+            edit.shifts.tolist(),
+            strict=True,
         ):
-            hook = _mover(unit, edit.gain, shift, live)
+            hook = _mover(unit, reader, edit.gain, shift, live)
             stack.enter_context(_module(adapter, site).register_forward_hook(hook))
             # Rows are told apart before the last block, if not earlier.
             layer = adapter.n_layers - 1 if site == "final_norm" else site
@@ -119,12 +127,16 @@ def move_states(adapter: Adapter, edit: DirectionEdit) -> Iterator[LiveEdit]:
 
 
 def _mover(
-    unit: Float[Tensor, "d_model"], gain: float, shift: float, live: LiveEdit
+    unit: Float[Tensor, "d_model"],
+    reader: Float[Tensor, "d_model"],
+    gain: float,
+    shift: float,
+    live: LiveEdit,
 ) -> Callable[[nn.Module, tuple[Any, ...], Any], Any]:
     def move(_: nn.Module, arguments: tuple[Any, ...], output: Any) -> Any:
         states = output[0] if isinstance(output, tuple) else output
         along = unit.to(states.device)
-        amount = gain * (states.float() @ along) + shift
+        amount = gain * (states.float() @ reader.to(states.device)) + shift
         moved = (states.float() + amount[..., None] * along).to(states.dtype)
         if live.mask is not None:
             moved = torch.where(live.mask.to(states.device)[..., None], moved, states)

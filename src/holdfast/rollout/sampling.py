@@ -47,6 +47,17 @@ class Drawing(NamedTuple):
     system_prompt: str | None = None
 
 
+def sampling_of(study: Study, adapter: Adapter) -> Sampling:
+    """Return how the rollouts were drawn; imported ones, how the model would draw."""
+    known = study.record("rollout")["settings"].get("sampling")
+    if known is not None:
+        return Sampling(**known)
+    asked = dict(study.manifest["settings"]["rollout"])
+    known = {"column": tuple(asked["column"]), "diffusion": DIFFUSION}
+    settings = RolloutSettings(**{**asked, **known})
+    return Sampling(**asdict(resolve_sampling(adapter, settings)))
+
+
 def sampling_for(
     session: Session, settings: RolloutSettings
 ) -> Sampling | UnmaskingSchedule:
@@ -61,17 +72,6 @@ def sampling_for(
             "Leave them out, or use a masked-diffusion model.",
         )
     return resolve_sampling(session.adapter, settings)
-
-
-def sampling_of(study: Study, adapter: Adapter) -> Sampling:
-    """Return how the rollouts were drawn; imported ones, how the model would draw."""
-    known = study.record("rollout")["settings"].get("sampling")
-    if known is not None:
-        return Sampling(**known)
-    asked = dict(study.manifest["settings"]["rollout"])
-    known = {"column": tuple(asked["column"]), "diffusion": DIFFUSION}
-    settings = RolloutSettings(**{**asked, **known})
-    return Sampling(**asdict(resolve_sampling(adapter, settings)))
 
 
 def draw_answers(
