@@ -182,6 +182,16 @@ def test_no_rows_give_no_number():
     assert found.reason == "there are no rows"
 
 
+def test_requests_that_all_change_alike_still_have_a_width():
+    """Every row of twenty requests turns: resampling shows no spread, Tango does."""
+    false = torch.zeros(40, dtype=torch.bool)
+    names = [str(row // 2) for row in range(40)]
+    found = paired_rate_difference(~false, false, names, _generator())
+    assert found.value == found.high == 1
+    assert found.low == pytest.approx(tango(20, 0, 20)[0])
+    assert found.low < 0.95
+
+
 def test_outcomes_that_never_change_have_tangos_width_and_numbers_have_none():
     """48 pairs, no change: z²/(n + z²) for a rate; for a number nothing is known."""
     names = [str(i) for i in range(48)]

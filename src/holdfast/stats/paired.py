@@ -17,6 +17,7 @@ from holdfast.stats.bootstrap import (
     Z,
     check_lengths,
     cluster_indices,
+    has_no_width,
     include,
     require_width,
     undefined,
@@ -170,7 +171,8 @@ def paired_rate_difference(
     )
     changed = (gained | lost).tolist()
     names = {name for name, other in zip(clusters, changed, strict=True) if other}
-    if len(names) >= MIN_DISCORDANT:
+    # Where every request changes alike, resampling has no spread to show.
+    if len(names) >= MIN_DISCORDANT and not has_no_width(found):
         return found
     return include(found, (low, high))
 
