@@ -42,6 +42,9 @@ TOP = ("audit", "cli", "__init__", "__main__")
 FORMULAS = {  # Tensors in, frozen results out: they import `stats` and each other.
     "cliff.cliff",
     "cliff.commitment.accounts",
+    "cliff.commitment.causes.swap",
+    "cliff.commitment.causes.use",
+    "cliff.commitment.causes.words",
     "cliff.probe",
     "cliff.verdict",
     "dynamics.anchors",

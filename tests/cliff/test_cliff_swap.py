@@ -5,7 +5,7 @@ import itertools
 import pytest
 import torch
 
-from holdfast.cliff.commitment.swap import CELLS, EFFECTS, effects, rates
+from holdfast.cliff.commitment.causes.swap import CELLS, EFFECTS, effects, rates
 from holdfast.study.figures import draws_of
 
 DRAWS = draws_of(0, "test")
@@ -97,7 +97,7 @@ def test_rows_of_one_request_are_no_evidence_of_their_own():
 
 
 def test_intervals_cover_the_truth():
-    """Rows drawn with a known interaction of 0.2: the interval has it as often as told."""
+    """Rows drawn with a known interaction: the interval has it as often as told."""
     truth = torch.tensor([0.3, 0.5, 0.5, 0.9])
     hits = 0
     for seed in range(100):

@@ -4,14 +4,10 @@ import pytest
 import torch
 
 from holdfast.errors import SettingsError
+from holdfast.models.decoding.edits import DirectionEdit, move_states
 from holdfast.models.decoding.generate import generate
 from holdfast.models.decoding.row_state import Sampling
-from holdfast.models.hidden_states import (
-    DirectionEdit,
-    final_states,
-    move_states,
-    read_states,
-)
+from holdfast.models.hidden_states import final_states, read_states
 from holdfast.models.loading.causal import adapt
 from tiny_kinds import EVERY
 from tiny_models import (

@@ -10,9 +10,8 @@ again in one pass.
 """
 
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
-from typing import Any, ClassVar, Literal
+from contextlib import contextmanager
+from typing import Any, Literal
 
 import torch
 from jaxtyping import Bool, Float
@@ -21,7 +20,6 @@ from torch import Tensor, nn
 from holdfast.errors import InputError, SettingsError
 from holdfast.models.batching import Batch, Side, batched, pad
 from holdfast.models.finite import check_finite
-from holdfast.models.interventions import LiveEdit, Range
 from holdfast.models.model import Adapter
 
 Site = Literal["final_norm"] | int
@@ -52,11 +50,11 @@ def watched(
     def hook(_: nn.Module, arguments: tuple[Any, ...], output: Any) -> None:
         read((output[0] if isinstance(output, tuple) else output).float())
 
-    with _module(adapter, site).register_forward_hook(hook):
+    with site_module(adapter, site).register_forward_hook(hook):
         yield
 
 
-def _module(adapter: Adapter, site: Site) -> nn.Module:
+def site_module(adapter: Adapter, site: Site) -> nn.Module:
     """Return the part of a model whose output is the state at a site."""
     adapter.require("states")
     if site == "final_norm":
@@ -68,81 +66,6 @@ def _module(adapter: Adapter, site: Site) -> nn.Module:
             "Name a site that the model has.",
         )
     return adapter.blocks[site].module
-
-
-@dataclass(frozen=True, eq=False)
-class DirectionEdit:
-    """How far states move along one direction at each of some sites.
-
-    A state `x` becomes `x + (gain * (r @ x) + shift) * u` with the unit direction `u`
-    of its site and `r` the same or another one. A gain of -1 along `u` itself projects
-    it out, and the shift is what stands in its place; a gain of 0 adds a multiple of
-    it; another `r` moves states as far as taking `r` out would, and elsewhere.
-    """
-
-    sites: tuple[Site, ...]
-    units: Float[Tensor, "layer d_model"]  # One direction of unit norm for each site.
-    gain: float
-    shifts: Float[Tensor, "layer"]  # One number for each site.
-    # What is read at each site; the units themselves by default.
-    readers: Float[Tensor, "layer d_model"] | None = None
-    # For each row, the positions that are edited; None is every position.
-    ranges: tuple[Range, ...] | None = None
-    by_row: ClassVar[bool] = False
-    renormalise: ClassVar[Literal["none"]] = "none"
-
-    def n_rows(self) -> int | None:
-        """Return how many rows the edit is for, or None if it is for any."""
-        return None if self.ranges is None else len(self.ranges)
-
-
-@contextmanager
-def move_states(adapter: Adapter, edit: DirectionEdit) -> Iterator[LiveEdit]:
-    """Move states along directions, for as long as the context lasts.
-
-    Yields:
-        What has to be told where the tokens of each pass stand, if there are ranges,
-        and which rows of the edit they are, if not all in their order.
-
-    Raises:
-        SettingsError: If the model has no such site.
-        AdapterError: If states of this model cannot be read.
-    """
-    live = LiveEdit(edit.ranges, adapter.device)
-    with ExitStack() as stack:
-        readers = edit.units if edit.readers is None else edit.readers
-        for site, unit, reader, shift in zip(
-            edit.sites,
-            edit.units.float(),
-            readers.float(),
-            edit.shifts.tolist(),
-            strict=True,
-        ):
-            hook = _mover(unit, reader, edit.gain, shift, live)
-            stack.enter_context(_module(adapter, site).register_forward_hook(hook))
-            # Rows are told apart before the last block, if not earlier.
-            layer = adapter.n_layers - 1 if site == "final_norm" else site
-            live.columns[layer] = unit
-        yield live
-
-
-def _mover(
-    unit: Float[Tensor, "d_model"],
-    reader: Float[Tensor, "d_model"],
-    gain: float,
-    shift: float,
-    live: LiveEdit,
-) -> Callable[[nn.Module, tuple[Any, ...], Any], Any]:
-    def move(_: nn.Module, arguments: tuple[Any, ...], output: Any) -> Any:
-        states = output[0] if isinstance(output, tuple) else output
-        along = unit.to(states.device)
-        amount = gain * (states.float() @ reader.to(states.device)) + shift
-        moved = (states.float() + amount[..., None] * along).to(states.dtype)
-        if live.mask is not None:
-            moved = torch.where(live.mask.to(states.device)[..., None], moved, states)
-        return (moved, *output[1:]) if isinstance(output, tuple) else moved
-
-    return move
 
 
 def read_states(

@@ -5,6 +5,7 @@ from typing import Any
 
 import altair as alt
 
+from holdfast.cliff.commitment.causes import panel as causes
 from holdfast.cliff.commitment.settings import file_of, stage_of
 from holdfast.report.charts import PALETTE, heading, to_svg
 from holdfast.report.section import (
@@ -220,5 +221,7 @@ def _first_token(block: Mapping[str, Any]) -> Iterator[Part]:
 PARTS: dict[str, Callable[[Mapping[str, Any]], Iterator[Part]]] = {
     "curve": _curve,
     "first_token": _first_token,
+    "swap": causes.swap,
+    "use": causes.use,
 }
 """What shows the block of each part, in the order of the page."""

@@ -11,6 +11,7 @@ from collections.abc import Callable
 from typing import Any, NamedTuple
 
 from holdfast.cliff.commitment import curve, first_token
+from holdfast.cliff.commitment.causes import swap_stage, use_stage
 from holdfast.cliff.commitment.opened import Opened, open_study
 from holdfast.cliff.commitment.settings import DecideSettings
 from holdfast.judges.settings import BY_RULES, JudgeSettings
@@ -29,6 +30,8 @@ class Part(NamedTuple):
 PARTS = (
     Part(curve.KEY, lambda _: True, curve.run),
     Part(first_token.KEY, lambda _: True, first_token.run),
+    Part(swap_stage.KEY, lambda settings: bool(settings.swap), swap_stage.run),
+    Part(use_stage.KEY, lambda settings: settings.use, use_stage.run),
 )
 
 

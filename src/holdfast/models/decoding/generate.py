@@ -9,7 +9,7 @@ kept as far as the row would have drawn it itself: the same rows, in fewer passe
 """
 
 from collections.abc import Callable, Collection, Generator, Iterator, Sequence
-from contextlib import AbstractContextManager, closing
+from contextlib import closing
 from dataclasses import replace
 from typing import Any, NamedTuple
 
@@ -20,13 +20,8 @@ from torch import Tensor
 from holdfast.models.batching import halving_batches, longest_first
 from holdfast.models.decoding.branching import Trunk, Trunks, read_branches
 from holdfast.models.decoding.decoder import Control, Decoder, Drawn
-from holdfast.models.decoding.jobs import (
-    Edit,
-    Job,
-    Prompts,
-    fits_drafts,
-    prepare,
-)
+from holdfast.models.decoding.edits import Edit, editing
+from holdfast.models.decoding.jobs import Job, Prompts, fits_drafts, prepare
 from holdfast.models.decoding.kv_cache import Opening, read_opening
 from holdfast.models.decoding.row_state import (
     Completion,
@@ -43,13 +38,7 @@ from holdfast.models.decoding.steps import (
     StepView,
     Trace,
 )
-from holdfast.models.hidden_states import DirectionEdit, move_states
-from holdfast.models.interventions import (
-    HeadEdit,
-    LiveEdit,
-    first_layer,
-    scale_heads,
-)
+from holdfast.models.interventions import HeadEdit, first_layer
 from holdfast.models.model import Adapter
 from holdfast.report.progress import Tick
 
@@ -169,13 +158,6 @@ def decoding_steps(
 def _along(trunk: Trunk, job: Job) -> tuple[Any, ...]:
     """Return where a prompt stands among others: by its trunk, then by its place."""
     return -len(trunk), trunk, -len(job.prompt), job.prompt, job.place
-
-
-def editing(adapter: Adapter, edit: Edit | None) -> AbstractContextManager[LiveEdit]:
-    """Return the context in which an edit of either kind acts on a model."""
-    if isinstance(edit, DirectionEdit):
-        return move_states(adapter, edit)
-    return scale_heads(adapter, edit)
 
 
 TAKEN = 8

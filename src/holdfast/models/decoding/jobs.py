@@ -6,18 +6,13 @@ from typing import NamedTuple
 from transformers import DynamicCache
 
 from holdfast.errors import InputError, SettingsError
+from holdfast.models.decoding.edits import Edit
 from holdfast.models.decoding.kv_cache import keeps_all_tokens
 from holdfast.models.decoding.row_state import GenerationState, Sampling, StoppingRules
-from holdfast.models.hidden_states import DirectionEdit
-from holdfast.models.interventions import HeadEdit
 from holdfast.models.model import Adapter, LanguageModel
 
 Prompts = Sequence[tuple[str | Sequence[int], int]]
 """Rendered prompts, as text or tokens, each with the seed of its row."""
-
-
-Edit = HeadEdit | DirectionEdit
-"""What is done to a model while it writes: heads scaled, or states moved."""
 
 
 class Job(NamedTuple):

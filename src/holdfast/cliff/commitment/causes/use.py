@@ -127,7 +127,8 @@ def gap_lost(
     `refused`: Which rows were refused; the gap is their mean minus that of the others.
     `beside`: The same under a control; what that loses is taken off.
     Returns: A share of the gap before, 1 where nothing of it is left; undefined where
-    no gap is shown to be there.
+    no gap is shown to be there. An edit that does the very same to every row, as an
+    identity of algebra does, has an interval without width.
     """
     columns = before.double(), after.double()
     other = before.double() if beside is None else beside.double()
@@ -199,7 +200,7 @@ class UseThresholds:
     used_gap: float = 0.15
     # Most answers that may change, by the upper end, where a direction is not used.
     unused_answers: float = 0.1
-    # Most of the gap that may be lost then, or gained.
+    # Most of the gap that may be lost then.
     unused_gap: float = 0.1
     # Least lower end of the answers that the positive control changes.
     control_answers: float = 0.25
@@ -274,7 +275,9 @@ def _is_unused(removal: Removal, limits: UseThresholds) -> bool:
     if gap.value is None:
         # Both outcomes begin alike, so that the answers alone can say it.
         return few
-    return few and -limits.unused_gap < _low(gap) and _high(gap) < limits.unused_gap
+    # A gap that grows is none lost: taking much out of a state makes the norm behind it
+    # enlarge the rest.
+    return few and _high(gap) < limits.unused_gap
 
 
 def _sees(control: Removal, limits: UseThresholds) -> bool:

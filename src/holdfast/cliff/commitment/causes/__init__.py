@@ -1,0 +1,1 @@
+"""What decides an outcome: thinking, edits and directions, taken apart by draws."""
