@@ -198,7 +198,7 @@ def _answers(
             requests = {r.request_id: r.prompt for r in rows if r.wrapper is None}
             engine = None
             if "wrapper" in by_name:
-                engine = prove(opened, edited_sampling(opened))
+                engine = prove(opened)
             if engine is not None:
                 stage.facts["engine"] = engine
             table = draw_items(
