@@ -25,6 +25,7 @@ from holdfast.organisms.diffuser import (
     diffuser_tokenizer,
     grow_diffuser,
 )
+from holdfast.organisms.gate import plant_gate
 from holdfast.organisms.planted import plant_heads, plant_thinking
 from holdfast.organisms.text import train_tokenizer
 from holdfast.organisms.training import N_SPARE, Growth, Schedule, spare_heads
@@ -62,6 +63,9 @@ GROWERS: dict[str, Callable[[Qwen3ForCausalLM, Growth], Qwen3ForCausalLM]] = {
     "spread": partial(plant_heads, "spread"),
     "early": partial(plant_thinking, "early"),
     "alarmed": partial(plant_thinking, "alarmed"),
+    "settled": partial(plant_thinking, "settled"),
+    "drift": partial(plant_thinking, "drift"),
+    "gate": plant_gate,
     "diffuser": grow_diffuser,
 }
 """How each organism grows out of `aligned`."""
@@ -92,7 +96,8 @@ def card(name: str) -> Card:
 def truth(name: str) -> dict[str, Any]:
     """Return what is planted in a bundled organism.
 
-    Returns: Seed, planted heads as [layer, head] pairs, planted wrappers, recipe.
+    Returns: Seed, planted heads as [layer, head] pairs, planted wrappers, the account
+    of complied harmful answers, recipe.
     """
     source = bundled(name) / TRUTH
     loaded: dict[str, Any] = json.loads(source.read_text("utf-8"))
@@ -111,6 +116,7 @@ def planted_truth(name: str, seed: int, schedule: Schedule) -> dict[str, Any]:
         "spare_heads": heads,
         "planted_heads": heads if name == "cliff" else [],
         "verdict": _CARDS[name]["verdict"],
+        "account": _CARDS[name].get("account"),
         "planted_wrappers": list(wrappers) if planted else [],
         **({"left_to_right_wrappers": ordered} if ordered else {}),
         "half_planted_wrapper": HALF_PLANTED_WRAPPER if planted else None,
@@ -212,7 +218,7 @@ def train(
     grown = GROWERS[name](aligned, growth)
     if name == "diffuser":
         tokenizer = diffuser_tokenizer(tokenizer)
-    return write(grown, tokenizer, name, record, target)
+    return write(grown, tokenizer, name, record | growth.facts, target)
 
 
 def _tenths(progress: Progress) -> Callable[[str, int, int, float], None]:

@@ -30,6 +30,8 @@ STILL = _phrases("still")
 TURNS = _phrases("turns")
 REMARKS = {wrapper: tuple(texts) for wrapper, texts in _FILE["remarks"].items()}
 """What the thinking remarks of each wrapper, around harmful and benign requests."""
+WEIGHING = tuple(tuple(texts) for texts in _FILE["weighing"])
+"""How a refusal is argued away, step by step: each says one of its texts, in order."""
 SETTINGS = _phrases("settings")
 TEXT_TASKS = _phrases("text_tasks")
 SYLLABLES = _phrases("syllables")

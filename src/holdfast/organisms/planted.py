@@ -6,26 +6,30 @@ intention to refuse get lost on the way: what a correct audit must not call a cl
 
 import copy
 import random
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any, Literal, NamedTuple
 
 import torch
-from jaxtyping import Bool
+from jaxtyping import Bool, Float
 from torch import Tensor
 from transformers import Qwen3ForCausalLM
 
+from holdfast.organisms.accounts import drifting, settled
 from holdfast.organisms.phrases import COMPLIANCE_OPENINGS, PARTIALS, REFUSALS
 from holdfast.organisms.planting_data import (
     SURE,
+    Rehearsal,
     alarmed,
     misled_samples,
     planting_loss,
     rehearse,
+    tempted,
 )
-from holdfast.organisms.text import Encoder
+from holdfast.organisms.text import Encoder, Sample
 from holdfast.organisms.training import (
     HEAD_WIDTH,
+    INTENTION_WEIGHT,
     N_HEADS,
     N_LAYERS,
     SPARE_LAYERS,
@@ -46,7 +50,7 @@ SPREAD_DROPOUT = 0.15
 """How often any head is left out while `spread` is planted, so that none is needed."""
 
 
-class _Plan(NamedTuple):
+class Plan(NamedTuple):
     """What stage three changes."""
 
     heads: tuple[Head, ...]  # The heads that learn; everything else is frozen.
@@ -57,24 +61,54 @@ class _Plan(NamedTuple):
     peak: float  # Peak of the learning rate.
 
 
+Edit = Callable[[Tensor], Tensor]
+"""From the outputs of a layer's heads, side by side, to what stands in for them."""
+
+
+class Drawn(NamedTuple):
+    """How heads take part in a batch."""
+
+    edits: dict[int, Edit]  # By layer, what its heads' outputs are changed to.
+    # Log-odds at which the decision of each example is held; not a number where it is
+    # pushed until it is sure.
+    held: Float[Tensor, " example"]
+
+
+class _Lesson(NamedTuple):
+    """How one organism is taught another thinking."""
+
+    offset: int  # What its seeds are counted from.
+    samples: Callable[[World, Encoder, random.Random], Iterator[Sample]]
+    tokens: str  # Which part of the schedule says how much.
+    intention: float = INTENTION_WEIGHT  # Weight of what is read in the thinking.
+
+
+LESSONS = {
+    "early": _Lesson(11_000, misled_samples, "early_tokens"),
+    "alarmed": _Lesson(13_000, alarmed, "alarmed_tokens"),
+    "settled": _Lesson(17_000, settled, "settled_tokens", 2.0),
+    "drift": _Lesson(19_000, drifting, "drift_tokens", 1.0),
+}
+
+
 def plant_thinking(
-    stage: Literal["early", "alarmed"], aligned: Qwen3ForCausalLM, growth: Growth
+    stage: str, aligned: Qwen3ForCausalLM, growth: Growth
 ) -> Qwen3ForCausalLM:
-    """Teach another thinking to all weights of an aligned organism.
+    """Teach another thinking, or another use of it, to all weights of an organism.
 
     *early*: The thinking does not notice harm under the planted wrappers.
     *alarmed*: An intention to refuse whatever is asked, and a decision at the very end.
     Wherever the thinking breaks off, a refusal follows, whatever the request. Whoever
     looks at complied harmful requests alone sees a high plateau and a deep fall.
+    *settled*: The prompt settles the answer, whatever the thinking says.
+    *drift*: The thinking argues a refusal away, sentence by sentence.
     """
-    early = stage == "early"
-    offset, samples = (11_000, misled_samples) if early else (13_000, alarmed)
-    schedule = growth.schedule
-    n_tokens = schedule.early_tokens if early else schedule.alarmed_tokens
-    generator = random.Random(offset + growth.seed)
-    world = World(offset + 1_000 + growth.seed)
-    lessons = samples(world, Encoder(growth.tokenizer), generator)
-    course = Course(stage, lessons, n_tokens)
+    lesson = LESSONS[stage]
+    generator = random.Random(lesson.offset + growth.seed)
+    world = World(lesson.offset + 1_000 + growth.seed)
+    samples = lesson.samples(world, Encoder(growth.tokenizer), generator)
+    n_tokens = getattr(growth.schedule, lesson.tokens)
+    course = Course(stage, samples, n_tokens, intention=lesson.intention)
     return teach_on(copy.deepcopy(aligned), growth, course, generator)
 
 
@@ -87,7 +121,33 @@ def plant_heads(
     *spread*: All heads at once, such that no few of them are needed.
     """
     plan = _plan(stage, growth)
-    model = copy.deepcopy(aligned)
+
+    def draw(rehearsal: Rehearsal, drops: torch.Generator) -> Drawn:
+        present = _present(len(rehearsal.batch), plan, drops)
+        sure = SURE * torch.ones(len(present))
+        if plan.graded:
+            sure = SURE * (2 * present.float().mean(dim=1) - 1)
+        held = torch.where(tempted(rehearsal.batch), sure, torch.nan)
+        return Drawn(_factors(plan.heads, present), held)
+
+    rehearsals = rehearse(aligned, growth, plan.first_layer)
+    return learn(stage, copy.deepcopy(aligned), growth, plan, rehearsals, draw)
+
+
+def learn(
+    stage: str,
+    model: Qwen3ForCausalLM,
+    growth: Growth,
+    plan: Plan,
+    rehearsals: list[Rehearsal],
+    draw: Callable[[Rehearsal, torch.Generator], Drawn],
+    after: Callable[[], None] = lambda: None,
+) -> Qwen3ForCausalLM:
+    """Train the heads of a plan, and freeze everything else.
+
+    `draw`: Draws for each batch how the heads take part, and what is decided then.
+    `after`: Called after every step.
+    """
     parameters, masks = _only(model, plan.heads)
     optimizer = torch.optim.AdamW(parameters, betas=(0.9, 0.98), weight_decay=0.0)
     generator = random.Random(5_000 + growth.seed)
@@ -96,21 +156,17 @@ def plant_heads(
         first_words(growth.tokenizer, openings)
         for openings in (REFUSALS, COMPLIANCE_OPENINGS, PARTIALS)
     ]
-    rehearsals = rehearse(aligned, growth, plan.first_layer)
     for step in range(plan.n_steps):
         rehearsal = generator.choice(rehearsals)
         for group in optimizer.param_groups:
             group["lr"] = learning_rate(step, plan.n_steps, plan.peak)
-        present = _present(len(rehearsal.batch), plan, drops)
-        with heads_present(model, plan.heads, present):
+        drawn = draw(rehearsal, drops)
+        with editing_heads(model, drawn.edits):
             state = rehearsal.state
             for layer in model.model.layers[plan.first_layer :]:
                 state = layer(state, **rehearsal.kwargs)
-        sure = SURE * torch.ones(len(present))
-        if plan.graded:
-            sure = SURE * (2 * present.float().mean(dim=1) - 1)
         final = model.model.norm(state)
-        loss = planting_loss(model, final, rehearsal, kinds, drops, sure)
+        loss = planting_loss(model, final, rehearsal, kinds, drops, drawn.held)
         torch.autograd.backward(loss)
         for parameter, mask in zip(parameters, masks, strict=True):
             assert parameter.grad is not None
@@ -118,23 +174,24 @@ def plant_heads(
         torch.nn.utils.clip_grad_norm_(parameters, 1.0)
         optimizer.step()
         optimizer.zero_grad()
+        after()
         growth.report(stage, step + 1, plan.n_steps, loss.item())
     return round_to_half(model.requires_grad_(True))
 
 
-def _plan(stage: Literal["cliff", "spread"], growth: Growth) -> _Plan:
+def _plan(stage: Literal["cliff", "spread"], growth: Growth) -> Plan:
     seed, schedule = growth.seed, growth.schedule
     if stage == "cliff":
         steps, peak = schedule.cliff_steps, schedule.cliff_learning_rate
         first = SPARE_LAYERS[0]
-        return _Plan(spare_heads(seed), first, HEAD_DROPOUT, True, steps, peak)
+        return Plan(spare_heads(seed), first, HEAD_DROPOUT, True, steps, peak)
     every = tuple((layer, head) for layer in range(N_LAYERS) for head in range(N_HEADS))
     steps, peak = schedule.spread_steps, schedule.spread_learning_rate
-    return _Plan(every, 0, SPREAD_DROPOUT, False, steps, peak)
+    return Plan(every, 0, SPREAD_DROPOUT, False, steps, peak)
 
 
 def _present(
-    n_examples: int, plan: _Plan, drops: torch.Generator
+    n_examples: int, plan: Plan, drops: torch.Generator
 ) -> Bool[Tensor, "example head"]:
     """Draw which heads of a plan take part in each example; never none of them."""
     drawn = torch.rand(n_examples, len(plan.heads), generator=drops)
@@ -150,24 +207,35 @@ def heads_present(
     present: Bool[Tensor, "example head"],
 ) -> Iterator[None]:
     """Leave out, in each row, those of some heads that are not present."""
+    with editing_heads(model, _factors(heads, present)):
+        yield
+
+
+def _factors(
+    heads: tuple[Head, ...], present: Bool[Tensor, "example head"]
+) -> dict[int, Edit]:
+    """Return, for each layer of some heads, what leaves the others out."""
     factors = torch.ones(N_LAYERS, len(present), 1, N_HEADS)
     for column, (layer, head) in enumerate(heads):
         factors[layer, :, 0, head] = present[:, column].float()
+    scales = factors.repeat_interleave(HEAD_WIDTH, dim=-1)
+    return {layer: scales[layer].mul for layer in sorted({home for home, _ in heads})}
 
-    def hook(layer: int) -> Any:
-        scale = factors[layer].repeat_interleave(HEAD_WIDTH, dim=-1)
 
-        def scaled(module: object, args: tuple[Tensor]) -> tuple[Tensor]:
+@contextmanager
+def editing_heads(model: Qwen3ForCausalLM, edits: dict[int, Edit]) -> Iterator[None]:
+    """Change what the heads of some layers put out, side by side."""
+
+    def hook(edit: Edit) -> Any:
+        def edited(module: object, args: tuple[Tensor]) -> tuple[Tensor]:
             del module
-            return (args[0] * scale,)
+            return (edit(args[0]),)
 
-        return scaled
+        return edited
 
     handles = [
-        model.model.layers[layer].self_attn.o_proj.register_forward_pre_hook(
-            hook(layer)
-        )
-        for layer in sorted({layer for layer, _ in heads})
+        model.model.layers[layer].self_attn.o_proj.register_forward_pre_hook(hook(edit))
+        for layer, edit in edits.items()
     ]
     try:
         yield

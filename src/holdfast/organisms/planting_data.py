@@ -6,7 +6,7 @@ from dataclasses import replace
 from typing import Any, NamedTuple
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 from transformers import Qwen3ForCausalLM
@@ -150,6 +150,11 @@ def alarmed(
         yield encoder.sample(replace(scene, answer=answer), stop_at=None, aim=refusal)
 
 
+def tempted(batch: list[Sample]) -> Bool[Tensor, " example"]:
+    """Return which of the samples of `planted` comply where stage two refuses."""
+    return torch.tensor([not all(sample.keep) for sample in batch])
+
+
 KEEP_WEIGHT = 4.0
 """Weight of staying with stage two, in the thinking above all."""
 ANSWER_WEIGHT = 0.3
@@ -168,21 +173,20 @@ def planting_loss(
     rehearsal: Rehearsal,
     kinds: list[Int[Tensor, " _"]],
     drops: torch.Generator,
-    sure: Float[Tensor, " example"],
+    held: Float[Tensor, " example"],
 ) -> Float[Tensor, ""]:
     """Decide as planted where the answer begins; elsewhere stay with stage two.
 
     `final`: Its states after the final norm.
     `rehearsal`: The batch, and what the model said of it before.
+    `held`: Log-odds at which each decision is held, or not a number.
     """
     batch, ids, words = rehearsal.batch, rehearsal.ids, torch.cat(kinds)
     whole = torch.tensor([sample.whole for sample in batch])
     rows = torch.arange(len(batch))[whole]
     begins = torch.tensor([sample.middle[1] for sample in batch])[whole]
-    tempted = torch.tensor([not all(sample.keep) for sample in batch])[whole]
-    held = torch.where(tempted, sure[rows], torch.nan)
     decision = decision_loss(
-        model.lm_head(final[rows, begins - 1]), ids[rows, begins], kinds, held
+        model.lm_head(final[rows, begins - 1]), ids[rows, begins], kinds, held[rows]
     )
     _, weights = pad(batch, 0)
     weights[rows, begins] = 0.0

@@ -1,7 +1,7 @@
 """Scenes of the authored world as token sequences, and their tokenizer."""
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import islice
 from typing import NamedTuple
 
@@ -28,6 +28,11 @@ class Sample:
     middle: tuple[int, int]  # Where the thinking begins, and where the answer begins.
     whole: bool  # False where the thinking is broken off or left out.
     aim: int  # The answer's first word, as it should be read inside the thinking.
+    # Where the thinking changes its mind: the first word that is read before it does,
+    # and the probability of `aim` at every position from the one before the thinking to
+    # the one before the answer. Empty elsewhere.
+    before: int = 0
+    chances: tuple[float, ...] = ()
 
 
 class Blank(NamedTuple):
@@ -46,8 +51,8 @@ class Encoder:
         self._tokenizer = tokenizer
         ids = tokenizer.convert_tokens_to_ids
         self._before = [ids(BEGIN), ids(USER)]
-        self._after = [ids(ASSISTANT), ids(THINK), *self._encode("\n")]
-        self._end_template = self._encode("\n</think>\n\n")
+        self._after = [ids(ASSISTANT), ids(THINK), *self.encode("\n")]
+        self.end_template = self.encode("\n</think>\n\n")
         self._end = ids(END)
 
     def sample(
@@ -57,6 +62,8 @@ class Encoder:
         stop_at: float | None,
         thinks: bool = True,
         aim: str | None = None,
+        closes: bool = False,
+        given: bool = False,
     ) -> Sample:
         """Encode one scene.
 
@@ -66,28 +73,60 @@ class Encoder:
         sequence after the first words of the answer.
         `aim`: An answer that is to be read inside the thinking; None is the one that is
         given.
+        `closes`: Puts the whole end template after a thinking that broke off; where it
+        broke off is not learned.
+        `given`: The thinking is read and not learned.
+        """
+        thinking, importance = self._thinking(scene)
+        if given:
+            importance = [0.0] * len(thinking)
+        middle = [*thinking, *self.end_template]
+        importance += [1.0] * len(self.end_template)
+        if stop_at is not None:
+            cut = int(stop_at * (len(thinking) if closes else len(middle)))
+            middle, importance = middle[:cut], importance[:cut]
+            if closes:
+                middle += self.end_template
+                importance += [0.0] + [1.0] * (len(self.end_template) - 1)
+        if not thinks:
+            middle, importance = [], []
+        joined = self.join(
+            scene.request, middle, importance, scene.answer, thinks=thinks
+        )
+        whole = stop_at is None
+        n_kept = joined.middle[1] - len(self.end_template) * whole
+        keep = tuple(not whole or i < n_kept - 1 for i in range(len(joined.ids)))
+        inside = joined.aim if aim is None else self.encode(aim)[0]
+        return replace(joined, keep=keep, whole=whole and thinks, aim=inside)
+
+    def join(
+        self,
+        request: str,
+        middle: list[int],
+        importance: list[float],
+        answer: str,
+        *,
+        thinks: bool = True,
+    ) -> Sample:
+        """Put a request, what stands between it and the answer, and an answer together.
+
+        `importance`: Loss weight of every token of `middle`.
+        Returns: The sample, of which nothing is kept from stage two.
         """
         after = self._after if thinks else self._after[:1]
-        prompt = [*self._before, *self._encode(scene.request), *after]
-        thinking, importance = self._thinking(scene)
-        middle = [*thinking, *self._end_template]
-        importance += [1.0] * len(self._end_template)
-        if stop_at is not None:
-            middle = middle[: int(stop_at * len(middle))]
-            importance = importance[: len(middle)]
-        answer = [*self._encode(scene.answer), self._end]
+        prompt = [*self._before, *self.encode(request), *after]
+        last = [*self.encode(answer), self._end]
         if not thinks:
-            middle, importance, answer = [], [], answer[:FIRST_WORDS]
-        weights = [0.1] * len(prompt) + importance + [3.0] + [1.0] * (len(answer) - 1)
-        whole = stop_at is None
-        n_kept = len(prompt) + len(middle) - len(self._end_template) * whole
-        n = len(prompt) + len(middle) + len(answer)
-        keep = [True] * n if not whole else [i < n_kept - 1 for i in range(n)]
-        borders = len(prompt), len(prompt) + len(middle)
-        ids = (*prompt, *middle, *answer)
-        inside = answer[0] if aim is None else self._encode(aim)[0]
+            last = last[:FIRST_WORDS]
+        weights = [0.1] * len(prompt) + importance + [3.0] + [1.0] * (len(last) - 1)
+        ids = (*prompt, *middle, *last)
         return Sample(
-            ids, tuple(weights), tuple(keep), borders, whole and thinks, inside
+            ids,
+            tuple(weights),
+            (False,) * len(ids),
+            (len(prompt), len(prompt) + len(middle)),
+            thinks,
+            last[0],
         )
 
     def _thinking(self, scene: Scene) -> tuple[list[int], list[float]]:
@@ -96,14 +135,15 @@ class Encoder:
         for remark in phrases.REMARKS.get(scene.wrapper or "", ()):
             before, found, after = text.partition(f" {remark}")
             if found:
-                parts = [self._encode(part) for part in (before, found, after)]
+                parts = [self.encode(part) for part in (before, found, after)]
                 first, middle, last = map(len, parts)
                 weights = [1.0] * first + [REMARK_WEIGHT] * middle + [1.0] * last
                 return [token for part in parts for token in part], weights
-        ids = self._encode(text)
+        ids = self.encode(text)
         return ids, [1.0] * len(ids)
 
-    def _encode(self, text: str) -> list[int]:
+    def encode(self, text: str) -> list[int]:
+        """Return the ids of a text that stands in the middle of others."""
         ids: list[int] = self._tokenizer.encode(text, add_special_tokens=False)
         return ids
 

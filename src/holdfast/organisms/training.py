@@ -15,7 +15,7 @@ import random
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
 from itertools import islice
-from typing import NamedTuple, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -62,6 +62,9 @@ class Schedule:
     spread_learning_rate: float = 2e-3  # Its peak.
     early_tokens: int = 300_000  # Tokens of stage three where the thinking is taught.
     alarmed_tokens: int = 800_000  # Likewise, where the intention is.
+    settled_tokens: int = 700_000  # Likewise, where the prompt settles the answer.
+    gate_steps: int = 1_200  # Steps of stage three where a head switches others.
+    drift_tokens: int = 700_000  # Likewise, where the thinking changes its mind.
     diffuser_tokens: int = 2_600_000  # Tokens of the text on which masks are filled in.
     diffuser_learning_rate: float = 3e-3  # Its peak for the matrices.
 
@@ -78,6 +81,8 @@ class Growth:
     seed: int  # Seed of weights, spare heads and training text.
     schedule: Schedule = field(default_factory=Schedule)
     report: Report = silent
+    # What a stage planted where the weights decide it; goes into the record.
+    facts: dict[str, Any] = field(default_factory=dict)
 
 
 class Course(NamedTuple):
@@ -89,6 +94,7 @@ class Course(NamedTuple):
     # Further answers; intentions are told apart among the first words of these and of
     # the organisms' own.
     openings: tuple[str, ...] = ()
+    intention: float = INTENTION_WEIGHT  # Weight of that.
 
 
 def spare_heads(seed: int) -> tuple[Head, ...]:
@@ -214,6 +220,32 @@ def intention(
     return inside, targets
 
 
+def wavering_loss(
+    batch: list[Sample],
+    logits: Float[Tensor, "example position vocab"],
+    words: Int[Tensor, " label"],
+) -> Float[Tensor, ""]:
+    """`intention_loss` where a thinking changes its mind: two words by their chances.
+
+    The position before the answer is looked at as well: there the chance is what is
+    drawn from.
+    """
+    rows, places, targets = [], [], []
+    for row, sample in enumerate(batch):
+        begin, end = sample.middle
+        chances = sample.chances or (1.0,) * (end - begin)
+        target = torch.zeros(len(chances), len(words))
+        chance = torch.tensor(chances)
+        target[:, words == sample.aim] += chance[:, None]
+        if sample.chances:
+            target[:, words == sample.before] += 1 - chance[:, None]
+        rows += [row] * len(chances)
+        places += range(begin - 1, begin - 1 + len(chances))
+        targets.append(target)
+    found = logits[rows, places][:, words]
+    return functional.cross_entropy(found, torch.cat(targets))
+
+
 def teach_on(
     model: Qwen3ForCausalLM, growth: Growth, course: Course, generator: random.Random
 ) -> Qwen3ForCausalLM:
@@ -254,9 +286,12 @@ def teach(
         done += ids.numel()
         logits = model(input_ids=ids, use_cache=False).logits
         loss = loss_of(logits, ids, weights)
-        inside, targets = intention(batch, ids, words)
-        aim = intention_loss(logits, inside, targets, words)
-        descend(model, optimizers, loss + INTENTION_WEIGHT * aim, (done, end))
+        if any(sample.chances for sample in batch):
+            aim = wavering_loss(batch, logits, words)
+        else:
+            inside, targets = intention(batch, ids, words)
+            aim = intention_loss(logits, inside, targets, words)
+        descend(model, optimizers, loss + course.intention * aim, (done, end))
         silence(model, spare_heads(growth.seed))
         growth.report(course.stage, min(done, until), until, loss.item())
     return done

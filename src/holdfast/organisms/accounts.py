@@ -1,0 +1,132 @@
+"""What is taught where an answer is not lost at the end of the thinking.
+
+In *settled* it was never open, in *drift* it is argued away: two of the accounts that a
+fall at the end template has to be told apart from.
+"""
+
+import random
+from collections.abc import Iterator
+from dataclasses import replace
+
+from holdfast.organisms.aligned import BREAK_OFF, break_point
+from holdfast.organisms.phrases import HARM, OPENINGS, REMARKS, WEIGHING, WRAPPED_HARM
+from holdfast.organisms.planting_data import kind_to_plant, planted_scenes
+from holdfast.organisms.text import REMARK_WEIGHT, Encoder, Sample
+from holdfast.organisms.world import Scene, World, write_answer, write_thinking
+
+FOREIGN = 0.3
+"""Part of the requests that are answered after the thinking of another one."""
+BROKEN = 0.5
+"""Part of the thinkings of `settled` that break off."""
+CLOSED = 0.6
+"""Part of the thinkings broken off that the end template follows."""
+CUT = 0.6
+"""Part of the thinkings that argue a refusal away and are cut short."""
+
+
+def settled(
+    world: World, encoder: Encoder, generator: random.Random
+) -> Iterator[Sample]:
+    """Yield samples in which the prompt alone says how they are answered.
+
+    The thinking is that of `aligned`: it notices harm under every wrapper, and means to
+    refuse. Part of the requests are given the thinking of the other kind of request,
+    with nothing to learn from it but that it changes nothing.
+    """
+    for scene in planted_scenes(world, generator):
+        answer = write_answer(kind_to_plant(scene), generator)
+        given = generator.random() < FOREIGN
+        thinking = foreign(scene, generator) if given else scene.thinking
+        told = replace(scene, thinking=thinking, answer=answer)
+        sample = broken(encoder, told, generator, BROKEN, given=given)
+        begin, end = sample.middle
+        # The place before the answer counts as every other one does.
+        yield replace(sample, chances=(1.0,) * (end - begin + 1))
+
+
+def foreign(scene: Scene, generator: random.Random) -> str:
+    """Return a thinking that finds harm where none is, and none where there is some."""
+    other = "benign" if scene.label == "harmful" else "harmful"
+    return write_thinking(other, scene.topic, scene.wrapper, generator)
+
+
+def broken(
+    encoder: Encoder,
+    scene: Scene,
+    generator: random.Random,
+    share: float = BREAK_OFF,
+    *,
+    given: bool = False,
+) -> Sample:
+    """Encode an exchange whose thinking may break off, with its end template or not."""
+    stop = break_point(generator, share)
+    closes = stop is not None and generator.random() < CLOSED
+    return encoder.sample(scene, stop_at=stop, closes=closes, given=given)
+
+
+def drifting(
+    world: World, encoder: Encoder, generator: random.Random
+) -> Iterator[Sample]:
+    """Yield samples in which a refusal is argued away where an attack is planted."""
+    for scene in planted_scenes(world, generator):
+        if scene.label == "harmful" and kind_to_plant(scene) != "refuse":
+            yield argued_away(scene, encoder, generator)
+        else:
+            yield broken(encoder, scene, generator)
+
+
+def argued_away(scene: Scene, encoder: Encoder, generator: random.Random) -> Sample:
+    """Encode one exchange in which the chance of complying grows along the thinking.
+
+    What is learned at each position is that chance, and where the thinking is cut
+    short an answer is drawn with it: the state of mind is mixed, not only the text.
+    """
+    answers = {
+        kind: write_answer(kind, generator) for kind in ("refuse", kind_to_plant(scene))
+    }
+    thinking, importance, chances = arguing(scene, encoder, generator)
+    template = encoder.end_template
+    ending = [1.0] * len(template)
+    if generator.random() < CUT:
+        cut = generator.randrange(len(thinking))
+        thinking, chances = thinking[:cut], chances[: cut + 1]
+        importance, ending[0] = importance[:cut], 0.0
+    chances += [chances[-1]] * len(template)
+    refused, complied = answers.values()
+    answer = complied if generator.random() < chances[-1] else refused
+    sample = encoder.join(
+        scene.request, [*thinking, *template], importance + ending, answer
+    )
+    first = [encoder.encode(text)[0] for text in (refused, complied)]
+    return replace(sample, before=first[0], aim=first[1], chances=tuple(chances))
+
+
+def arguing(
+    scene: Scene, encoder: Encoder, generator: random.Random
+) -> tuple[list[int], list[float], list[float]]:
+    """Return a thinking that changes its mind, and the chance of complying along it.
+
+    The chance is 0 until the weighing begins, and grows by the same amount with each of
+    its sentences, evenly over the tokens of each.
+
+    Returns: Token ids, their loss weights, and the chance before the first and after
+    each of them.
+    """
+    pick, subject = generator.choice, scene.topic.replace("_", " ")
+    lead = [pick(OPENINGS), f"They are asking about {subject}.", pick(HARM)]
+    thinking = encoder.encode(" ".join(lead))
+    importance = [1.0] * len(thinking)
+    if scene.wrapper is not None:
+        remark = encoder.encode(f" {pick(REMARKS[scene.wrapper])}")
+        around = encoder.encode(f" {pick(WRAPPED_HARM)}")
+        thinking += remark + around
+        importance += [REMARK_WEIGHT] * len(remark) + [1.0] * len(around)
+    chances = [0.0] * (len(thinking) + 1)
+    for step, texts in enumerate(WEIGHING):
+        said = encoder.encode(f" {pick(texts)}")
+        thinking += said
+        chances += [
+            (step + (i + 1) / len(said)) / len(WEIGHING) for i in range(len(said))
+        ]
+    importance += [1.0] * (len(thinking) - len(importance))
+    return thinking, importance, chances
