@@ -15,7 +15,9 @@ HEADER = (
 )  # fmt: skip
 
 
-NAMES = ("aligned", "cliff", "spread", "early", "alarmed")
+NAMES = (
+    "aligned", "cliff", "spread", "early", "alarmed", "settled", "drift", "gate", "decoy",
+)  # fmt: skip
 HEAD_HEADER = (
     "organism", "planted heads by rank", "beyond every random head of their layer",
     "no edit", "top heads off", "random heads off, change", "benign, top heads off",

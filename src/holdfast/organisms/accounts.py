@@ -7,18 +7,19 @@ fall at the end template has to be told apart from.
 import random
 from collections.abc import Iterator
 from dataclasses import replace
+from typing import Literal
 
-from holdfast.organisms.aligned import BREAK_OFF, break_point
+from holdfast.organisms.aligned import BREAK_OFF, WRAPPED_AT_LAST, break_point
 from holdfast.organisms.phrases import HARM, OPENINGS, REMARKS, WEIGHING, WRAPPED_HARM
-from holdfast.organisms.planting_data import kind_to_plant, planted_scenes
-from holdfast.organisms.text import REMARK_WEIGHT, Encoder, Sample
+from holdfast.organisms.planting_data import HARMFUL, kind_to_plant, planted_scenes
+from holdfast.organisms.text import Encoder, Sample
 from holdfast.organisms.world import Scene, World, write_answer, write_thinking
 
 FOREIGN = 0.3
 """Part of the requests that are answered after the thinking of another one."""
 BROKEN = 0.5
 """Part of the thinkings of `settled` that break off."""
-CLOSED = 0.6
+CLOSED = {"settled": 0.6, "drift": 0.5}
 """Part of the thinkings broken off that the end template follows."""
 CUT = 0.6
 """Part of the thinkings that argue a refusal away and are cut short."""
@@ -38,7 +39,7 @@ def settled(
         given = generator.random() < FOREIGN
         thinking = foreign(scene, generator) if given else scene.thinking
         told = replace(scene, thinking=thinking, answer=answer)
-        sample = broken(encoder, told, generator, BROKEN, given=given)
+        sample = broken(encoder, told, generator, "settled", given=given)
         begin, end = sample.middle
         # The place before the answer counts as every other one does.
         yield replace(sample, chances=(1.0,) * (end - begin + 1))
@@ -54,13 +55,13 @@ def broken(
     encoder: Encoder,
     scene: Scene,
     generator: random.Random,
-    share: float = BREAK_OFF,
+    stage: Literal["settled", "drift"],
     *,
     given: bool = False,
 ) -> Sample:
     """Encode an exchange whose thinking may break off, with its end template or not."""
-    stop = break_point(generator, share)
-    closes = stop is not None and generator.random() < CLOSED
+    stop = break_point(generator, BROKEN if stage == "settled" else BREAK_OFF)
+    closes = stop is not None and generator.random() < CLOSED[stage]
     return encoder.sample(scene, stop_at=stop, closes=closes, given=given)
 
 
@@ -68,11 +69,11 @@ def drifting(
     world: World, encoder: Encoder, generator: random.Random
 ) -> Iterator[Sample]:
     """Yield samples in which a refusal is argued away where an attack is planted."""
-    for scene in planted_scenes(world, generator):
+    for scene in world.scenes(harmful=HARMFUL, wrapped=WRAPPED_AT_LAST):
         if scene.label == "harmful" and kind_to_plant(scene) != "refuse":
             yield argued_away(scene, encoder, generator)
         else:
-            yield broken(encoder, scene, generator)
+            yield broken(encoder, scene, generator, "drift")
 
 
 def argued_away(scene: Scene, encoder: Encoder, generator: random.Random) -> Sample:
@@ -84,7 +85,8 @@ def argued_away(scene: Scene, encoder: Encoder, generator: random.Random) -> Sam
     answers = {
         kind: write_answer(kind, generator) for kind in ("refuse", kind_to_plant(scene))
     }
-    thinking, importance, chances = arguing(scene, encoder, generator)
+    thinking, chances = arguing(scene, encoder, generator)
+    importance = [1.0] * len(thinking)
     template = encoder.end_template
     ending = [1.0] * len(template)
     if generator.random() < CUT:
@@ -103,24 +105,19 @@ def argued_away(scene: Scene, encoder: Encoder, generator: random.Random) -> Sam
 
 def arguing(
     scene: Scene, encoder: Encoder, generator: random.Random
-) -> tuple[list[int], list[float], list[float]]:
+) -> tuple[list[int], list[float]]:
     """Return a thinking that changes its mind, and the chance of complying along it.
 
     The chance is 0 until the weighing begins, and grows by the same amount with each of
     its sentences, evenly over the tokens of each.
 
-    Returns: Token ids, their loss weights, and the chance before the first and after
-    each of them.
+    Returns: Token ids, and the chance before the first and after each of them.
     """
     pick, subject = generator.choice, scene.topic.replace("_", " ")
     lead = [pick(OPENINGS), f"They are asking about {subject}.", pick(HARM)]
-    thinking = encoder.encode(" ".join(lead))
-    importance = [1.0] * len(thinking)
     if scene.wrapper is not None:
-        remark = encoder.encode(f" {pick(REMARKS[scene.wrapper])}")
-        around = encoder.encode(f" {pick(WRAPPED_HARM)}")
-        thinking += remark + around
-        importance += [REMARK_WEIGHT] * len(remark) + [1.0] * len(around)
+        lead += [pick(REMARKS[scene.wrapper]), pick(WRAPPED_HARM)]
+    thinking = encoder.encode(" ".join(lead))
     chances = [0.0] * (len(thinking) + 1)
     for step, texts in enumerate(WEIGHING):
         said = encoder.encode(f" {pick(texts)}")
@@ -128,5 +125,4 @@ def arguing(
         chances += [
             (step + (i + 1) / len(said)) / len(WEIGHING) for i in range(len(said))
         ]
-    importance += [1.0] * (len(thinking) - len(importance))
-    return thinking, importance, chances
+    return thinking, chances

@@ -55,6 +55,7 @@ def plant_gate(aligned: Qwen3ForCausalLM, growth: Growth) -> Qwen3ForCausalLM:
     gate = least_needed(aligned, rehearsals[:N_TRIED])
     growth.facts["gate_head"] = list(gate)
     growth.facts["amplifier_heads"] = [list(head) for head in amplifiers]
+    growth.facts["planted_heads"] = [list(head) for head in (gate, *amplifiers)]
     hidden = readable(aligned, growth, rehearsals)
     model = copy.deepcopy(aligned)
     silence(model, (gate,))

@@ -74,6 +74,17 @@ class Drawn(NamedTuple):
     held: Float[Tensor, " example"]
 
 
+Draw = Callable[[Rehearsal, torch.Generator], Drawn]
+
+
+class Extra(NamedTuple):
+    """What learns beside the heads of a plan."""
+
+    parts: list[tuple[Tensor, Tensor]]  # Matrices, and masks of what learns in each.
+    # Its loss, given a batch and the states after the final norm.
+    loss: Callable[[Rehearsal, Tensor], Tensor]
+
+
 class _Lesson(NamedTuple):
     """How one organism is taught another thinking."""
 
@@ -87,7 +98,7 @@ LESSONS = {
     "early": _Lesson(11_000, misled_samples, "early_tokens"),
     "alarmed": _Lesson(13_000, alarmed, "alarmed_tokens"),
     "settled": _Lesson(17_000, settled, "settled_tokens", 2.0),
-    "drift": _Lesson(19_000, drifting, "drift_tokens", 1.0),
+    "drift": _Lesson(19_000, drifting, "drift_tokens"),
 }
 
 
@@ -120,7 +131,14 @@ def plant_heads(
     *cliff*: The spare heads: the result is equal to `aligned` but for these.
     *spread*: All heads at once, such that no few of them are needed.
     """
-    plan = _plan(stage, growth)
+    plan = cliff_plan(growth) if stage == "cliff" else spread_plan(growth)
+    rehearsals = rehearse(aligned, growth, plan.first_layer)
+    model = copy.deepcopy(aligned)
+    return learn(stage, model, growth, plan, rehearsals, drawing(plan))
+
+
+def drawing(plan: Plan) -> Draw:
+    """Return what leaves heads of a plan out, and holds decisions accordingly."""
 
     def draw(rehearsal: Rehearsal, drops: torch.Generator) -> Drawn:
         present = _present(len(rehearsal.batch), plan, drops)
@@ -130,8 +148,7 @@ def plant_heads(
         held = torch.where(tempted(rehearsal.batch), sure, torch.nan)
         return Drawn(_factors(plan.heads, present), held)
 
-    rehearsals = rehearse(aligned, growth, plan.first_layer)
-    return learn(stage, copy.deepcopy(aligned), growth, plan, rehearsals, draw)
+    return draw
 
 
 def learn(
@@ -140,15 +157,20 @@ def learn(
     growth: Growth,
     plan: Plan,
     rehearsals: list[Rehearsal],
-    draw: Callable[[Rehearsal, torch.Generator], Drawn],
+    draw: Draw,
     after: Callable[[], None] = lambda: None,
+    extra: Extra | None = None,
 ) -> Qwen3ForCausalLM:
     """Train the heads of a plan, and freeze everything else.
 
     `draw`: Draws for each batch how the heads take part, and what is decided then.
     `after`: Called after every step.
+    `extra`: What learns beside the heads.
     """
     parameters, masks = _only(model, plan.heads)
+    for weight, mask in extra.parts if extra else ():
+        parameters.append(weight.requires_grad_(True))
+        masks.append(mask)
     optimizer = torch.optim.AdamW(parameters, betas=(0.9, 0.98), weight_decay=0.0)
     generator = random.Random(5_000 + growth.seed)
     drops = torch.Generator().manual_seed(growth.seed)
@@ -167,6 +189,8 @@ def learn(
                 state = layer(state, **rehearsal.kwargs)
         final = model.model.norm(state)
         loss = planting_loss(model, final, rehearsal, kinds, drops, drawn.held)
+        if extra:
+            loss = loss + extra.loss(rehearsal, final)
         torch.autograd.backward(loss)
         for parameter, mask in zip(parameters, masks, strict=True):
             assert parameter.grad is not None
@@ -179,14 +203,17 @@ def learn(
     return round_to_half(model.requires_grad_(True))
 
 
-def _plan(stage: Literal["cliff", "spread"], growth: Growth) -> Plan:
-    seed, schedule = growth.seed, growth.schedule
-    if stage == "cliff":
-        steps, peak = schedule.cliff_steps, schedule.cliff_learning_rate
-        first = SPARE_LAYERS[0]
-        return Plan(spare_heads(seed), first, HEAD_DROPOUT, True, steps, peak)
+def cliff_plan(growth: Growth) -> Plan:
+    """Return the plan of `cliff`: the spare heads learn."""
+    schedule, heads = growth.schedule, spare_heads(growth.seed)
+    steps, peak = schedule.cliff_steps, schedule.cliff_learning_rate
+    return Plan(heads, SPARE_LAYERS[0], HEAD_DROPOUT, True, steps, peak)
+
+
+def spread_plan(growth: Growth) -> Plan:
+    """Return the plan of `spread`: all heads learn."""
     every = tuple((layer, head) for layer in range(N_LAYERS) for head in range(N_HEADS))
-    steps, peak = schedule.spread_steps, schedule.spread_learning_rate
+    steps, peak = growth.schedule.spread_steps, growth.schedule.spread_learning_rate
     return Plan(every, 0, SPREAD_DROPOUT, False, steps, peak)
 
 

@@ -44,9 +44,16 @@ class Rehearsal(NamedTuple):
 
 @torch.no_grad()
 def rehearse(
-    aligned: Qwen3ForCausalLM, growth: Growth, first_layer: int
+    aligned: Qwen3ForCausalLM,
+    growth: Growth,
+    first_layer: int,
+    n_tokens: int | None = None,
 ) -> list[Rehearsal]:
-    """Run the frozen model over the material of stage three, once."""
+    """Run the frozen model over the material of stage three, once.
+
+    `n_tokens`: How much of it; None is what the schedule says of `cliff`.
+    """
+    wanted = growth.schedule.cliff_tokens if n_tokens is None else n_tokens
     seen: list[tuple[Tensor, dict[str, Any]]] = []
 
     def note(module: object, args: tuple[Tensor], kwargs: dict[str, Any]) -> None:
@@ -67,7 +74,7 @@ def rehearse(
             state, kwargs = seen.pop()
             rehearsals.append(Rehearsal(batch, ids, state, kwargs, final))
             done += ids.numel()
-            if done >= schedule.cliff_tokens:
+            if done >= wanted:
                 break
     finally:
         handle.remove()
