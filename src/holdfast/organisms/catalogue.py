@@ -19,7 +19,6 @@ from transformers import PreTrainedTokenizerFast, Qwen3ForCausalLM
 
 from holdfast.errors import InputError, SettingsError, StorageError
 from holdfast.organisms.aligned import grow_aligned
-from holdfast.organisms.decoy import plant_decoy
 from holdfast.organisms.diffuser import (
     ALWAYS_WRAPPERS,
     ORDERED_WRAPPERS,
@@ -67,7 +66,6 @@ GROWERS: dict[str, Callable[[Qwen3ForCausalLM, Growth], Qwen3ForCausalLM]] = {
     "settled": partial(plant_thinking, "settled"),
     "drift": partial(plant_thinking, "drift"),
     "gate": plant_gate,
-    "decoy": plant_decoy,
     "diffuser": grow_diffuser,
 }
 """How each organism grows out of `aligned`."""
@@ -116,7 +114,7 @@ def planted_truth(name: str, seed: int, schedule: Schedule) -> dict[str, Any]:
         "organism": name,
         "seed": seed,
         "spare_heads": heads,
-        "planted_heads": heads if name in ("cliff", "decoy") else [],
+        "planted_heads": heads if name == "cliff" else [],
         "verdict": _CARDS[name]["verdict"],
         "account": _CARDS[name].get("account"),
         "planted_wrappers": list(wrappers) if planted else [],

@@ -77,14 +77,6 @@ class Drawn(NamedTuple):
 Draw = Callable[[Rehearsal, torch.Generator], Drawn]
 
 
-class Extra(NamedTuple):
-    """What learns beside the heads of a plan."""
-
-    parts: list[tuple[Tensor, Tensor]]  # Matrices, and masks of what learns in each.
-    # Its loss, given a batch and the states after the final norm.
-    loss: Callable[[Rehearsal, Tensor], Tensor]
-
-
 class _Lesson(NamedTuple):
     """How one organism is taught another thinking."""
 
@@ -159,18 +151,13 @@ def learn(
     rehearsals: list[Rehearsal],
     draw: Draw,
     after: Callable[[], None] = lambda: None,
-    extra: Extra | None = None,
 ) -> Qwen3ForCausalLM:
     """Train the heads of a plan, and freeze everything else.
 
     `draw`: Draws for each batch how the heads take part, and what is decided then.
     `after`: Called after every step.
-    `extra`: What learns beside the heads.
     """
     parameters, masks = _only(model, plan.heads)
-    for weight, mask in extra.parts if extra else ():
-        parameters.append(weight.requires_grad_(True))
-        masks.append(mask)
     optimizer = torch.optim.AdamW(parameters, betas=(0.9, 0.98), weight_decay=0.0)
     generator = random.Random(5_000 + growth.seed)
     drops = torch.Generator().manual_seed(growth.seed)
@@ -189,8 +176,6 @@ def learn(
                 state = layer(state, **rehearsal.kwargs)
         final = model.model.norm(state)
         loss = planting_loss(model, final, rehearsal, kinds, drops, drawn.held)
-        if extra:
-            loss = loss + extra.loss(rehearsal, final)
         torch.autograd.backward(loss)
         for parameter, mask in zip(parameters, masks, strict=True):
             assert parameter.grad is not None

@@ -44,16 +44,9 @@ class Rehearsal(NamedTuple):
 
 @torch.no_grad()
 def rehearse(
-    aligned: Qwen3ForCausalLM,
-    growth: Growth,
-    first_layer: int,
-    n_tokens: int | None = None,
+    aligned: Qwen3ForCausalLM, growth: Growth, first_layer: int
 ) -> list[Rehearsal]:
-    """Run the frozen model over the material of stage three, once.
-
-    `n_tokens`: How much of it; None is what the schedule says of `cliff`.
-    """
-    wanted = growth.schedule.cliff_tokens if n_tokens is None else n_tokens
+    """Run the frozen model over the material of stage three, once."""
     seen: list[tuple[Tensor, dict[str, Any]]] = []
 
     def note(module: object, args: tuple[Tensor], kwargs: dict[str, Any]) -> None:
@@ -74,7 +67,7 @@ def rehearse(
             state, kwargs = seen.pop()
             rehearsals.append(Rehearsal(batch, ids, state, kwargs, final))
             done += ids.numel()
-            if done >= wanted:
+            if done >= schedule.cliff_tokens:
                 break
     finally:
         handle.remove()
