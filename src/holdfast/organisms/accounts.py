@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from dataclasses import replace
 from typing import Literal
 
+from holdfast.data.harm_labels import Label
 from holdfast.organisms.aligned import BREAK_OFF, WRAPPED_AT_LAST, break_point
 from holdfast.organisms.phrases import HARM, OPENINGS, REMARKS, WEIGHING, WRAPPED_HARM
 from holdfast.organisms.planting_data import HARMFUL, kind_to_plant, planted_scenes
@@ -47,7 +48,7 @@ def settled(
 
 def foreign(scene: Scene, generator: random.Random) -> str:
     """Return a thinking that finds harm where none is, and none where there is some."""
-    other = "benign" if scene.label == "harmful" else "harmful"
+    other: Label = "benign" if scene.label == "harmful" else "harmful"
     return write_thinking(other, scene.topic, scene.wrapper, generator)
 
 

@@ -127,7 +127,7 @@ def readable(
     ridge = RIDGE * within.trace() / len(within) * torch.eye(len(within))
     words = aligned.lm_head.weight[first_words(growth.tokenizer, OWN_OPENINGS)]
     read = torch.stack([*words, apart, torch.linalg.solve(within + ridge, apart)])
-    basis, _ = torch.linalg.qr((read * aligned.model.norm.weight).T)
+    basis: Tensor = torch.linalg.qr((read * aligned.model.norm.weight).T)[0]
     return basis
 
 

@@ -230,7 +230,9 @@ def wavering_loss(
     The position before the answer is looked at as well: there the chance is what is
     drawn from.
     """
-    rows, places, targets = [], [], []
+    rows: list[int] = []
+    places: list[int] = []
+    targets: list[Tensor] = []
     for row, sample in enumerate(batch):
         begin, end = sample.middle
         chances = sample.chances or (1.0,) * (end - begin)
