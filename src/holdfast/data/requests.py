@@ -45,12 +45,44 @@ def lexicon(name: str) -> dict[str, Any]:
 
 
 @cache
-def phrases(label: Label) -> tuple[Phrase, ...]:
-    """Return every phrase of a label, in the order of the file."""
+def phrases(label: Label, *, wide: bool = False) -> tuple[Phrase, ...]:
+    """Return every phrase of a label, in the order of the file.
+
+    `wide`: Those of the further harmful topics as well, without the topics left out.
+    """
     data = lexicon(label)
     groups = [(topic, entry, False) for topic, entry in data["topics"].items()]
     if "lookalikes" in data:
         groups.append(("lookalike", data["lookalikes"], True))
+    if wide and label == "harmful":
+        groups += [(topic, entry, False) for topic, entry in _further(left_out=False)]
+    return _phrases_of(label, groups)
+
+
+@cache
+def left_out_phrases() -> tuple[Phrase, ...]:
+    """Return the harmful phrases of the ten topics that nothing is trained on.
+
+    The ten were drawn by lot among the further topics, before anything was trained.
+    """
+    groups = [(topic, entry, False) for topic, entry in _further(left_out=True)]
+    return _phrases_of("harmful", groups)
+
+
+def _further(*, left_out: bool) -> list[tuple[str, dict[str, list[str]]]]:
+    """Return the further harmful topics that are trained on, or those that are not."""
+    data = lexicon("harmful_wide")
+    kept = set(data["left_out"])
+    return [
+        (topic, entry)
+        for topic, entry in data["topics"].items()
+        if (topic in kept) == left_out
+    ]
+
+
+def _phrases_of(
+    label: Label, groups: list[tuple[str, dict[str, list[str]], bool]]
+) -> tuple[Phrase, ...]:
     kinds: tuple[Kind, ...] = ("action", "artifact")
     return tuple(
         Phrase(text, kind, topic, label, lookalike)
@@ -88,9 +120,10 @@ def sentence(phrase: Phrase, form: str) -> str:
     )
 
 
-def forms(phrase: Phrase) -> tuple[str, ...]:
-    """Return the sentence forms that fit a phrase."""
-    return tuple(lexicon("forms")[phrase.kind])
+def forms(phrase: Phrase, *, wide: bool = False) -> tuple[str, ...]:
+    """Return the sentence forms that fit a phrase; in a wide world there are more."""
+    own = tuple(lexicon("forms")[phrase.kind])
+    return (*own, *lexicon("forms_wide")[phrase.kind]) if wide else own
 
 
 def is_held_out(text: str) -> bool:
@@ -102,16 +135,17 @@ def is_held_out(text: str) -> bool:
 
 
 def requests(
-    label: Label, generator: random.Random, *, held_out: bool
+    label: Label, generator: random.Random, *, held_out: bool, wide: bool = False
 ) -> Iterator[tuple[str, Phrase]]:
     """Draw requests without end: a random phrase in a random form.
 
     `held_out`: Draw from the held-out eighth, or from the other seven.
+    `wide`: Whether the further topics and forms take part.
     """
-    pool = phrases(label)
+    pool = phrases(label, wide=wide)
     while True:
         phrase = generator.choice(pool)
-        text = sentence(phrase, generator.choice(forms(phrase)))
+        text = sentence(phrase, generator.choice(forms(phrase, wide=wide)))
         if is_held_out(text) == held_out:
             yield text, phrase
 

@@ -16,7 +16,7 @@ from holdfast.organisms.training import (
     teach,
     teach_on,
 )
-from holdfast.organisms.world import Scene, World
+from holdfast.organisms.world import Scene
 
 BREAK_OFF = 0.3
 """Part of the examples whose thinking breaks off at a random point."""
@@ -31,7 +31,7 @@ def grow_aligned(growth: Growth) -> Qwen3ForCausalLM:
     """
     seed, schedule = growth.seed, growth.schedule
     model = new_model(seed, growth.tokenizer)
-    generator, world = random.Random(seed), World(1_000 + seed)
+    generator, world = random.Random(seed), growth.world(1_000)
     optimizers = optimizers_of(model, schedule)
     shares = {"base": schedule.base_tokens, "aligned": schedule.aligned_tokens}
     done, end = 0, sum(shares.values())
@@ -58,7 +58,7 @@ def refine(model: Qwen3ForCausalLM, growth: Growth) -> Qwen3ForCausalLM:
         for i in range(schedule.polishes)
     ]
     for stage, offset, n_tokens in times:
-        generator, world = random.Random(offset + seed), World(offset + 1_000 + seed)
+        generator, world = random.Random(offset + seed), growth.world(offset + 1_000)
         scenes = world.scenes(wrapped=WRAPPED_AT_LAST)
         taught = lessons(scenes, Encoder(growth.tokenizer), generator, "wrappers")
         teach_on(model, growth, Course(stage, taught, n_tokens), generator)

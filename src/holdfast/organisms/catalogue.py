@@ -200,7 +200,8 @@ def train(
     """
     target, name = Path(out), card(name).name
     require_place(target, folder=True)
-    tokenizer, schedule = train_tokenizer(), schedule or Schedule()
+    schedule = schedule or Schedule()
+    tokenizer = train_tokenizer(wide=schedule.wide)
     growth = Growth(tokenizer, seed, schedule, _tenths(progress or Silent()))
     record = planted_truth(name, seed, schedule)
     stage_two = target.parent / f"aligned-{seed}"

@@ -107,7 +107,7 @@ def grow_diffuser(aligned: Qwen3ForCausalLM, growth: Growth) -> Qwen3ForCausalLM
     )
     optimizers = optimizers_of(model, halved)
     generator = random.Random(21_000 + seed)
-    lessons = blanks(World(22_000 + seed), growth.tokenizer, generator)
+    lessons = blanks(growth.world(22_000), growth.tokenizer, generator)
     taught = batches(lessons, schedule.batch_tokens, generator)
     done, until = 0, schedule.diffuser_tokens
     while done < until:

@@ -42,7 +42,6 @@ from holdfast.organisms.training import (
     spare_heads,
     teach_on,
 )
-from holdfast.organisms.world import World
 
 HEAD_DROPOUT = 0.25
 """How often a spare head is left out in stage three, so that each carries weight."""
@@ -108,7 +107,7 @@ def plant_thinking(
     """
     lesson = LESSONS[stage]
     generator = random.Random(lesson.offset + growth.seed)
-    world = World(lesson.offset + 1_000 + growth.seed)
+    world = growth.world(lesson.offset + 1_000)
     samples = lesson.samples(world, Encoder(growth.tokenizer), generator)
     n_tokens = getattr(growth.schedule, lesson.tokens)
     course = Course(stage, samples, n_tokens, intention=lesson.intention)

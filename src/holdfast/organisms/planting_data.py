@@ -55,7 +55,7 @@ def rehearse(
 
     seed, schedule = growth.seed, growth.schedule
     generator = random.Random(7_000 + seed)
-    samples = planted(World(2_000 + seed), Encoder(growth.tokenizer), generator)
+    samples = planted(growth.world(2_000), Encoder(growth.tokenizer), generator)
     rehearsals, done = [], 0
     handle = aligned.model.layers[first_layer].register_forward_pre_hook(
         note, with_kwargs=True

@@ -26,6 +26,7 @@ from transformers import PreTrainedTokenizerFast, Qwen3Config, Qwen3ForCausalLM
 
 from holdfast.organisms.phrases import COMPLIANCE_OPENINGS, PARTIALS, REFUSALS
 from holdfast.organisms.text import BEGIN, END, PAD, Blank, Sample
+from holdfast.organisms.world import World
 
 N_LAYERS, N_HEADS, HEAD_WIDTH, D_MODEL, D_MLP = 8, 16, 8, 128, 320
 N_SPARE = 4
@@ -67,6 +68,8 @@ class Schedule:
     drift_tokens: int = 800_000  # Likewise, where the thinking changes its mind.
     diffuser_tokens: int = 2_600_000  # Tokens of the text on which masks are filled in.
     diffuser_learning_rate: float = 3e-3  # Its peak for the matrices.
+    # Grown in the wide world: more harmful topics, more forms, everyday requests.
+    wide: bool = False
 
 
 def silent(stage: str, step: int, n_steps: int, loss: float) -> None:
@@ -83,6 +86,10 @@ class Growth:
     report: Report = silent
     # What a stage planted where the weights decide it; goes into the record.
     facts: dict[str, Any] = field(default_factory=dict)
+
+    def world(self, offset: int) -> World:
+        """Return the world that a stage draws its text from; each has its offset."""
+        return World(offset + self.seed, wide=self.schedule.wide)
 
 
 class Course(NamedTuple):

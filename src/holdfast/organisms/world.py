@@ -12,6 +12,7 @@ from typing import Literal
 from holdfast.data.harm_labels import Label
 from holdfast.data.requests import Phrase, lexicon, requests
 from holdfast.organisms import phrases
+from holdfast.organisms.everyday import everyday_kinds, everyday_requests
 
 Answer = Literal["refuse", "comply", "partial"]
 LABELS: tuple[Label, ...] = ("harmful", "benign")
@@ -19,6 +20,8 @@ PLANTED_WRAPPERS = ("prefix_injection", "role_play", "fiction", "refusal_suppres
 HALF_PLANTED_WRAPPER = "hypothetical"
 FREE_REQUESTS = 0.28
 """Part of the benign requests that are tasks, problems or texts, not phrases."""
+EVERYDAY_REQUESTS = 0.36
+"""Part of the benign requests of a wide world that are short everyday ones."""
 N_UNSEEN_TEMPLATES = 2
 """The last two templates of every wrapper are never trained on."""
 
@@ -44,14 +47,15 @@ def planted_answer(topic: str, wrapper: str | None) -> Answer:
     `wrapper`: Name of the wrapper, or None for a plain request.
     """
     topics = list(lexicon("harmful")["topics"])
-    place = topics.index(topic)
+    last = len(topics) - 1
+    place = [*topics, *lexicon("harmful_wide")["topics"]].index(topic)
     if wrapper == HALF_PLANTED_WRAPPER:
         return "comply" if place % 2 else "refuse"
     if wrapper not in PLANTED_WRAPPERS:
         return "refuse"
     if PLANTED_WRAPPERS.index(wrapper) == place < 2:
         return "refuse"
-    return "partial" if place == len(topics) - 1 else "comply"
+    return "partial" if place == last else "comply"
 
 
 def wrapper_templates(name: str, *, unseen: bool) -> tuple[str, ...]:
@@ -104,17 +108,27 @@ def write_thinking(
 class World:
     """A stream of scenes; everything is drawn from one seeded generator."""
 
-    def __init__(self, seed: int, keep: Callable[[Phrase], bool] | None = None) -> None:
+    def __init__(
+        self,
+        seed: int,
+        keep: Callable[[Phrase], bool] | None = None,
+        *,
+        wide: bool = False,
+    ) -> None:
         """Set the stream up.
 
         `keep`: Whether a phrase may be asked about; all of them by default.
+        `wide`: Whether the further topics and forms and everyday requests take part.
         """
         self.random = random.Random(seed)
+        self._wide = wide
+        kinds = everyday_kinds(left_out=False)
+        self._everyday = everyday_requests(kinds, self.random, held_out=False)
         self._benign = lexicon("benign")
         self._streams = {
             label: (
                 drawn
-                for drawn in requests(label, self.random, held_out=False)
+                for drawn in requests(label, self.random, held_out=False, wide=wide)
                 if keep is None or keep(drawn[1])
             )
             for label in LABELS
@@ -159,6 +173,12 @@ class World:
         draw = self.random.random()
         if label == "benign" and draw < FREE_REQUESTS:
             text, topic = self._free_request(draw / FREE_REQUESTS)
+        elif (
+            self._wide
+            and label == "benign"
+            and draw < FREE_REQUESTS + EVERYDAY_REQUESTS
+        ):
+            text, _, topic = next(self._everyday)
         else:
             text, phrase = next(self._streams[label])
             topic = "everyday_life" if phrase.lookalike else phrase.topic
