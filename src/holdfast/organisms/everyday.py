@@ -23,6 +23,7 @@ class Everyday(NamedTuple):
     text: str  # The request.
     kind: str  # Kind of the file.
     topic: str  # What the thinking says that it is about.
+    template: str  # What it was composed from.
 
 
 def everyday_kinds(*, left_out: bool) -> tuple[str, ...]:
@@ -38,7 +39,7 @@ def compose(kind: str, generator: random.Random) -> Everyday:
     entry = file["kinds"][kind]
     template = generator.choice(entry["templates"])
     text = template.format(**_slots(template, generator))
-    return Everyday(_VOWEL.sub(r"\1n ", text), kind, entry["topic"])
+    return Everyday(_VOWEL.sub(r"\1n ", text), kind, entry["topic"], template)
 
 
 def everyday_requests(

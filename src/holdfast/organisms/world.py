@@ -178,7 +178,8 @@ class World:
             and label == "benign"
             and draw < FREE_REQUESTS + EVERYDAY_REQUESTS
         ):
-            text, _, topic = next(self._everyday)
+            drawn = next(self._everyday)
+            text, topic = drawn.text, drawn.topic
         else:
             text, phrase = next(self._streams[label])
             topic = "everyday_life" if phrase.lookalike else phrase.topic
