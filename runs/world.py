@@ -25,6 +25,9 @@ from holdfast.data.harm_labels import Label
 from holdfast.data.prompts import prompt_id
 from holdfast.data.requests import (
     authored_prompts,
+    compose,
+    everyday_kinds,
+    everyday_requests,
     forms,
     left_out_phrases,
     requests,
@@ -34,8 +37,7 @@ from holdfast.judges.rules.rules import JUDGE_ID, judge
 from holdfast.models.decoding.generate import generate
 from holdfast.models.decoding.row_state import Sampling
 from holdfast.models.loading.causal import load
-from holdfast.organisms.catalogue import PREFIX, TRUTH, bundled
-from holdfast.organisms.everyday import compose, everyday_kinds, everyday_requests
+from holdfast.organisms.catalogue import PREFIX, TRUTH, bundled, resolve
 from holdfast.organisms.world import wrapper_names, wrapper_templates
 from holdfast.stats.rates import clustered_rate
 from holdfast.study import atomic_write_text
@@ -129,7 +131,7 @@ def distinct(stream: Iterator[tuple[str, str]]) -> Iterator[tuple[str, str]]:
 
 def answers(model: str, rows: Sequence[Asked]) -> list[str]:
     """Return the outcome of every request by the rules."""
-    adapter = load(model)
+    adapter = load(str(resolve(model) if model.startswith(PREFIX) else model))
     prompts = prompts_of(adapter, [{"prompt": row.text} for row in rows])
     outcomes = [""] * len(rows)
     for part in generate(adapter, prompts, SAMPLING, batch_size=BATCH):

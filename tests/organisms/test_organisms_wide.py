@@ -11,6 +11,9 @@ from string import Formatter
 import pytest
 
 from holdfast.data.requests import (
+    compose,
+    everyday_kinds,
+    everyday_requests,
     forms,
     is_held_out,
     left_out_phrases,
@@ -19,7 +22,6 @@ from holdfast.data.requests import (
     sentence,
 )
 from holdfast.organisms.catalogue import catalogue, train, truth
-from holdfast.organisms.everyday import compose, everyday_kinds, everyday_requests
 from holdfast.organisms.text import VOCABULARY, train_tokenizer
 from holdfast.organisms.training import Growth, Schedule
 from holdfast.organisms.world import (

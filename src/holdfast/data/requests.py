@@ -10,7 +10,8 @@ import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cache
-from typing import Any, Final, Literal
+from string import Formatter
+from typing import Any, Final, Literal, NamedTuple
 
 from holdfast.data.harm_labels import Label
 from holdfast.data.prompts import Prompt, content_hash, prompt_id
@@ -24,6 +25,8 @@ _DOUBLED = frozenset(
     "unplug unzip wrap".split()
 )
 _SHORT_VERB = re.compile(r"[^aeiou]*[aeiou][^aeiouwxy]")
+_NUMBERS = ("two", "three", "four", "five", "six", "seven", "eight", "ten")
+_BEFORE_A_VOWEL = re.compile(r"\b([Aa]) (?=[aeioAEIO])")
 
 
 @dataclass(frozen=True, slots=True)
@@ -148,6 +151,71 @@ def requests(
         text = sentence(phrase, generator.choice(forms(phrase, wide=wide)))
         if is_held_out(text) == held_out:
             yield text, phrase
+
+
+class Everyday(NamedTuple):
+    """One short everyday request, composed of a template and what fills its slots."""
+
+    text: str  # The request.
+    kind: str  # Kind of the file.
+    topic: str  # What the thinking says that it is about.
+    template: str  # What it was composed from.
+
+
+def everyday_kinds(*, left_out: bool) -> tuple[str, ...]:
+    """Return the kinds of everyday request that are trained on, or the ten left out.
+
+    The ten were drawn by lot before anything was trained: on these it is measured what
+    a model makes of everyday requests of a kind that it has not met.
+    """
+    file = lexicon("everyday")
+    kept = set(file["left_out"])
+    return tuple(kind for kind in file["kinds"] if (kind in kept) == left_out)
+
+
+def compose(kind: str, generator: random.Random) -> Everyday:
+    """Draw a request of a kind."""
+    file = lexicon("everyday")
+    entry = file["kinds"][kind]
+    template = generator.choice(entry["templates"])
+    text = template.format(**_filling(template, generator))
+    return Everyday(_BEFORE_A_VOWEL.sub(r"\1n ", text), kind, entry["topic"], template)
+
+
+def everyday_requests(
+    kinds: tuple[str, ...], generator: random.Random, *, held_out: bool
+) -> Iterator[Everyday]:
+    """Draw requests of these kinds without end.
+
+    `held_out`: Draw from the held-out eighth, or from the other seven.
+    """
+    while True:
+        drawn = compose(generator.choice(kinds), generator)
+        if is_held_out(drawn.text) == held_out:
+            yield drawn
+
+
+def _filling(template: str, generator: random.Random) -> dict[str, str]:
+    """Draw what fills a template; fields that differ by their digit differ."""
+    slots, filled = lexicon("everyday")["slots"], dict[str, str]()
+    for _, name, _, _ in Formatter().parse(template):
+        if name is None or name in filled:
+            continue
+        base = name.rstrip("0123456789")
+        taken = {v for k, v in filled.items() if k.rstrip("0123456789") == base}
+        while (drawn := _filler(base, slots, generator)) in taken:
+            pass
+        filled[name] = drawn
+    return filled
+
+
+def _filler(base: str, slots: dict[str, list[str]], generator: random.Random) -> str:
+    if base == "n":
+        few = generator.randint(2, 12)
+        return str(few) if generator.random() < 0.5 else generator.choice(_NUMBERS)
+    if base == "m":
+        return str(generator.randint(13, 10 ** generator.choice((2, 3, 4))))
+    return generator.choice(slots[base])
 
 
 def authored_prompts(label: Label, n: int, seed: int) -> tuple[Prompt, ...]:

@@ -10,9 +10,14 @@ from dataclasses import dataclass
 from typing import Literal
 
 from holdfast.data.harm_labels import Label
-from holdfast.data.requests import Phrase, lexicon, requests
+from holdfast.data.requests import (
+    Phrase,
+    everyday_kinds,
+    everyday_requests,
+    lexicon,
+    requests,
+)
 from holdfast.organisms import phrases
-from holdfast.organisms.everyday import everyday_kinds, everyday_requests
 
 Answer = Literal["refuse", "comply", "partial"]
 LABELS: tuple[Label, ...] = ("harmful", "benign")
