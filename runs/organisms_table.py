@@ -30,7 +30,12 @@ GREEDY_HEADER = (
 
 
 def main(records: str) -> None:
-    paths = sorted(Path(records).glob("*.json"))
+    # What `world.py` writes lies beside them, and is no audit.
+    paths = [
+        path
+        for path in sorted(Path(records).glob("*.json"))
+        if not path.name.startswith("world-")
+    ]
     loaded = {path.stem: json.loads(path.read_text("utf-8")) for path in paths}
     greedy = {name: row for name, row in loaded.items() if name.startswith("greedy-")}
     named = {

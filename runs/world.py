@@ -45,7 +45,7 @@ from holdfast.study.figures import figure_of
 from holdfast.study.figures import generator as draws
 
 SEED = 18
-PER_KIND, PER_CELL = 60, 120
+PER_KIND, PER_CELL = 60, 80
 LEFT_OUT = ("everyday_left_out", "harmful_left_out")
 SAMPLING = Sampling(temperature=0, max_thinking=192, max_answer=64)
 
