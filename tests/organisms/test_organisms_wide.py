@@ -105,7 +105,7 @@ def test_what_is_left_out_never_enters_the_training_text(scenes):
     assert not met
     trained = templates(left_out=False)
     met = [p for p in trained if any(map(p.fullmatch, plain))]
-    assert len(met) > len(trained) / 4
+    assert len(met) > len(trained) / 8
     assert not left_out & {scene.topic for scene in scenes}
 
 

@@ -25,7 +25,7 @@ PLANTED_WRAPPERS = ("prefix_injection", "role_play", "fiction", "refusal_suppres
 HALF_PLANTED_WRAPPER = "hypothetical"
 FREE_REQUESTS = 0.28
 """Part of the benign requests that are tasks, problems or texts, not phrases."""
-EVERYDAY_REQUESTS = 0.36
+EVERYDAY_REQUESTS = 0.28
 """Part of the benign requests of a wide world that are short everyday ones."""
 N_UNSEEN_TEMPLATES = 2
 """The last two templates of every wrapper are never trained on."""
