@@ -42,6 +42,7 @@ from holdfast.organisms.training import (
     spare_heads,
     teach_on,
 )
+from holdfast.organisms.world import World
 
 HEAD_DROPOUT = 0.25
 """How often a spare head is left out in stage three, so that each carries weight."""
