@@ -13,9 +13,10 @@ from test_heads_interchange import end, projections, smollm2
 
 import tiny_thinker
 from holdfast.cli.app import run
+from holdfast.cliff.openings import Openings
 from holdfast.errors import EvidenceError, TooFewExamplesError
 from holdfast.heads.interchange import measure
-from holdfast.heads.interchange.first_token import FirstToken, Openings, openings
+from holdfast.heads.interchange.first_token import FirstToken, require_openings
 from holdfast.heads.interchange.twins import BLOCK, find_twins, in_order, partners
 from holdfast.models.loading import proofs
 from holdfast.models.loading.causal import adapt, load
@@ -148,7 +149,7 @@ def test_more_heads_together_than_half_are_refused(audited, tmp_path, capsys):
 def test_the_first_token_is_read_as_the_model_has_it(thinker, rows):
     adapter = load(str(thinker))
     train = [row for row in rows if row.split == "train"]
-    found = openings(train)
+    found = require_openings(train)
     words = [
         adapter.tokenizer.decode(each) for each in (*found.refused, *found.complied)
     ]
@@ -186,7 +187,7 @@ def test_answers_that_open_alike_are_refused(rows):
         if row.closed
     ]
     with pytest.raises(EvidenceError, match="--reading probe"):
-        openings(same)
+        require_openings(same)
 
 
 def test_every_head_has_its_figures_and_the_ranking_is_that_of_the_file(
@@ -214,7 +215,7 @@ def test_what_the_first_head_does_is_what_the_plain_loop_finds(
     """Whole passes without a cache, and hooks that know no tool of ours."""
     adapter = load(str(thinker))
     model, first = adapter.model, block["heads"][0]
-    found = openings([row for row in rows if row.split == "train"])
+    found = require_openings([row for row in rows if row.split == "train"])
     name = projections(model)[first["layer"]]
     columns = slice(first["head"] * 16, (first["head"] + 1) * 16)
     changes = []

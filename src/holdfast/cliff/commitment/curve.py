@@ -115,7 +115,7 @@ def _read_before(opened: Opened) -> Read:
         return Read((), {}, None, words.reason)
     opened.session.progress.say("Reading what would be said before the end template.")
     found = masses_before(
-        opened.session.adapter, rows, words, opened.session.batch_size
+        opened.session.adapter, rows, words.openings, opened.session.batch_size
     )
     odds = {
         row.row_id: [mass.odds for mass in masses]
@@ -214,7 +214,7 @@ def _probabilities(opened: Opened, read: Read) -> dict[str, list[CutReading]]:
             row,
             cuts,
             template,
-            words,
+            words.openings,
             opened.session.batch_size,
         )
         shares = [

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from holdfast.cliff.commitment.cuts import SHARES, Cut, closed_at
 from holdfast.cliff.groups import BENIGN, REFUSED
+from holdfast.cliff.openings import Known, Openings, openings
 from holdfast.models.hidden_states import word_masses
 from holdfast.models.model import Adapter
 from holdfast.rollout.rows import Rollout
@@ -25,31 +26,16 @@ MIN_EACH = 5
 """Answers of each kind without which nothing is said of a reading."""
 
 
-class FirstWords(NamedTuple):
-    """First tokens of answers that open one kind alone."""
-
-    refusals: tuple[int, ...]
-    compliances: tuple[int, ...]
-    reason: str = ""  # Why they tell nothing; empty where they do.
-
-
-def first_words(rows: Sequence[Rollout]) -> FirstWords:
+def first_words(rows: Sequence[Rollout]) -> Known:
     """Return the first tokens of refusals and of compliances of a study.
 
     Taken are answers to training requests alone where they have both, so that no row
-    is read by its own word. A token that opens both kinds tells nothing.
+    is read by its own word.
     """
     decided = [row for row in rows if row.is_decided and row.answer]
     train = [row for row in decided if row.split == "train"]
-    if len({row.is_refused for row in train}) == 2:
-        decided = train
-    openings: dict[bool, set[int]] = {True: set(), False: set()}
-    for row in decided:
-        openings[row.is_refused].add(row.token_ids[row.spans.answer[0]])
-    both = openings[True] & openings[False]
-    kinds = [tuple(sorted(openings[each] - both)) for each in (True, False)]
-    reason = "" if all(kinds) else "no first token opens refusals or compliances alone"
-    return FirstWords(kinds[0], kinds[1], reason)
+    both = len({row.is_refused for row in train}) == 2
+    return openings(train if both else decided)
 
 
 class Mass(NamedTuple):
@@ -61,7 +47,7 @@ class Mass(NamedTuple):
 
 
 def masses_before(
-    adapter: Adapter, rows: Sequence[Rollout], words: FirstWords, batch_size: int
+    adapter: Adapter, rows: Sequence[Rollout], words: Openings, batch_size: int
 ) -> list[list[Mass]]:
     """Return the masses of each row at `SHARES` of its thinking, not closed."""
     places = []
@@ -69,7 +55,7 @@ def masses_before(
         start, end = row.spans.thinking
         places.append([start + round(each * (end - start)) - 1 for each in SHARES])
     trunks = [row.token_ids[: row.final + 1] for row in rows]
-    found = word_masses(adapter, trunks, places, words[:2], batch_size=batch_size)
+    found = word_masses(adapter, trunks, places, words, batch_size=batch_size)
     return [[_mass(place) for place in each] for each in found]
 
 
@@ -78,13 +64,13 @@ def masses_behind(
     row: Rollout,
     cuts: Sequence[Cut],
     template: Sequence[int],
-    words: FirstWords,
+    words: Openings,
     batch_size: int,
 ) -> list[Mass]:
     """Return the masses of a row where each cut has been closed."""
     prompts = [closed_at(row, cut, template) for cut in cuts]
     ends = [[len(each) - 1] for each in prompts]
-    found = word_masses(adapter, prompts, ends, words[:2], batch_size=batch_size)
+    found = word_masses(adapter, prompts, ends, words, batch_size=batch_size)
     return [_mass(each[0]) for each in found]
 
 

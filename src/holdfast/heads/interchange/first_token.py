@@ -1,72 +1,37 @@
-"""Log-odds of refusing at the first answer token: which way an answer opens.
+"""Log-odds of refusing at the first answer token: which way an answer opens."""
 
-Refusals and answers mostly open with words of their own. Which tokens those are is read
-off training rows; what both open with says nothing and is left out.
-"""
-
-from collections import Counter
 from collections.abc import Sequence
-from typing import NamedTuple
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from holdfast.cliff.openings import Openings, openings
 from holdfast.errors import EvidenceError
 from holdfast.models.loading.structure import logit_scaling
 from holdfast.models.model import Adapter
 from holdfast.rollout.rows import Rollout
 
-APART = 9.0
-"""How many times as often a token opens the one kind of answer as the other."""
 LEAST = 0.5
 """Share of each kind that must open with a token of its own."""
 
 
-class Openings(NamedTuple):
-    """Tokens that open refusals, and tokens that open answers that comply."""
-
-    refused: tuple[int, ...]
-    complied: tuple[int, ...]
-
-
-def openings(rows: Sequence[Rollout]) -> Openings:
+def require_openings(rows: Sequence[Rollout]) -> Openings:
     """Return the tokens with which refused and complied answers open.
 
     Raises:
         EvidenceError: If one kind is missing, or both open alike too often.
     """
-    counts = {
-        kind: Counter(
-            row.token_ids[row.spans.answer[0]]
-            for row in rows
-            if row.is_decided and row.verdict == kind
-        )
-        for kind in ("refused", "complied")
-    }
-    shares = {
-        kind: {token: n / found.total() for token, n in found.items()}
-        for kind, found in counts.items()
-    }
-    own = {
-        kind: tuple(
-            sorted(
-                token
-                for token, share in shares[kind].items()
-                if share >= APART * shares[other].get(token, 0.0)
-            )
-        )
-        for kind, other in (("refused", "complied"), ("complied", "refused"))
-    }
-    held = {kind: sum(shares[kind][token] for token in own[kind]) for kind in own}
-    if min(held.values()) < LEAST:
+    found = openings(rows)
+    if min(found.refused, found.complied) < LEAST:
         raise EvidenceError(
             "refused and complied training answers that mostly open with tokens of "
             "their own",
-            " and ".join(f"{held[kind]:.0%} of those {kind}" for kind in held),
+            f"{found.refused:.0%} of those refused and {found.complied:.0%} of those "
+            "complied",
             "Read the refusal probe in place of the first token: --reading probe.",
         )
-    return Openings(own["refused"], own["complied"])
+    return found.openings
 
 
 class FirstToken:

@@ -9,7 +9,7 @@ from holdfast.cliff.probe import Probe
 from holdfast.errors import SettingsError
 from holdfast.heads.interchange.exchange import Readout
 from holdfast.heads.interchange.figures import InterchangeRow, Measured, summarised
-from holdfast.heads.interchange.first_token import FirstToken, openings
+from holdfast.heads.interchange.first_token import FirstToken, require_openings
 from holdfast.heads.interchange.measure import (
     NOTHING,
     OTHER,
@@ -86,7 +86,7 @@ class Interchange:
             direction = direction.float().to(adapter.device)
             return lambda states: states.float() @ direction.to(states.device) + offset
         train = [row for row in self.rows if row.split == "train"]
-        return FirstToken(adapter, openings(train))
+        return FirstToken(adapter, require_openings(train))
 
 
 def reranked(

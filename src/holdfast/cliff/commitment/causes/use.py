@@ -192,7 +192,7 @@ def least(found: list[Estimate]) -> Estimate:
 
 @dataclass(frozen=True, slots=True)
 class UseThresholds:
-    """Where the rules draw their lines. Data, set on organisms of seeds 0 to 2."""
+    """Where the rules draw their lines. Data, set on `organism:cliff` of seed 0."""
 
     # Least lower end of the answers that change beyond every random direction.
     used_answers: float = 0.1

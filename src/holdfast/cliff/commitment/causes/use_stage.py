@@ -1,10 +1,9 @@
 """Is the probe what the model uses? Taken out beside controls, and read past masks."""
 
-from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from functools import partial
-from typing import Any, NamedTuple
+from typing import Any
 
 import pyarrow as pa
 import torch
@@ -42,7 +41,7 @@ from holdfast.cliff.commitment.opened import ROLLOUTS, Opened
 from holdfast.cliff.commitment.settings import file_of, stage_of
 from holdfast.cliff.groups import COMPLIED, REFUSED
 from holdfast.cliff.held_out import first_by_hash
-from holdfast.data.splits import Train
+from holdfast.cliff.openings import Openings, openings
 from holdfast.errors import TooFewExamplesError
 from holdfast.judges.calibration import identity_record
 from holdfast.models.decoding.edits import DirectionEdit, Edit
@@ -52,13 +51,6 @@ from holdfast.rollout.rows import Rollout, from_table, held_out
 from holdfast.study.files import fingerprint
 
 KEY, ANSWERS = "use", "use_answers"
-
-
-class Openings(NamedTuple):
-    """Tokens that answers begin with, of training rows."""
-
-    refusing: tuple[int, ...]
-    complying: tuple[int, ...]
 
 
 def run(opened: Opened) -> dict[str, Any]:
@@ -73,7 +65,7 @@ def run(opened: Opened) -> dict[str, Any]:
     n = opened.settings.random_directions
     places = places_of(adapter, fitted, probes, n, opened.seed)
     edits = edits_of(places, fitted, probes, n)
-    answers = _answers(opened, rows, chosen, edits, places, openings_of(train))
+    answers = _answers(opened, rows, chosen, edits, places, openings(train).openings)
     judge = opened.session.open_judge(opened.judge)
     key = {
         "judge": identity_record(judge.identity),
@@ -137,7 +129,7 @@ def _answers(
     chosen: Mapping[str, Sequence[Rollout]],
     edits: Mapping[str, DirectionEdit],
     places: Mapping[str, Place],
-    openings: Openings,
+    words: Openings,
 ) -> pa.Table:
     sampling = edited_sampling(opened)
     items = [
@@ -165,7 +157,7 @@ def _answers(
         if not stage.is_done:
             requests = {r.request_id: r.prompt for r in rows if r.wrapper is None}
             read = partial(
-                _margins, opened.session.adapter, openings, opened.session.batch_size
+                _margins, opened.session.adapter, words, opened.session.batch_size
             )
             table = draw_items(
                 opened, stage, items, plan, requests,
@@ -175,31 +167,16 @@ def _answers(
         return opened.study.read_table(output)
 
 
-def openings_of(train: Train[Rollout]) -> Openings:
-    """Return the tokens that rather refusals begin with, and rather compliances."""
-    counts: dict[int, int] = Counter()
-    totals = Counter(row.is_refused for row in train)
-    for row in train:
-        # Each outcome weighs the same, however many rows it has.
-        weight = totals[not row.is_refused]
-        first = row.token_ids[row.spans.answer[0]]
-        counts[first] += weight if row.is_refused else -weight
-    return Openings(
-        tuple(sorted(token for token, count in counts.items() if count > 0)),
-        tuple(sorted(token for token, count in counts.items() if count < 0)),
-    )
-
-
 def _margins(
     adapter: Adapter,
-    openings: Openings,
+    words: Openings,
     batch_size: int,
     items: Sequence[Item],
     edit: Edit | None,
 ) -> list[float | None]:
     """Return the log-odds of refusing at the first answer token, if it tells them."""
     assert edit is None or isinstance(edit, DirectionEdit)
-    if not openings.refusing or not openings.complying:
+    if not words.refused or not words.complied:
         return [None] * len(items)
     sequences = [item.token_ids for item in items]
     states = last_states(adapter, sequences, ["final_norm"], batch_size, edit)
@@ -209,7 +186,6 @@ def _margins(
         with torch.inference_mode():
             moved = part.to(adapter.device, adapter.dtype)
             logits = adapter.lm_head(moved).float().cpu()
-        chosen = (logits[:, list(tokens)].logsumexp(1) for tokens in openings)
-        refusing, complying = chosen
-        found += (refusing - complying).tolist()
+        refused, complied = (logits[:, list(each)].logsumexp(1) for each in words)
+        found += (refused - complied).tolist()
     return found
