@@ -119,8 +119,9 @@ def test_the_batch_is_halved_when_memory_ends(qwen3, monkeypatch):
     sizes = []
 
     def narrow(adapter, rules, jobs, *others):
-        sizes.append((len(jobs), others[-1]))
-        if others[-1] > 2:
+        *_, width, _ = others
+        sizes.append((len(jobs), width))
+        if width > 2:
             raise torch.OutOfMemoryError("out of memory")
         return decode(adapter, rules, jobs, *others)
 
