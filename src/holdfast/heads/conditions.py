@@ -8,7 +8,7 @@ import pyarrow as pa
 import torch
 
 from holdfast.engines.port import Around, Ask, Engine
-from holdfast.errors import EngineError, SettingsError
+from holdfast.errors import SettingsError
 from holdfast.heads.ranking import (
     Head,
     RankedHead,
@@ -29,6 +29,7 @@ from holdfast.models.interventions import (
 )
 from holdfast.models.model import Adapter
 from holdfast.report.progress import Tick
+from holdfast.rollout.engine import all_drawn
 from holdfast.rollout.rows import Rollout
 from holdfast.study.figures import generator
 from holdfast.study.rows import Int32, table_of
@@ -241,7 +242,8 @@ def answer(
         groups.setdefault(kind, []).append(item)
     for kind, group in groups.items():
         if engine is not None and kind == ADAPTER:
-            drawn = _drawn_by(engine, group, sampling, Around(batch_size, told=told))
+            asks = [ask_of(item) for item in group]
+            drawn = all_drawn(engine, asks, sampling, Around(batch_size, told=told))
             made += [answer_row(*each) for each in zip(group, drawn, strict=True)]
             continue
         edit = _edit(adapter, group, settings.factor, settings.renormalise)
@@ -263,20 +265,6 @@ def ask_of(item: Item) -> Ask:
     condition, row = item.condition, item.row
     name = condition.adapter if condition.heads else None
     return Ask(row.token_ids[: row.spans.prompt[1]], row.seed, condition=name)
-
-
-def _drawn_by(
-    engine: Engine, items: Sequence[Item], sampling: Sampling, around: Around
-) -> list[Completion]:
-    parts = engine.draw([ask_of(each) for each in items], sampling, around)
-    found = {each.index: each for part in parts for each in part}
-    if len(found) < len(items):
-        raise EngineError(
-            f"an answer to each of {len(items)} prompts",
-            f"{len(found)} answers of --engine {engine.name}",
-            "Run the same command again: earlier batches are kept.",
-        )
-    return [found[place] for place in range(len(items))]
 
 
 ADAPTER = "adapter"

@@ -7,9 +7,9 @@ from typing import Any
 
 from holdfast.data.chat.template import control_literals
 from holdfast.data.requests import authored_prompts
-from holdfast.engines.port import Around, Ask
+from holdfast.engines.port import Around, Ask, Engine
 from holdfast.engines.proof import PROMPTS, Proving, proof_notes
-from holdfast.errors import SettingsError
+from holdfast.errors import EngineError, SettingsError
 from holdfast.judges.base import Exchange, by_rules
 from holdfast.models.decoding.row_state import Completion, Sampling
 from holdfast.rollout.prompts import some_of
@@ -33,6 +33,25 @@ def ask_of(question: Question, system_prompt: str | None) -> Ask:
     """Return what an engine is asked for a question."""
     messages = question.messages(system_prompt)
     return Ask(question.token_ids, question.seed, messages)
+
+
+def all_drawn(
+    engine: Engine, asks: Sequence[Ask], sampling: Sampling, around: Around
+) -> list[Completion]:
+    """Return what an engine draws, in the order in which it was asked.
+
+    Raises:
+        EngineError: If an answer is missing.
+    """
+    parts = engine.draw(asks, sampling, around)
+    found = {each.index: each for part in parts for each in part}
+    if len(found) < len(asks):
+        raise EngineError(
+            f"an answer to each of {len(asks)} prompts",
+            f"{len(found)} answers of --engine {engine.name}",
+            "Run the same command again: earlier batches are kept.",
+        )
+    return [found[place] for place in range(len(asks))]
 
 
 def prove_engine(

@@ -9,7 +9,6 @@ import pyarrow as pa
 from holdfast.cliff.commitment.opened import Opened
 from holdfast.cliff.commitment.settings import stage_of
 from holdfast.engines.port import Around, Ask
-from holdfast.errors import EngineError
 from holdfast.judges.rows import judge_rows
 from holdfast.models.decoding.edits import Edit
 from holdfast.models.decoding.generate import TAKEN, generate
@@ -17,6 +16,7 @@ from holdfast.models.decoding.jobs import longest_prompt
 from holdfast.models.decoding.row_state import Completion, Sampling
 from holdfast.models.interventions import Range
 from holdfast.report.progress import Tick
+from holdfast.rollout.engine import all_drawn
 from holdfast.rollout.prompts import row_seed
 from holdfast.rollout.rows import Judged, Rollout
 from holdfast.rollout.sampling import announce, sampling_of, tell_pace
@@ -191,15 +191,7 @@ def _by_engine(
 ) -> list[Completion]:
     around = Around(opened.session.batch_size, thinking_done=True, told=told)
     asks = [Ask(item.token_ids, item.seed) for item in items]
-    parts = opened.session.engine.draw(asks, sampling, around)
-    found = {each.index: each for part in parts for each in part}
-    if len(found) < len(items):
-        raise EngineError(
-            f"an answer to each of {len(items)} prompts",
-            f"{len(found)} answers of --engine {opened.session.engine.name}",
-            "Run the same command again: earlier batches are kept.",
-        )
-    return [found[place] for place in range(len(items))]
+    return all_drawn(opened.session.engine, asks, sampling, around)
 
 
 def _draft(item: Item, sampling: Sampling) -> tuple[int, ...]:
