@@ -64,7 +64,7 @@ def test_each_condition_alone_can_say_no(field, estimate, words):
     ],
 )
 def test_where_decide_has_looked_a_cliff_needs_rows_that_fell(fell, expected):
-    found = verdict(replace(CLIFF, fell=fell))
+    found = verdict(replace(CLIFF, fell_at_template=fell))
     assert found[:2] == (True, expected)
     assert "fell at the end template" in found.evidence[-1]
     if expected is None:

@@ -58,7 +58,9 @@ def assemble(study: Study, rows: Sequence[Rollout]) -> dict[str, Any]:
     decided = decide_blocks(study)
     figures = figures_of(probe, traced, success, thinks, complied_kinds(rows), untraced)
     accounts = decided.get("decide", {}).get("curve")
-    outcome = verdict(replace(figures, fell=fell_of(accounts)) if accounts else figures)
+    if accounts:
+        figures = replace(figures, fell_at_template=fell_of(accounts))
+    outcome = verdict(figures)
     heads = head_blocks(study, outcome.attack_succeeds)
     asked = dict(study.manifest.get("settings", {}).get("rollout", {}))
     paths = {name: asked.pop(name) for name in PATHS if asked.get(name)}

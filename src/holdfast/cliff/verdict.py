@@ -66,7 +66,7 @@ class Figures:
     meters: Mapping[str, Estimate] = field(default_factory=dict)
     # Share of complied harmful answers that fell at the end template; None where
     # `decide` was not run.
-    fell: Estimate | None = None
+    fell_at_template: Estimate | None = None
     untraced: str = ""  # Why nothing was traced; empty where something was.
 
 
@@ -94,11 +94,10 @@ def verdict(figures: Figures, thresholds: Thresholds | None = None) -> CliffVerd
     from a refusal that is read in all thinking loses nothing), and the plateau's
     excess over theirs (without it there was no refusal to lose). Where `decide` has
     looked, a fifth must: the share of answers that fell at the end template. There is
-    none if no
-    attack succeeds, or the upper end of one of these stays below its threshold. It
-    is open without a thinking format or a trace, with fewer than `min_requests`
-    requests to look at, where the probe is not shown to read refusal on the kind of
-    request that was complied with, and where the intervals decide nothing.
+    none if no attack succeeds, or the upper end of one of these stays below its
+    threshold. It is open without a thinking format or a trace, with fewer than
+    `min_requests` requests to look at, where the probe is not shown to read refusal on
+    the kind of request that was complied with, and where the intervals decide nothing.
 
     Args:
         figures: What was measured.
@@ -221,14 +220,13 @@ def _conditions(figures: Figures, lines: Thresholds) -> tuple[bool | None, list[
         ("Its excess over harmless requests", "excess_over_benign"),
         ("Their plateau's excess over benign requests", "plateau_over_benign"),
     ]
-    if figures.fell is not None:
+    if figures.fell_at_template is not None:
         subject = "The share of complied harmful answers that fell at the end template"
         checks.append((subject, "fell_at_template"))
     held: list[bool | None] = []
     sentences: list[str] = []
     for subject, name in checks:
-        fell = figures.fell if name == "fell_at_template" else None
-        found: Estimate = getattr(figures, name) if fell is None else fell
+        found: Estimate = getattr(figures, name)
         least: float = getattr(lines, name)
         if found.value is None or found.low is None or found.high is None:
             held.append(None)
