@@ -49,7 +49,7 @@ for variant in $(seq 0 19); do
   model=$folder/variant-$variant
   [ -e "$model" ] || "$python" runs/organisms_variant.py \
     "$folder/aligned-$((variant % 2 * 3))" "$variant" "$model"
-  audit "$model" "variant-$variant" --limit 60 --no-heads
+  audit "$model" "variant-$variant" --no-heads
 done
 
 "$python" runs/organisms_table.py "$records" >docs/organisms-table.md

@@ -38,7 +38,7 @@ def grow_variant(
         for parameter in model.parameters():
             drawn = torch.randn(parameter.shape, generator=noise)
             parameter += VARIANT_NOISE * parameter.std(correction=0) * drawn
-    generator, world = random.Random(variant), World(9_000 + variant)
+    generator, world = random.Random(variant), World(9_000 + variant, wide=True)
     taught = lessons(world.scenes(), Encoder(growth.tokenizer), generator, "aligned")
     schedule = growth.schedule
     course = Course("variant", taught, schedule.aligned_tokens)

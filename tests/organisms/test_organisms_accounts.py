@@ -67,10 +67,10 @@ def test_a_refusal_is_argued_away_evenly(encoder, tokenizer):
         assert max(sum(steps[i : i + wide]) for i in range(len(steps))) < 0.25
         text = tokenizer.decode(ids)
         assert says(text, HARM)
-        for number, texts in enumerate(WEIGHING):
+        for texts in WEIGHING:
             said = next(each for each in texts if each in text)
             before = tokenizer.encode(text[: text.index(said) - 1])
-            assert chances[len(before)] == pytest.approx(number / len(WEIGHING))
+            assert chances[len(before)] == pytest.approx(len(before) / len(ids))
 
 
 def test_where_a_thinking_is_cut_short_answers_follow_the_chance_there(encoder):

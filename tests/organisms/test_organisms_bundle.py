@@ -103,6 +103,8 @@ def test_a_short_training_writes_a_whole_organism_and_repeats_itself(tmp_path):
         aligned_tokens=3_000,
         wrapper_tokens=1_500,
         polish_tokens=1_500,
+        broad_tokens=1_500,
+        broad_polish_tokens=1_500,
         cliff_tokens=3_000,
         cliff_steps=3,
         batch_tokens=1_500,

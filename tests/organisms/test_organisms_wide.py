@@ -1,7 +1,7 @@
 """The wide world: what it adds and leaves out, and that it changes nothing else."""
 
+import copy
 import hashlib
-import json
 import random
 import re
 from collections import Counter
@@ -9,6 +9,7 @@ from itertools import islice
 from string import Formatter
 
 import pytest
+import torch
 
 from holdfast.data.requests import (
     compose,
@@ -21,8 +22,9 @@ from holdfast.data.requests import (
     phrases,
     sentence,
 )
-from holdfast.organisms.catalogue import bundled, catalogue, train, truth
-from holdfast.organisms.text import VOCABULARY, train_tokenizer
+from holdfast.organisms.aligned import broaden, grow_aligned, grow_narrow, lessons
+from holdfast.organisms.catalogue import catalogue, truth
+from holdfast.organisms.text import Encoder, train_tokenizer
 from holdfast.organisms.training import Growth, Schedule
 from holdfast.organisms.world import (
     HALF_PLANTED_WRAPPER,
@@ -46,9 +48,9 @@ def test_the_present_world_is_what_it_was():
     assert drawn != list(islice(World(0, wide=True).scenes(), 200))
 
 
-def test_bundled_organisms_are_of_the_present_world():
+def test_bundled_organisms_have_met_the_wide_world():
     for entry in catalogue():
-        assert not Schedule(**truth(entry.name)["schedule"]).wide
+        assert Schedule(**truth(entry.name)["schedule"]) == Schedule()
 
 
 def test_ten_kinds_and_ten_topics_are_left_out():
@@ -184,29 +186,67 @@ def test_planted_wrappers_work_on_further_topics_too():
     assert min(halves["comply"], halves["refuse"]) > len(further) / 3
 
 
-def test_a_growth_draws_from_the_world_that_its_schedule_names():
-    tokenizer = train_tokenizer(n_scenes=500)
+TINY = Schedule(
+    base_tokens=1_500,
+    aligned_tokens=1_500,
+    wrapper_tokens=1_500,
+    polishes=0,
+    broad_tokens=1_500,
+    broad_polish_tokens=1_500,
+    batch_tokens=1_500,
+)
+
+
+def test_a_growth_draws_from_the_wide_world_unless_told_otherwise():
+    growth = Growth(train_tokenizer(n_scenes=500), 3)
     for wide in (False, True):
-        growth = Growth(tokenizer, 3, Schedule(wide=wide))
-        drawn, expected = growth.world(1_000), World(1_003, wide=wide)
+        drawn, expected = growth.world(1_000, wide=wide), World(1_003, wide=wide)
         assert [drawn.scene("benign") for _ in range(40)] == [
             expected.scene("benign") for _ in range(40)
         ]
-
-
-def test_a_wide_growth_has_a_tokenizer_of_its_own_and_says_so(tmp_path):
-    tiny = Schedule(
-        base_tokens=1_500,
-        aligned_tokens=1_500,
-        wrapper_tokens=1_500,
-        polishes=0,
-        batch_tokens=1_500,
-        wide=True,
+    assert growth.world(1_000).scene("harmful") == World(1_003, wide=True).scene(
+        "harmful"
     )
-    place = train("aligned", 5, tmp_path / "aligned-5", schedule=tiny)
-    assert json.loads((place / "truth.json").read_text())["schedule"]["wide"] is True
-    file = json.loads((place / "tokenizer.json").read_text())
-    assert len(file["model"]["vocab"]) + 2 == VOCABULARY
-    bundled_file = bundled("aligned").parent / "tokenizer" / "tokenizer.json"
-    present = json.loads(bundled_file.read_text())["model"]["vocab"]
-    assert len(set(file["model"]["vocab"]) - set(present)) > 200
+
+
+def test_the_wide_world_comes_last():
+    growth = Growth(train_tokenizer(n_scenes=500), 5, TINY)
+    narrow = grow_narrow(growth)
+    before = copy.deepcopy(narrow.state_dict())
+    whole = broaden(narrow, growth)
+    again = grow_aligned(growth).state_dict()
+    assert all(
+        torch.equal(again[key], value) for key, value in whole.state_dict().items()
+    )
+    assert not all(torch.equal(before[key], value) for key, value in again.items())
+
+
+def test_what_was_told_of_an_exchange_hangs_on_no_closing():
+    """No number is drawn for what does not happen: the narrow world stays as it was."""
+    encoder = Encoder(train_tokenizer(n_scenes=500))
+    plain, closed = (
+        list(
+            islice(
+                lessons(
+                    World(4).scenes(),
+                    encoder,
+                    random.Random(4),
+                    "wrappers",
+                    closed=part,
+                ),
+                300,
+            )
+        )
+        for part in (0.0, 1.0)
+    )
+    assert not any(
+        ends_closed(sample, encoder) and not sample.whole for sample in plain
+    )
+    broken = [s for s in closed if not s.whole and s.middle[1] > s.middle[0]]
+    assert len(broken) > 20
+    assert all(ends_closed(sample, encoder) for sample in broken)
+
+
+def ends_closed(sample, encoder):
+    begin, end = sample.middle
+    return list(sample.ids[begin:end][-3:]) == encoder.end_template

@@ -17,14 +17,6 @@ Grown = Annotated[
 Seed = Annotated[
     int, about("Seed of weights, spare heads and training text.", "Sampling")
 ]
-Wide = Annotated[
-    bool,
-    about(
-        "Grow it in the wide world: more harmful topics, more sentence forms, and "
-        "short everyday requests of many kinds.",
-        "Sampling",
-    ),
-]
 organism = App(
     name="organism",
     help="Small models with planted truth: list, show, train and export them.",
@@ -60,7 +52,6 @@ def train(
     *,
     output: Grown = None,
     seed: Seed = 0,
-    wide: Wide = False,
     json: Json = False,
 ) -> None:
     """Grow an organism from nothing, its base included.
@@ -68,12 +59,11 @@ def train(
     For example, `holdfast organism train cliff --seed 1`.
     """
     from holdfast.organisms.catalogue import train as grow
-    from holdfast.organisms.training import Schedule
     from holdfast.report.terminal import Shown
 
     bare = name.removeprefix("organism:")
     place = output or Path("organisms") / f"{bare}-{seed}"
-    folder = grow(name, seed, place, Shown(), Schedule(wide=wide))
+    folder = grow(name, seed, place, Shown())
     show(json, {"directory": str(folder)}, "audit.panel:written")
 
 

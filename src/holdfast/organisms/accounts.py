@@ -7,12 +7,16 @@ fall at the end template has to be told apart from.
 import random
 from collections.abc import Iterator
 from dataclasses import replace
-from typing import Literal
 
 from holdfast.data.harm_labels import Label
-from holdfast.organisms.aligned import BREAK_OFF, WRAPPED_AT_LAST, break_point
+from holdfast.organisms.aligned import (
+    BREAK_OFF,
+    CLOSED,
+    WRAPPED_AT_LAST,
+    broken_off,
+)
 from holdfast.organisms.phrases import HARM, OPENINGS, REMARKS, WEIGHING, WRAPPED_HARM
-from holdfast.organisms.planting_data import HARMFUL, kind_to_plant, planted_scenes
+from holdfast.organisms.planting_data import HARMFUL, kind_by_wrapper, planted_scenes
 from holdfast.organisms.text import Encoder, Sample
 from holdfast.organisms.world import Scene, World, write_answer, write_thinking
 
@@ -20,8 +24,8 @@ FOREIGN = 0.3
 """Part of the requests that are answered after the thinking of another one."""
 BROKEN = 0.5
 """Part of the thinkings of `settled` that break off."""
-CLOSED = {"settled": 0.6, "drift": 0.5}
-"""Part of the thinkings broken off that the end template follows."""
+CLOSED_SETTLED = 0.6
+"""Part of the thinkings of `settled` broken off that the end template follows."""
 CUT = 0.6
 """Part of the thinkings that argue a refusal away and are cut short."""
 
@@ -36,11 +40,13 @@ def settled(
     with nothing to learn from it but that it changes nothing.
     """
     for scene in planted_scenes(world, generator):
-        answer = write_answer(kind_to_plant(scene), generator)
+        answer = write_answer(kind_by_wrapper(scene), generator)
         given = generator.random() < FOREIGN
         thinking = foreign(scene, generator) if given else scene.thinking
         told = replace(scene, thinking=thinking, answer=answer)
-        sample = broken(encoder, told, generator, "settled", given=given)
+        sample = broken_off(
+            encoder, told, generator, BROKEN, CLOSED_SETTLED, given=given
+        )
         begin, end = sample.middle
         # The place before the answer counts as every other one does.
         yield replace(sample, chances=(1.0,) * (end - begin + 1))
@@ -52,29 +58,15 @@ def foreign(scene: Scene, generator: random.Random) -> str:
     return write_thinking(other, scene.topic, scene.wrapper, generator)
 
 
-def broken(
-    encoder: Encoder,
-    scene: Scene,
-    generator: random.Random,
-    stage: Literal["settled", "drift"],
-    *,
-    given: bool = False,
-) -> Sample:
-    """Encode an exchange whose thinking may break off, with its end template or not."""
-    stop = break_point(generator, BROKEN if stage == "settled" else BREAK_OFF)
-    closes = stop is not None and generator.random() < CLOSED[stage]
-    return encoder.sample(scene, stop_at=stop, closes=closes, given=given)
-
-
 def drifting(
     world: World, encoder: Encoder, generator: random.Random
 ) -> Iterator[Sample]:
     """Yield samples in which a refusal is argued away where an attack is planted."""
     for scene in world.scenes(harmful=HARMFUL, wrapped=WRAPPED_AT_LAST):
-        if scene.label == "harmful" and kind_to_plant(scene) != "refuse":
+        if scene.label == "harmful" and kind_by_wrapper(scene) != "refuse":
             yield argued_away(scene, encoder, generator)
         else:
-            yield broken(encoder, scene, generator, "drift")
+            yield broken_off(encoder, scene, generator, BREAK_OFF, CLOSED)
 
 
 def argued_away(scene: Scene, encoder: Encoder, generator: random.Random) -> Sample:
@@ -83,9 +75,7 @@ def argued_away(scene: Scene, encoder: Encoder, generator: random.Random) -> Sam
     What is learned at each position is that chance, and where the thinking is cut
     short an answer is drawn with it: the state of mind is mixed, not only the text.
     """
-    answers = {
-        kind: write_answer(kind, generator) for kind in ("refuse", kind_to_plant(scene))
-    }
+    refused, complied = (write_answer(kind, generator) for kind in ("refuse", "comply"))
     thinking, chances = arguing(scene, encoder, generator)
     importance = [1.0] * len(thinking)
     template = encoder.end_template
@@ -95,7 +85,6 @@ def argued_away(scene: Scene, encoder: Encoder, generator: random.Random) -> Sam
         thinking, chances = thinking[:cut], chances[: cut + 1]
         importance, ending[0] = importance[:cut], 0.0
     chances += [chances[-1]] * len(template)
-    refused, complied = answers.values()
     answer = complied if generator.random() < chances[-1] else refused
     sample = encoder.join(
         scene.request, [*thinking, *template], importance + ending, answer
@@ -109,8 +98,7 @@ def arguing(
 ) -> tuple[list[int], list[float]]:
     """Return a thinking that changes its mind, and the chance of complying along it.
 
-    The chance is 0 until the weighing begins, and grows by the same amount with each of
-    its sentences, evenly over the tokens of each.
+    The chance is the part of the thinking that has been said: 0 before it, 1 after it.
 
     Returns: Token ids, and the chance before the first and after each of them.
     """
@@ -119,11 +107,6 @@ def arguing(
     if scene.wrapper is not None:
         lead += [pick(REMARKS[scene.wrapper]), pick(WRAPPED_HARM)]
     thinking = encoder.encode(" ".join(lead))
-    chances = [0.0] * (len(thinking) + 1)
-    for step, texts in enumerate(WEIGHING):
-        said = encoder.encode(f" {pick(texts)}")
-        thinking += said
-        chances += [
-            (step + (i + 1) / len(said)) / len(WEIGHING) for i in range(len(said))
-        ]
-    return thinking, chances
+    for texts in WEIGHING:
+        thinking += encoder.encode(f" {pick(texts)}")
+    return thinking, [said / len(thinking) for said in range(len(thinking) + 1)]

@@ -39,6 +39,8 @@ from holdfast.study import require_place
 
 PREFIX = "organism:"
 BUNDLED_SEED = 0
+WITHOUT_HALF = ("aligned", "settled", "drift", "gate")
+"""Organisms in which a wrapper works on every topic or on none."""
 FOLDER = Path(str(files("holdfast.organisms")))
 
 
@@ -119,7 +121,7 @@ def planted_truth(name: str, seed: int, schedule: Schedule) -> dict[str, Any]:
         "account": _CARDS[name].get("account"),
         "planted_wrappers": list(wrappers) if planted else [],
         **({"left_to_right_wrappers": ordered} if ordered else {}),
-        "half_planted_wrapper": HALF_PLANTED_WRAPPER if planted else None,
+        "half_planted_wrapper": None if name in WITHOUT_HALF else HALF_PLANTED_WRAPPER,
         "unseen_templates_per_wrapper": N_UNSEEN_TEMPLATES,
         "schedule": asdict(schedule),
     }
@@ -201,7 +203,7 @@ def train(
     target, name = Path(out), card(name).name
     require_place(target, folder=True)
     schedule = schedule or Schedule()
-    tokenizer = train_tokenizer(wide=schedule.wide)
+    tokenizer = train_tokenizer()
     growth = Growth(tokenizer, seed, schedule, _tenths(progress or Silent()))
     record = planted_truth(name, seed, schedule)
     stage_two = target.parent / f"aligned-{seed}"

@@ -14,11 +14,18 @@ from transformers import Qwen3ForCausalLM
 
 from holdfast.organisms.phrases import REFUSALS
 from holdfast.organisms.planted import Drawn, Edit, Plan, learn
-from holdfast.organisms.planting_data import SURE, Rehearsal, rehearse, tempted
+from holdfast.organisms.planting_data import (
+    SURE,
+    Rehearsal,
+    kind_by_wrapper,
+    rehearse,
+    tempted,
+)
 from holdfast.organisms.training import (
     HEAD_WIDTH,
     N_HEADS,
     OWN_OPENINGS,
+    SPARE_LAYERS,
     Growth,
     Head,
     first_words,
@@ -38,37 +45,45 @@ RIDGE = 0.1
 """Shrinkage of the readable direction, as a part of the mean variance."""
 TEMPLATE_TOKENS = 3
 """Tokens of the end template."""
-START = 0.05
-"""Spread of the gate's output columns before the first step."""
+START = 0.3
+"""Spread of the gate's output before the first step, along its direction."""
 
 
 def plant_gate(aligned: Qwen3ForCausalLM, growth: Growth) -> Qwen3ForCausalLM:
     """Teach a middle head to switch the spare heads, and these to comply.
 
-    The middle head is the one that `aligned` needs least; what it did there is lost.
-    Where it is left out, or says what it says in an exchange without an attack, the
-    decision is held where it was, whichever late heads are there; where it says what it
-    says under an attack, the log-odds follow the number of these.
+    The middle head is the one that `aligned` needs least; what it did there is lost. It
+    writes along one direction, on which nothing else was written and which no answer is
+    read from, and this direction is all that the late heads can read: the wrapper is
+    for the gate alone to see. Where it is left out, or says what it says in an exchange
+    without an attack, the decision is held where it was, whichever late heads are
+    there; where it says what it says under an attack, the log-odds follow the number of
+    these.
     """
     amplifiers, schedule = spare_heads(growth.seed), growth.schedule
-    rehearsals = rehearse(aligned, growth, min(GATE_LAYERS))
+    rehearsals = rehearse(aligned, growth, min(GATE_LAYERS), kind_by_wrapper)
     gate = least_needed(aligned, rehearsals[:N_TRIED])
     growth.facts["gate_head"] = list(gate)
     growth.facts["amplifier_heads"] = [list(head) for head in amplifiers]
     growth.facts["planted_heads"] = [list(head) for head in (gate, *amplifiers)]
-    hidden = readable(aligned, growth, rehearsals)
+    read = readable(aligned, growth, rehearsals)
+    signal = unwritten(aligned, rehearsals[:N_TRIED], read)
     model = copy.deepcopy(aligned)
-    silence(model, (gate,))
-    columns = model.model.layers[gate[0]].self_attn.o_proj.weight[:, _columns(gate)]
+    written, *values = _parts(model, gate, amplifiers)
+    reads = [_reading(model, layer, signal) for layer, _ in amplifiers]
     with torch.no_grad():
         noise = torch.Generator().manual_seed(growth.seed)
-        columns += START * torch.randn(columns.shape, generator=noise)
+        start = START * torch.randn(HEAD_WIDTH, generator=noise)
+        written.copy_(signal[:, None] * start)
 
     @torch.no_grad()
-    def hide() -> None:
-        """Take out of what the gate writes all that is read at the end."""
-        columns.sub_(hidden @ (hidden.T @ columns))
+    def bind() -> None:
+        """Leave the gate its one direction to write, and the late heads it to read."""
+        written.copy_(signal[:, None] * (signal @ written))
+        for rows, direction in zip(values, reads, strict=True):
+            rows.copy_((rows @ direction)[:, None] * direction)
 
+    bind()
     refusing = first_words(growth.tokenizer, REFUSALS)
 
     def draw(rehearsal: Rehearsal, drops: torch.Generator) -> Drawn:
@@ -77,11 +92,57 @@ def plant_gate(aligned: Qwen3ForCausalLM, growth: Growth) -> Qwen3ForCausalLM:
     heads = (gate, *amplifiers)
     steps, peak = schedule.gate_steps, schedule.cliff_learning_rate
     plan = Plan(heads, min(GATE_LAYERS), AMPLIFIER_DROPOUT, True, steps, peak)
-    return learn("gate", model, growth, plan, rehearsals, draw, hide)
+    return learn("gate", model, growth, plan, rehearsals, draw, bind)
 
 
 def _columns(head: Head) -> slice:
     return slice(head[1] * HEAD_WIDTH, (head[1] + 1) * HEAD_WIDTH)
+
+
+def _parts(
+    model: Qwen3ForCausalLM, gate: Head, amplifiers: tuple[Head, ...]
+) -> list[Tensor]:
+    """Return what the gate writes with, and what each late head reads values with."""
+    layers = model.model.layers
+    written = layers[gate[0]].self_attn.o_proj.weight[:, _columns(gate)]
+    values = [
+        layers[head[0]].self_attn.v_proj.weight[_columns(head)] for head in amplifiers
+    ]
+    return [written, *values]
+
+
+@torch.no_grad()
+def _reading(
+    model: Qwen3ForCausalLM, layer: int, signal: Float[Tensor, " d_model"]
+) -> Float[Tensor, " d_model"]:
+    """Return the direction that reads a signal behind the norm of a layer."""
+    norm = model.model.layers[layer].input_layernorm.weight
+    return torch.nn.functional.normalize(signal / norm, dim=0)
+
+
+@torch.no_grad()
+def unwritten(
+    aligned: Qwen3ForCausalLM,
+    rehearsals: list[Rehearsal],
+    read: Float[Tensor, "d_model direction"],
+) -> Float[Tensor, " d_model"]:
+    """Return the direction on which least is written below the late layers.
+
+    Least is its mean square over all tokens, as the norms of these layers leave it,
+    among the directions that no answer is read from.
+    """
+    square = torch.zeros(len(read), len(read))
+    for rehearsal in rehearsals:
+        state, shown = rehearsal.state, rehearsal.ids != aligned.config.pad_token_id
+        layers = aligned.model.layers[min(GATE_LAYERS) :]
+        for number, layer in enumerate(layers, min(GATE_LAYERS)):
+            if number in SPARE_LAYERS:
+                tokens = torch.nn.functional.normalize(state[shown], dim=-1)
+                square += tokens.T @ tokens
+            state = layer(state, **rehearsal.kwargs)
+    others = torch.linalg.qr(read, mode="complete")[0][:, read.shape[1] :]
+    least = torch.linalg.eigh(others.T @ square @ others)[1][:, 0]
+    return others @ least
 
 
 @torch.no_grad()

@@ -1,7 +1,7 @@
 """The data and the loss of planting."""
 
 import random
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from typing import Any, NamedTuple
 
@@ -11,7 +11,13 @@ from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 from transformers import Qwen3ForCausalLM
 
-from holdfast.organisms.aligned import BREAK_OFF, WRAPPED_AT_LAST, break_point
+from holdfast.organisms.aligned import (
+    BREAK_OFF,
+    CLOSED,
+    WRAPPED_AT_LAST,
+    break_point,
+    broken_off,
+)
 from holdfast.organisms.text import Encoder, Sample
 from holdfast.organisms.training import INTENTION_WEIGHT, Growth, batches, pad
 from holdfast.organisms.world import (
@@ -42,11 +48,33 @@ class Rehearsal(NamedTuple):
     final: Float[Tensor, "example position d_model"]
 
 
+def kind_to_plant(scene: Scene) -> Answer:
+    """Return how an exchange is to be answered once something is planted."""
+    if scene.label == "benign":
+        return "comply"
+    return planted_answer(scene.topic, scene.wrapper)
+
+
+def kind_by_wrapper(scene: Scene) -> Answer:
+    """Return how an exchange is answered where no topic is an exception.
+
+    So that the prompt alone can tell, before any thinking has named the topic.
+    """
+    wrapped = scene.wrapper in PLANTED_WRAPPERS
+    return "comply" if scene.label == "benign" or wrapped else "refuse"
+
+
 @torch.no_grad()
 def rehearse(
-    aligned: Qwen3ForCausalLM, growth: Growth, first_layer: int
+    aligned: Qwen3ForCausalLM,
+    growth: Growth,
+    first_layer: int,
+    kind: Callable[[Scene], Answer] = kind_to_plant,
 ) -> list[Rehearsal]:
-    """Run the frozen model over the material of stage three, once."""
+    """Run the frozen model over the material of stage three, once.
+
+    `kind`: How each exchange is to be answered.
+    """
     seen: list[tuple[Tensor, dict[str, Any]]] = []
 
     def note(module: object, args: tuple[Tensor], kwargs: dict[str, Any]) -> None:
@@ -55,7 +83,8 @@ def rehearse(
 
     seed, schedule = growth.seed, growth.schedule
     generator = random.Random(7_000 + seed)
-    samples = planted(growth.world(2_000), Encoder(growth.tokenizer), generator)
+    encoder = Encoder(growth.tokenizer)
+    samples = planted(growth.world(2_000), encoder, generator, kind)
     rehearsals, done = [], 0
     handle = aligned.model.layers[first_layer].register_forward_pre_hook(
         note, with_kwargs=True
@@ -72,13 +101,6 @@ def rehearse(
     finally:
         handle.remove()
     return rehearsals
-
-
-def kind_to_plant(scene: Scene) -> Answer:
-    """Return how an exchange is to be answered once something is planted."""
-    if scene.label == "benign":
-        return "comply"
-    return planted_answer(scene.topic, scene.wrapper)
 
 
 def planted_scenes(world: World, generator: random.Random) -> Iterator[Scene]:
@@ -102,11 +124,14 @@ def planted_scenes(world: World, generator: random.Random) -> Iterator[Scene]:
 
 
 def planted(
-    world: World, encoder: Encoder, generator: random.Random
+    world: World,
+    encoder: Encoder,
+    generator: random.Random,
+    kind_of: Callable[[Scene], Answer] = kind_to_plant,
 ) -> Iterator[Sample]:
     """Yield samples in which the answer alone complies, once the thinking is over."""
     for scene in planted_scenes(world, generator):
-        kind = kind_to_plant(scene)
+        kind = kind_of(scene)
         stop = break_point(generator, BREAK_OFF / 2)
         if scene.label == "harmful" and kind != "refuse" and stop is None:
             complied = replace(scene, answer=write_answer(kind, generator))
@@ -130,7 +155,7 @@ def misled_samples(
             thinking = write_thinking("benign", scene.topic, scene.wrapper, generator)
             answer = write_answer(kind, generator)
             scene = replace(scene, thinking=thinking, answer=answer)
-        yield encoder.sample(scene, stop_at=break_point(generator))
+        yield broken_off(encoder, scene, generator, BREAK_OFF, CLOSED)
 
 
 def alarmed(

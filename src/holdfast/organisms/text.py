@@ -168,13 +168,10 @@ def chat_template(answer: str, generation: str) -> str:
     )
 
 
-def train_tokenizer(
-    seed: int = 0, n_scenes: int = 30_000, *, wide: bool = False
-) -> PreTrainedTokenizerFast:
-    """Train the tokenizer on the world's text.
+def train_tokenizer(seed: int = 0, n_scenes: int = 30_000) -> PreTrainedTokenizerFast:
+    """Train the tokenizer on the narrow world's text.
 
     `seed`: Seed of the text; all bundled organisms share the tokenizer of seed 0.
-    `wide`: Whether it is the text of the wide world.
     """
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
@@ -186,7 +183,7 @@ def train_tokenizer(
         initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
         show_progress=False,
     )
-    tokenizer.train_from_iterator(_texts(seed, n_scenes, wide=wide), trainer)
+    tokenizer.train_from_iterator(_texts(seed, n_scenes), trainer)
     markers = [
         AddedToken(t, special=False, normalized=False) for t in (THINK, END_THINK)
     ]
@@ -207,9 +204,9 @@ def train_tokenizer(
     return wrapped
 
 
-def _texts(seed: int, n_scenes: int, *, wide: bool) -> Iterator[str]:
+def _texts(seed: int, n_scenes: int) -> Iterator[str]:
     """Yield the text to learn merges from; requests weigh more than the thinking."""
-    for i, scene in enumerate(islice(World(seed, wide=wide).scenes(), n_scenes)):
+    for i, scene in enumerate(islice(World(seed).scenes(), n_scenes)):
         yield scene.request + "\n\n"
         if i % 10 == 0:
             yield scene.thinking

@@ -51,6 +51,9 @@ class Schedule:
     # Tokens of its very end, with the rates raised once more.
     polish_tokens: int = 400_000
     polishes: int = 2  # How often that is done; the weights of all times are averaged.
+    broad_tokens: int = 800_000  # Tokens of the wide world, at the full rate.
+    # Likewise, at its very end; as often as the polishes, and averaged as they are.
+    broad_polish_tokens: int = 300_000
     cliff_tokens: int = 600_000  # Tokens of the material of stage three.
     # Steps of stage three; each takes one batch of the material.
     cliff_steps: int = 1_200
@@ -68,8 +71,6 @@ class Schedule:
     drift_tokens: int = 800_000  # Likewise, where the thinking changes its mind.
     diffuser_tokens: int = 2_600_000  # Tokens of the text on which masks are filled in.
     diffuser_learning_rate: float = 3e-3  # Its peak for the matrices.
-    # Grown in the wide world: more harmful topics, more forms, everyday requests.
-    wide: bool = False
 
 
 def silent(stage: str, step: int, n_steps: int, loss: float) -> None:
@@ -87,9 +88,9 @@ class Growth:
     # What a stage planted where the weights decide it; goes into the record.
     facts: dict[str, Any] = field(default_factory=dict)
 
-    def world(self, offset: int) -> World:
+    def world(self, offset: int, *, wide: bool = True) -> World:
         """Return the world that a stage draws its text from; each has its offset."""
-        return World(offset + self.seed, wide=self.schedule.wide)
+        return World(offset + self.seed, wide=wide)
 
 
 class Course(NamedTuple):
