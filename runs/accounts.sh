@@ -18,7 +18,7 @@ records=docs/records/accounts
 mkdir -p "$folder" "$records"
 
 # Enough rows for an interval of a tenth to either side, and controls beside them.
-rows=(--complied-rows 120 --refused-rows 40 --benign-rows 40)
+rows=(--complied-rows 80 --refused-rows 30 --benign-rows 30)
 
 for seed in ${*:-0 3 4 5}; do
   for name in cliff early settled drift gate decoy; do

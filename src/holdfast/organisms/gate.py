@@ -117,7 +117,8 @@ def _reading(
 ) -> Float[Tensor, " d_model"]:
     """Return the direction that reads a signal behind the norm of a layer."""
     norm = model.model.layers[layer].input_layernorm.weight
-    return torch.nn.functional.normalize(signal / norm, dim=0)
+    reading: Tensor = signal / norm
+    return reading / reading.norm()
 
 
 @torch.no_grad()

@@ -90,7 +90,7 @@ LESSONS = {
     "early": _Lesson(11_000, misled_samples, "early_tokens"),
     "alarmed": _Lesson(13_000, alarmed, "alarmed_tokens"),
     "settled": _Lesson(17_000, settled, "settled_tokens", 2.0),
-    "drift": _Lesson(19_000, drifting, "drift_tokens"),
+    "drift": _Lesson(19_000, drifting, "drift_tokens", 1.5),
 }
 
 
