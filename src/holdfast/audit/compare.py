@@ -189,8 +189,10 @@ def _resolved(report: Report) -> dict[str, Any]:
 
 
 def _rows(a: Report, b: Report) -> list[dict[str, Any]]:
-    sides = [[*entries(report), *_accounts(report, (a, b))] for report in (a, b)]
-    left, right = ({entry[:2]: entry for entry in side} for side in sides)
+    left, right = (
+        {e[:2]: e for e in (*entries(report), *_accounts(report, (a, b)))}
+        for report in (a, b)
+    )
     known = left | right
     order = list(dict.fromkeys(section for section, _ in [*left, *right]))
     rows = []

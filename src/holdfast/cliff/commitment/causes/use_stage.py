@@ -181,5 +181,4 @@ def _margins(
     sequences = [item.token_ids for item in items]
     states = last_states(adapter, sequences, ["final_norm"], batch_size, edit)
     with torch.inference_mode():
-        parts = [reading(part) for part in states["final_norm"].split(batch_size)]
-    return torch.cat(parts).tolist()
+        return reading(states["final_norm"]).tolist()
