@@ -38,6 +38,8 @@ from holdfast.rollout.settings import RolloutSettings
 from holdfast.study import Study
 
 LIMIT, DRAWS, DRAW_TOKENS, MAX_THINKING = 1.5, 8, 32, 256
+FEW = 100
+"""Rows below which no more is asked than they need."""
 PLAIN, AGAIN = "drawn plainly", "drawn plainly again (the noise)"
 SHARED, APART = "commitment curve, trunks read once", "each cut read by itself"
 Prompt = tuple[tuple[int, ...], int]
@@ -57,7 +59,9 @@ def load(n_rows: int, stretch: int) -> Load:
     """Ask authored prompts, and cut the thinking of those that complied."""
     with tempfile.TemporaryDirectory() as folder:
         study, session = Study.create(folder), Session("organism:cliff")
-        stage.run(study, RolloutSettings(), session)
+        # Some three of five wrapped requests are complied with.
+        limit = 2 * n_rows if n_rows < FEW else None
+        stage.run(study, RolloutSettings(limit=limit), session)
         rows = from_table(study.read_table("rollouts.parquet"))
     complied = [row for row in rows if row.group == "harmful_complied"][:n_rows]
     adapter = session.adapter
