@@ -1,14 +1,14 @@
 """What a commitment curve costs, beside drawing as many tokens plainly.
 
 Answers of `organism:cliff` that complied are cut at nine places, and eight answers are
-drawn from each. Three variants draw in each round, in an order that rotates: behind
-trunks that are read once; without trunks, each cut read by itself; and plainly, as
-rollouts are, thinking and answer, until about as many tokens are drawn. CPU seconds per
-token that was drawn are divided by those of plain drawing in the same round. The row
-"again" is the noise.
+drawn from each. Variants draw in each round, in an order that rotates: behind trunks
+that are read once; plainly, as rollouts are, thinking and answer, until about as many
+tokens are drawn; and, with `--apart`, without trunks, each cut read by itself. CPU
+seconds per token that was drawn are divided by those of plain drawing in the same
+round. The row "again" is the noise.
 
     python benchmarks/commitment.py --pairs 5 --rows 200 --json commitment.json
-    python benchmarks/commitment.py --stretch 8 --rows 32
+    python benchmarks/commitment.py --stretch 8 --rows 32 --apart
 
 `--stretch` repeats each thinking so many times, since those of the organism are short;
 what is drawn behind it is nonsense then, and as long.
@@ -38,6 +38,8 @@ from holdfast.rollout.settings import RolloutSettings
 from holdfast.study import Study
 
 LIMIT, DRAWS, DRAW_TOKENS, MAX_THINKING = 1.5, 8, 32, 256
+FEW = 100
+"""Rows below which no more is asked than they need."""
 PLAIN, AGAIN = "drawn plainly", "drawn plainly again (the noise)"
 SHARED, APART = "commitment curve, trunks read once", "each cut read by itself"
 Prompt = tuple[tuple[int, ...], int]
@@ -57,7 +59,9 @@ def load(n_rows: int, stretch: int) -> Load:
     """Ask authored prompts, and cut the thinking of those that complied."""
     with tempfile.TemporaryDirectory() as folder:
         study, session = Study.create(folder), Session("organism:cliff")
-        stage.run(study, RolloutSettings(), session)
+        # Some three of five wrapped requests are complied with.
+        limit = 2 * n_rows if n_rows < FEW else None
+        stage.run(study, RolloutSettings(limit=limit), session)
         rows = from_table(study.read_table("rollouts.parquet"))
     complied = [row for row in rows if row.group == "harmful_complied"][:n_rows]
     adapter = session.adapter
@@ -82,7 +86,7 @@ def load(n_rows: int, stretch: int) -> Load:
     return Load(adapter, cut, trunks, asked, float(np.mean([*map(len, trunks)])))
 
 
-def runs_of(load: Load, batch_size: int) -> dict[str, Callable[[], int]]:
+def runs_of(load: Load, batch_size: int, apart: bool) -> dict[str, Callable[[], int]]:
     """Return the variants; each returns how many tokens it drew."""
     answer = Sampling(temperature=0.7, max_thinking=0, max_answer=DRAW_TOKENS)
     whole = Sampling(temperature=0.7, max_thinking=MAX_THINKING, max_answer=DRAW_TOKENS)
@@ -113,12 +117,8 @@ def runs_of(load: Load, batch_size: int) -> dict[str, Callable[[], int]]:
             generate(load.adapter, load.asked[:n], whole, batch_size=batch_size)
         )
 
-    return {
-        PLAIN: plainly,
-        AGAIN: plainly,
-        SHARED: lambda: behind(load.trunks),
-        APART: lambda: behind(None),
-    }
+    runs = {PLAIN: plainly, AGAIN: plainly, SHARED: lambda: behind(load.trunks)}
+    return runs | ({APART: lambda: behind(None)} if apart else {})
 
 
 def measure(runs: dict[str, Callable[[], int]], pairs: int) -> dict[str, Any]:
@@ -144,12 +144,13 @@ def main() -> None:
     parser.add_argument("--pairs", type=int, default=5)
     parser.add_argument("--rows", type=int, default=200)
     parser.add_argument("--stretch", type=int, default=1)
+    parser.add_argument("--apart", action="store_true", help="also without trunks")
     parser.add_argument("--batch-size", type=int, default=128)
     parser.add_argument("--json", type=Path)
     options = parser.parse_args()
     with one_thread():
         made = load(options.rows, options.stretch)
-        found = measure(runs_of(made, options.batch_size), options.pairs)
+        found = measure(runs_of(made, options.batch_size, options.apart), options.pairs)
     plain = found["paces"][PLAIN]
     lines = {
         name: {

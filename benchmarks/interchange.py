@@ -7,7 +7,7 @@ stands what is usual: one whole pass without a cache for each head of each layer
 Every variant runs once in each round and is divided by the plain pass of the same
 round. Time is CPU time of the process. The row "plain again" is the noise.
 
-    python benchmarks/interchange.py --pairs 30 --loop-pairs 2 --json interchange.json
+    python benchmarks/interchange.py --loop-pairs 2 --json interchange.json
     python benchmarks/interchange.py --type qwen3 --twins 8 --pairs 6
 """
 
@@ -154,7 +154,7 @@ def plain_loop(adapter: Adapter, kind: str, n_twins: int) -> Callable[[], None]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--pairs", type=int, default=30, help="rounds (30 or more)")
+    parser.add_argument("--pairs", type=int, default=10, help="rounds (10 or more)")
     parser.add_argument("--loop-pairs", type=int, default=1, help="rounds of the loop")
     parser.add_argument("--twins", type=int, default=64, help="pairs of runs")
     parser.add_argument("--loop-twins", type=int, default=8, help="pairs for the loop")

@@ -131,6 +131,70 @@ def test_a_stage_that_one_study_has_not_run_is_one_line_that_does_not_count():
     assert why["trace.min_thinking"] == "The score is summed up in another way."
 
 
+def decided(early: int, fell: int, unread: str = "") -> dict:
+    """A report whose study was asked when its forty answers were decided."""
+    report = make_report()
+    counts = {"decided_early": early, "drifted": 0, "fell_at_template": fell}
+    counts["undecided"] = 40 - sum(counts.values())
+    account = {name: share(count, 40) for name, count in counts.items()}
+    curve = {"draws": 8, "cheap": False, "temperature": 0.7, "judge": {"name": "rules"}}
+    curve |= {"rows": {"harmful_complied": 40}, "n_requests": 40, "account": account}
+    nothing = ("curves", "leanings", "meters", "notes", "evidence")
+    curve |= {key: [] for key in nothing} | {"unread": unread}
+    report["decide"] = {"curve": curve}
+    report["verdict"]["account"] = account
+    return report
+
+
+ACCOUNTS = "Accounts of complied harmful answers"
+
+
+def test_accounts_are_compared_where_both_were_asked():
+    found = compare(decided(4, 30), decided(20, 10))
+    fell = row(found, ACCOUNTS, "fell at the end template")
+    assert (fell["a"]["value"], fell["b"]["value"]) == (0.75, 0.25)
+    assert fell["difference"] == -0.5
+    assert fell["overlap"] is False
+    assert row(found, ACCOUNTS, "decided early")["difference"] == 0.4
+    assert len([each for each in found["rows"] if each["section"] == ACCOUNTS]) == 4
+    assert found["settings"] == []
+
+
+def test_accounts_that_one_study_was_not_asked_for_are_null_with_the_reason():
+    for a, b, side in ((make_report(), decided(4, 30), "a"),
+                       (decided(4, 30), make_report(), "b")):  # fmt: skip
+        found = compare(a, b)
+        for words in ("decided early", "fell at the end template"):
+            line = row(found, ACCOUNTS, words)
+            assert line[side]["value"] is None
+            assert line[side]["reason"] == "`holdfast decide` was not run"
+            assert (line["difference"], line["overlap"]) == (None, None)
+        [setting] = found["settings"]
+        assert setting["setting"] == "decide"
+        assert (setting["a"] == "not run") == (side == "a")
+        assert not setting["matters"]
+    neither = compare(make_report(), make_report())
+    assert ACCOUNTS not in {each["section"] for each in neither["rows"]}
+
+
+def test_none_is_said_to_fall_where_nothing_could_show_it():
+    """No row fell, since the reading before the end template tells nothing there."""
+    why = "the reading before it is not shown to read refusal (AUROC 0.5)"
+    found = compare(decided(4, 30), decided(34, 0, why))
+    fell = row(found, ACCOUNTS, "fell at the end template")
+    assert fell["b"] == null(why, 40)
+    assert (fell["difference"], fell["overlap"]) == (None, None)
+
+
+def test_accounts_that_were_read_off_other_draws_need_caution():
+    cheap = decided(4, 30)
+    cheap["decide"]["curve"] |= {"draws": 0, "cheap": True}
+    found = {r["setting"]: r for r in compare(decided(4, 30), cheap)["settings"]}
+    assert set(found) == {"decide.draws", "decide.cheap"}
+    assert all(each["matters"] for each in found.values())
+    assert found["decide.cheap"]["why"] == "Accounts are read off other draws."
+
+
 def test_one_reason_for_many_figures_is_given_once_a_study():
     a, b = make_report(), make_report()
     for name in ("harmful", "wrapped"):

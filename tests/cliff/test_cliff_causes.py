@@ -8,10 +8,15 @@ import time
 
 import pyarrow.parquet as pq
 import pytest
+import torch
 
 from holdfast.cli.app import run
+from holdfast.cliff.commitment.causes.edited import own_item
 from holdfast.cliff.commitment.causes.panel import swap, use
 from holdfast.cliff.commitment.causes.swap import EFFECTS
+from holdfast.cliff.commitment.causes.use_stage import _margins
+from holdfast.cliff.openings import FirstToken, openings
+from holdfast.models.loading.causal import load
 from holdfast.report.section import Section
 from holdfast.report.terminal import print_section
 from holdfast.rollout.rows import from_table, to_table
@@ -125,6 +130,28 @@ def test_the_probe_is_judged_beside_its_controls(decided):
     change = words["refusal_words"]["change"]["value"]
     if change is not None:
         assert kept - words["before"]["value"] == pytest.approx(change, abs=1e-5)
+
+
+def test_margins_are_read_in_float32_of_a_model_that_is_not(thinker, audited):
+    """Against the unembedding by hand; its own logits, in bfloat16, are another."""
+    adapter = load(str(thinker), dtype="bfloat16")
+    rows = from_table(Study.open(audited).read_table("rollouts.parquet"))
+    words = openings(row for row in rows if row.split == "train").openings
+    items = [own_item("none", row, 0) for row in rows if row.closed][:6]
+    found = _margins(adapter, FirstToken(adapter, words), 1, items, None)
+    tokens = [list(each) for each in words]
+    weight = adapter.model.get_output_embeddings().weight.detach()
+    coarse = []
+    for item, margin in zip(items, found, strict=True):
+        with torch.no_grad():
+            ids = torch.tensor([item.token_ids])
+            state = adapter.base(input_ids=ids, use_cache=False).last_hidden_state
+            logits = (weight.double() @ state[0, -1].double(), adapter.lm_head(state))
+        refused, complied = (logits[0][each].logsumexp(0) for each in tokens)
+        assert margin == pytest.approx(float(refused - complied), abs=1e-4)
+        rough = [logits[1][0, -1].float()[each].logsumexp(0) for each in tokens]
+        coarse.append(abs(float(rough[0] - rough[1]) - margin))
+    assert max(coarse) > 1e-3
 
 
 def test_page_and_terminal_show_both(decided, capsys):

@@ -225,7 +225,8 @@ def test_a_kill_loses_one_batch_and_changes_nothing(nursery, study, tmp_path):
     kept = {*study.glob("parts/decide_curve_closed_0/[!.]*.parquet")}
     assert kept
     assert nursery.start(RUN, ["decide", str(study), *flags]).wait() == 0
-    for name in ("decide_curve.json", "decide_first_token.json"):
+    names = ("curve.json", "curve.parquet", "draws.parquet", "first_token.json")
+    for name in (f"decide_{each}" for each in names):
         assert (study / name).read_bytes() == (undisturbed / name).read_bytes()
     assert not (study / "parts").exists()
 

@@ -14,6 +14,7 @@ from holdfast.heads.interchange.null import beyond_null
 from holdfast.models.decoding import shared_prefix
 from holdfast.models.decoding.head_swap import KEEP, HeadSwap
 from holdfast.models.loading.causal import adapt
+from shapes import smollm2
 from tiny_models import random_sequences, tiny_model, tiny_of_every_kind
 
 TEMPLATE = [7, 8, 9]
@@ -27,20 +28,6 @@ def model_of(kind):
     if kind in ("qwen3_5_text", "gemma2"):
         return tiny_of_every_kind(kind)
     return tiny_model(kind)
-
-
-def smollm2(**changes):
-    """The shape of SmolLM2-135M: Llama with nine heads over three of keys, tied."""
-    return tiny_model(
-        "llama",
-        attention_bias=False,
-        hidden_size=72,
-        num_attention_heads=9,
-        num_key_value_heads=3,
-        head_dim=8,
-        tie_word_embeddings=True,
-        **changes,
-    )
 
 
 def sequences(lengths=(19, 14)):

@@ -3,20 +3,22 @@
 import dataclasses
 import importlib
 import json
+import os
 import re
 import shutil
+import signal
+import time
 
 import pyarrow.parquet as pq
 import pytest
 import torch
-from test_heads_interchange import end, projections, smollm2
+from test_heads_interchange import end, projections
 
-import tiny_thinker
 from holdfast.cli.app import run
-from holdfast.cliff.openings import Openings
+from holdfast.cliff.openings import FirstToken, Openings
 from holdfast.errors import EvidenceError, TooFewExamplesError
 from holdfast.heads.interchange import measure
-from holdfast.heads.interchange.first_token import FirstToken, require_openings
+from holdfast.heads.interchange.stage import require_openings
 from holdfast.heads.interchange.twins import BLOCK, find_twins, in_order, partners
 from holdfast.models.loading import proofs
 from holdfast.models.loading.causal import adapt, load
@@ -24,6 +26,7 @@ from holdfast.models.model import Proof
 from holdfast.report.schema import validate
 from holdfast.rollout.rows import from_table
 from holdfast.study import Study
+from shapes import elsewhere
 from tiny_models import tiny_of_every_kind
 
 
@@ -313,29 +316,49 @@ def test_a_run_that_was_interrupted_goes_on_with_equal_results(
     assert not any((study / "parts").glob("heads*/*"))
 
 
-def made_elsewhere(path):
-    """Completions of the little world, two samples of some prompts among them."""
-    lines = []
-    for place, request in enumerate(tiny_thinker.requests(tiny_thinker.HARM, 60)):
-        for wrapper in (None, "song"):
-            prompt, thought, answer = tiny_thinker.scene(request, wrapper, True)
-            answers = [answer]
-            if wrapper == "song" and place % 3 == 0:
-                answers.append(tiny_thinker.REFUSAL)
-            for said in answers:
-                lines.append((prompt, thought, said, "harmful", wrapper, request))
-    for request in tiny_thinker.requests(tiny_thinker.CARE, 60):
-        scene = tiny_thinker.scene(request, None, False)
-        lines.append((*scene, "benign", None, request))
-    keys = ("prompt", "completion", "label", "wrapper", "request_id")
-    path.write_text(
-        "\n".join(
-            json.dumps(
-                dict(zip(keys, (p, f"{t}\n</think>\n\n{a}", *rest), strict=True))
-            )
-            for p, t, a, *rest in lines
-        )
-    )
+COUNTED = """
+import sys
+from holdfast.cli.app import run
+from holdfast.heads.interchange import measure
+real, calls = measure.exchange, []
+def counted(*given):
+    calls.append(1)
+    return real(*given)
+measure.exchange = counted
+status = run(sys.argv[1:])
+print("batches", len(calls))
+sys.exit(status)
+"""
+
+
+@pytest.mark.parametrize("parts", ["heads_interchange_ranking", "heads_interchange"])
+def test_a_kill_loses_one_batch_and_changes_no_byte(nursery, audited, tmp_path, parts):
+    """Killed while heads are ranked, and while they are measured."""
+    study, whole = (shutil.copytree(audited, tmp_path / name) for name in "ab")
+    flags = ["--by", "interchange", "--batch-size", "16"]
+
+    def run_whole(place, told):
+        child = nursery.start(COUNTED, ["heads", str(place), *flags], stdout=told)
+        assert child.wait() == 0
+        return int(told.read_text().split("batches")[1])
+
+    n_batches = run_whole(whole, tmp_path / "whole.txt")
+    child = nursery.start(COUNTED, ["heads", str(study), *flags])
+    deadline = time.monotonic() + 300
+    while not [*study.glob(f"parts/{parts}/[!.]*.parquet")]:
+        assert child.poll() is None
+        assert time.monotonic() < deadline
+        time.sleep(0.003)
+    os.kill(child.pid, signal.SIGKILL)
+    assert child.wait() == -signal.SIGKILL
+    kept = [*study.glob("parts/heads_interchange*/[!.]*.parquet")]
+    assert 0 < len(kept) < n_batches
+    assert not (study / "interchange.parquet").exists()
+    assert run_whole(study, tmp_path / "again.txt") == n_batches - len(kept)
+    for name in ("heads.json", "heads.parquet", "interchange.parquet"):
+        assert (study / name).read_bytes() == (whole / name).read_bytes()
+    assert not (study / "parts").exists()
+    assert not [*study.rglob("*.tmp")]
 
 
 @pytest.mark.parametrize(
@@ -344,15 +367,8 @@ def made_elsewhere(path):
 def test_it_runs_on_the_shapes_of_smollm2_and_of_a_hybrid(
     tmp_path, capsys, shape, span
 ):
-    tokenizer = tiny_thinker.tokenizer()
-    made = {"vocab_size": len(tokenizer)}
-    model = smollm2(**made) if shape == "smollm2" else tiny_of_every_kind(shape, **made)
-    folder, study, path = (tmp_path / name for name in ("model", "study", "made.jsonl"))
-    model.save_pretrained(folder)
-    tokenizer.save_pretrained(folder)
-    made_elsewhere(path)
-    into = ["--import", str(path), "-o", str(study)]
-    assert run(["rollout", str(folder), *into]) == 0
+    study = tmp_path / "study"
+    assert run(["rollout", *elsewhere(tmp_path, shape), "-o", str(study)]) == 0
     assert run(["probe", str(study)]) == 0
     capsys.readouterr()
     few = ["--twins", "10", "--selection-prompts", "12", "--checked-heads", "2"]

@@ -1,10 +1,11 @@
 """Two studies side by side, and what makes them hard to compare."""
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from itertools import groupby
 from typing import Any, NamedTuple, NotRequired, TypedDict
 
 from holdfast.audit.words import answers
+from holdfast.cliff.commitment.panel import ACCOUNTS
 from holdfast.errors import InputError
 from holdfast.evaluate.panel import PairedRow
 from holdfast.evaluate.panel import name as condition
@@ -30,8 +31,20 @@ NOTE = (
 )
 
 
-STAGES = ("probe", "trace", "heads", "ablate")
+STAGES = ("probe", "trace", "heads", "ablate", "decide")
 """Stages whose settings are those of a report, where they have run."""
+
+
+DRAWN = ("draws", "cheap", "temperature", "judge")
+"""What accounts depend on beside the answers."""
+UNDECIDED = {
+    "value": None,
+    "low": None,
+    "high": None,
+    "n": 0,
+    "reason": "`holdfast decide` was not run",
+}
+"""An account of a study that was not asked for any."""
 
 
 class Comparison(TypedDict):
@@ -143,7 +156,8 @@ def _settings(a: Report, b: Report) -> list[dict[str, Any]]:
 
 
 def _ran(report: Report, stage: str) -> str:
-    return "run" if report["settings"].get(stage) else "not run"
+    found = report if stage == "decide" else report["settings"]
+    return "run" if found.get(stage) else "not run"
 
 
 def _follows(one: Any, two: Any, left: dict[str, Any], right: dict[str, Any]) -> bool:
@@ -165,6 +179,8 @@ def _resolved(report: Report) -> dict[str, Any]:
     if "evaluation" in report:
         known = report["evaluation"]
         blocks["evaluation"] = {key: known[key] for key in ("judge", "generation")}
+    if curve := report.get("decide", {}).get("curve"):
+        blocks["decide"] = {key: curve[key] for key in DRAWN}
     found = dict(flatten(blocks))
     for source in report["data"]["sources"]:
         path = f"data.{source['role']}"
@@ -173,8 +189,10 @@ def _resolved(report: Report) -> dict[str, Any]:
 
 
 def _rows(a: Report, b: Report) -> list[dict[str, Any]]:
-    left = {entry[:2]: entry for entry in entries(a)}
-    right = {entry[:2]: entry for entry in entries(b)}
+    left, right = (
+        {e[:2]: e for e in (*entries(report), *_accounts(report, (a, b)))}
+        for report in (a, b)
+    )
     known = left | right
     order = list(dict.fromkeys(section for section, _ in [*left, *right]))
     rows = []
@@ -276,6 +294,21 @@ def _scores(report: Report) -> Iterator[Entry]:
             if is_figure(figure):
                 name = known[key].name if key in known else title(key)
                 yield Entry(block.capitalize(), name, False, figure)
+
+
+def _accounts(report: Report, both: Iterable[Report]) -> Iterator[Entry]:
+    """Yield the shares of accounts, or why there are none where only another has."""
+    if not any("account" in each["verdict"] for each in both):
+        return
+    unread = report.get("decide", {}).get("curve", {}).get("unread")
+    known = report["verdict"].get("account", dict.fromkeys(ACCOUNTS, UNDECIDED))
+    for name, words in ACCOUNTS.items():
+        figure = known[name]
+        if unread and name == "fell_at_template":
+            # None was seen to fall, since nothing was read that could have shown it.
+            figure = figure | dict.fromkeys(("value", "low", "high"))
+            figure |= {"reason": unread}
+        yield Entry("Accounts of complied harmful answers", words, True, figure)
 
 
 def _suites(report: Report) -> Iterator[Entry]:

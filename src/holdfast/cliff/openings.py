@@ -1,4 +1,4 @@
-"""Tokens that open refusals, and tokens that open answers that comply.
+"""Tokens that open refusals and compliances, and which of them a state leads to.
 
 Refusals and answers mostly open with words of their own. Which tokens those are is read
 off rows whose outcome is known; what both open with says nothing and is left out.
@@ -8,6 +8,12 @@ from collections import Counter
 from collections.abc import Iterable
 from typing import NamedTuple
 
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from holdfast.models.loading.structure import logit_scaling
+from holdfast.models.model import Adapter
 from holdfast.rollout.rows import Rollout
 
 APART = 9.0
@@ -62,3 +68,37 @@ def openings(rows: Iterable[Rollout]) -> Known:
     }
     held = {kind: sum(shares[kind][token] for token in own[kind]) for kind in own}
     return Known(Openings(own[True], own[False]), held[True], held[False])
+
+
+class FirstToken:
+    """Reads the log-odds of opening a refusal off states after the final norm."""
+
+    def __init__(self, adapter: Adapter, found: Openings) -> None:
+        """Keep the rows of the unembedding that count, in float32."""
+        self.adapter, self.n_refused = adapter, len(found.refused)
+        self.tokens = torch.tensor([*found.refused, *found.complied])
+        self.scale, self.cap = logit_scaling(adapter.model)
+        head = adapter.model.get_output_embeddings()
+        weight = getattr(head, "weight", None)
+        self.weight: Tensor | None = None
+        # Packed weights are read by their own code, in its own precision.
+        if isinstance(weight, Tensor) and weight.is_floating_point():
+            self.weight = weight.detach()[self.tokens.to(weight.device)].float()
+        bias = getattr(head, "bias", None)
+        self.bias = None if bias is None else bias.detach()[self.tokens].float()
+
+    def __call__(self, states: Float[Tensor, "*_ d_model"]) -> Float[Tensor, "*_"]:
+        """Return log P(opens a refusal) - log P(opens an answer that complies)."""
+        logits = self._logits(states)
+        refused, complied = logits.tensor_split([self.n_refused], -1)
+        return refused.logsumexp(-1) - complied.logsumexp(-1)
+
+    def _logits(self, states: Tensor) -> Tensor:
+        if self.weight is None:
+            own = states.to(self.adapter.device, self.adapter.dtype)
+            return self.adapter.lm_head(own).float()[..., self.tokens]  # type: ignore[no-any-return]
+        logits = states.to(self.weight.device).float() @ self.weight.T
+        if self.bias is not None:
+            logits = logits + self.bias
+        logits = logits * self.scale
+        return torch.tanh(logits / self.cap) * self.cap if self.cap else logits

@@ -11,11 +11,12 @@ import pyarrow as pa
 from holdfast.cliff.commitment.cuts import Cut, closed_at, end_template, open_at
 from holdfast.cliff.commitment.opened import Opened
 from holdfast.engines.port import Around, Ask
+from holdfast.engines.proof import in_order
 from holdfast.judges.rows import judge_rows
 from holdfast.models.decoding.generate import generate
 from holdfast.models.decoding.row_state import Completion, Sampling
 from holdfast.report.progress import Tick
-from holdfast.rollout.engine import prove_engine
+from holdfast.rollout.engine import all_drawn, prove_engine
 from holdfast.rollout.prompts import row_seed
 from holdfast.rollout.rows import UNJUDGED, Rollout
 from holdfast.rollout.sampling import sampling_of, tell_pace
@@ -92,7 +93,7 @@ class Drawing:
     def _drawn(
         self, batch: Sequence[CutRow], meter: Meter
     ) -> Iterator[tuple[tuple[CutRow, Cut, int], Completion]]:
-        """Yield what was drawn, and from where; in an order of its own."""
+        """Yield what was drawn, and from where; draw after draw of each cut."""
         adapter, settings = self.opened.session.adapter, self.opened.settings
         template = end_template(adapter)
         places, asks, trunks = [], [], []
@@ -115,19 +116,18 @@ class Drawing:
             # What ends are draws, and what is counted are answers of the study.
             meter.tick(tick._replace(finished=0))
 
-        for part in self._parts(asks, trunks, told):
-            for made in part:
-                yield places[made.index], made
+        yield from zip(places, self._answered(asks, trunks, told), strict=True)
 
-    def _parts(
+    def _answered(
         self,
         asks: Sequence[Ask],
         trunks: Sequence[tuple[int, ...]],
         told: Callable[[Tick], None],
-    ) -> Iterator[list[Completion]]:
+    ) -> list[Completion]:
+        """Return the answers in order, whoever draws them."""
         session, done = self.opened.session, self.kind == "closed"
         if session.engine_settings.engine == "hf":
-            return generate(
+            parts = generate(
                 session.adapter,
                 [(each.token_ids, each.seed) for each in asks],
                 self.sampling,
@@ -136,8 +136,10 @@ class Drawing:
                 trunks=trunks,
                 told=told,
             )
+            return in_order(parts)
         around = Around(session.batch_size, thinking_done=done, told=told)
-        return session.engine.draw(asks, self.sampling, around)
+        # Without one of its draws a cut would have a share of fewer, and not say so.
+        return all_drawn(session.engine, asks, self.sampling, around)
 
     def _row(self, item: CutRow, cut: Cut, draw: int, made: Completion) -> DrawRow:
         return DrawRow(

@@ -5,11 +5,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from holdfast.cliff.openings import FirstToken, Openings, openings
 from holdfast.cliff.probe import Probe
-from holdfast.errors import SettingsError
+from holdfast.errors import EvidenceError, SettingsError
 from holdfast.heads.interchange.exchange import Readout
 from holdfast.heads.interchange.figures import InterchangeRow, Measured, summarised
-from holdfast.heads.interchange.first_token import FirstToken, require_openings
 from holdfast.heads.interchange.measure import (
     NOTHING,
     OTHER,
@@ -37,6 +37,8 @@ RANKING, MEASURING = "heads_interchange_ranking", "heads_interchange"
 PARTS = (RANKING, MEASURING)
 N_DRAWS = 5
 """Random sets of the same layers that the set of top heads stands beside."""
+LEAST_OPENED = 0.5
+"""Share of each kind of answers that must open with a token of its own."""
 
 
 @dataclass(frozen=True)
@@ -87,6 +89,24 @@ class Interchange:
             return lambda states: states.float() @ direction.to(states.device) + offset
         train = [row for row in self.rows if row.split == "train"]
         return FirstToken(adapter, require_openings(train))
+
+
+def require_openings(rows: Sequence[Rollout]) -> Openings:
+    """Return the tokens with which refused and complied answers open.
+
+    Raises:
+        EvidenceError: If one kind is missing, or both open alike too often.
+    """
+    found = openings(rows)
+    if min(found.refused, found.complied) < LEAST_OPENED:
+        raise EvidenceError(
+            "refused and complied training answers that mostly open with tokens of "
+            "their own",
+            f"{found.refused:.0%} of those refused and {found.complied:.0%} of those "
+            "complied",
+            "Read the refusal probe in place of the first token: --reading probe.",
+        )
+    return found.openings
 
 
 def reranked(

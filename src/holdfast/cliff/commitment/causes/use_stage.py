@@ -41,7 +41,7 @@ from holdfast.cliff.commitment.opened import ROLLOUTS, Opened
 from holdfast.cliff.commitment.settings import file_of, stage_of
 from holdfast.cliff.groups import COMPLIED, REFUSED
 from holdfast.cliff.held_out import first_by_hash
-from holdfast.cliff.openings import Openings, openings
+from holdfast.cliff.openings import FirstToken, Known, openings
 from holdfast.errors import TooFewExamplesError
 from holdfast.judges.calibration import identity_record
 from holdfast.models.decoding.edits import DirectionEdit, Edit
@@ -65,7 +65,7 @@ def run(opened: Opened) -> dict[str, Any]:
     n = opened.settings.random_directions
     places = places_of(adapter, fitted, probes, n, opened.seed)
     edits = edits_of(places, fitted, probes, n)
-    answers = _answers(opened, rows, chosen, edits, places, openings(train).openings)
+    answers = _answers(opened, rows, chosen, edits, places, openings(train))
     judge = opened.session.open_judge(opened.judge)
     key = {
         "judge": identity_record(judge.identity),
@@ -129,7 +129,7 @@ def _answers(
     chosen: Mapping[str, Sequence[Rollout]],
     edits: Mapping[str, DirectionEdit],
     places: Mapping[str, Place],
-    words: Openings,
+    words: Known,
 ) -> pa.Table:
     sampling = edited_sampling(opened)
     items = [
@@ -156,9 +156,9 @@ def _answers(
     with opened.stage(ANSWERS, settings, [ROLLOUTS, *PROBE_FILES]) as stage:
         if not stage.is_done:
             requests = {r.request_id: r.prompt for r in rows if r.wrapper is None}
-            read = partial(
-                _margins, opened.session.adapter, words, opened.session.batch_size
-            )
+            adapter, size = opened.session.adapter, opened.session.batch_size
+            reading = None if words.reason else FirstToken(adapter, words.openings)
+            read = partial(_margins, adapter, reading, size)
             table = draw_items(
                 opened, stage, items, plan, requests,
                 label="Taking directions out", margins=read,
@@ -169,23 +169,16 @@ def _answers(
 
 def _margins(
     adapter: Adapter,
-    words: Openings,
+    reading: FirstToken | None,
     batch_size: int,
     items: Sequence[Item],
     edit: Edit | None,
 ) -> list[float | None]:
     """Return the log-odds of refusing at the first answer token, if it tells them."""
     assert edit is None or isinstance(edit, DirectionEdit)
-    if not words.refused or not words.complied:
+    if reading is None:
         return [None] * len(items)
     sequences = [item.token_ids for item in items]
     states = last_states(adapter, sequences, ["final_norm"], batch_size, edit)
-    found: list[float | None] = []
-    for start in range(0, len(items), batch_size):
-        part = states["final_norm"][start : start + batch_size]
-        with torch.inference_mode():
-            moved = part.to(adapter.device, adapter.dtype)
-            logits = adapter.lm_head(moved).float().cpu()
-        refused, complied = (logits[:, list(each)].logsumexp(1) for each in words)
-        found += (refused - complied).tolist()
-    return found
+    with torch.inference_mode():
+        return reading(states["final_norm"]).tolist()
