@@ -7,7 +7,7 @@
 #
 # Rules were set on seed 0; the table in docs/accounts-table.md is claimed on seeds 3 to 5.
 # Organisms are those of runs/organisms.sh, in the same folder. With seeds named, nothing but
-# those seeds is done, so that two runs can share the work.
+# those seeds is done, so that two runs can share the work; NAMES picks organisms.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 folder=${1:-studies/organisms}
@@ -21,7 +21,7 @@ mkdir -p "$folder" "$records"
 rows=(--complied-rows 80 --refused-rows 30 --benign-rows 30)
 
 for seed in ${*:-0 3 4 5}; do
-  for name in cliff early settled drift gate decoy; do
+  for name in ${NAMES:-cliff early settled drift gate decoy}; do
     model=$folder/$name-$seed study=$folder/accounts-$name-$seed
     record=$records/$name-$seed.json
     [ -e "$record" ] && continue
