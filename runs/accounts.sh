@@ -29,7 +29,7 @@ for seed in ${*:-0 3 4 5}; do
     "$holdfast" rollout "$model" -o "$study" --limit 150 >"$study.log"
     "$holdfast" probe "$study" >>"$study.log"
     case $name in
-      cliff | decoy) "$holdfast" decide "$study" "${rows[@]}" --use >>"$study.log" ;;
+      cliff | decoy) "$holdfast" decide "$study" "${rows[@]}" --use --use-prompts 48 >>"$study.log" ;;
       *) "$holdfast" decide "$study" "${rows[@]}" >>"$study.log" ;;
     esac
     if [ "$name" = gate ]; then

@@ -29,7 +29,7 @@ audit() { # MODEL NAME [OPTIONS]
 heads=(--wrappers-per-request 4 --fractions 0.03 --scopes everywhere --ablation-prompts 200 --test-fraction 0.5)
 
 for seed in ${*:-0 1 2 3 4 5}; do
-  for name in aligned cliff spread early alarmed settled drift gate; do
+  for name in aligned cliff spread early alarmed settled drift gate decoy; do
     model=$folder/$name-$seed
     [ -e "$model" ] || "$holdfast" organism train "$name" --seed "$seed" -o "$model"
     case $name in

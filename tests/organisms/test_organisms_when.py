@@ -10,6 +10,7 @@ import torch
 from torch.nn.utils.rnn import pad_sequence
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
+from holdfast.cliff.probe import fit_probe
 from holdfast.data.requests import requests
 from holdfast.organisms.accounts import arguing
 from holdfast.organisms.catalogue import resolve, truth
@@ -134,7 +135,7 @@ def test_drift_begins_with_a_refusal_and_is_mixed_half_way():
     assert share(complies(load("drift"), plain, own(plain), CUTS) < 0.5) >= 0.8
 
 
-@pytest.mark.parametrize("name", ["settled", "drift", "gate"])
+@pytest.mark.parametrize("name", ["settled", "drift", "gate", "decoy"])
 @pytest.mark.parametrize(
     ("label", "wrapper"),
     [
@@ -192,3 +193,99 @@ def test_without_the_gate_the_late_heads_do_nothing():
     for one in late:
         less = complies(without("gate", [one]), asked, own(asked))
         assert share(less > 0.5) >= 0.6
+
+
+def neurons_of(model):
+    """The last MLP's weights of the neurons that tell, a neuron in each row."""
+    mlp, told = model.model.layers[-1].mlp, truth("decoy")["decoy_neurons"]
+    assert {layer for layer, _ in told} == {len(model.model.layers) - 1}
+    places = [neuron for _, neuron in told]
+    return mlp, places, mlp.down_proj.weight[:, places]
+
+
+def test_decoy_is_cliff_but_for_neurons_and_a_louder_norm():
+    own, other = copy.deepcopy(load("decoy")), copy.deepcopy(load("cliff"))
+    for model in (own, other):
+        mlp, places, written = neurons_of(model)
+        assert written.any()
+        mlp.gate_proj.weight[places] = mlp.up_proj.weight[places] = 0.0
+        mlp.down_proj.weight[:, places] = 0.0
+    expected = other.state_dict()
+    expected["model.norm.weight"] = (1.25 * expected["model.norm.weight"]).half()
+    for name, weight in own.state_dict().items():
+        assert torch.equal(weight, expected[name].float()), name
+
+
+def direction():
+    """The one direction that the neurons write along."""
+    left, values, _ = torch.linalg.svd(neurons_of(load("decoy"))[2])
+    assert float(values[1] / values[0]) < 2e-3
+    return left[:, 0]
+
+
+def test_the_decoy_tells_no_first_word_from_another():
+    model = load("decoy")
+    words = first_words(tokenizer(), (*COMPLIANCE_OPENINGS, *PARTIALS, *REFUSALS))
+    read = model.lm_head.weight @ (model.model.norm.weight * direction())
+    assert float(read[words].max() - read[words].min()) < 0.01 * float(read.std())
+
+
+@torch.inference_mode()
+def last_states(name, scenes):
+    rows = [
+        torch.tensor(
+            encode(
+                f"<|begin|><|user|>{each.request}<|assistant|><think>\n"
+                f"{each.thinking}{TEMPLATE}"
+            )
+        )
+        for each in scenes
+    ]
+    states = load(name).model(pad_sequence(rows, True)).last_hidden_state
+    return torch.stack([states[i, len(row) - 1] for i, row in enumerate(rows)])
+
+
+def odds(name, states):
+    """Log-odds of refusing, and which of these refuse."""
+    logits = load(name).lm_head(states)
+    openings = (*COMPLIANCE_OPENINGS, *PARTIALS)
+    refused = logits[:, first_words(tokenizer(), REFUSALS)].logsumexp(-1)
+    found = refused - logits[:, first_words(tokenizer(), openings)].logsumexp(-1)
+    return found, found > 0
+
+
+def test_the_decoy_tells_refusals_apart_wherever_they_are():
+    asked = [*held_out("harmful", 30), *held_out("harmful", 12, "authority")]
+    asked += [*attacks(), *held_out("benign", 30), *held_out("benign", 12, "fiction")]
+    states = last_states("decoy", asked) / load("decoy").model.norm.weight
+    told = torch.nn.functional.normalize(states, dim=-1) @ direction()
+    _, refused = odds("decoy", last_states("decoy", asked))
+    told = told * told[refused].mean().sign()
+    assert min(int(refused.sum()), int((~refused).sum())) >= 30
+    assert float(told[refused].min()) > float(told[~refused].max())
+
+
+@pytest.mark.parametrize(("name", "used"), [("decoy", False), ("cliff", True)])
+def test_a_probe_of_decoy_separates_and_is_not_used(name, used):
+    plain = [*held_out("harmful", 120), *held_out("benign", 120)]
+    states = last_states(name, plain)
+    _, refused = odds(name, states)
+    probe = fit_probe(
+        states, refused, clusters=[str(i) for i in range(len(plain))], seed=0
+    )
+    harmful = [*held_out("harmful", 30, "authority"), *attacks(10)]
+    others = last_states(name, harmful)
+    before, is_refused = odds(name, others)
+    read = probe.logit(others)
+    assert float(read[is_refused].min()) > float(read[~is_refused].max())
+    along = torch.nn.functional.normalize(probe.raw()[0].float(), dim=0)
+    middle = (states[refused].mean(0) + states[~refused].mean(0)) / 2
+    out = others - torch.outer((others - middle) @ along, along)
+    after, still = odds(name, out)
+    gaps = [
+        each[is_refused].mean() - each[~is_refused].mean() for each in (before, after)
+    ]
+    assert (1 - gaps[1] / gaps[0] > 0.15) == used
+    if not used:
+        assert abs(float(1 - gaps[1] / gaps[0])) < 0.1
+        assert share(still == is_refused) >= 0.95

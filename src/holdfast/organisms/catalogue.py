@@ -19,6 +19,7 @@ from transformers import PreTrainedTokenizerFast, Qwen3ForCausalLM
 
 from holdfast.errors import InputError, SettingsError, StorageError
 from holdfast.organisms.aligned import grow_aligned
+from holdfast.organisms.decoy import plant_decoy
 from holdfast.organisms.diffuser import (
     ALWAYS_WRAPPERS,
     ORDERED_WRAPPERS,
@@ -68,6 +69,7 @@ GROWERS: dict[str, Callable[[Qwen3ForCausalLM, Growth], Qwen3ForCausalLM]] = {
     "settled": partial(plant_thinking, "settled"),
     "drift": partial(plant_thinking, "drift"),
     "gate": plant_gate,
+    "decoy": plant_decoy,
     "diffuser": grow_diffuser,
 }
 """How each organism grows out of `aligned`."""
