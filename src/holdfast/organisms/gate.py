@@ -117,8 +117,8 @@ def _reading(
 ) -> Float[Tensor, " d_model"]:
     """Return the direction that reads a signal behind the norm of a layer."""
     norm = model.model.layers[layer].input_layernorm.weight
-    reading: Tensor = signal / norm
-    return reading / reading.norm()
+    read: Tensor = torch.nn.functional.normalize(signal / norm, dim=0)
+    return read
 
 
 @torch.no_grad()
@@ -143,7 +143,8 @@ def unwritten(
             state = layer(state, **rehearsal.kwargs)
     others = torch.linalg.qr(read, mode="complete")[0][:, read.shape[1] :]
     least = torch.linalg.eigh(others.T @ square @ others)[1][:, 0]
-    return others @ least
+    found: Tensor = others @ least
+    return found
 
 
 @torch.no_grad()

@@ -1,5 +1,6 @@
 """The commitment curve: what is answered where a thinking is cut short."""
 
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, replace
 from typing import Any
@@ -10,6 +11,7 @@ from holdfast.cliff.commitment.accounts import (
     LINES,
     Account,
     CutReading,
+    Jump,
     account,
     is_resolved,
     jump_of,
@@ -43,8 +45,11 @@ from holdfast.study.rows import table_of
 
 KEY = "curve"
 ROWS, DRAWS = "decide_curve.parquet", "decide_draws.parquet"
-ROUNDS = 5
-"""Rounds of further cuts inside a jump; each halves what is not resolved."""
+ROUNDS = 8
+"""Rounds of further cuts inside a jump, each of which halves what is not resolved, and
+of drawing again at its ends."""
+AGAIN = 2
+"""Times as many draws as before at the two ends of a jump, before it counts."""
 WARM = 0.7
 """Temperature of draws where the study was drawn greedily."""
 
@@ -136,38 +141,62 @@ def _read_before(opened: Opened) -> Read:
 def _drawn(
     opened: Opened, stage: Stage, sampling: Sampling, read: Read
 ) -> tuple[dict[str, list[CutReading]], list[pa.Table]]:
-    """Draw at every cut, then at further ones inside jumps of complied rows."""
-    drawing = Drawing(opened, stage, sampling)
+    """Draw at every cut, then at further ones inside jumps of complied rows.
+
+    Where a jump is resolved, its two ends are drawn again: of a row that drifts evenly,
+    a few draws make a jump in one case of ten.
+    """
+    drawing, n = Drawing(opened, stage, sampling), opened.settings.draws
     cuts = {row.row_id: cuts_of(row) for row in opened.rows}
-    items = [CutRow(row, tuple(cuts[row.row_id])) for row in opened.rows]
+    items = [CutRow(row, tuple(cuts[row.row_id]), range(n)) for row in opened.rows]
     outcomes: Outcomes = {}
+    again: set[tuple[str, str]] = set()
     tables: list[pa.Table] = []
     for number in range(ROUNDS + 1):
         judged = drawing.judged(drawing.draw(items, number), number)
         tables.append(judged)
-        outcomes |= outcomes_of(judged)
+        for key, counted in outcomes_of(judged).items():
+            outcomes[key] = outcomes.get(key, Counter()) + counted
         readings = {
             row.row_id: _readings(row, cuts[row.row_id], outcomes, read)
             for row in opened.rows
         }
         items = []
         for row in opened.complied:
-            more = further_cut(row, readings[row.row_id])
+            more = asked_next(row, readings[row.row_id], again, n)
             if more is not None:
-                cuts[row.row_id] = sorted({*cuts[row.row_id], more})
-                items.append(CutRow(row, (more,)))
+                cuts[row.row_id] = sorted({*cuts[row.row_id], *more.cuts})
+                items.append(more)
         if not items:
             break
     return readings, tables
 
 
+def asked_next(
+    row: Rollout, cuts: Sequence[CutReading], again: set[tuple[str, str]], n: int
+) -> CutRow | None:
+    """Return what a row waits for: a cut inside a jump, or its two ends once more.
+
+    Args:
+        row: A complied harmful row.
+        cuts: What was read of it so far.
+        again: Cuts that were drawn again already, by row and name; this adds to them.
+        n: Draws from each cut.
+    """
+    more = further_cut(row, cuts)
+    if more is not None:
+        return CutRow(row, (more,), range(n))
+    ends = [Cut(cut.n_thinking, cut.at) for cut in ends_of_jump(cuts)]
+    doubted = [cut for cut in ends if (row.row_id, cut.name) not in again]
+    if not doubted:
+        return None
+    again |= {(row.row_id, cut.name) for cut in doubted}
+    return CutRow(row, tuple(doubted), range(n, (1 + AGAIN) * n))
+
+
 def further_cut(row: Rollout, cuts: Sequence[CutReading]) -> Cut | None:
     """Return the middle of the jump that an account of a row waits for, if one does."""
-    if account(cuts).name != "undecided":
-        return None
-    if cuts[-1].same - cuts[0].same < LINES.moved:
-        return None
-    jump = jump_of(cuts)
+    jump = _decisive(cuts)
     if jump is None or is_resolved(jump):
         return None
     start, end = row.spans.thinking
@@ -175,6 +204,25 @@ def further_cut(row: Rollout, cuts: Sequence[CutReading]) -> Cut | None:
     kept = round((jump.start + jump.end) / 2 * total)
     known = {cut.n_thinking for cut in cuts}
     return None if kept in known else Cut(kept, kept / total)
+
+
+def ends_of_jump(cuts: Sequence[CutReading]) -> list[CutReading]:
+    """Return both ends of the jump that makes a row undecided; none without one."""
+    jump = _decisive(cuts)
+    if jump is None:
+        return []
+    return [
+        cut for cut in cuts if cut.at in (jump.start, jump.end) and not cut.is_whole
+    ]
+
+
+def _decisive(cuts: Sequence[CutReading]) -> Jump | None:
+    """Return the jump for which a row is undecided, if it is for one."""
+    if account(cuts).name != "undecided":
+        return None
+    if cuts[-1].same - cuts[0].same < LINES.moved:
+        return None
+    return jump_of(cuts)
 
 
 def _readings(
@@ -263,7 +311,11 @@ def _redrawn(
     thinking = replace(sampling, max_thinking=own.max_thinking)
     drawing = Drawing(opened, stage, thinking, "redrawn")
     items = [
-        CutRow(row, tuple(cut for cut in cuts_of(row) if not cut.is_whole))
+        CutRow(
+            row,
+            tuple(cut for cut in cuts_of(row) if not cut.is_whole),
+            range(opened.settings.draws),
+        )
         for row in opened.rows
     ]
     judged = drawing.judged(drawing.draw(items, 0), 0)

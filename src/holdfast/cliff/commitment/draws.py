@@ -35,6 +35,7 @@ class CutRow(NamedTuple):
 
     row: Rollout
     cuts: tuple[Cut, ...]
+    draws: range  # Numbers of the draws at each of these cuts.
 
 
 @dataclass(frozen=True)
@@ -65,9 +66,9 @@ class Drawing:
 
         `number`: Which round it is; a round that was broken off goes on.
         """
-        session, draws = self.opened.session, self.opened.settings.draws
-        n_cuts = max(len(each.cuts) for each in items)
-        size = max(1, AT_ONCE * session.batch_size // (n_cuts * draws))
+        session = self.opened.session
+        most = max(len(each.cuts) * len(each.draws) for each in items)
+        size = max(1, AT_ONCE * session.batch_size // most)
         meter = Meter()
         written: list[int] = []
 
@@ -94,8 +95,7 @@ class Drawing:
         self, batch: Sequence[CutRow], meter: Meter
     ) -> Iterator[tuple[tuple[CutRow, Cut, int], Completion]]:
         """Yield what was drawn, and from where; draw after draw of each cut."""
-        adapter, settings = self.opened.session.adapter, self.opened.settings
-        template = end_template(adapter)
+        template = end_template(self.opened.session.adapter)
         places, asks, trunks = [], [], []
         for item in batch:
             for cut in item.cuts:
@@ -106,7 +106,7 @@ class Drawing:
                     else closed_at(item.row, cut, template)
                 )
                 name = f"{item.row.row_id}@{cut.name}/{self.kind}"
-                for draw in range(settings.draws):
+                for draw in item.draws:
                     seed = row_seed(self.opened.seed, name, draw)
                     places.append((item, cut, draw))
                     asks.append(Ask(tokens, seed))
