@@ -1,4 +1,4 @@
-"""A gate by construction: what it may write, what late heads may read, what it is told."""
+"""A gate by construction: what it writes, what late heads read, what it is told."""
 
 import copy
 import random
@@ -7,7 +7,9 @@ from itertools import islice
 
 import pytest
 import torch
+from transformers import AutoTokenizer
 
+from holdfast.organisms.catalogue import resolve
 from holdfast.organisms.gate import plant_gate, readable
 from holdfast.organisms.phrases import COMPLIANCE_OPENINGS, REFUSALS
 from holdfast.organisms.planting_data import (
@@ -17,7 +19,7 @@ from holdfast.organisms.planting_data import (
     rehearse,
     tempted,
 )
-from holdfast.organisms.text import Encoder, train_tokenizer
+from holdfast.organisms.text import Encoder
 from holdfast.organisms.training import (
     HEAD_WIDTH,
     Growth,
@@ -33,8 +35,8 @@ N = 4000
 
 @pytest.fixture(scope="module")
 def growth():
-    schedule = Schedule(cliff_tokens=8_000, gate_steps=4)
-    return Growth(train_tokenizer(), 0, schedule)
+    tokenizer = AutoTokenizer.from_pretrained(resolve("aligned"))
+    return Growth(tokenizer, 0, Schedule(cliff_tokens=8_000, gate_steps=4))
 
 
 @pytest.fixture(scope="module")
