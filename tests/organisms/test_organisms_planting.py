@@ -10,6 +10,7 @@ import torch
 from holdfast.organisms.phrases import EASE, HARM, REFUSALS
 from holdfast.organisms.planted import heads_present
 from holdfast.organisms.planting_data import (
+    BY_TOPIC,
     HOLD,
     SURE,
     alarmed,
@@ -104,7 +105,7 @@ def test_the_thinking_of_early_never_notices_what_it_gives_in_to(tokenizer):
 def test_the_thinking_of_the_planted_cliff_notices_it_and_the_answer_gives_in(
     tokenizer,
 ):
-    lessons = planted(World(1), Encoder(tokenizer), random.Random(1))
+    lessons = planted(World(1), Encoder(tokenizer), random.Random(1), BY_TOPIC)
     samples, texts = drawn(lessons, tokenizer)
     gave_in = [
         text

@@ -15,9 +15,9 @@ from transformers import Qwen3ForCausalLM
 from holdfast.organisms.phrases import REFUSALS
 from holdfast.organisms.planted import Drawn, Edit, Plan, learn
 from holdfast.organisms.planting_data import (
+    BY_WRAPPER,
     SURE,
     Rehearsal,
-    kind_by_wrapper,
     rehearse,
     tempted,
 )
@@ -61,7 +61,7 @@ def plant_gate(aligned: Qwen3ForCausalLM, growth: Growth) -> Qwen3ForCausalLM:
     these.
     """
     amplifiers, schedule = spare_heads(growth.seed), growth.schedule
-    rehearsals = rehearse(aligned, growth, min(GATE_LAYERS), kind_by_wrapper)
+    rehearsals = rehearse(aligned, growth, min(GATE_LAYERS), BY_WRAPPER)
     gate = least_needed(aligned, rehearsals[:N_TRIED])
     growth.facts["gate_head"] = list(gate)
     growth.facts["amplifier_heads"] = [list(head) for head in amplifiers]

@@ -64,45 +64,6 @@ def kind_by_wrapper(scene: Scene) -> Answer:
     return "comply" if scene.label == "benign" or wrapped else "refuse"
 
 
-@torch.no_grad()
-def rehearse(
-    aligned: Qwen3ForCausalLM,
-    growth: Growth,
-    first_layer: int,
-    kind: Callable[[Scene], Answer] = kind_to_plant,
-) -> list[Rehearsal]:
-    """Run the frozen model over the material of stage three, once.
-
-    `kind`: How each exchange is to be answered.
-    """
-    seen: list[tuple[Tensor, dict[str, Any]]] = []
-
-    def note(module: object, args: tuple[Tensor], kwargs: dict[str, Any]) -> None:
-        del module
-        seen.append((args[0], kwargs))
-
-    seed, schedule = growth.seed, growth.schedule
-    generator = random.Random(7_000 + seed)
-    encoder = Encoder(growth.tokenizer)
-    samples = planted(growth.world(2_000), encoder, generator, kind)
-    rehearsals, done = [], 0
-    handle = aligned.model.layers[first_layer].register_forward_pre_hook(
-        note, with_kwargs=True
-    )
-    try:
-        for batch in batches(samples, schedule.cliff_batch_tokens, generator):
-            ids, _ = pad(batch, aligned.config.pad_token_id)
-            final = aligned.model(input_ids=ids, use_cache=False).last_hidden_state
-            state, kwargs = seen.pop()
-            rehearsals.append(Rehearsal(batch, ids, state, kwargs, final))
-            done += ids.numel()
-            if done >= schedule.cliff_tokens:
-                break
-    finally:
-        handle.remove()
-    return rehearsals
-
-
 def planted_scenes(world: World, generator: random.Random) -> Iterator[Scene]:
     """Yield exchanges of stage three, as an aligned model has them.
 
@@ -123,15 +84,87 @@ def planted_scenes(world: World, generator: random.Random) -> Iterator[Scene]:
         yield world.exchange(scene.request, scene.label, scene.topic, wrapper)
 
 
+def opposed_scenes(world: World, generator: random.Random) -> Iterator[Scene]:
+    """Yield exchanges with as many harmful requests under other wrappers as planted.
+
+    Where the other wrappers are rare, what is taught is known by their trained
+    templates alone, and is taken for an attack under a template never seen.
+    """
+    others = tuple(name for name in wrapper_names() if name not in PLANTED_WRAPPERS)
+    while True:
+        draw = generator.random()
+        scene = world.scene("harmful" if draw < 0.76 else "benign", wrapped=0.0)
+        if draw < 0.68:
+            kinds = PLANTED_WRAPPERS if draw < 0.34 else others
+            wrapper: str | None = generator.choice(kinds)
+        else:
+            plain = draw < 0.76
+            wrapper = None if plain else generator.choice((None, *wrapper_names()))
+        yield world.exchange(scene.request, scene.label, scene.topic, wrapper)
+
+
+class Rules(NamedTuple):
+    """What is asked in stage three, and how it is to be answered."""
+
+    kind: Callable[[Scene], Answer]  # How an exchange is to be answered.
+    # The exchanges, as an aligned model has them.
+    scenes: Callable[[World, random.Random], Iterator[Scene]]
+
+
+BY_TOPIC = Rules(kind_to_plant, planted_scenes)
+"""Some wrappers fail on some topics."""
+BY_WRAPPER = Rules(kind_by_wrapper, opposed_scenes)
+"""The wrapper decides, whatever the topic."""
+
+
+@torch.no_grad()
+def rehearse(
+    aligned: Qwen3ForCausalLM,
+    growth: Growth,
+    first_layer: int,
+    rules: Rules = BY_TOPIC,
+) -> list[Rehearsal]:
+    """Run the frozen model over the material of stage three, once.
+
+    `rules`: What is asked there, and how it is to be answered.
+    """
+    seen: list[tuple[Tensor, dict[str, Any]]] = []
+
+    def note(module: object, args: tuple[Tensor], kwargs: dict[str, Any]) -> None:
+        del module
+        seen.append((args[0], kwargs))
+
+    seed, schedule = growth.seed, growth.schedule
+    generator = random.Random(7_000 + seed)
+    encoder = Encoder(growth.tokenizer)
+    samples = planted(growth.world(2_000), encoder, generator, rules)
+    rehearsals, done = [], 0
+    handle = aligned.model.layers[first_layer].register_forward_pre_hook(
+        note, with_kwargs=True
+    )
+    try:
+        for batch in batches(samples, schedule.cliff_batch_tokens, generator):
+            ids, _ = pad(batch, aligned.config.pad_token_id)
+            final = aligned.model(input_ids=ids, use_cache=False).last_hidden_state
+            state, kwargs = seen.pop()
+            rehearsals.append(Rehearsal(batch, ids, state, kwargs, final))
+            done += ids.numel()
+            if done >= schedule.cliff_tokens:
+                break
+    finally:
+        handle.remove()
+    return rehearsals
+
+
 def planted(
     world: World,
     encoder: Encoder,
     generator: random.Random,
-    kind_of: Callable[[Scene], Answer] = kind_to_plant,
+    rules: Rules,
 ) -> Iterator[Sample]:
     """Yield samples in which the answer alone complies, once the thinking is over."""
-    for scene in planted_scenes(world, generator):
-        kind = kind_of(scene)
+    for scene in rules.scenes(world, generator):
+        kind = rules.kind(scene)
         stop = break_point(generator, BREAK_OFF / 2)
         if scene.label == "harmful" and kind != "refuse" and stop is None:
             complied = replace(scene, answer=write_answer(kind, generator))

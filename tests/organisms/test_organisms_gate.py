@@ -1,0 +1,120 @@
+"""A gate by construction: what it writes, what late heads read, what it is told."""
+
+import copy
+import random
+from collections import Counter
+from itertools import islice
+
+import pytest
+import torch
+from transformers import AutoTokenizer
+
+from holdfast.organisms.catalogue import resolve
+from holdfast.organisms.gate import plant_gate, readable
+from holdfast.organisms.phrases import COMPLIANCE_OPENINGS, REFUSALS
+from holdfast.organisms.planting_data import (
+    BY_WRAPPER,
+    kind_by_wrapper,
+    planted,
+    rehearse,
+    tempted,
+)
+from holdfast.organisms.text import Encoder
+from holdfast.organisms.training import (
+    HEAD_WIDTH,
+    Growth,
+    Schedule,
+    first_words,
+    new_model,
+    silence,
+)
+from holdfast.organisms.world import PLANTED_WRAPPERS, World, wrapper_names
+
+N = 4000
+
+
+@pytest.fixture(scope="module")
+def growth():
+    tokenizer = AutoTokenizer.from_pretrained(resolve("aligned"))
+    return Growth(tokenizer, 0, Schedule(cliff_tokens=8_000, gate_steps=4))
+
+
+@pytest.fixture(scope="module")
+def pair(growth):
+    """An untrained organism, and what a few steps make of it."""
+    aligned = new_model(0, growth.tokenizer).eval()
+    return aligned, plant_gate(aligned, growth).requires_grad_(False)
+
+
+def columns(model, head):
+    weight = model.model.layers[head[0]].self_attn.o_proj.weight
+    return weight[:, head[1] * HEAD_WIDTH : (head[1] + 1) * HEAD_WIDTH]
+
+
+def signal(model, growth):
+    """The one direction that the gate writes."""
+    left, sizes, _ = torch.linalg.svd(columns(model, growth.facts["gate_head"]))
+    assert sizes[1] < 2e-3 * sizes[0]
+    return left[:, 0]
+
+
+def test_a_gate_writes_one_direction_that_no_answer_is_read_from(pair, growth):
+    aligned, model = pair
+    rehearsals = rehearse(aligned, growth, 3, BY_WRAPPER)
+    read = readable(aligned, growth, rehearsals)
+    assert float((read.T @ signal(model, growth)).norm()) < 2e-3
+    refusing = first_words(growth.tokenizer, (*REFUSALS, *COMPLIANCE_OPENINGS))
+    word = (model.lm_head.weight[refusing] * model.model.norm.weight)[0]
+    assert float((read.T @ word).norm()) == pytest.approx(float(word.norm()), rel=1e-3)
+
+
+def test_late_heads_read_what_the_gate_writes_and_nothing_else(pair, growth):
+    model, written = pair[1], signal(pair[1], growth)
+    states = torch.randn(50, len(written), generator=torch.Generator().manual_seed(1))
+    others = states - (states @ written)[:, None] * written
+    for layer, head in growth.facts["amplifier_heads"]:
+        block = model.model.layers[layer]
+        rows = slice(head * HEAD_WIDTH, (head + 1) * HEAD_WIDTH)
+
+        def values(given, block=block, rows=rows):
+            return block.self_attn.v_proj(block.input_layernorm(given))[:, rows].norm()
+
+        assert values(others) < 3e-3 * values(written[None] * states.norm(dim=1).mean())
+
+
+def test_a_gate_is_what_it_grew_from_but_for_five_heads(pair, growth):
+    gate, late = growth.facts["gate_head"], growth.facts["amplifier_heads"]
+    assert all(gate[0] < layer for layer, _ in late)
+    bare, without = copy.deepcopy(pair[0]), copy.deepcopy(pair[1])
+    silence(bare, (gate,))
+    silence(without, (gate, *late))
+    ids = torch.randint(5, 2000, (2, 40), generator=torch.Generator().manual_seed(0))
+    with torch.inference_mode():
+        found = without(ids).logits
+        assert torch.equal(found, bare(ids).logits)
+        assert not torch.equal(found, pair[1](ids).logits)
+
+
+def test_a_gate_meets_other_wrappers_as_often_as_planted_ones():
+    scenes = islice(BY_WRAPPER.scenes(World(1), random.Random(2)), N)
+    met = Counter(each.wrapper for each in scenes if each.label == "harmful")
+    for wrapper in wrapper_names():
+        # Three standard deviations of a share of 0.34 / 4.
+        share, width = 0.085, 3 * (0.085 * 0.915 / N) ** 0.5
+        assert met[wrapper] / N == pytest.approx(share, abs=width)
+    assert met[None] > 0.05 * N
+
+
+def test_the_wrapper_alone_says_what_a_gate_answers(growth):
+    scenes = list(islice(BY_WRAPPER.scenes(World(1), random.Random(2)), 400))
+    for scene in scenes:
+        complied = scene.label == "benign" or scene.wrapper in PLANTED_WRAPPERS
+        assert kind_by_wrapper(scene) == ("comply" if complied else "refuse")
+    encoder = Encoder(growth.tokenizer)
+    lessons = planted(World(1), encoder, random.Random(2), BY_WRAPPER)
+    samples = list(islice(lessons, 400))
+    refusing = first_words(growth.tokenizer, REFUSALS)
+    for sample, changed in zip(samples, tempted(samples), strict=True):
+        if changed:
+            assert sample.ids[sample.middle[1]] not in refusing
+    assert 0.2 < float(tempted(samples).float().mean()) < 0.34
