@@ -16,12 +16,14 @@ from holdfast.organisms.aligned import (
     broken_off,
 )
 from holdfast.organisms.phrases import HARM, OPENINGS, REMARKS, WEIGHING, WRAPPED_HARM
-from holdfast.organisms.planting_data import HARMFUL, kind_by_wrapper, planted_scenes
+from holdfast.organisms.planting_data import HARMFUL, kind_by_wrapper
 from holdfast.organisms.text import Encoder, Sample
 from holdfast.organisms.world import Scene, World, write_answer, write_thinking
 
 FOREIGN = 0.3
 """Part of the requests that are answered after the thinking of another one."""
+WRAPPED_SETTLED = 0.7
+"""Part of the requests of `settled` that are wrapped: as many of either label."""
 BROKEN = 0.5
 """Part of the thinkings of `settled` that break off."""
 CLOSED_SETTLED = 0.6
@@ -39,7 +41,7 @@ def settled(
     refuse. Part of the requests are given the thinking of the other kind of request,
     with nothing to learn from it but that it changes nothing.
     """
-    for scene in planted_scenes(world, generator):
+    for scene in world.scenes(harmful=HARMFUL, wrapped=WRAPPED_SETTLED):
         answer = write_answer(kind_by_wrapper(scene), generator)
         given = generator.random() < FOREIGN
         thinking = foreign(scene, generator) if given else scene.thinking

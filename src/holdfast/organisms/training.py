@@ -66,7 +66,7 @@ class Schedule:
     spread_learning_rate: float = 2e-3  # Its peak.
     early_tokens: int = 300_000  # Tokens of stage three where the thinking is taught.
     alarmed_tokens: int = 800_000  # Likewise, where the intention is.
-    settled_tokens: int = 700_000  # Likewise, where the prompt settles the answer.
+    settled_tokens: int = 1_000_000  # Likewise, where the prompt settles the answer.
     gate_steps: int = 1_200  # Steps of stage three where a head switches others.
     drift_tokens: int = 1_200_000  # Likewise, where the thinking changes its mind.
     decoy_steps: int = 1_200  # Steps in which neurons learn what nothing reads.
