@@ -3,12 +3,12 @@
 Answers of `organism:cliff` that complied are cut at nine places, and eight answers are
 drawn from each. Variants draw in each round, in an order that rotates: behind trunks
 that are read once; plainly, as rollouts are, thinking and answer, until about as many
-tokens are drawn; and, with `--apart`, without trunks, each cut read by itself. CPU
-seconds per token that was drawn are divided by those of plain drawing in the same
-round. The row "again" is the noise.
+tokens are drawn; and, with `--every`, plainly again, which is the noise, and without
+trunks, each cut read by itself. CPU seconds per token that was drawn are divided by
+those of plain drawing in the same round.
 
     python benchmarks/commitment.py --pairs 5 --rows 200 --json commitment.json
-    python benchmarks/commitment.py --stretch 8 --rows 32 --apart
+    python benchmarks/commitment.py --stretch 8 --rows 32 --every
 
 `--stretch` repeats each thinking so many times, since those of the organism are short;
 what is drawn behind it is nonsense then, and as long.
@@ -86,7 +86,7 @@ def load(n_rows: int, stretch: int) -> Load:
     return Load(adapter, cut, trunks, asked, float(np.mean([*map(len, trunks)])))
 
 
-def runs_of(load: Load, batch_size: int, apart: bool) -> dict[str, Callable[[], int]]:
+def runs_of(load: Load, batch_size: int, every: bool) -> dict[str, Callable[[], int]]:
     """Return the variants; each returns how many tokens it drew."""
     answer = Sampling(temperature=0.7, max_thinking=0, max_answer=DRAW_TOKENS)
     whole = Sampling(temperature=0.7, max_thinking=MAX_THINKING, max_answer=DRAW_TOKENS)
@@ -117,8 +117,8 @@ def runs_of(load: Load, batch_size: int, apart: bool) -> dict[str, Callable[[], 
             generate(load.adapter, load.asked[:n], whole, batch_size=batch_size)
         )
 
-    runs = {PLAIN: plainly, AGAIN: plainly, SHARED: lambda: behind(load.trunks)}
-    return runs | ({APART: lambda: behind(None)} if apart else {})
+    runs = {PLAIN: plainly, SHARED: lambda: behind(load.trunks)}
+    return runs | ({AGAIN: plainly, APART: lambda: behind(None)} if every else {})
 
 
 def measure(runs: dict[str, Callable[[], int]], pairs: int) -> dict[str, Any]:
@@ -144,13 +144,13 @@ def main() -> None:
     parser.add_argument("--pairs", type=int, default=5)
     parser.add_argument("--rows", type=int, default=200)
     parser.add_argument("--stretch", type=int, default=1)
-    parser.add_argument("--apart", action="store_true", help="also without trunks")
+    parser.add_argument("--every", action="store_true", help="every variant")
     parser.add_argument("--batch-size", type=int, default=128)
     parser.add_argument("--json", type=Path)
     options = parser.parse_args()
     with one_thread():
         made = load(options.rows, options.stretch)
-        found = measure(runs_of(made, options.batch_size, options.apart), options.pairs)
+        found = measure(runs_of(made, options.batch_size, options.every), options.pairs)
     plain = found["paces"][PLAIN]
     lines = {
         name: {

@@ -159,13 +159,15 @@ def main() -> None:
     parser.add_argument("--twins", type=int, default=64, help="pairs of runs")
     parser.add_argument("--loop-twins", type=int, default=8, help="pairs for the loop")
     parser.add_argument("--type", choices=SHAPES, default=KIND, help="of the model")
+    parser.add_argument("--memory", action="store_true", help="also peak tensors")
     parser.add_argument("--json", type=Path, help="also write the figures here")
     options = parser.parse_args()
     with one_thread():
         adapter = adapt(random_model(options.type), None)
         runs = variants(adapter, options.type, options.twins)
         seconds = measure(runs, options.pairs)
-        rows = {n: row(seconds[n], seconds[PLAIN], run) for n, run in runs.items()}
+        watched = runs if options.memory else dict.fromkeys(runs)
+        rows = {n: row(seconds[n], seconds[PLAIN], run) for n, run in watched.items()}
         if options.loop_pairs:
             few = options.loop_twins
             slow = {
@@ -173,7 +175,8 @@ def main() -> None:
                 LOOP: plain_loop(adapter, options.type, few),
             }
             slowly = measure(slow, options.loop_pairs)
-            rows[LOOP] = row(slowly[LOOP], slowly[PLAIN], slow[LOOP])
+            loop = slow[LOOP] if options.memory else None
+            rows[LOOP] = row(slowly[LOOP], slowly[PLAIN], loop)
     print_table(rows, options.pairs, f"{options.twins} pairs; {about(options.type)}")
     heads = adapter.total_heads
     result: dict[str, Any] = {

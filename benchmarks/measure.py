@@ -111,16 +111,21 @@ def summarise(ratios: np.ndarray, seed: int = 0) -> dict[str, float]:
     }
 
 
-def row(seconds: np.ndarray, plain: np.ndarray, run: Callable[[], Any]) -> dict:
-    """Return one line of a table: ratio to the plain pass, seconds, memory."""
+def row(
+    seconds: np.ndarray, plain: np.ndarray, run: Callable[[], Any] | None
+) -> dict[str, Any]:
+    """Return one line of a table: ratio to the plain pass, seconds, memory.
+
+    `run`: None where memory is not measured, which takes ten times as long as a run.
+    """
     return {
         **summarise(seconds / plain),
         "seconds": float(np.median(seconds)),
-        "peak_mib": peak_bytes(run) / 2**20,
+        "peak_mib": None if run is None else peak_bytes(run) / 2**20,
     }
 
 
-def print_table(rows: dict[str, dict[str, float]], pairs: int, about: str) -> None:
+def print_table(rows: dict[str, dict[str, Any]], pairs: int, about: str) -> None:
     """Print the lines with what they were measured on."""
     print(
         f"\n{about}, float32, one thread; {pairs} rounds; torch {torch.__version__}, "
@@ -129,9 +134,11 @@ def print_table(rows: dict[str, dict[str, float]], pairs: int, about: str) -> No
     print("| variant | CPU time ÷ plain [95 %] | seconds | peak tensors, MiB |")
     print("|---|---|---|---|")
     for name, line in rows.items():
+        mib = line["peak_mib"]
+        peak = "not measured" if mib is None else f"{mib:.0f}"
         print(
             f"| {name} | {line['ratio']:.3f} [{line['low']:.3f}, {line['high']:.3f}] "
-            f"| {line['seconds']:.2f} | {line['peak_mib']:.0f} |"
+            f"| {line['seconds']:.2f} | {peak} |"
         )
 
 
