@@ -16,7 +16,8 @@ HEADER = (
 
 
 NAMES = (
-    "aligned", "cliff", "spread", "early", "alarmed", "settled", "drift", "gate", "decoy",
+    "aligned", "cliff", "spread", "early", "alarmed", "settled", "drift", "gate",
+    "decoy",
 )  # fmt: skip
 HEAD_HEADER = (
     "organism", "planted heads by rank", "beyond every random head of their layer",
