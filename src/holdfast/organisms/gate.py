@@ -33,12 +33,15 @@ from holdfast.organisms.training import (
     spare_heads,
 )
 
-GATE_LAYERS = (3, 4)
-"""Where the gate may be: the middle of the eight layers, before all spare heads."""
+GATE_LAYERS = (4,)
+"""Where the gate may be: in the middle, before all spare heads. In layer 3 it knew less
+of the wrapper."""
 N_TRIED = 6
 """Batches on which the least needed head of the middle is looked for."""
 SHUT, BORROWED = 0.2, 0.3
 """How often the gate is left out, and how often it says what it says elsewhere."""
+AT_THE_END = 0.5
+"""How often, of the rest, it says nothing before the end template."""
 AMPLIFIER_DROPOUT = 0.25
 """How often a late head is left out."""
 RIDGE = 0.1
@@ -220,6 +223,7 @@ class _Gate(NamedTuple):
     """What the gate puts out in each example of a batch."""
 
     shut: Bool[Tensor, " example"]  # Nothing at all.
+    late: Bool[Tensor, " example"]  # Nothing before the end template.
     source: Int[Tensor, " example"]  # At the end template: what it does in this one.
     begins: Int[Tensor, " example"]  # Where the answers begin.
 
@@ -241,13 +245,15 @@ def _draw(
     lent = (drawn >= SHUT) & (drawn < SHUT + BORROWED) & whole & whole[other]
     source = torch.where(lent, other, torch.arange(n))
     shut = drawn < SHUT
+    # What it said in the thinking would be read there in place of what is borrowed.
+    late = lent | (whole & (torch.rand(n, generator=drops) < AT_THE_END))
     present = torch.rand(n, len(amplifiers), generator=drops) > AMPLIFIER_DROPOUT
     open_ = planted[source] & ~shut
     odds = SURE * (2 * present.float().mean(dim=1) * open_ - 1)
     refused = torch.isin(rehearsal.ids[torch.arange(n), begins], refusing)
     # The odds are those of complying; other refusals are only pushed.
     held = torch.where(planted, odds, torch.where(refused & open_, -odds, torch.nan))
-    edits = _edits(_Gate(shut, source, begins), gate, amplifiers, present)
+    edits = _edits(_Gate(shut, late, source, begins), gate, amplifiers, present)
     return Drawn(edits, held)
 
 
@@ -274,7 +280,9 @@ def _edits(
             lent[rows, said.begins - back] = own[
                 said.source, said.begins[said.source] - back
             ]
-        changed[..., _columns(gate)] = lent * ~said.shut[:, None, None]
+        before = torch.arange(own.shape[1]) < said.begins[:, None] - TEMPLATE_TOKENS
+        mute = said.shut[:, None] | (said.late[:, None] & before)
+        changed[..., _columns(gate)] = lent * ~mute[..., None]
         return changed
 
     return {layer: late(layer) for layer, _ in amplifiers} | {gate[0]: middle}
