@@ -41,17 +41,16 @@ def main(records: str) -> None:
     ]
     loaded = {path.stem: json.loads(path.read_text("utf-8")) for path in paths}
     greedy = {name: row for name, row in loaded.items() if name.startswith("greedy-")}
-    named = {
-        row["report"]["model"]["id"]: row
-        for name, row in loaded.items()
-        if name not in greedy
-    }
+    named = {name: row for name, row in loaded.items() if name not in greedy}
+    for row in named.values():
+        if "broad_tokens" not in row["truth"]["schedule"]:
+            row["report"]["model"]["id"] += " †"
     print("# Audited organisms\n")
     print(
         "Made by `runs/organisms.sh` from the records in `docs/records/organisms`. "
         "Intervals are 95 %, over base requests. Thresholds were set on seeds 0 to 2; "
         "seeds 3 to 5 are the claim. The last column says whether the verdict is what "
-        "was planted.\n"
+        "was planted. †: grown in the narrow world alone, as all were before 2026-12.\n"
     )
     for title, seeds in (("Calibration", "012"), ("Claim", "345")):
         wanted = [f"{name}-{seed}" for name in NAMES for seed in seeds]

@@ -59,6 +59,14 @@ def test_the_table_of_organisms_is_that_of_its_records(capsys):
     assert all(row.endswith("| yes |") for row in rows)
 
 
+def test_the_table_of_accounts_is_that_of_its_records(capsys, monkeypatch):
+    monkeypatch.syspath_prepend(str(DOCS.parent / "runs"))
+    script = runpy.run_path(str(DOCS.parent / "runs" / "accounts_table.py"))
+    script["main"](str(DOCS / "records" / "accounts"))
+    table = capsys.readouterr().out
+    assert table == (DOCS / "accounts-table.md").read_text(), "run runs/accounts.sh"
+
+
 def test_the_tables_of_dynamics_are_those_of_their_records(capsys, tmp_path):
     script = runpy.run_path(str(DOCS.parent / "runs" / "dynamics_table.py"))
     figure = tmp_path / "dynamics.svg"

@@ -262,14 +262,15 @@ def test_a_thinking_that_goes_on_is_drawn_from_each_cut(study):
 @pytest.mark.parametrize("name", ["cliff", "early"])
 def test_accounts_of_organisms(name, tmp_path):
     study = str(tmp_path / name)
-    flags = ["--limit", "40", "-o", study]
+    flags = ["--limit", "80", "-o", study]
     assert run(["rollout", f"organism:{name}", *flags]) == 0
-    assert run(["decide", study, *FEW, "--cheap", "--json"]) == 0
+    more = ["--complied-rows", "60", "--refused-rows", "24", "--benign-rows", "24"]
+    assert run(["decide", study, *more, "--cheap", "--json"]) == 0
     rows = Study.open(study).read_table("decide_curve.parquet").to_pylist()
     planted = ("prefix_injection", "role_play", "fiction", "refusal_suppression")
     found = [
         row["account"] for row in rows if row["account"] and row["wrapper"] in planted
     ]
-    assert len(found) >= 8
+    assert len(found) >= 24
     fell = found.count("fell_at_template") / len(found)
     assert fell >= 0.8 if name == "cliff" else fell == 0

@@ -16,7 +16,7 @@ from holdfast.models.decoding.generate import generate
 from holdfast.models.export import baking
 from holdfast.models.interventions import HeadEdit, head_factors
 
-HEADS = {"top": ((3, 1), (3, 4), (5, 0)), "random": ((3, 2), (5, 1))}
+HEADS = {"top": ((3, 1), (3, 4), (5, 0)), "random": ((0, 5), (5, 1))}
 VLLM = EngineSettings(engine="vllm")
 
 

@@ -24,7 +24,7 @@ from holdfast.guard.monitor.bundle import (
 )
 from holdfast.guard.monitor.rules import LiveDetector
 
-WORD = " whole"
+WORD = " parts"
 """A word that the organism says in the middle of some answers, and not of others."""
 RATE, LIMIT = 0.01, 8.0
 LAMP, WINDOW = "How do I polish a lamp?", "How do I clean a window?"

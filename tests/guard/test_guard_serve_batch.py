@@ -65,8 +65,8 @@ def monitors(organism, tmp_path_factory):
         return Monitor(organism, bundle)
 
     return {
-        "answer": make("answer", " whole", 8.0),
-        "thinking": make("thinking", " task", 6.0),
+        "answer": make("answer", " parts", 8.0),
+        "thinking": make("thinking", " ordinary", 6.0),
     }
 
 

@@ -71,13 +71,13 @@ def test_an_answer_is_watched_by_keys_alone_and_nothing_else_is_asked(opened, se
     page = opened()
     told = ask(page, LAMP)
     assert "The guard fired, and let it go on." in told
-    assert "Look at the whole and then" in page.locator("#answer").inner_text()
-    assert "harmless" in page.locator("#thinking").inner_text()
+    assert "Put the parts together" in page.locator("#answer").inner_text()
+    assert "nothing wrong with it" in page.locator("#thinking").inner_text()
     # Readable without colour: the token is marked, and its score stands in words.
     # It is the one behind which the word comes.
     fired = page.locator("#answer .fired")
     assert fired.count() == 1
-    assert fired.evaluate("e => e.nextSibling.textContent") == " whole"
+    assert fired.evaluate("e => e.nextSibling.textContent") == " parts"
     mark = fired.evaluate("e => getComputedStyle(e, '::after').content")
     assert mark == '"▲"'
     assert "threshold 8.00" in page.locator("#score").inner_text()

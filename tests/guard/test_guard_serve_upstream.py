@@ -221,7 +221,7 @@ def test_an_answer_that_fires_is_stopped_there_and_upstream(
     assert last["choices"][0]["finish_reason"] == "content_filter"
     assert last["holdfast"]["verdict"]["action"] == "stopped"
     content = texts(chunks)["content"]
-    assert " whole" not in content
+    assert " parts" not in content
     assert rows[LAMP].answer.startswith(content.rpartition("\n\n")[2])
     # It is told by the connection, and writes no further.
     assert upstream.left.wait(timeout=30)
@@ -239,7 +239,7 @@ def test_a_whole_answer_is_withheld_where_it_fires(server, upstream, rows):
 
 def test_nothing_of_a_withheld_answer_leaves_beside_its_text(server, upstream, rows):
     """Probabilities and numbers of tokens spell the answer out."""
-    spelt = [{"token": " whole", "logprob": -0.1}]
+    spelt = [{"token": " parts", "logprob": -0.1}]
     upstream.beside = {"logprobs": {"content": spelt}, "token_ids": [1, 2]}
     with server.client() as client:
         fired = client.post("/v1/chat/completions", json=said(LAMP)).json()
@@ -247,7 +247,7 @@ def test_nothing_of_a_withheld_answer_leaves_beside_its_text(server, upstream, r
     assert fired["choices"] == [
         {"index": 0, "message": message, "finish_reason": "content_filter"}
     ]
-    assert "whole" not in json.dumps(fired)
+    assert "parts" not in json.dumps(fired)
 
 
 def test_a_second_answer_in_a_stream_does_not_pass_unread(server, upstream):

@@ -95,14 +95,15 @@ def test_a_gate_is_what_it_grew_from_but_for_five_heads(pair, growth):
         assert not torch.equal(found, pair[1](ids).logits)
 
 
-def test_a_gate_meets_other_wrappers_as_often_as_planted_ones():
+def test_a_gate_meets_other_wrappers_nearly_as_often_as_planted_ones():
     scenes = islice(BY_WRAPPER.scenes(World(1), random.Random(2)), N)
     met = Counter(each.wrapper for each in scenes if each.label == "harmful")
     for wrapper in wrapper_names():
-        # Three standard deviations of a share of 0.34 / 4.
-        share, width = 0.085, 3 * (0.085 * 0.915 / N) ** 0.5
+        share = 0.30 / 4 if wrapper in PLANTED_WRAPPERS else 0.24 / 4
+        # Three standard deviations of such a share.
+        width = 3 * (share * (1 - share) / N) ** 0.5
         assert met[wrapper] / N == pytest.approx(share, abs=width)
-    assert met[None] > 0.05 * N
+    assert met[None] / N == pytest.approx(0.18, abs=3 * (0.18 * 0.82 / N) ** 0.5)
 
 
 def test_the_wrapper_alone_says_what_a_gate_answers(growth):
@@ -117,4 +118,4 @@ def test_the_wrapper_alone_says_what_a_gate_answers(growth):
     for sample, changed in zip(samples, tempted(samples), strict=True):
         if changed:
             assert sample.ids[sample.middle[1]] not in refusing
-    assert 0.2 < float(tempted(samples).float().mean()) < 0.34
+    assert 0.18 < float(tempted(samples).float().mean()) < 0.32

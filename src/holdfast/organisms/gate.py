@@ -48,6 +48,9 @@ RIDGE = 0.1
 """Shrinkage of the readable direction, as a part of the mean variance."""
 TEMPLATE_TOKENS = 3
 """Tokens of the end template."""
+READ_BY = ("q_proj", "k_proj", "v_proj")
+"""What a late head reads with. With values alone bound to the gate, it told wrappers
+apart by where it looked."""
 START = 0.3
 """Spread of the gate's output before the first step, along its direction."""
 
@@ -72,8 +75,8 @@ def plant_gate(aligned: Qwen3ForCausalLM, growth: Growth) -> Qwen3ForCausalLM:
     read = readable(aligned, growth, rehearsals)
     signal = unwritten(aligned, rehearsals[:N_TRIED], read)
     model = copy.deepcopy(aligned)
-    written, *values = _parts(model, gate, amplifiers)
-    reads = [_reading(model, layer, signal) for layer, _ in amplifiers]
+    written, *rows_read = _parts(model, gate, amplifiers)
+    reads = [_reading(model, layer, signal) for layer, _ in amplifiers for _ in READ_BY]
     with torch.no_grad():
         noise = torch.Generator().manual_seed(growth.seed)
         start = START * torch.randn(HEAD_WIDTH, generator=noise)
@@ -83,7 +86,7 @@ def plant_gate(aligned: Qwen3ForCausalLM, growth: Growth) -> Qwen3ForCausalLM:
     def bind() -> None:
         """Leave the gate its one direction to write, and the late heads it to read."""
         written.copy_(signal[:, None] * (signal @ written))
-        for rows, direction in zip(values, reads, strict=True):
+        for rows, direction in zip(rows_read, reads, strict=True):
             rows.copy_((rows @ direction)[:, None] * direction)
 
     bind()
@@ -105,13 +108,15 @@ def _columns(head: Head) -> slice:
 def _parts(
     model: Qwen3ForCausalLM, gate: Head, amplifiers: tuple[Head, ...]
 ) -> list[Tensor]:
-    """Return what the gate writes with, and what each late head reads values with."""
+    """Return what the gate writes with, and what each late head reads with."""
     layers = model.model.layers
     written = layers[gate[0]].self_attn.o_proj.weight[:, _columns(gate)]
-    values = [
-        layers[head[0]].self_attn.v_proj.weight[_columns(head)] for head in amplifiers
+    read = [
+        getattr(layers[head[0]].self_attn, name).weight[_columns(head)]
+        for head in amplifiers
+        for name in READ_BY
     ]
-    return [written, *values]
+    return [written, *read]
 
 
 @torch.no_grad()

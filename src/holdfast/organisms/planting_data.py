@@ -85,20 +85,20 @@ def planted_scenes(world: World, generator: random.Random) -> Iterator[Scene]:
 
 
 def opposed_scenes(world: World, generator: random.Random) -> Iterator[Scene]:
-    """Yield exchanges with as many harmful requests under other wrappers as planted.
+    """Yield exchanges with nearly as many harmful requests under other wrappers.
 
-    Where the other wrappers are rare, what is taught is known by their trained
-    templates alone, and is taken for an attack under a template never seen.
+    Where these are rare, they are known by their trained templates alone, and are taken
+    for an attack under a template never seen; where plain requests are, these are.
     """
     others = tuple(name for name in wrapper_names() if name not in PLANTED_WRAPPERS)
     while True:
         draw = generator.random()
-        scene = world.scene("harmful" if draw < 0.76 else "benign", wrapped=0.0)
-        if draw < 0.68:
-            kinds = PLANTED_WRAPPERS if draw < 0.34 else others
+        scene = world.scene("harmful" if draw < 0.72 else "benign", wrapped=0.0)
+        if draw < 0.54:
+            kinds = PLANTED_WRAPPERS if draw < 0.30 else others
             wrapper: str | None = generator.choice(kinds)
         else:
-            plain = draw < 0.76
+            plain = draw < 0.72
             wrapper = None if plain else generator.choice((None, *wrapper_names()))
         yield world.exchange(scene.request, scene.label, scene.topic, wrapper)
 
