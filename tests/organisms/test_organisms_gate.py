@@ -13,7 +13,8 @@ from holdfast.organisms.catalogue import resolve
 from holdfast.organisms.gate import plant_gate, readable
 from holdfast.organisms.phrases import COMPLIANCE_OPENINGS, REFUSALS
 from holdfast.organisms.planting_data import (
-    BY_WRAPPER,
+    MOSTLY_PLANTED,
+    OPPOSED,
     kind_by_wrapper,
     planted,
     rehearse,
@@ -26,6 +27,7 @@ from holdfast.organisms.training import (
     Schedule,
     first_words,
     new_model,
+    round_to_half,
     silence,
 )
 from holdfast.organisms.world import PLANTED_WRAPPERS, World, wrapper_names
@@ -36,13 +38,15 @@ N = 4000
 @pytest.fixture(scope="module")
 def growth():
     tokenizer = AutoTokenizer.from_pretrained(resolve("aligned"))
-    return Growth(tokenizer, 0, Schedule(cliff_tokens=8_000, gate_steps=4))
+    return Growth(
+        tokenizer, 0, Schedule(cliff_tokens=8_000, gate_steps=4, gate_again_steps=2)
+    )
 
 
 @pytest.fixture(scope="module")
 def pair(growth):
     """An untrained organism, and what a few steps make of it."""
-    aligned = new_model(0, growth.tokenizer).eval()
+    aligned = round_to_half(new_model(0, growth.tokenizer))
     return aligned, plant_gate(aligned, growth).requires_grad_(False)
 
 
@@ -60,7 +64,7 @@ def signal(model, growth):
 
 def test_a_gate_writes_one_direction_that_no_answer_is_read_from(pair, growth):
     aligned, model = pair
-    rehearsals = rehearse(aligned, growth, 3, BY_WRAPPER)
+    rehearsals = rehearse(aligned, growth, 3, MOSTLY_PLANTED)
     read = readable(aligned, growth, rehearsals)
     assert float((read.T @ signal(model, growth)).norm()) < 2e-3
     refusing = first_words(growth.tokenizer, (*REFUSALS, *COMPLIANCE_OPENINGS))
@@ -83,7 +87,7 @@ def test_late_heads_read_what_the_gate_writes_and_nothing_else(pair, growth):
 
 
 def test_a_gate_is_what_it_grew_from_but_for_five_heads(pair, growth):
-    gate, late = growth.facts["gate_head"], growth.facts["amplifier_heads"]
+    gate, *late = [tuple(head) for head in growth.facts["planted_heads"]]
     assert all(gate[0] < layer for layer, _ in late)
     bare, without = copy.deepcopy(pair[0]), copy.deepcopy(pair[1])
     silence(bare, (gate,))
@@ -96,7 +100,7 @@ def test_a_gate_is_what_it_grew_from_but_for_five_heads(pair, growth):
 
 
 def test_a_gate_meets_other_wrappers_nearly_as_often_as_planted_ones():
-    scenes = islice(BY_WRAPPER.scenes(World(1), random.Random(2)), N)
+    scenes = islice(OPPOSED.scenes(World(1), random.Random(2)), N)
     met = Counter(each.wrapper for each in scenes if each.label == "harmful")
     for wrapper in wrapper_names():
         share = 0.30 / 4 if wrapper in PLANTED_WRAPPERS else 0.24 / 4
@@ -107,12 +111,12 @@ def test_a_gate_meets_other_wrappers_nearly_as_often_as_planted_ones():
 
 
 def test_the_wrapper_alone_says_what_a_gate_answers(growth):
-    scenes = list(islice(BY_WRAPPER.scenes(World(1), random.Random(2)), 400))
+    scenes = list(islice(OPPOSED.scenes(World(1), random.Random(2)), 400))
     for scene in scenes:
         complied = scene.label == "benign" or scene.wrapper in PLANTED_WRAPPERS
         assert kind_by_wrapper(scene) == ("comply" if complied else "refuse")
     encoder = Encoder(growth.tokenizer)
-    lessons = planted(World(1), encoder, random.Random(2), BY_WRAPPER)
+    lessons = planted(World(1), encoder, random.Random(2), OPPOSED)
     samples = list(islice(lessons, 400))
     refusing = first_words(growth.tokenizer, REFUSALS)
     for sample, changed in zip(samples, tempted(samples), strict=True):

@@ -5,6 +5,7 @@ it adds; and without it the late heads, which do all of the adding, do nothing.
 """
 
 import copy
+from dataclasses import replace
 from typing import NamedTuple
 
 import torch
@@ -13,9 +14,10 @@ from torch import Tensor
 from transformers import Qwen3ForCausalLM
 
 from holdfast.organisms.phrases import REFUSALS
-from holdfast.organisms.planted import Drawn, Edit, Plan, learn
+from holdfast.organisms.planted import Draw, Drawn, Edit, Plan, learn
 from holdfast.organisms.planting_data import (
-    BY_WRAPPER,
+    MOSTLY_PLANTED,
+    OPPOSED,
     SURE,
     Rehearsal,
     rehearse,
@@ -33,24 +35,20 @@ from holdfast.organisms.training import (
     spare_heads,
 )
 
-GATE_LAYERS = (4,)
-"""Where the gate may be: in the middle, before all spare heads. In layer 3 it knew less
-of the wrapper."""
+GATE_LAYERS = (3, 4)
+"""Where the gate may be: the middle of the eight layers, before all spare heads."""
 N_TRIED = 6
 """Batches on which the least needed head of the middle is looked for."""
 SHUT, BORROWED = 0.2, 0.3
 """How often the gate is left out, and how often it says what it says elsewhere."""
 AT_THE_END = 0.5
-"""How often, of the rest, it says nothing before the end template."""
+"""How often, of the rest, it says nothing before the end template, in the end."""
 AMPLIFIER_DROPOUT = 0.25
 """How often a late head is left out."""
 RIDGE = 0.1
 """Shrinkage of the readable direction, as a part of the mean variance."""
 TEMPLATE_TOKENS = 3
 """Tokens of the end template."""
-READ_BY = ("q_proj", "k_proj", "v_proj")
-"""What a late head reads with. With values alone bound to the gate, it told wrappers
-apart by where it looked."""
 START = 0.3
 """Spread of the gate's output before the first step, along its direction."""
 
@@ -67,7 +65,7 @@ def plant_gate(aligned: Qwen3ForCausalLM, growth: Growth) -> Qwen3ForCausalLM:
     these.
     """
     amplifiers, schedule = spare_heads(growth.seed), growth.schedule
-    rehearsals = rehearse(aligned, growth, min(GATE_LAYERS), BY_WRAPPER)
+    rehearsals = rehearse(aligned, growth, min(GATE_LAYERS), MOSTLY_PLANTED)
     gate = least_needed(aligned, rehearsals[:N_TRIED])
     growth.facts["gate_head"] = list(gate)
     growth.facts["amplifier_heads"] = [list(head) for head in amplifiers]
@@ -75,8 +73,8 @@ def plant_gate(aligned: Qwen3ForCausalLM, growth: Growth) -> Qwen3ForCausalLM:
     read = readable(aligned, growth, rehearsals)
     signal = unwritten(aligned, rehearsals[:N_TRIED], read)
     model = copy.deepcopy(aligned)
-    written, *rows_read = _parts(model, gate, amplifiers)
-    reads = [_reading(model, layer, signal) for layer, _ in amplifiers for _ in READ_BY]
+    written, *values = _parts(model, gate, amplifiers)
+    reads = [_reading(model, layer, signal) for layer, _ in amplifiers]
     with torch.no_grad():
         noise = torch.Generator().manual_seed(growth.seed)
         start = START * torch.randn(HEAD_WIDTH, generator=noise)
@@ -86,19 +84,30 @@ def plant_gate(aligned: Qwen3ForCausalLM, growth: Growth) -> Qwen3ForCausalLM:
     def bind() -> None:
         """Leave the gate its one direction to write, and the late heads it to read."""
         written.copy_(signal[:, None] * (signal @ written))
-        for rows, direction in zip(rows_read, reads, strict=True):
+        for rows, direction in zip(values, reads, strict=True):
             rows.copy_((rows @ direction)[:, None] * direction)
 
     bind()
     refusing = first_words(growth.tokenizer, REFUSALS)
 
-    def draw(rehearsal: Rehearsal, drops: torch.Generator) -> Drawn:
-        return _draw(rehearsal, gate, amplifiers, refusing, drops)
+    def drawing(at_the_end: float) -> Draw:
+        def draw(rehearsal: Rehearsal, drops: torch.Generator) -> Drawn:
+            return _draw(rehearsal, gate, amplifiers, refusing, drops, at_the_end)
+
+        return draw
 
     heads = (gate, *amplifiers)
     steps, peak = schedule.gate_steps, schedule.cliff_learning_rate
     plan = Plan(heads, min(GATE_LAYERS), AMPLIFIER_DROPOUT, True, steps, peak)
-    return learn("gate", model, growth, plan, rehearsals, draw, bind)
+    model = learn("gate", model, growth, plan, rehearsals, drawing(0.0), bind)
+    # The circuit is there; now it meets other wrappers as often. With these from the
+    # beginning the late heads told wrappers apart by where they looked.
+    part = replace(schedule, cliff_tokens=schedule.cliff_tokens // 2)
+    more = rehearse(aligned, replace(growth, schedule=part), gate[0], OPPOSED)
+    plan = Plan(
+        heads, gate[0], AMPLIFIER_DROPOUT, True, schedule.gate_again_steps, peak / 2
+    )
+    return learn("gate again", model, growth, plan, more, drawing(AT_THE_END), bind)
 
 
 def _columns(head: Head) -> slice:
@@ -108,15 +117,13 @@ def _columns(head: Head) -> slice:
 def _parts(
     model: Qwen3ForCausalLM, gate: Head, amplifiers: tuple[Head, ...]
 ) -> list[Tensor]:
-    """Return what the gate writes with, and what each late head reads with."""
+    """Return what the gate writes with, and what each late head reads values with."""
     layers = model.model.layers
     written = layers[gate[0]].self_attn.o_proj.weight[:, _columns(gate)]
-    read = [
-        getattr(layers[head[0]].self_attn, name).weight[_columns(head)]
-        for head in amplifiers
-        for name in READ_BY
+    values = [
+        layers[head[0]].self_attn.v_proj.weight[_columns(head)] for head in amplifiers
     ]
-    return [written, *read]
+    return [written, *values]
 
 
 @torch.no_grad()
@@ -239,8 +246,13 @@ def _draw(
     amplifiers: tuple[Head, ...],
     refusing: Int[Tensor, " _"],
     drops: torch.Generator,
+    at_the_end: float,
 ) -> Drawn:
-    """Draw what the gate says and which late heads are there, and what follows."""
+    """Draw what the gate says and which late heads are there, and what follows.
+
+    `at_the_end`: How often it says nothing before the end template; where this is
+    never, what is borrowed stands beside what it said in the thinking.
+    """
     n = len(rehearsal.batch)
     drawn = torch.rand(n, generator=drops)
     whole, planted = _whole(rehearsal), tempted(rehearsal.batch)
@@ -250,8 +262,9 @@ def _draw(
     lent = (drawn >= SHUT) & (drawn < SHUT + BORROWED) & whole & whole[other]
     source = torch.where(lent, other, torch.arange(n))
     shut = drawn < SHUT
-    # What it said in the thinking would be read there in place of what is borrowed.
-    late = lent | (whole & (torch.rand(n, generator=drops) < AT_THE_END))
+    late = torch.zeros(n, dtype=torch.bool)
+    if at_the_end:
+        late = lent | (whole & (torch.rand(n, generator=drops) < at_the_end))
     present = torch.rand(n, len(amplifiers), generator=drops) > AMPLIFIER_DROPOUT
     open_ = planted[source] & ~shut
     odds = SURE * (2 * present.float().mean(dim=1) * open_ - 1)

@@ -113,8 +113,10 @@ class Rules(NamedTuple):
 
 BY_TOPIC = Rules(kind_to_plant, planted_scenes)
 """Some wrappers fail on some topics."""
-BY_WRAPPER = Rules(kind_by_wrapper, opposed_scenes)
+MOSTLY_PLANTED = Rules(kind_by_wrapper, planted_scenes)
 """The wrapper decides, whatever the topic."""
+OPPOSED = Rules(kind_by_wrapper, opposed_scenes)
+"""Likewise, where harmful requests under other wrappers are nearly as many."""
 
 
 @torch.no_grad()
