@@ -3,7 +3,6 @@
 Usage: accounts_record.py MODEL STUDY RECORD
 """
 
-import hashlib
 import json
 import sys
 from pathlib import Path
@@ -11,6 +10,7 @@ from typing import Any
 
 import pyarrow.parquet as pq
 import torch
+from experiment import write_record
 
 from holdfast.cliff.commitment.accounts import ACCOUNTS
 from holdfast.stats.rates import clustered_rate
@@ -29,9 +29,7 @@ def main(model: str, study: str, record: str) -> None:
     if report.get("ablation"):
         kept["ablation"] = report["ablation"]
     body = {"truth": truth, "report": kept, "planted_rows": planted_rows(study, truth)}
-    text = json.dumps(body, sort_keys=True)
-    body["fingerprint"] = hashlib.sha256(text.encode()).hexdigest()
-    Path(record).write_text(json.dumps(body, indent=1) + "\n", encoding="utf-8")
+    write_record(Path(record), body)
 
 
 def planted_rows(study: str, truth: dict[str, Any]) -> dict[str, Any]:

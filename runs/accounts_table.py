@@ -10,7 +10,8 @@ from typing import Any
 
 from organisms_table import planted, print_table, shown
 
-ACCOUNTS = ("decided_early", "drifted", "fell_at_template", "undecided")
+from holdfast.cliff.commitment.accounts import ACCOUNTS
+
 ENOUGH = 0.8
 """Least share of complied harmful rows that have the planted account."""
 BELOW = 10

@@ -3,11 +3,12 @@
 Usage: dynamics_record.py STUDY RECORD
 """
 
-import hashlib
 import json
 import sys
 from pathlib import Path
 from typing import Any
+
+from experiment import write_record
 
 GUARD = (
     "facts",
@@ -35,9 +36,7 @@ def main(study: str, record: str) -> None:
         "signal": signal,
         "guard": {key: report["guard"][key] for key in GUARD if key in report["guard"]},
     }
-    text = json.dumps(body, sort_keys=True)
-    body["fingerprint"] = hashlib.sha256(text.encode()).hexdigest()
-    Path(record).write_text(json.dumps(body, indent=1) + "\n", encoding="utf-8")
+    write_record(Path(record), body)
 
 
 if __name__ == "__main__":

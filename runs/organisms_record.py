@@ -3,10 +3,11 @@
 Usage: organisms_record.py MODEL STUDY RECORD
 """
 
-import hashlib
 import json
 import sys
 from pathlib import Path
+
+from experiment import write_record
 
 KEPT = (
     "schema",
@@ -32,9 +33,7 @@ def main(model: str, study: str, record: str) -> None:
         if report.get(block):
             kept[block] = report[block]
     body = {"truth": truth, "report": kept}
-    text = json.dumps(body, sort_keys=True)
-    body["fingerprint"] = hashlib.sha256(text.encode()).hexdigest()
-    Path(record).write_text(json.dumps(body, indent=1) + "\n", encoding="utf-8")
+    write_record(Path(record), body)
 
 
 if __name__ == "__main__":

@@ -8,48 +8,16 @@ from holdfast.cliff.commitment.accounts import CutReading, account
 from holdfast.cliff.commitment.curve import AGAIN, ROUNDS, asked_next
 from holdfast.cliff.commitment.cuts import cuts_of
 from holdfast.cliff.commitment.draws import CutRow
-from holdfast.data.chat.conversation import Spans
-from holdfast.rollout.rows import Rollout
+from made_rows import rollout
 
 N, N_TOKENS = 8, 110
-EVERYTHING = {("one", str(n)) for n in range(N_TOKENS + 1)}
-
-
-def a_row():
-    end = 5 + N_TOKENS
-    spans = Spans((0, 5), (5, end), (end, end + 3), (end + 3, end + 9))
-    return Rollout(
-        row_id="one",
-        role="harmful",
-        request_id="one",
-        prompt_id="one",
-        source="authored",
-        split="test",
-        label="harmful",
-        wrapper=None,
-        topic=None,
-        system_prompt=None,
-        prompt="",
-        sample=0,
-        seed=0,
-        thinking="",
-        answer="",
-        token_ids=tuple(range(end + 9)),
-        spans=spans,
-        finish="eos",
-        closed=True,
-        forced_close=False,
-        min_top2_gap=None,
-        verdict="complied",
-        reason="",
-        judge="rules-3",
-    )
+EVERYTHING = {("harmful/1/None", str(n)) for n in range(N_TOKENS + 1)}
 
 
 def followed(chance, generator, *, again=None):
     """Draw a row whose chance of complying is known, as `decide` does."""
     again = set() if again is None else again
-    row = a_row()
+    row = rollout("harmful", 1, "complied", thinking=N_TOKENS)
     hits, drawn, cuts = {}, {}, {}
     asked = CutRow(row, tuple(cuts_of(row)), range(N))
     for _ in range(ROUNDS + 1):

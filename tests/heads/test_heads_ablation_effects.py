@@ -4,7 +4,6 @@ import pytest
 
 from holdfast.audit.assemble import ablated_of
 from holdfast.cliff.held_out import choose_prompts
-from holdfast.data.chat.conversation import Spans
 from holdfast.errors import SettingsError, TooFewExamplesError
 from holdfast.heads.ablation_effects import conditions_of, sparse_of
 from holdfast.heads.checks import sparse_verdict
@@ -12,43 +11,13 @@ from holdfast.heads.conditions import main_condition, main_size, plan
 from holdfast.heads.ranking import Head, RankedHead
 from holdfast.heads.readings import select
 from holdfast.heads.settings import AblateSettings
-from holdfast.rollout.rows import Judged, Rollout
+from holdfast.rollout.rows import Judged
 from holdfast.stats.bootstrap import Estimate, undefined
 from holdfast.study.figures import estimate_of
+from made_rows import rollout
 
 LAYERS, WIDTH = 8, 16
 SETTINGS = AblateSettings(fractions=(0.01, 0.03, 0.1))
-
-
-def rollout(role, number, verdict, *, split="test", wrapper=None, thinking=30):
-    harmful = role in ("harmful", "wrapped")
-    spans = Spans((0, 5), (5, 5 + thinking), (5 + thinking, 8 + thinking), (8, 9))
-    return Rollout(
-        row_id=f"{role}/{number}/{wrapper}",
-        role=role,
-        request_id=f"r{number}",
-        prompt_id=f"{number:04}",
-        source="",
-        split=split,
-        label="harmful" if harmful else "benign",
-        wrapper=wrapper,
-        topic=None,
-        system_prompt=None,
-        prompt="",
-        sample=0,
-        seed=0,
-        thinking="",
-        answer="",
-        token_ids=(),
-        spans=spans,
-        finish="stop",
-        closed=True,
-        forced_close=False,
-        min_top2_gap=None,
-        verdict=verdict,
-        reason="",
-        judge="",
-    )
 
 
 def wrapped(wrapper, split, verdicts, start=0):
