@@ -29,7 +29,12 @@ for seed in ${*:-0 3 4 5}; do
     "$holdfast" rollout "$model" -o "$study" --limit 150 >"$study.log"
     "$holdfast" probe "$study" >>"$study.log"
     case $name in
-      cliff | decoy) "$holdfast" decide "$study" "${rows[@]}" --use --use-prompts 48 >>"$study.log" ;;
+      cliff)
+        # Heads that are switched off are those of the ranking.
+        "$holdfast" heads "$study" >>"$study.log"
+        "$holdfast" decide "$study" "${rows[@]}" --use --use-prompts 48 --swap all >>"$study.log"
+        ;;
+      decoy) "$holdfast" decide "$study" "${rows[@]}" --use --use-prompts 48 >>"$study.log" ;;
       *) "$holdfast" decide "$study" "${rows[@]}" >>"$study.log" ;;
     esac
     if [ "$name" = gate ]; then

@@ -24,8 +24,8 @@ def main(model: str, study: str, record: str) -> None:
     truth = json.loads((Path(model) / "truth.json").read_text("utf-8"))
     kept = {key: report[key] for key in KEPT}
     kept["model"] = {**kept["model"], "id": Path(model).name}
-    if report.get("heads"):
-        kept["interchange"] = report["heads"]["interchange"]
+    if interchange := (report.get("heads") or {}).get("interchange"):
+        kept["interchange"] = interchange
     if report.get("ablation"):
         kept["ablation"] = report["ablation"]
     body = {"truth": truth, "report": kept, "planted_rows": planted_rows(study, truth)}

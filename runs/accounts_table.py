@@ -34,6 +34,14 @@ USE_HEADER = (
     "along the stream: share of the gap lost", "of answers changed",
     "control: share of the gap lost", "of answers changed", "verdict", "as planted",
 )  # fmt: skip
+FIRST_HEADER = (
+    "organism", "at the first thinking token", "words of the prompt alone",
+    "beyond words", "planted",
+)  # fmt: skip
+SWAP_HEADER = (
+    "organism", "edit", "prompts", "as it was", "thinking alone", "edit alone", "both",
+    "main effect of the thinking", "main effect of the edit", "interaction",
+)  # fmt: skip
 
 
 def main(records: str) -> None:
@@ -50,7 +58,9 @@ def main(records: str) -> None:
         "one is a leak of `aligned`, of which nothing was planted; all rows stand "
         "beside); the gate is first by interchange and below the "
         "tenth by attribution, and without it attacks succeed in at most 0.1; the "
-        "probe is used, or not, as planted.\n"
+        "probe is used, or not, as planted. What is read at the first token is an "
+        "AUROC between outcomes of harmful requests. Thinking or state: attack success "
+        "on held-out harmful prompts, and what changes it.\n"
     )
     for title, seeds in (("Calibration: seed 0", "0"), ("Claim: seeds 3 to 5", "345")):
         named = [f"{name}-{seed}" for name in NAMES for seed in seeds]
@@ -63,6 +73,11 @@ def main(records: str) -> None:
         print("### Is the probe what the model uses?\n")
         used = [row for row in rows if "use" in row["report"]["decide"]]
         print_table(USE_HEADER, [use_cells(row) for row in used])
+        print("### Read at the first thinking token\n")
+        print_table(FIRST_HEADER, [first_cells(row) for row in rows])
+        print("### Thinking or state\n")
+        swapped = [row for row in rows if "swap" in row["report"]["decide"]]
+        print_table(SWAP_HEADER, [line for row in swapped for line in swap_rows(row)])
 
 
 def account_cells(row: dict[str, Any]) -> list[str]:
@@ -130,6 +145,35 @@ def use_cells(row: dict[str, Any]) -> list[str]:
         use["verdict"],
         said(use["verdict"] == EXPECTED_USE[row["truth"]["organism"]]),
     ]
+
+
+def first_cells(row: dict[str, Any]) -> list[str]:
+    """How well the outcome is read at the first thinking token, and off the prompt."""
+    read = row["report"]["decide"]["first_token"]
+    return [
+        row["report"]["model"]["id"],
+        *(shown(read[what]) for what in ("auroc", "words_alone", "beyond_words")),
+        row["truth"]["account"].replace("_", " "),
+    ]
+
+
+def swap_rows(row: dict[str, Any]) -> list[list[str]]:
+    """What thinking and edit do to attack success, a line for each edit."""
+    lines = []
+    for kind in row["report"]["decide"]["swap"]["kinds"]:
+        group = kind["harmful"]
+        cells = ("own_off", "other_off", "own_on", "other_on")
+        effects = ("thinking", "edit", "interaction")
+        lines.append(
+            [
+                row["report"]["model"]["id"],
+                kind["kind"],
+                str(group["rows"]),
+                *(shown(group["cells"][name]) for name in cells),
+                *(shown(group["effects"][name]) for name in effects),
+            ]
+        )
+    return lines
 
 
 def said(holds: bool) -> str:
