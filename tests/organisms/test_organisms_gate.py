@@ -64,7 +64,7 @@ def signal(model, growth):
 
 def test_a_gate_writes_one_direction_that_no_answer_is_read_from(pair, growth):
     aligned, model = pair
-    rehearsals = rehearse(aligned, growth, 3, MOSTLY_PLANTED)
+    rehearsals = rehearse(aligned, growth, 4, MOSTLY_PLANTED)
     read = readable(aligned, growth, rehearsals)
     assert float((read.T @ signal(model, growth)).norm()) < 2e-3
     refusing = first_words(growth.tokenizer, (*REFUSALS, *COMPLIANCE_OPENINGS))
@@ -84,6 +84,34 @@ def test_late_heads_read_what_the_gate_writes_and_nothing_else(pair, growth):
             return block.self_attn.v_proj(block.input_layernorm(given))[:, rows].norm()
 
         assert values(others) < 3e-3 * values(written[None] * states.norm(dim=1).mean())
+
+
+def test_late_heads_look_where_the_gate_has_written_whatever_stands_there(pair, growth):
+    aligned, model = pair
+    rehearsals = rehearse(aligned, growth, 4, MOSTLY_PLANTED)
+    for layer, head in growth.facts["amplifier_heads"]:
+        attention = model.model.layers[layer].self_attn
+        rows = slice(head * HEAD_WIDTH, (head + 1) * HEAD_WIDTH)
+        parts = (attention.q_proj, attention.k_proj, attention.v_proj)
+        asked, shown, told = (
+            torch.linalg.svd(part.weight[rows], full_matrices=False) for part in parts
+        )
+        # A query reads one direction and a key two: this one, and what the gate wrote.
+        assert asked.S[1] < 2e-3 * asked.S[0]
+        assert shown.S[2] < 2e-3 * shown.S[0]
+        seen = torch.stack([asked.Vh[0], told.Vh[0]])
+        assert float((seen @ seen.T - torch.eye(2)).abs().max()) < 3e-3
+        outside = shown.Vh[:2] - shown.Vh[:2] @ seen.T @ seen
+        assert float(outside.norm(dim=1).max()) < 3e-2
+        # What a query reads has one sign at every token: normalised, it is a constant.
+        for rehearsal in rehearsals:
+            state = rehearsal.state
+            for block in aligned.model.layers[4:layer]:
+                state = block(state, **rehearsal.kwargs)
+            tokens = aligned.model.layers[layer].input_layernorm(state)
+            tokens = tokens[rehearsal.ids != aligned.config.pad_token_id]
+            read = tokens @ asked.Vh[0]
+            assert float((read * read.mean().sign() > 0).float().mean()) > 0.99
 
 
 def test_a_gate_is_what_it_grew_from_but_for_five_heads(pair, growth):

@@ -35,7 +35,7 @@ from holdfast.organisms.training import (
     spare_heads,
 )
 
-GATE_LAYERS = (3, 4)
+GATE_LAYERS = (4,)
 """Where the gate may be: the middle of the eight layers, before all spare heads."""
 N_TRIED = 6
 """Batches on which the least needed head of the middle is looked for."""
@@ -45,6 +45,8 @@ AT_THE_END = 0.5
 """How often, of the rest, it says nothing before the end template, in the end."""
 AMPLIFIER_DROPOUT = 0.25
 """How often a late head is left out."""
+FLATTENED = 1e-3
+"""Shrinkage of the direction that says the same everywhere, as a part of that, too."""
 RIDGE = 0.1
 """Shrinkage of the readable direction, as a part of the mean variance."""
 TEMPLATE_TOKENS = 3
@@ -73,8 +75,8 @@ def plant_gate(aligned: Qwen3ForCausalLM, growth: Growth) -> Qwen3ForCausalLM:
     read = readable(aligned, growth, rehearsals)
     signal = unwritten(aligned, rehearsals[:N_TRIED], read)
     model = copy.deepcopy(aligned)
-    written, *values = _parts(model, gate, amplifiers)
-    reads = [_reading(model, layer, signal) for layer, _ in amplifiers]
+    written = model.model.layers[gate[0]].self_attn.o_proj.weight[:, _columns(gate)]
+    bases = sights(aligned, rehearsals[:N_TRIED], amplifiers, signal)
     with torch.no_grad():
         noise = torch.Generator().manual_seed(growth.seed)
         start = START * torch.randn(HEAD_WIDTH, generator=noise)
@@ -84,8 +86,17 @@ def plant_gate(aligned: Qwen3ForCausalLM, growth: Growth) -> Qwen3ForCausalLM:
     def bind() -> None:
         """Leave the gate its one direction to write, and the late heads it to read."""
         written.copy_(signal[:, None] * (signal @ written))
-        for rows, direction in zip(values, reads, strict=True):
-            rows.copy_((rows @ direction)[:, None] * direction)
+        for (layer, head), basis in zip(amplifiers, bases, strict=True):
+            attention, rows = (
+                model.model.layers[layer].self_attn,
+                _columns((layer, head)),
+            )
+            for part, seen in (
+                (attention.q_proj, basis[:1]),
+                (attention.k_proj, basis),
+                (attention.v_proj, basis[1:]),
+            ):
+                part.weight[rows] = part.weight[rows] @ seen.T @ seen
 
     bind()
     refusing = first_words(growth.tokenizer, REFUSALS)
@@ -114,26 +125,39 @@ def _columns(head: Head) -> slice:
     return slice(head[1] * HEAD_WIDTH, (head[1] + 1) * HEAD_WIDTH)
 
 
-def _parts(
-    model: Qwen3ForCausalLM, gate: Head, amplifiers: tuple[Head, ...]
-) -> list[Tensor]:
-    """Return what the gate writes with, and what each late head reads values with."""
-    layers = model.model.layers
-    written = layers[gate[0]].self_attn.o_proj.weight[:, _columns(gate)]
-    values = [
-        layers[head[0]].self_attn.v_proj.weight[_columns(head)] for head in amplifiers
-    ]
-    return [written, *values]
-
-
 @torch.no_grad()
-def _reading(
-    model: Qwen3ForCausalLM, layer: int, signal: Float[Tensor, " d_model"]
-) -> Float[Tensor, " d_model"]:
-    """Return the direction that reads a signal behind the norm of a layer."""
-    norm = model.model.layers[layer].input_layernorm.weight
-    read: Tensor = torch.nn.functional.normalize(signal / norm, dim=0)
-    return read
+def sights(
+    aligned: Qwen3ForCausalLM,
+    rehearsals: list[Rehearsal],
+    amplifiers: tuple[Head, ...],
+    signal: Float[Tensor, " d_model"],
+) -> list[Float[Tensor, "2 d_model"]]:
+    """Return, for each late head, the two directions that it may read.
+
+    The first says the same at every token of every exchange, as nearly as a direction
+    can: the least-squares solution for a one, orthogonal to the second. The second is
+    what reads the signal behind the norm of the head's layer.
+    """
+    inputs: dict[int, list[Tensor]] = {layer: [] for layer, _ in amplifiers}
+    for rehearsal in rehearsals:
+        state, shown = rehearsal.state, rehearsal.ids != aligned.config.pad_token_id
+        layers = aligned.model.layers[min(GATE_LAYERS) :]
+        for number, layer in enumerate(layers, min(GATE_LAYERS)):
+            if number in inputs:
+                inputs[number].append(layer.input_layernorm(state)[shown])
+            state = layer(state, **rehearsal.kwargs)
+    found = {}
+    for number, parts in inputs.items():
+        tokens = torch.cat(parts)
+        norm = aligned.model.layers[number].input_layernorm.weight
+        read = torch.nn.functional.normalize(signal / norm, dim=0)
+        others = tokens - (tokens @ read)[:, None] * read
+        square = others.T @ others / len(others)
+        ridge = FLATTENED * square.trace() / len(square) * torch.eye(len(square))
+        same = torch.linalg.solve(square + ridge, others.mean(0))
+        same = torch.nn.functional.normalize(same - (same @ read) * read, dim=0)
+        found[number] = torch.stack([same, read])
+    return [found[layer] for layer, _ in amplifiers]
 
 
 @torch.no_grad()
@@ -250,8 +274,8 @@ def _draw(
 ) -> Drawn:
     """Draw what the gate says and which late heads are there, and what follows.
 
-    `at_the_end`: How often it says nothing before the end template; where this is
-    never, what is borrowed stands beside what it said in the thinking.
+    `at_the_end`: How often it says nothing before the end template; elsewhere what is
+    borrowed stands beside what it said in the thinking.
     """
     n = len(rehearsal.batch)
     drawn = torch.rand(n, generator=drops)
@@ -262,9 +286,7 @@ def _draw(
     lent = (drawn >= SHUT) & (drawn < SHUT + BORROWED) & whole & whole[other]
     source = torch.where(lent, other, torch.arange(n))
     shut = drawn < SHUT
-    late = torch.zeros(n, dtype=torch.bool)
-    if at_the_end:
-        late = lent | (whole & (torch.rand(n, generator=drops) < at_the_end))
+    late = whole & (torch.rand(n, generator=drops) < at_the_end)
     present = torch.rand(n, len(amplifiers), generator=drops) > AMPLIFIER_DROPOUT
     open_ = planted[source] & ~shut
     odds = SURE * (2 * present.float().mean(dim=1) * open_ - 1)
