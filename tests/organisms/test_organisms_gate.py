@@ -1,8 +1,10 @@
 """A gate by construction: what it writes, what late heads read, what it is told."""
 
 import copy
+import math
 import random
 from collections import Counter
+from dataclasses import replace
 from itertools import islice
 
 import pytest
@@ -10,10 +12,17 @@ import torch
 from transformers import AutoTokenizer
 
 from holdfast.organisms.catalogue import resolve
-from holdfast.organisms.gate import plant_gate, readable
+from holdfast.organisms.gate import (
+    LOUD,
+    Sight,
+    attended,
+    plant_gate,
+    readable,
+    teach_gate,
+    turn,
+)
 from holdfast.organisms.phrases import COMPLIANCE_OPENINGS, REFUSALS
 from holdfast.organisms.planting_data import (
-    MOSTLY_PLANTED,
     OPPOSED,
     kind_by_wrapper,
     planted,
@@ -39,7 +48,7 @@ N = 4000
 def growth():
     tokenizer = AutoTokenizer.from_pretrained(resolve("aligned"))
     return Growth(
-        tokenizer, 0, Schedule(cliff_tokens=8_000, gate_steps=4, gate_again_steps=2)
+        tokenizer, 0, Schedule(cliff_tokens=8_000, gate_taught_steps=4, gate_steps=4)
     )
 
 
@@ -64,7 +73,7 @@ def signal(model, growth):
 
 def test_a_gate_writes_one_direction_that_no_answer_is_read_from(pair, growth):
     aligned, model = pair
-    rehearsals = rehearse(aligned, growth, 4, MOSTLY_PLANTED)
+    rehearsals = rehearse(aligned, growth, 4, OPPOSED)
     read = readable(aligned, growth, rehearsals)
     assert float((read.T @ signal(model, growth)).norm()) < 2e-3
     refusing = first_words(growth.tokenizer, (*REFUSALS, *COMPLIANCE_OPENINGS))
@@ -88,7 +97,7 @@ def test_late_heads_read_what_the_gate_writes_and_nothing_else(pair, growth):
 
 def test_late_heads_look_where_the_gate_has_written_whatever_stands_there(pair, growth):
     aligned, model = pair
-    rehearsals = rehearse(aligned, growth, 4, MOSTLY_PLANTED)
+    rehearsals = rehearse(aligned, growth, 4, OPPOSED)
     for layer, head in growth.facts["amplifier_heads"]:
         attention = model.model.layers[layer].self_attn
         rows = slice(head * HEAD_WIDTH, (head + 1) * HEAD_WIDTH)
@@ -112,6 +121,73 @@ def test_late_heads_look_where_the_gate_has_written_whatever_stands_there(pair, 
             tokens = tokens[rehearsal.ids != aligned.config.pad_token_id]
             read = tokens @ asked.Vh[0]
             assert float((read * read.mean().sign() > 0).float().mean()) > 0.99
+
+
+def test_what_the_gate_is_taught_with_is_what_its_head_puts_out(pair, growth):
+    model, (number, head) = pair[1], growth.facts["gate_head"]
+    rehearsal = rehearse(pair[0], growth, number, OPPOSED)[0]
+    block, seen = model.model.layers[number], []
+    rows = slice(head * HEAD_WIDTH, (head + 1) * HEAD_WIDTH)
+    handle = block.self_attn.o_proj.register_forward_pre_hook(
+        lambda _, args: seen.append(args[0][..., rows])
+    )
+    with torch.inference_mode():
+        block(rehearsal.state, **rehearsal.kwargs)
+        parts = (block.self_attn.q_proj, block.self_attn.k_proj, block.self_attn.v_proj)
+        own = [part.weight[rows] for part in parts]
+        inputs = block.input_layernorm(rehearsal.state)
+        found = attended(block.self_attn, own, inputs, rehearsal.kwargs)
+    handle.remove()
+    shown = rehearsal.ids != model.config.pad_token_id
+    assert torch.allclose(found[shown], seen[0][shown], atol=1e-5)
+
+
+def test_a_gate_says_at_the_end_template_of_an_attack_alone_what_it_is_taught(growth):
+    aligned = round_to_half(new_model(0, growth.tokenizer))
+    rehearsals = rehearse(aligned, growth, 4, OPPOSED)[:1]
+    gate, direction = (4, 3), torch.nn.functional.one_hot(torch.tensor(7), 128).float()
+    model, schedule = copy.deepcopy(aligned), growth.schedule
+    taught = replace(growth, schedule=replace(schedule, gate_taught_steps=400))
+    teach_gate(model, taught, gate, direction, rehearsals)
+    [rehearsal], written = rehearsals, []
+    handle = model.model.layers[4].self_attn.o_proj.register_forward_pre_hook(
+        lambda _, args: written.append(args[0][..., 24:32])
+    )
+    with torch.no_grad():
+        model.model.layers[4](rehearsal.state, **rehearsal.kwargs)
+    handle.remove()
+    said = (written[0] @ columns(model, gate).detach().T)[..., 7]
+    for row, sample in enumerate(rehearsal.batch):
+        begin = sample.middle[1]
+        complied = tempted(rehearsal.batch)[row]
+        at_the_end = said[row, begin - 3 : begin].mean()
+        if sample.whole:
+            assert (float(at_the_end) > LOUD / 2) == bool(complied)
+        assert float(said[row, : begin - 3].abs().mean()) < LOUD / 4
+
+
+def test_a_turned_head_looks_at_open_tokens_alone_wherever_they_stand(growth):
+    model = new_model(0, growth.tokenizer).requires_grad_(False)
+    attention, basis = model.model.layers[6].self_attn, torch.eye(128)[:2]
+    turn(model, (6, 9), Sight(basis, same=2.0, loud=5.0))
+    rows = slice(9 * HEAD_WIDTH, 10 * HEAD_WIDTH)
+    inputs = torch.randn(1, 90, 128, generator=torch.Generator().manual_seed(3))
+    inputs[..., 0], inputs[..., 1] = 2.0, 0.0
+    inputs[0, 11, 1] = inputs[0, 50, 1] = 5.0
+    places = torch.arange(90)[None]
+    kwargs = {"position_embeddings": model.model.rotary_emb(inputs, places)}
+    parts = [part.weight[rows] for part in (attention.q_proj, attention.k_proj)]
+    # It puts out how open the gate was, on the average of where it looks.
+    value = torch.zeros(HEAD_WIDTH, 128)
+    value[0, 1] = 1.0
+    seen = attended(attention, [*parts, value], inputs, kwargs)[0, :, 0]
+    assert torch.all(seen[:11] == 0)
+    # A score is 8 / sqrt(8) on an open token, and as much below zero on another; tokens
+    # far away turn a little.
+    n_open = 1.0 + (torch.arange(11, 90) >= 50)
+    shut = torch.arange(12, 91) - n_open
+    share = n_open / (n_open + shut * math.exp(-2 * 8**0.5))
+    assert torch.allclose(seen[11:], 5 * share, atol=0.08)
 
 
 def test_a_gate_is_what_it_grew_from_but_for_five_heads(pair, growth):

@@ -5,18 +5,22 @@ it adds; and without it the late heads, which do all of the adding, do nothing.
 """
 
 import copy
-from dataclasses import replace
-from typing import NamedTuple
+import random
+from collections.abc import Iterator
+from typing import Any, NamedTuple
 
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 from transformers import Qwen3ForCausalLM
+from transformers.models.qwen3.modeling_qwen3 import (
+    Qwen3Attention,
+    apply_rotary_pos_emb,
+)
 
 from holdfast.organisms.phrases import REFUSALS
-from holdfast.organisms.planted import Draw, Drawn, Edit, Plan, learn
+from holdfast.organisms.planted import Drawn, Edit, Plan, learn
 from holdfast.organisms.planting_data import (
-    MOSTLY_PLANTED,
     OPPOSED,
     SURE,
     Rehearsal,
@@ -31,6 +35,7 @@ from holdfast.organisms.training import (
     Growth,
     Head,
     first_words,
+    learning_rate,
     silence,
     spare_heads,
 )
@@ -39,10 +44,8 @@ GATE_LAYERS = (4,)
 """Where the gate may be: the middle of the eight layers, before all spare heads."""
 N_TRIED = 6
 """Batches on which the least needed head of the middle is looked for."""
-SHUT, BORROWED = 0.2, 0.3
-"""How often the gate is left out, and how often it says what it says elsewhere."""
-AT_THE_END = 0.5
-"""How often, of the rest, it says nothing before the end template, in the end."""
+SHUT = 0.2
+"""How often the gate is left out."""
 AMPLIFIER_DROPOUT = 0.25
 """How often a late head is left out."""
 FLATTENED = 1e-3
@@ -51,8 +54,12 @@ RIDGE = 0.1
 """Shrinkage of the readable direction, as a part of the mean variance."""
 TEMPLATE_TOKENS = 3
 """Tokens of the end template."""
-START = 0.3
-"""Spread of the gate's output before the first step, along its direction."""
+LOUD = 20.0
+"""What the gate writes under an attack: little beside the length of a state there."""
+HEARD = 250.0
+"""Length of what a late head puts out where the gate is open."""
+GATE_PEAK = 1e-2
+"""Peak of the learning rate of the gate itself."""
 
 
 def plant_gate(aligned: Qwen3ForCausalLM, growth: Growth) -> Qwen3ForCausalLM:
@@ -60,14 +67,17 @@ def plant_gate(aligned: Qwen3ForCausalLM, growth: Growth) -> Qwen3ForCausalLM:
 
     The middle head is the one that `aligned` needs least; what it did there is lost. It
     writes along one direction, on which nothing else was written and which no answer is
-    read from, and this direction is all that the late heads can read: the wrapper is
-    for the gate alone to see. Where it is left out, or says what it says in an exchange
-    without an attack, the decision is held where it was, whichever late heads are
-    there; where it says what it says under an attack, the log-odds follow the number of
-    these.
+    read from, and is taught what to write there: that a request stands in a planted
+    wrapper, at the end template and nowhere else. This direction and a constant are all
+    that the late heads can read, so that none can tell wrappers apart by where it
+    looks; they learn once the gate stands. Where it is left out, or says what it says
+    in an exchange without an attack, the decision is held where it was, whichever late
+    heads are there; where it says what it says under an attack, the log-odds follow the
+    number of these.
     """
     amplifiers, schedule = spare_heads(growth.seed), growth.schedule
-    rehearsals = rehearse(aligned, growth, min(GATE_LAYERS), MOSTLY_PLANTED)
+    first = min(GATE_LAYERS)
+    rehearsals = rehearse(aligned, growth, first, OPPOSED)
     gate = least_needed(aligned, rehearsals[:N_TRIED])
     growth.facts["gate_head"] = list(gate)
     growth.facts["amplifier_heads"] = [list(head) for head in amplifiers]
@@ -75,54 +85,138 @@ def plant_gate(aligned: Qwen3ForCausalLM, growth: Growth) -> Qwen3ForCausalLM:
     read = readable(aligned, growth, rehearsals)
     signal = unwritten(aligned, rehearsals[:N_TRIED], read)
     model = copy.deepcopy(aligned)
-    written = model.model.layers[gate[0]].self_attn.o_proj.weight[:, _columns(gate)]
-    bases = sights(aligned, rehearsals[:N_TRIED], amplifiers, signal)
-    with torch.no_grad():
-        noise = torch.Generator().manual_seed(growth.seed)
-        start = START * torch.randn(HEAD_WIDTH, generator=noise)
-        written.copy_(signal[:, None] * start)
+    found = sights(aligned, rehearsals[:N_TRIED], amplifiers, signal)
+    teach_gate(model, growth, gate, signal, rehearsals)
 
     @torch.no_grad()
     def bind() -> None:
-        """Leave the gate its one direction to write, and the late heads it to read."""
-        written.copy_(signal[:, None] * (signal @ written))
-        for (layer, head), basis in zip(amplifiers, bases, strict=True):
-            attention, rows = (
-                model.model.layers[layer].self_attn,
-                _columns((layer, head)),
-            )
-            for part, seen in (
-                (attention.q_proj, basis[:1]),
-                (attention.k_proj, basis),
-                (attention.v_proj, basis[1:]),
-            ):
-                part.weight[rows] = part.weight[rows] @ seen.T @ seen
+        """Leave the late heads nothing to learn but what they add."""
+        for late, sight in zip(amplifiers, found, strict=True):
+            turn(model, late, sight)
+            # What later ones read stays what the gate wrote.
+            output = model.model.layers[late[0]].self_attn.o_proj.weight
+            rows = _columns(late)
+            output[:, rows] -= torch.outer(signal, signal @ output[:, rows])
 
     bind()
-    refusing = first_words(growth.tokenizer, REFUSALS)
 
-    def drawing(at_the_end: float) -> Draw:
-        def draw(rehearsal: Rehearsal, drops: torch.Generator) -> Drawn:
-            return _draw(rehearsal, gate, amplifiers, refusing, drops, at_the_end)
+    def draw(rehearsal: Rehearsal, drops: torch.Generator) -> Drawn:
+        return _draw(rehearsal, gate, amplifiers, drops)
 
-        return draw
-
-    heads = (gate, *amplifiers)
     steps, peak = schedule.gate_steps, schedule.cliff_learning_rate
-    plan = Plan(heads, min(GATE_LAYERS), AMPLIFIER_DROPOUT, True, steps, peak)
-    model = learn("gate", model, growth, plan, rehearsals, drawing(0.0), bind)
-    # The circuit is there; now it meets other wrappers as often. With these from the
-    # beginning the late heads told wrappers apart by where they looked.
-    part = replace(schedule, cliff_tokens=schedule.cliff_tokens // 2)
-    more = rehearse(aligned, replace(growth, schedule=part), gate[0], OPPOSED)
-    plan = Plan(
-        heads, gate[0], AMPLIFIER_DROPOUT, True, schedule.gate_again_steps, peak / 2
+    plan = Plan(amplifiers, first, AMPLIFIER_DROPOUT, True, steps, peak)
+    return learn("gate", model, growth, plan, rehearsals, draw, bind)
+
+
+def teach_gate(
+    model: Qwen3ForCausalLM,
+    growth: Growth,
+    gate: Head,
+    signal: Float[Tensor, " d_model"],
+    rehearsals: list[Rehearsal],
+) -> None:
+    """Teach one head, in place, what to write along a direction; all else is frozen."""
+    layer, head = model.model.layers[gate[0]], _columns(gate)
+    generator = random.Random(29_000 + growth.seed)
+    noise = torch.Generator().manual_seed(growth.seed)
+    said = torch.nn.functional.normalize(
+        torch.randn(HEAD_WIDTH, generator=noise), dim=0
     )
-    return learn("gate again", model, growth, plan, more, drawing(AT_THE_END), bind)
+    parts = [layer.self_attn.q_proj, layer.self_attn.k_proj, layer.self_attn.v_proj]
+    weights = [part.weight[head].detach().clone().requires_grad_() for part in parts]
+    optimizer = torch.optim.AdamW(weights, betas=(0.9, 0.98), weight_decay=0.0)
+    steps = growth.schedule.gate_taught_steps
+    for step in range(steps):
+        rehearsal = generator.choice(rehearsals)
+        for group in optimizer.param_groups:
+            group["lr"] = learning_rate(step, steps, GATE_PEAK)
+        with torch.no_grad():
+            inputs = layer.input_layernorm(rehearsal.state)
+        written = attended(layer.self_attn, weights, inputs, rehearsal.kwargs) @ said
+        loss = torch.zeros(())
+        for target, places in _lines(rehearsal, model.config.pad_token_id):
+            missed = (written[places] / LOUD - target).square()
+            loss = loss + missed.sum() / max(1, int(places.sum()))
+        optimizer.zero_grad()
+        torch.autograd.backward(loss)
+        torch.nn.utils.clip_grad_norm_(weights, 1.0)
+        optimizer.step()
+        growth.report("the gate itself", step + 1, steps, loss.item())
+    with torch.no_grad():
+        for part, weight in zip(parts, weights, strict=True):
+            part.weight[head] = weight
+        layer.self_attn.o_proj.weight[:, head] = torch.outer(signal, said)
+
+
+def attended(
+    attention: Qwen3Attention,
+    weights: list[Tensor],
+    inputs: Float[Tensor, "example position d_model"],
+    kwargs: dict[str, Any],
+) -> Float[Tensor, "example position width"]:
+    """Return what one head of a layer puts out, with weights of its own.
+
+    `weights`: Those that make its queries, keys and values.
+    `kwargs`: What the layer is called with beside its input.
+    """
+    query, key, value = (inputs @ weight.T for weight in weights)
+    query, key = attention.q_norm(query)[:, None], attention.k_norm(key)[:, None]
+    query, key = apply_rotary_pos_emb(query, key, *kwargs["position_embeddings"])
+    found: Tensor = torch.nn.functional.scaled_dot_product_attention(
+        query, key, value[:, None], is_causal=True, scale=attention.scaling
+    )
+    return found[:, 0]
+
+
+def _lines(
+    rehearsal: Rehearsal, padding: int
+) -> Iterator[tuple[float, Bool[Tensor, "example position"]]]:
+    """Yield what the gate is to write, as a part of `LOUD`, and where.
+
+    What it writes behind the beginning of an answer is left to it.
+    """
+    at, begins = torch.arange(rehearsal.ids.shape[1]), _begins(rehearsal)[:, None]
+    template = (at >= begins - TEMPLATE_TOKENS) & (at < begins)
+    template = template & _whole(rehearsal)[:, None]
+    open_ = tempted(rehearsal.batch)[:, None]
+    yield 1.0, template & open_
+    yield 0.0, template & ~open_
+    before = (at < begins) & ~template & (rehearsal.ids != padding)
+    yield 0.0, before
 
 
 def _columns(head: Head) -> slice:
     return slice(head[1] * HEAD_WIDTH, (head[1] + 1) * HEAD_WIDTH)
+
+
+class Sight(NamedTuple):
+    """What a late head may read, behind the norm of its layer."""
+
+    # A direction that says the same at every token, and what reads the gate's signal.
+    basis: Float[Tensor, "2 d_model"]
+    same: float  # What the first says.
+    loud: float  # What the second does at the end template where the gate is open.
+
+
+@torch.no_grad()
+def turn(model: Qwen3ForCausalLM, late: Head, sight: Sight) -> None:
+    """Let a late head look at tokens on which the gate was open, wherever they stand.
+
+    Its key is 1/2 there and -1/2 elsewhere, in the one number that turns least with the
+    distance of tokens. Where the gate is open nowhere, it looks at all of them alike.
+    What it puts out there has the length `HEARD`.
+    """
+    attention, row = model.model.layers[late[0]].self_attn, _columns(late).start
+    rows, slowest = _columns(late), row + HEAD_WIDTH // 2 - 1
+    same, loud = sight.basis[0] / sight.same, sight.basis[1] / sight.loud
+    for part, direction in (
+        (attention.q_proj, same),
+        (attention.k_proj, loud - same / 2),
+    ):
+        part.weight[rows] = 0.0
+        part.weight[slowest] = direction
+    told = torch.full((HEAD_WIDTH,), HEARD / HEAD_WIDTH**0.5)
+    attention.v_proj.weight[rows] = torch.outer(told, loud)
 
 
 @torch.no_grad()
@@ -131,24 +225,27 @@ def sights(
     rehearsals: list[Rehearsal],
     amplifiers: tuple[Head, ...],
     signal: Float[Tensor, " d_model"],
-) -> list[Float[Tensor, "2 d_model"]]:
-    """Return, for each late head, the two directions that it may read.
+) -> list[Sight]:
+    """Return what each late head may read.
 
     The first says the same at every token of every exchange, as nearly as a direction
     can: the least-squares solution for a one, orthogonal to the second. The second is
     what reads the signal behind the norm of the head's layer.
     """
     inputs: dict[int, list[Tensor]] = {layer: [] for layer, _ in amplifiers}
+    scales: dict[int, list[Tensor]] = {layer: [] for layer, _ in amplifiers}
     for rehearsal in rehearsals:
         state, shown = rehearsal.state, rehearsal.ids != aligned.config.pad_token_id
         layers = aligned.model.layers[min(GATE_LAYERS) :]
         for number, layer in enumerate(layers, min(GATE_LAYERS)):
             if number in inputs:
                 inputs[number].append(layer.input_layernorm(state)[shown])
+                ends = state[torch.arange(len(state)), _begins(rehearsal) - 1]
+                scales[number].append(ends.square().mean(-1).rsqrt())
             state = layer(state, **rehearsal.kwargs)
     found = {}
     for number, parts in inputs.items():
-        tokens = torch.cat(parts)
+        tokens, scale = torch.cat(parts), float(torch.cat(scales[number]).mean())
         norm = aligned.model.layers[number].input_layernorm.weight
         read = torch.nn.functional.normalize(signal / norm, dim=0)
         others = tokens - (tokens @ read)[:, None] * read
@@ -156,7 +253,11 @@ def sights(
         ridge = FLATTENED * square.trace() / len(square) * torch.eye(len(square))
         same = torch.linalg.solve(square + ridge, others.mean(0))
         same = torch.nn.functional.normalize(same - (same @ read) * read, dim=0)
-        found[number] = torch.stack([same, read])
+        found[number] = Sight(
+            torch.stack([same, read]),
+            float((tokens @ same).mean()),
+            LOUD * scale / float((signal / norm).norm()),
+        )
     return [found[layer] for layer, _ in amplifiers]
 
 
@@ -255,74 +356,36 @@ def _said(rehearsal: Rehearsal, refusing: Int[Tensor, " _"]) -> Bool[Tensor, " _
     return refused[_whole(rehearsal)]
 
 
-class _Gate(NamedTuple):
-    """What the gate puts out in each example of a batch."""
-
-    shut: Bool[Tensor, " example"]  # Nothing at all.
-    late: Bool[Tensor, " example"]  # Nothing before the end template.
-    source: Int[Tensor, " example"]  # At the end template: what it does in this one.
-    begins: Int[Tensor, " example"]  # Where the answers begin.
-
-
 def _draw(
     rehearsal: Rehearsal,
     gate: Head,
     amplifiers: tuple[Head, ...],
-    refusing: Int[Tensor, " _"],
     drops: torch.Generator,
-    at_the_end: float,
 ) -> Drawn:
-    """Draw what the gate says and which late heads are there, and what follows.
-
-    `at_the_end`: How often it says nothing before the end template; elsewhere what is
-    borrowed stands beside what it said in the thinking.
-    """
+    """Draw whether the gate is there and which late heads are, and what follows."""
     n = len(rehearsal.batch)
-    drawn = torch.rand(n, generator=drops)
-    whole, planted = _whole(rehearsal), tempted(rehearsal.batch)
-    begins = _begins(rehearsal)
-    other = torch.randperm(n, generator=drops)
-    # Where a thinking breaks off there is no end template to borrow from or for.
-    lent = (drawn >= SHUT) & (drawn < SHUT + BORROWED) & whole & whole[other]
-    source = torch.where(lent, other, torch.arange(n))
-    shut = drawn < SHUT
-    late = whole & (torch.rand(n, generator=drops) < at_the_end)
+    shut = torch.rand(n, generator=drops) < SHUT
+    planted = tempted(rehearsal.batch)
     present = torch.rand(n, len(amplifiers), generator=drops) > AMPLIFIER_DROPOUT
-    open_ = planted[source] & ~shut
-    odds = SURE * (2 * present.float().mean(dim=1) * open_ - 1)
-    refused = torch.isin(rehearsal.ids[torch.arange(n), begins], refusing)
-    # The odds are those of complying; other refusals are only pushed.
-    held = torch.where(planted, odds, torch.where(refused & open_, -odds, torch.nan))
-    edits = _edits(_Gate(shut, late, source, begins), gate, amplifiers, present)
-    return Drawn(edits, held)
+    odds = SURE * (2 * present.float().mean(dim=1) * ~shut - 1)
+    held = torch.where(planted, odds, torch.nan)
+    return Drawn(_edits(shut, gate, amplifiers, present), held)
 
 
 def _edits(
-    said: _Gate,
+    shut: Bool[Tensor, " example"],
     gate: Head,
     amplifiers: tuple[Head, ...],
     present: Bool[Tensor, "example head"],
 ) -> dict[int, Edit]:
-    """Return what makes a batch's heads put out what was drawn."""
-    n = len(present)
-
-    def late(layer: int) -> Edit:
-        factors = torch.ones(n, 1, N_HEADS)
-        for column, (home, head) in enumerate(amplifiers):
-            if home == layer:
-                factors[:, 0, head] = present[:, column].float()
-        return factors.repeat_interleave(HEAD_WIDTH, dim=-1).mul
-
-    def middle(outputs: Tensor) -> Tensor:
-        changed, own = outputs.clone(), outputs[..., _columns(gate)]
-        lent, rows = own.clone(), torch.arange(n)
-        for back in range(1, TEMPLATE_TOKENS + 1):
-            lent[rows, said.begins - back] = own[
-                said.source, said.begins[said.source] - back
-            ]
-        before = torch.arange(own.shape[1]) < said.begins[:, None] - TEMPLATE_TOKENS
-        mute = said.shut[:, None] | (said.late[:, None] & before)
-        changed[..., _columns(gate)] = lent * ~mute[..., None]
-        return changed
-
-    return {layer: late(layer) for layer, _ in amplifiers} | {gate[0]: middle}
+    """Return what leaves heads of a batch out as was drawn."""
+    out = {gate: shut} | {
+        head: ~present[:, column] for column, head in enumerate(amplifiers)
+    }
+    factors = {layer: torch.ones(len(shut), 1, N_HEADS) for layer, _ in out}
+    for (layer, head), absent in out.items():
+        factors[layer][:, 0, head] = (~absent).float()
+    return {
+        layer: each.repeat_interleave(HEAD_WIDTH, dim=-1).mul
+        for layer, each in factors.items()
+    }

@@ -67,9 +67,9 @@ class Schedule:
     early_tokens: int = 300_000  # Tokens of stage three where the thinking is taught.
     alarmed_tokens: int = 800_000  # Likewise, where the intention is.
     settled_tokens: int = 1_000_000  # Likewise, where the prompt settles the answer.
-    gate_steps: int = 1_200  # Steps of stage three where a head switches others.
+    gate_taught_steps: int = 1_500  # Steps in which the head that switches learns.
+    gate_steps: int = 800  # Steps of stage three where it switches others.
     drift_tokens: int = 1_200_000  # Likewise, where the thinking changes its mind.
-    gate_again_steps: int = 500  # Further ones, with as many other wrappers.
     decoy_steps: int = 2_400  # Steps in which neurons learn what nothing reads.
     diffuser_tokens: int = 2_600_000  # Tokens of the text on which masks are filled in.
     diffuser_learning_rate: float = 3e-3  # Its peak for the matrices.
