@@ -54,7 +54,7 @@ RIDGE = 0.1
 """Shrinkage of the readable direction, as a part of the mean variance."""
 TEMPLATE_TOKENS = 3
 """Tokens of the end template."""
-LOUD = 20.0
+LOUD = 60.0
 """What the gate writes under an attack: little beside the length of a state there."""
 HEARD = 250.0
 """Length of what a late head puts out where the gate is open."""
