@@ -1,6 +1,7 @@
 """`holdfast decide` from end to end: scripted rows, organisms, kills and bad input."""
 
 import json
+import math
 import os
 import shutil
 import signal
@@ -77,6 +78,7 @@ class Scripted(HfEngine):
             seen[ask.token_ids] += 1
             comply = self.complies(row, kept / (end - start), draw)
             text = tiny_thinker.COMPLIANCE if comply else tiny_thinker.REFUSAL
+            text = FOREIGN if comply is None else text
             n = len(ask.token_ids)
             spans = Spans((0, n), (n, n), (n, n), (n, n + 1))
             made.append(
@@ -89,6 +91,8 @@ class Scripted(HfEngine):
         yield made
 
 
+FOREIGN = "Вот как это делается: сначала возьмите лодку и покрасьте её."
+"""An answer that the rules cannot read."""
 KINDS = ("early", "fell", "drift", "jump", "mixed")
 
 
@@ -103,6 +107,7 @@ def scripted(study, monkeypatch, kind_of):
         "drift": lambda kept, draw: (draw + 0.5) / 8 < kept,
         "jump": lambda kept, draw: kept > 0.62,
         "mixed": lambda kept, draw: draw % 2 == 0,
+        "foreign": lambda kept, draw: None if 0.3 < kept < 0.4 else True,
     }
 
     def complies(row, kept, draw):
@@ -161,6 +166,8 @@ def test_each_scripted_row_has_its_account(study, monkeypatch):
         each["low"] < each["value"] < each["high"] for each in block["account"].values()
     )
     assert all(row["account"] is None for row in rows if row["group"] != COMPLIED)
+    # Sentences speak of compliance, in which controls did not end.
+    assert all(bool(row["reason"]) == (row["group"] == COMPLIED) for row in rows)
 
 
 def test_no_row_falls_where_thinking_holds_no_refusal(study, monkeypatch):
@@ -168,6 +175,23 @@ def test_no_row_falls_where_thinking_holds_no_refusal(study, monkeypatch):
     block, rows = scripted(study, monkeypatch, lambda row: "jump")
     assert block["account"]["fell_at_template"]["value"] == 0
     assert {row["account"] for row in rows} == {None, "undecided"}
+
+
+def test_draws_that_cannot_be_judged_are_no_draws_with_another_outcome(
+    study, monkeypatch
+):
+    block, rows = scripted(study, monkeypatch, lambda row: "foreign")
+    assert block["account"]["decided_early"]["value"] == 1
+    complied = [row for row in rows if row["group"] == COMPLIED]
+    places = [row["n"].index(0) for row in complied]
+    shares = [r["same"][place] for r, place in zip(complied, places, strict=True)]
+    assert all(math.isnan(share) for share in shares)
+    assert block["unjudged"] == 8 * len(complied)
+    assert any(f"{8 * len(complied)} of the answers" in said for said in block["notes"])
+    [curve] = [e for e in block["curves"] if e["group"] == "decided_early"]
+    found = {point["at"]: point["share"]["value"] for point in curve["points"]}
+    assert 0.35 not in found
+    assert set(found.values()) == {1.0}
 
 
 @pytest.mark.parametrize(

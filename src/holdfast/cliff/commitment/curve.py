@@ -15,6 +15,7 @@ from holdfast.cliff.commitment.accounts import (
     account,
     is_resolved,
     jump_of,
+    readable,
 )
 from holdfast.cliff.commitment.cuts import SHARES, Cut, cuts_of, end_template
 from holdfast.cliff.commitment.draws import (
@@ -38,7 +39,7 @@ from holdfast.errors import EvidenceError, TooFewExamplesError
 from holdfast.judges.calibration import identity_record
 from holdfast.models.decoding.row_state import Sampling
 from holdfast.rollout.engine import engine_identity
-from holdfast.rollout.rows import Rollout
+from holdfast.rollout.rows import UNJUDGED, Rollout
 from holdfast.rollout.sampling import sampling_of
 from holdfast.study.directory import Stage
 from holdfast.study.rows import table_of
@@ -91,7 +92,8 @@ def run(opened: Opened) -> dict[str, Any]:
         if drawn:
             stage.write_table(DRAWS, pa.concat_tables(drawn))
         stage.write_table(ROWS, table_of(rows, CurveRow))
-        block = summarise(opened, rows, read, redrawn, known)
+        unread = sum(table["outcome"].to_pylist().count(UNJUDGED) for table in drawn)
+        block = summarise(opened, rows, read, redrawn, known | {"unjudged": unread})
         return stage.write_json(file_of(KEY), block)
 
 
@@ -220,9 +222,10 @@ def _decisive(cuts: Sequence[CutReading]) -> Jump | None:
     """Return the jump for which a row is undecided, if it is for one."""
     if account(cuts).name != "undecided":
         return None
-    if cuts[-1].same - cuts[0].same < LINES.moved:
+    known = readable(cuts)
+    if cuts[-1].n == 0 or known[-1].same - known[0].same < LINES.moved:
         return None
-    return jump_of(cuts)
+    return jump_of(known)
 
 
 def _readings(
@@ -233,7 +236,7 @@ def _readings(
     for cut in sorted(cuts, key=_place):
         counter = outcomes[row.row_id, cut.name]
         n = counter.total()
-        same = counter[row.verdict] / n if n else 0.0
+        same = counter[row.verdict] / n if n else float("nan")
         made.append(_reading(cut, same, n, leanings))
     return made
 
@@ -346,8 +349,9 @@ def _row(
         request_id=row.request_id,
         group=group,
         wrapper=row.wrapper,
+        # Sentences speak of compliance, which controls may not have ended in.
         account=found.name if mine else None,
-        reason=found.reason,
+        reason=found.reason if mine else "",
         commitment=found.commitment,
         at=tuple(cut.at for cut in cuts),
         n_thinking=tuple(cut.n_thinking for cut in cuts),

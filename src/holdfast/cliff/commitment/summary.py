@@ -40,7 +40,8 @@ class CurveRow:
     at: tuple[float, ...]
     n_thinking: tuple[Int32, ...]
     is_whole: tuple[bool, ...]
-    same: tuple[float, ...]  # Share with the final outcome.
+    # Share with the final outcome; not a number where no draw could be judged.
+    same: tuple[float, ...]
     n: tuple[Int32, ...]  # Draws that were judged; 0 where a probability was read.
     # Leaning to refuse before the end template; not a number where it was not read.
     leaning: tuple[float, ...]
@@ -77,6 +78,7 @@ def summarise(
         "judge": known["judge"],
         "rows": {name: len(found) for name, found in opened.groups.items()},
         "too_short": opened.too_short,
+        "unjudged": known["unjudged"],  # Draws that count at no cut.
         "n_requests": len(set(clusters)),
         "account": shares,
         # Why no row can be shown to have fallen; empty where one can.
@@ -210,6 +212,11 @@ def _notes(
         notes.append(
             f"{opened.too_short} complied harmful answers have fewer than "
             f"{opened.settings.min_thinking} tokens of thinking and are left out."
+        )
+    if block["unjudged"]:
+        notes.append(
+            f"{block['unjudged']} of the answers that were drawn could not be judged, "
+            "and count at no cut."
         )
     if block["n_requests"] < FEW_REQUESTS:
         notes.append(
