@@ -15,6 +15,8 @@ from holdfast.cliff.commitment.causes.edited import own_item
 from holdfast.cliff.commitment.causes.panel import swap, use
 from holdfast.cliff.commitment.causes.swap import EFFECTS
 from holdfast.cliff.commitment.causes.use_stage import _margins
+from holdfast.cliff.commitment.cuts import Cut
+from holdfast.cliff.commitment.first_words import odds_behind
 from holdfast.cliff.openings import FirstToken, openings
 from holdfast.models.loading.causal import load
 from holdfast.report.section import Section
@@ -137,8 +139,16 @@ def test_margins_are_read_in_float32_of_a_model_that_is_not(thinker, audited):
     adapter = load(str(thinker), dtype="bfloat16")
     rows = from_table(Study.open(audited).read_table("rollouts.parquet"))
     words = openings(row for row in rows if row.split == "train").openings
-    items = [own_item("none", row, 0) for row in rows if row.closed][:6]
+    shown = [row for row in rows if row.closed][:6]
+    items = [own_item("none", row, 0) for row in shown]
     found = _margins(adapter, FirstToken(adapter, words), 1, items, None)
+    # `decide` reads the whole thinking behind its end template there.
+    whole = [Cut(row.spans.thinking[1], 1.0, is_whole=True) for row in shown]
+    behind = [
+        odds_behind(adapter, row, [cut], (), words, 1)[0]
+        for row, cut in zip(shown, whole, strict=True)
+    ]
+    assert found == pytest.approx(behind, abs=1e-6)
     tokens = [list(each) for each in words]
     weight = adapter.model.get_output_embeddings().weight.detach()
     coarse = []

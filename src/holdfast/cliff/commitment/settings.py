@@ -112,6 +112,7 @@ class DecideSettings:
             refused_rows=0,
             benign_rows=0,
             min_thinking=1,
+            widest=0.01,
             direction_layer=0,
             swap_prompts=1,
             use_prompts=1,
