@@ -212,6 +212,11 @@ def test_what_cannot_be_asked_ends_with_status_4(study, capsys, flags, words):
     assert not (study / "decide_curve.json").exists()
 
 
+def test_what_contradicts_itself_is_refused(study, capsys):
+    assert run(["decide", str(study), "--cheap", "--redraw-thinking"]) == 2
+    assert "which draws none" in " ".join(capsys.readouterr().err.split())
+
+
 def test_an_interval_that_no_draws_could_give_is_refused_at_once(study, capsys):
     assert run(["decide", str(study), "--widest", "0.0001"]) == 2
     assert "--widest of 0.01 or more" in " ".join(capsys.readouterr().err.split())
@@ -298,8 +303,9 @@ def test_a_thinking_that_goes_on_is_drawn_from_each_cut(study):
         for row in from_table(Study.open(study).read_table("rollouts.parquet"))
     }
     # A thinking that went on from late in it begins as it was.
-    redrawn = [row for row in rows if row["thinking"]]
+    redrawn = [row for row in rows if row["kind"] == "redrawn"]
     assert len(redrawn) == 6 * 8 * 8
+    assert not any(row["thinking"] for row in rows if row["kind"] == "closed")
     assert all(
         row["thinking"].startswith(own[row["row_id"]].thinking.strip()[:20])
         for row in redrawn
@@ -316,7 +322,7 @@ def test_a_thinking_that_stopped_by_itself_is_judged_by_its_own_words(study):
     row = opened.complied[0]
     said = [tiny_thinker.REFUSAL, tiny_thinker.COMPLIANCE, tiny_thinker.REFUSAL]
     drawn = [
-        DrawRow(row.row_id, "3", 0.1, place, text, "", "stop", False, 9)
+        DrawRow(row.row_id, "3", 0.1, place, "redrawn", text, "", "stop", False, 9)
         for place, text in enumerate(said)
     ]
     with opened.stage(curve.KEY, {}) as open_stage:

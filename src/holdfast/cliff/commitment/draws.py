@@ -46,6 +46,7 @@ class DrawRow:
     cut: str
     at: float
     draw: Int32
+    kind: str  # `closed` behind the cut, or `redrawn` where the thinking went on.
     # All of it, where it went on from the cut; else empty, and no judge reads it.
     thinking: str
     answer: str
@@ -149,6 +150,7 @@ class Drawing:
             cut=cut.name,
             at=cut.share,
             draw=draw,
+            kind=self.kind,
             thinking=self._thinking(item.row, made),
             answer=made.answer,
             finish=made.finish,

@@ -5,6 +5,7 @@ from typing import Annotated, Literal
 
 from cyclopts import Parameter
 
+from holdfast.errors import SettingsError
 from holdfast.ranges import a_share, require_numbers
 
 Switched = Annotated[bool, Parameter(negative=(), show_default=False)]
@@ -123,6 +124,12 @@ class DecideSettings:
         )
         a_share("--edit-fraction", self.edit_fraction)
         a_share("--widest", self.widest)
+        if self.cheap and self.redraw_thinking:
+            raise SettingsError(
+                "--redraw-thinking with answers that are drawn",
+                "--cheap, which draws none",
+                "Leave one of them out.",
+            )
 
 
 def stage_of(key: str) -> str:
