@@ -15,6 +15,7 @@ from holdfast.cliff.commitment.opened import Opened
 from holdfast.cliff.groups import COMPLIED
 from holdfast.judges.calibration import is_same
 from holdfast.rollout.rows import judging_record
+from holdfast.stats.bootstrap import undefined
 from holdfast.stats.rates import clustered_mean, clustered_rate
 from holdfast.study.figures import figure_of, generator
 from holdfast.study.rows import Int32
@@ -40,7 +41,8 @@ class CurveRow:
     at: tuple[float, ...]
     n_thinking: tuple[Int32, ...]
     is_whole: tuple[bool, ...]
-    same: tuple[float, ...]  # Share with the final outcome.
+    # Share with the final outcome; not a number where no draw could be judged.
+    same: tuple[float, ...]
     n: tuple[Int32, ...]  # Draws that were judged; 0 where a probability was read.
     # Leaning to refuse before the end template; not a number where it was not read.
     leaning: tuple[float, ...]
@@ -67,6 +69,9 @@ def summarise(
         )
         for name in ACCOUNTS
     }
+    if why := unread_reason(read):
+        # None was seen to fall, since nothing was read that could have shown it.
+        shares["fell_at_template"] = figure_of(undefined(len(complied), why))
     groups = _groups(rows)
     block: dict[str, Any] = {
         "draws": known["draws"],
@@ -77,10 +82,11 @@ def summarise(
         "judge": known["judge"],
         "rows": {name: len(found) for name, found in opened.groups.items()},
         "too_short": opened.too_short,
+        "unjudged": known["unjudged"],  # Draws that count at no cut.
         "n_requests": len(set(clusters)),
         "account": shares,
         # Why no row can be shown to have fallen; empty where one can.
-        "unread": unread_reason(read),
+        "unread": why,
         "by_wrapper": _by_wrapper(complied),
         "reasons": _reasons(complied),
         "curves": [
@@ -211,6 +217,11 @@ def _notes(
             f"{opened.too_short} complied harmful answers have fewer than "
             f"{opened.settings.min_thinking} tokens of thinking and are left out."
         )
+    if block["unjudged"]:
+        notes.append(
+            f"{block['unjudged']} of the answers that were drawn could not be judged, "
+            "and count at no cut."
+        )
     if block["n_requests"] < FEW_REQUESTS:
         notes.append(
             f"{block['n_requests']} complied harmful requests are few; add more for "
@@ -245,8 +256,10 @@ def _evidence(block: Mapping[str, Any]) -> list[str]:
     counts = {
         name: round((each["value"] or 0) * n) for name, each in block["account"].items()
     }
+    fell = counts["fell_at_template"]
+    told = "an unknown number" if block["unread"] else str(fell)
     return [
         f"Of {n} complied harmful answers {counts['decided_early']} were decided "
-        f"early, {counts['drifted']} drifted, {counts['fell_at_template']} fell at the "
+        f"early, {counts['drifted']} drifted, {told} fell at the "
         f"end template, and {counts['undecided']} are undecided, by {how} at each cut."
     ]

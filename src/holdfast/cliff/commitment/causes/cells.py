@@ -64,6 +64,7 @@ def kinds_of(
 
     Raises:
         HoldfastError: If one cannot be made that was asked for by its name.
+        InputError: If a file of heads or a layer that was given cannot be used.
     """
     asked = opened.settings.swap
     names = SWAPS if "all" in asked else [name for name in SWAPS if name in asked]
@@ -74,7 +75,8 @@ def kinds_of(
         try:
             kinds.append(make[name](opened, rows))
         except HoldfastError as error:
-            if name in asked:
+            # What was given by hand is not left out: it was meant, and is wrong.
+            if name in asked or isinstance(error, InputError):
                 raise
             left_out[name] = str(error)
             opened.session.progress.say(f"--swap {name} is left out: {error}")
