@@ -6,6 +6,7 @@ import shutil
 import signal
 import time
 from collections import Counter
+from dataclasses import replace
 
 import pytest
 
@@ -18,7 +19,7 @@ from holdfast.cliff.groups import COMPLIED, REFUSED
 from holdfast.data.chat.conversation import Spans
 from holdfast.engines.port import HfEngine
 from holdfast.models.decoding.row_state import Completion
-from holdfast.rollout.rows import from_table, to_table
+from holdfast.rollout.rows import BESIDE, LOST, UNJUDGED, from_table, to_table
 from holdfast.rollout.session import Session
 from holdfast.rollout.settings import ModelSettings
 from holdfast.study import Study
@@ -174,26 +175,61 @@ def test_no_row_falls_where_thinking_holds_no_refusal(study, monkeypatch):
     ("flags", "words"),
     [
         (["--draws", "4"], "--draws 7 or more"),
-        (["--min-thinking", "500"], "complied harmful answers, all with less"),
+        (["--min-thinking", "500"], "the longest thinking of "),
         (["--draw-temperature", "0"], "one and the same"),
+        # What the last part lacks is said before the first one draws.
+        (["--use"], "Run `holdfast probe`"),
+        (["--swap", "heads"], "Run `holdfast heads`"),
+        (["--swap", "all", "--use"], "Run `holdfast probe`"),
     ],
 )
 def test_what_cannot_be_asked_ends_with_status_4(study, capsys, flags, words):
     assert run(["decide", str(study), *flags]) == 4
     assert words in " ".join(capsys.readouterr().err.split())
     assert not (study / "decide_curve.json").exists()
+    assert not (study / "parts").exists()
 
 
-def test_a_study_without_complied_rows_ends_with_status_4(study, capsys):
+NOT_COMPLIED = {
+    "refused": ({"verdict": "refused"}, "Add harmful requests"),
+    "whose thinking was not closed": ({"closed": False}, "--max-thinking"),
+    "that no judge could read": ({"verdict": UNJUDGED}, "another judge"),
+    "whose tokens are lost": ({"verdict": "complied", "tokens": LOST}, "Draw"),
+}
+
+
+@pytest.mark.parametrize("why", NOT_COMPLIED)
+def test_a_study_without_complied_rows_says_what_its_rows_are(study, capsys, why):
+    changes, advice = NOT_COMPLIED[why]
     opened = Study.open(study)
     rows = from_table(opened.read_table("rollouts.parquet"))
-    opened.write_table(
-        "rollouts.parquet", to_table(r for r in rows if r.group != COMPLIED)
-    )
+    # One refusal stays, so that the reason is that of most and not of all.
+    kept = next(row for row in rows if row.group == REFUSED)
+    n = sum(row.label == "harmful" and row.role not in BESIDE for row in rows)
+    changed = [
+        replace(row, **changes) if row.label == "harmful" and row != kept else row
+        for row in rows
+    ]
+    opened.write_table("rollouts.parquet", to_table(changed))
     assert run(["decide", str(study)]) == 4
     said = " ".join(capsys.readouterr().err.split())
-    assert "0 complied harmful answers" in said
-    assert "Add harmful requests" in said
+    assert f"none among {n} harmful answers" in said
+    assert f"{n if why == 'refused' else n - 1} {why}" in said
+    assert advice in said
+
+
+def test_answers_without_a_thinking_are_not_told_to_lower_the_least(study, capsys):
+    opened = Study.open(study)
+    rows = from_table(opened.read_table("rollouts.parquet"))
+    bare = [
+        replace(row, spans=row.spans._replace(thinking=(row.spans.thinking[0],) * 2))
+        for row in rows
+    ]
+    opened.write_table("rollouts.parquet", to_table(bare))
+    assert run(["decide", str(study)]) == 4
+    said = " ".join(capsys.readouterr().err.split())
+    assert "the longest thinking of 0 tokens" in said
+    assert "--min-thinking" not in said
 
 
 def test_a_model_without_thinking_ends_with_status_4(
