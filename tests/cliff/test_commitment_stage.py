@@ -15,6 +15,7 @@ from holdfast.cli.app import run
 from holdfast.cliff.commitment import curve, first_words, stage
 from holdfast.cliff.commitment.first_words import Mass
 from holdfast.cliff.commitment.settings import DecideSettings
+from holdfast.cliff.commitment.summary import NEVER_REFUSED
 from holdfast.cliff.groups import COMPLIED, REFUSED
 from holdfast.data.chat.conversation import Spans
 from holdfast.engines.port import HfEngine
@@ -169,6 +170,43 @@ def test_no_row_falls_where_thinking_holds_no_refusal(study, monkeypatch):
     block, rows = scripted(study, monkeypatch, lambda row: "jump")
     assert block["account"]["fell_at_template"]["value"] == 0
     assert {row["account"] for row in rows} == {None, "undecided"}
+
+
+def test_what_was_closed_by_force_or_never_refused_is_said(study, monkeypatch):
+    block, _ = scripted(study, monkeypatch, lambda row: "early")
+    assert not any("by force" in note for note in block["notes"])
+    assert NEVER_REFUSED not in block["notes"]
+
+    opened = Study.open(study)
+    rows = [
+        replace(row, forced_close=row.group == COMPLIED)
+        for row in from_table(opened.read_table("rollouts.parquet"))
+        if row.label == "benign" or not row.is_refused
+    ]
+    opened.write_table("rollouts.parquet", to_table(rows))
+    block, _ = scripted(study, monkeypatch, lambda row: "early")
+    assert block["account"]["decided_early"]["value"] == 1
+    n = block["rows"][COMPLIED]
+    assert any(f"{n} of {n} thinkings" in note for note in block["notes"])
+    assert NEVER_REFUSED in block["notes"]
+
+
+def test_first_words_that_tell_nothing_leave_what_was_drawn(study, capsys):
+    opened = Study.open(study)
+    rows = [
+        row
+        for row in from_table(opened.read_table("rollouts.parquet"))
+        if not row.is_refused
+    ]
+    opened.write_table("rollouts.parquet", to_table(rows))
+    few = ["--complied-rows", "1", "--benign-rows", "1"]
+    assert run(["decide", str(study), *few, "--json"]) == 0
+    before = (study / "decide_curve.json").read_bytes()
+    assert run(["decide", str(study), *few, "--cheap"]) == 4
+    assert "leave --cheap out" in " ".join(capsys.readouterr().err.split())
+    assert run(["decide", str(study), *few, "--json"]) == 0
+    assert "up to date" in capsys.readouterr().err
+    assert (study / "decide_curve.json").read_bytes() == before
 
 
 @pytest.mark.parametrize(

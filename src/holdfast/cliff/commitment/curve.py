@@ -95,6 +95,20 @@ def run(opened: Opened) -> dict[str, Any]:
         return stage.write_json(file_of(KEY), block)
 
 
+def require(opened: Opened) -> None:
+    """Refuse to read first words that tell nothing.
+
+    Raises:
+        EvidenceError: If they do not, and are all that is asked for.
+    """
+    if opened.settings.cheap and (reason := first_words(opened.every).reason):
+        raise EvidenceError(
+            "first tokens that open refusals alone, and others that open compliances",
+            reason,
+            "Draw answers: leave --cheap out.",
+        )
+
+
 def sampling_for(opened: Opened) -> Sampling:
     """Return how answers are drawn: as the study's, but never greedily by default."""
     settings = opened.settings
@@ -248,12 +262,6 @@ def _leanings(row: Rollout, read: Read) -> dict[int, float | None]:
 def _probabilities(opened: Opened, read: Read) -> dict[str, list[CutReading]]:
     """Read the first word behind every cut, where no answers are drawn."""
     words = first_words(opened.every)
-    if words.reason:
-        raise EvidenceError(
-            "first tokens that open refusals alone, and others that open compliances",
-            words.reason,
-            "Draw answers: leave --cheap out.",
-        )
     template = end_template(opened.session.adapter)
 
     def at(row: Rollout, cuts: Sequence[Cut]) -> list[CutReading]:

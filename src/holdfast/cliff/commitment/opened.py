@@ -159,6 +159,11 @@ def _too_short(
     )
 
 
+def harmful_of(rows: Sequence[Rollout]) -> list[Rollout]:
+    """Return answers to harmful requests of the study itself."""
+    return [r for r in rows if r.label == "harmful" and r.role not in BESIDE]
+
+
 UNCLOSED, UNREAD, NO_TOKENS = (
     "whose thinking was not closed",
     "that no judge could read",
@@ -174,7 +179,7 @@ ADVICE = {
 
 def _none_complied(every: Sequence[Rollout]) -> TooFewExamplesError:
     """Return how many harmful answers there are, and why none can be cut."""
-    harmful = [r for r in every if r.label == "harmful" and r.role not in BESIDE]
+    harmful = harmful_of(every)
     why = Counter(map(_why_not, harmful))
     told = ", ".join(f"{n} {reason}" for reason, n in sorted(why.items()))
     most = max(why, key=lambda reason: why[reason], default="")

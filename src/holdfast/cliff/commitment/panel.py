@@ -66,9 +66,9 @@ def _curve(block: Mapping[str, Any]) -> Iterator[Part]:
     yield Sentences(block["notes"], "note")
     yield Paragraph(
         "The thinking of every answer was cut at several places, closed, and answered "
-        "anew. An outcome is decided from the first cut on from which all answers "
-        "agree with the final one. A refusal that the thinking holds until it is "
-        "closed, and that is lost then, fell at the end template."
+        "anew. An outcome is decided from the first cut on from which nine in ten "
+        "answers agree with the final one. A refusal that the thinking holds until it "
+        "is closed, and that is lost then, fell at the end template."
     )
     yield Table(
         "Accounts of complied harmful answers",

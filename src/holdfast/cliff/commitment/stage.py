@@ -30,7 +30,7 @@ class Part(NamedTuple):
 
 
 PARTS = (
-    Part(curve.KEY, lambda _: True, curve.run),
+    Part(curve.KEY, lambda _: True, curve.run, curve.require),
     Part(first_token.KEY, lambda _: True, first_token.run),
     Part(
         swap_stage.KEY,
