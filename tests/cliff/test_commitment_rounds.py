@@ -2,12 +2,15 @@
 
 import random
 
+import pyarrow as pa
 import pytest
 
 from holdfast.cliff.commitment.accounts import CutReading, account
 from holdfast.cliff.commitment.curve import AGAIN, ROUNDS, asked_next
 from holdfast.cliff.commitment.cuts import cuts_of
 from holdfast.cliff.commitment.draws import CutRow
+from holdfast.cliff.commitment.summary import unjudged_notes
+from holdfast.rollout.rows import UNJUDGED
 from made_rows import rollout
 
 N, N_TOKENS = 8, 110
@@ -81,3 +84,12 @@ def test_a_row_that_was_decided_waits_for_nothing():
         name, drawn = followed(chance, random.Random(4))
         assert name in ("decided_early", "drifted")
         assert set(drawn.values()) == {N}
+
+
+def test_draws_that_no_judge_could_read_are_counted():
+    def table(*outcomes):
+        return pa.table({"outcome": list(outcomes)})
+
+    assert unjudged_notes([table("refused"), table("complied")]) == []
+    (note,) = unjudged_notes([table("refused", UNJUDGED), table(UNJUDGED)])
+    assert note.startswith("2 of 3 draws could not be judged")

@@ -33,7 +33,12 @@ from holdfast.cliff.commitment.first_words import (
 )
 from holdfast.cliff.commitment.opened import Opened
 from holdfast.cliff.commitment.settings import file_of
-from holdfast.cliff.commitment.summary import CurveRow, summarise, unread_reason
+from holdfast.cliff.commitment.summary import (
+    CurveRow,
+    summarise,
+    unjudged_notes,
+    unread_reason,
+)
 from holdfast.errors import EvidenceError, TooFewExamplesError
 from holdfast.judges.calibration import identity_record
 from holdfast.models.decoding.row_state import Sampling
@@ -92,6 +97,7 @@ def run(opened: Opened) -> dict[str, Any]:
             stage.write_table(DRAWS, pa.concat_tables(drawn))
         stage.write_table(ROWS, table_of(rows, CurveRow))
         block = summarise(opened, rows, read, redrawn, known)
+        block["notes"] += unjudged_notes(drawn)
         return stage.write_json(file_of(KEY), block)
 
 

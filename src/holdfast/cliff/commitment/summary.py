@@ -5,6 +5,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import pyarrow as pa
 import torch
 
 from holdfast.cliff.commitment.accounts import ACCOUNTS, LINES
@@ -14,7 +15,7 @@ from holdfast.cliff.commitment.first_words import Read
 from holdfast.cliff.commitment.opened import Opened, harmful_of
 from holdfast.cliff.groups import COMPLIED
 from holdfast.judges.calibration import is_same
-from holdfast.rollout.rows import judging_record
+from holdfast.rollout.rows import UNJUDGED, judging_record
 from holdfast.stats.rates import clustered_mean, clustered_rate
 from holdfast.study.figures import figure_of, generator
 from holdfast.study.rows import Int32
@@ -232,6 +233,18 @@ def _notes(
     if why := block["unread"]:
         notes.append(f"No row can be shown to have fallen at the end template: {why}.")
     return notes
+
+
+def unjudged_notes(drawn: Sequence[pa.Table]) -> list[str]:
+    """Return how many draws no judge could read, if there are any."""
+    outcomes = [each for table in drawn for each in table.column("outcome").to_pylist()]
+    lost = outcomes.count(UNJUDGED)
+    if not lost:
+        return []
+    return [
+        f"{lost} of {len(outcomes)} draws could not be judged and count in no share; "
+        "cuts have fewer draws than were asked for."
+    ]
 
 
 def unread_reason(read: Read) -> str:
