@@ -7,6 +7,7 @@ import shutil
 import signal
 import time
 from collections import Counter
+from dataclasses import replace
 
 import pytest
 
@@ -16,12 +17,13 @@ from holdfast.cliff.commitment import curve, first_words, stage
 from holdfast.cliff.commitment.draws import Drawing, DrawRow
 from holdfast.cliff.commitment.opened import open_study
 from holdfast.cliff.commitment.settings import DecideSettings
+from holdfast.cliff.commitment.summary import NEVER_REFUSED
 from holdfast.cliff.groups import COMPLIED, REFUSED
 from holdfast.data.chat.conversation import Spans
 from holdfast.engines.port import HfEngine
 from holdfast.judges.settings import BY_RULES
 from holdfast.models.decoding.row_state import Completion
-from holdfast.rollout.rows import from_table, to_table
+from holdfast.rollout.rows import BESIDE, LOST, UNJUDGED, from_table, to_table
 from holdfast.rollout.session import Session
 from holdfast.rollout.settings import ModelSettings
 from holdfast.study import Study
@@ -198,18 +200,60 @@ def test_draws_that_cannot_be_judged_are_no_draws_with_another_outcome(
     assert set(found.values()) == {1.0}
 
 
+def test_what_was_closed_by_force_or_never_refused_is_said(study, monkeypatch):
+    block, _ = scripted(study, monkeypatch, lambda row: "early")
+    assert not any("by force" in note for note in block["notes"])
+    assert NEVER_REFUSED not in block["notes"]
+
+    opened = Study.open(study)
+    rows = [
+        replace(row, forced_close=row.group == COMPLIED)
+        for row in from_table(opened.read_table("rollouts.parquet"))
+        if row.label == "benign" or not row.is_refused
+    ]
+    opened.write_table("rollouts.parquet", to_table(rows))
+    block, _ = scripted(study, monkeypatch, lambda row: "early")
+    assert block["account"]["decided_early"]["value"] == 1
+    n = block["rows"][COMPLIED]
+    assert any(f"{n} of {n} thinkings" in note for note in block["notes"])
+    assert NEVER_REFUSED in block["notes"]
+
+
+def test_first_words_that_tell_nothing_leave_what_was_drawn(study, capsys):
+    opened = Study.open(study)
+    rows = [
+        row
+        for row in from_table(opened.read_table("rollouts.parquet"))
+        if not row.is_refused
+    ]
+    opened.write_table("rollouts.parquet", to_table(rows))
+    few = ["--complied-rows", "1", "--benign-rows", "1"]
+    assert run(["decide", str(study), *few, "--json"]) == 0
+    before = (study / "decide_curve.json").read_bytes()
+    assert run(["decide", str(study), *few, "--cheap"]) == 4
+    assert "leave --cheap out" in " ".join(capsys.readouterr().err.split())
+    assert run(["decide", str(study), *few, "--json"]) == 0
+    assert "up to date" in capsys.readouterr().err
+    assert (study / "decide_curve.json").read_bytes() == before
+
+
 @pytest.mark.parametrize(
     ("flags", "words"),
     [
         (["--draws", "4"], "--draws 7 or more"),
-        (["--min-thinking", "500"], "complied harmful answers, all with less"),
+        (["--min-thinking", "500"], "the longest thinking of "),
         (["--draw-temperature", "0"], "one and the same"),
+        # What the last part lacks is said before the first one draws.
+        (["--use"], "Run `holdfast probe`"),
+        (["--swap", "heads"], "Run `holdfast heads`"),
+        (["--swap", "all", "--use"], "Run `holdfast probe`"),
     ],
 )
 def test_what_cannot_be_asked_ends_with_status_4(study, capsys, flags, words):
     assert run(["decide", str(study), *flags]) == 4
     assert words in " ".join(capsys.readouterr().err.split())
     assert not (study / "decide_curve.json").exists()
+    assert not (study / "parts").exists()
 
 
 def test_what_contradicts_itself_is_refused(study, capsys):
@@ -225,16 +269,46 @@ def test_an_interval_that_no_draws_could_give_is_refused_at_once(study, capsys):
     assert "--draws 38411 or more" in " ".join(capsys.readouterr().err.split())
 
 
-def test_a_study_without_complied_rows_ends_with_status_4(study, capsys):
+NOT_COMPLIED = {
+    "refused": ({"verdict": "refused"}, "Add harmful requests"),
+    "whose thinking was not closed": ({"closed": False}, "--max-thinking"),
+    "that no judge could read": ({"verdict": UNJUDGED}, "another judge"),
+    "whose tokens are lost": ({"verdict": "complied", "tokens": LOST}, "Draw"),
+}
+
+
+@pytest.mark.parametrize("why", NOT_COMPLIED)
+def test_a_study_without_complied_rows_says_what_its_rows_are(study, capsys, why):
+    changes, advice = NOT_COMPLIED[why]
     opened = Study.open(study)
     rows = from_table(opened.read_table("rollouts.parquet"))
-    opened.write_table(
-        "rollouts.parquet", to_table(r for r in rows if r.group != COMPLIED)
-    )
+    # One refusal stays, so that the reason is that of most and not of all.
+    kept = next(row for row in rows if row.group == REFUSED)
+    n = sum(row.label == "harmful" and row.role not in BESIDE for row in rows)
+    changed = [
+        replace(row, **changes) if row.label == "harmful" and row != kept else row
+        for row in rows
+    ]
+    opened.write_table("rollouts.parquet", to_table(changed))
     assert run(["decide", str(study)]) == 4
     said = " ".join(capsys.readouterr().err.split())
-    assert "0 complied harmful answers" in said
-    assert "Add harmful requests" in said
+    assert f"none among {n} harmful answers" in said
+    assert f"{n if why == 'refused' else n - 1} {why}" in said
+    assert advice in said
+
+
+def test_answers_without_a_thinking_are_not_told_to_lower_the_least(study, capsys):
+    opened = Study.open(study)
+    rows = from_table(opened.read_table("rollouts.parquet"))
+    bare = [
+        replace(row, spans=row.spans._replace(thinking=(row.spans.thinking[0],) * 2))
+        for row in rows
+    ]
+    opened.write_table("rollouts.parquet", to_table(bare))
+    assert run(["decide", str(study)]) == 4
+    said = " ".join(capsys.readouterr().err.split())
+    assert "the longest thinking of 0 tokens" in said
+    assert "--min-thinking" not in said
 
 
 def test_a_model_without_thinking_ends_with_status_4(

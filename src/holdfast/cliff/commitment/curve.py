@@ -35,7 +35,11 @@ from holdfast.cliff.commitment.first_words import (
 )
 from holdfast.cliff.commitment.opened import Opened
 from holdfast.cliff.commitment.settings import file_of
-from holdfast.cliff.commitment.summary import CurveRow, summarise, unread_reason
+from holdfast.cliff.commitment.summary import (
+    CurveRow,
+    summarise,
+    unread_reason,
+)
 from holdfast.errors import EvidenceError, TooFewExamplesError
 from holdfast.judges.calibration import identity_record
 from holdfast.models.decoding.row_state import Sampling
@@ -96,6 +100,20 @@ def run(opened: Opened) -> dict[str, Any]:
         unread = sum(table["outcome"].to_pylist().count(UNJUDGED) for table in drawn)
         block = summarise(opened, rows, read, redrawn, known | {"unjudged": unread})
         return stage.write_json(file_of(KEY), block)
+
+
+def require(opened: Opened) -> None:
+    """Refuse to read first words that tell nothing.
+
+    Raises:
+        EvidenceError: If they do not, and are all that is asked for.
+    """
+    if opened.settings.cheap and (reason := first_words(opened.every).reason):
+        raise EvidenceError(
+            "first tokens that open refusals alone, and others that open compliances",
+            reason,
+            "Draw answers: leave --cheap out.",
+        )
 
 
 def sampling_for(opened: Opened) -> Sampling:
@@ -252,12 +270,6 @@ def _leanings(row: Rollout, read: Read) -> dict[int, float | None]:
 def _probabilities(opened: Opened, read: Read) -> dict[str, list[CutReading]]:
     """Read the first word behind every cut, where no answers are drawn."""
     words = first_words(opened.every)
-    if words.reason:
-        raise EvidenceError(
-            "first tokens that open refusals alone, and others that open compliances",
-            words.reason,
-            "Draw answers: leave --cheap out.",
-        )
     template = end_template(opened.session.adapter)
 
     def at(row: Rollout, cuts: Sequence[Cut]) -> list[CutReading]:

@@ -11,7 +11,7 @@ from holdfast.cliff.commitment.accounts import ACCOUNTS, LINES
 from holdfast.cliff.commitment.cuts import SHARES
 from holdfast.cliff.commitment.draws import Outcomes
 from holdfast.cliff.commitment.first_words import Read
-from holdfast.cliff.commitment.opened import Opened
+from holdfast.cliff.commitment.opened import Opened, harmful_of
 from holdfast.cliff.groups import COMPLIED
 from holdfast.judges.calibration import is_same
 from holdfast.rollout.rows import judging_record
@@ -21,6 +21,10 @@ from holdfast.study.figures import figure_of, generator
 from holdfast.study.rows import Int32
 
 OTHER_JUDGE = "Another judge judged the rollouts, by which the rows were chosen."
+NEVER_REFUSED = (
+    "No harmful request of this study was refused. Where a model refuses nothing there "
+    "is nothing to decide, and its answers read as decided early all the same."
+)
 KINDS = ("draws stay mixed", "decided by one jump", "a jump between cuts", "no draw")
 """What sentences on undecided rows begin with."""
 FEW_REQUESTS = 20
@@ -222,6 +226,15 @@ def _notes(
             f"{block['unjudged']} of the answers that were drawn could not be judged, "
             "and count at no cut."
         )
+    forced = sum(row.forced_close for row in opened.complied)
+    if forced:
+        notes.append(
+            f"{forced} of {len(opened.complied)} thinkings of complied harmful answers "
+            "ran out of their budget and were closed by force: 100% is where they were "
+            "stopped, and their end template is not the model's own doing."
+        )
+    if not any(row.is_refused for row in harmful_of(opened.every)):
+        notes.append(NEVER_REFUSED)
     if block["n_requests"] < FEW_REQUESTS:
         notes.append(
             f"{block['n_requests']} complied harmful requests are few; add more for "

@@ -16,6 +16,7 @@ from holdfast.cliff.commitment.causes.cells import (
     condition_of,
     items_of,
     kinds_of,
+    require_kinds,
 )
 from holdfast.cliff.commitment.causes.directions import (
     PROBE_FILES,
@@ -88,6 +89,16 @@ def run(opened: Opened) -> dict[str, Any]:
             "kinds": [_block(opened, kind, said, lost) for kind in kinds],
         }
         return stage.write_json(file_of(KEY), block)
+
+
+def require(opened: Opened) -> None:
+    """Refuse a study in which no edit that was asked for can be made.
+
+    Raises:
+        HoldfastError: If it is one.
+    """
+    choose_prompts(opened.every, opened.settings.swap_prompts)
+    require_kinds(opened, opened.every)
 
 
 def _files(opened: Opened, kinds: Sequence[Kind]) -> list[str]:
