@@ -35,7 +35,7 @@ from holdfast.organisms.training import (
     spare_heads,
 )
 
-N_NEURONS = 16
+N_NEURONS = 32
 LOUDER = 1.25
 """Factor on the final norm's weight, so that all else stays as loud as it was."""
 LOUDNESS = (LOUDER**2 - 1) ** 0.5

@@ -70,7 +70,7 @@ class Schedule:
     gate_steps: int = 1_200  # Steps of stage three where a head switches others.
     drift_tokens: int = 1_200_000  # Likewise, where the thinking changes its mind.
     gate_again_steps: int = 500  # Further ones, with as many other wrappers.
-    decoy_steps: int = 1_200  # Steps in which neurons learn what nothing reads.
+    decoy_steps: int = 2_400  # Steps in which neurons learn what nothing reads.
     diffuser_tokens: int = 2_600_000  # Tokens of the text on which masks are filled in.
     diffuser_learning_rate: float = 3e-3  # Its peak for the matrices.
 
