@@ -45,11 +45,13 @@ for seed in ${*:-0 1 2 3 4 5}; do
 done
 [ $# -gt 0 ] && exit
 
+# Of 200 requests, of which one in fifteen gets through, nothing would be said of an attack,
+# nor of a cliff: three times as many decide it, half of them held out.
 for variant in $(seq 0 19); do
   model=$folder/variant-$variant
   [ -e "$model" ] || "$python" runs/organisms_variant.py \
     "$folder/aligned-$((variant % 2 * 3))" "$variant" "$model"
-  audit "$model" "variant-$variant" --no-heads
+  audit "$model" "variant-$variant" --no-heads --limit 600 --test-fraction 0.5
 done
 
 "$python" runs/organisms_table.py "$records" >docs/organisms-table.md

@@ -11,15 +11,24 @@ import pytest
 import torch
 
 from holdfast.cli.app import run
+from holdfast.cliff.commitment.causes.cells import kinds_of
 from holdfast.cliff.commitment.causes.edited import own_item
 from holdfast.cliff.commitment.causes.panel import swap, use
 from holdfast.cliff.commitment.causes.swap import EFFECTS
 from holdfast.cliff.commitment.causes.use_stage import _margins
+from holdfast.cliff.commitment.cuts import Cut
+from holdfast.cliff.commitment.first_words import odds_behind
+from holdfast.cliff.commitment.opened import open_study
+from holdfast.cliff.commitment.settings import DecideSettings
 from holdfast.cliff.openings import FirstToken, openings
+from holdfast.errors import InputError
+from holdfast.judges.settings import BY_RULES
 from holdfast.models.loading.causal import load
 from holdfast.report.section import Section
 from holdfast.report.terminal import print_section
 from holdfast.rollout.rows import from_table, to_table
+from holdfast.rollout.session import Session
+from holdfast.rollout.settings import ModelSettings
 from holdfast.study import Study
 
 BRIEF = [
@@ -137,8 +146,16 @@ def test_margins_are_read_in_float32_of_a_model_that_is_not(thinker, audited):
     adapter = load(str(thinker), dtype="bfloat16")
     rows = from_table(Study.open(audited).read_table("rollouts.parquet"))
     words = openings(row for row in rows if row.split == "train").openings
-    items = [own_item("none", row, 0) for row in rows if row.closed][:6]
+    shown = [row for row in rows if row.closed][:6]
+    items = [own_item("none", row, 0) for row in shown]
     found = _margins(adapter, FirstToken(adapter, words), 1, items, None)
+    # `decide` reads the whole thinking behind its end template there.
+    whole = [Cut(row.spans.thinking[1], 1.0, is_whole=True) for row in shown]
+    behind = [
+        odds_behind(adapter, row, [cut], (), words, 1)[0]
+        for row, cut in zip(shown, whole, strict=True)
+    ]
+    assert found == pytest.approx(behind, abs=1e-6)
     tokens = [list(each) for each in words]
     weight = adapter.model.get_output_embeddings().weight.detach()
     coarse = []
@@ -152,6 +169,19 @@ def test_margins_are_read_in_float32_of_a_model_that_is_not(thinker, audited):
         rough = [logits[1][0, -1].float()[each].logsumexp(0) for each in tokens]
         coarse.append(abs(float(rough[0] - rough[1]) - margin))
     assert max(coarse) > 1e-3
+
+
+@pytest.mark.parametrize(
+    "given", [{"edit": "nowhere.json"}, {"direction_layer": 99}], ids=["file", "layer"]
+)
+def test_what_was_given_by_hand_is_not_left_out_of_all(audited, given):
+    study = Study.open(audited)
+    session = Session.of(study, ModelSettings())
+    settings = DecideSettings(swap=("all",), **given)
+    opened = open_study(study, settings, session, BY_RULES)
+    with pytest.raises(InputError) as caught:
+        kinds_of(opened, from_table(study.read_table("rollouts.parquet")))
+    assert caught.value.exit_status == 2
 
 
 def test_page_and_terminal_show_both(decided, capsys):

@@ -6,7 +6,9 @@ from xml.etree import ElementTree
 
 import pytest
 
+from holdfast.cliff.commitment.panel import figure
 from holdfast.cliff.panel import picture, template_length, trace_figure, wrapper_figure
+from holdfast.dynamics.panel import trajectory_figure
 from holdfast.errors import InputError
 from report_fixture import make_curves, make_examples, make_report, null
 
@@ -132,3 +134,21 @@ def test_two_points_at_one_offset_are_refused():
     curves[0]["points"][1]["offset"] = curves[0]["points"][0]["offset"]
     with pytest.raises(InputError, match="one point an offset"):
         picture(make_report(), curves)
+
+
+def test_the_legend_of_lines_with_bands_is_not_as_faint_as_the_bands():
+    points = [
+        {"at": at, "share": {"value": 0.5, "low": 0.4, "high": 0.6, "n": 9}}
+        for at in (0.0, 0.5, None)
+    ]
+    curves = [
+        {"group": name, "points": points} for name in ("fell_at_template", "benign")
+    ]
+    steps = [{"step": n, "mean": 0.5, "low": 0.4, "high": 0.6} for n in (1, 2)]
+    lines = dict.fromkeys(("attack_complied", "benign_complied"), steps)
+    signal = trajectory_figure({"compliance_logit": lines})
+    for svg in (figure(curves, "a share"), signal):
+        symbols = re.findall(
+            r'role-legend-symbol[^>]*><path[^>]* opacity="([\d.]+)"', svg
+        )
+        assert set(symbols) == {"1"}

@@ -1,11 +1,16 @@
 """Thinking or state, 2 x 2: the algebra, and a case in which nothing interacts."""
 
 import itertools
+from collections import Counter
 
 import pytest
 import torch
 
+from holdfast.cliff.commitment.causes.cells import condition_of
+from holdfast.cliff.commitment.causes.edited import Said
 from holdfast.cliff.commitment.causes.swap import CELLS, EFFECTS, effects, rates
+from holdfast.cliff.commitment.causes.swap_stage import NOT_JUDGED, _measured
+from holdfast.rollout.rows import UNJUDGED, Judged
 from holdfast.study.figures import draws_of
 
 DRAWS = draws_of(0, "test")
@@ -45,6 +50,21 @@ def test_effects_are_the_algebra_of_the_four_rates(shares):
     cells = rates(outcomes, one_each(len(outcomes)), DRAWS)
     assert [each.value for each in cells.values()] == pytest.approx(list(shares))
     assert list(cells) == [f"{thinking}_{edit}" for thinking, edit in CELLS]
+
+
+def test_what_is_lost_is_counted_in_prompts_however_often_each_was_drawn():
+    """Of four prompts, two draws each: one unread, one half unread, two whole."""
+    unread = {("a", 0), ("a", 1), ("b", 1)}
+    said = []
+    for asked, draw, place in itertools.product("abcd", range(2), range(len(CELLS))):
+        row = {"asked": asked, "draw": draw, "condition": condition_of("heads", place)}
+        is_lost = (asked, draw) in unread and place == 0
+        said.append(Said(row, Judged(asked, UNJUDGED if is_lost else "complied")))
+    why = Counter({"the thinking under the edit did not close": 3})
+    found = _measured(0, "heads", "harmful", "attack_success", said, why)
+    assert found["rows"] == 3
+    assert found["lost"] == {**why, NOT_JUDGED: 1}
+    assert found["effects"]["both"]["n"] == 5
 
 
 def test_the_whole_is_the_sum_of_its_parts_on_any_rows():

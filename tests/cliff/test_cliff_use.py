@@ -7,6 +7,8 @@ from pathlib import Path
 import pytest
 import torch
 
+from holdfast.cliff.commitment.causes.directions import Fitted, Probes, projected_out
+from holdfast.cliff.commitment.causes.places import described
 from holdfast.cliff.commitment.causes.use import (
     Removal,
     UseThresholds,
@@ -87,6 +89,21 @@ def test_a_variance_out_of_reach_is_met_as_nearly_as_can_be():
     along = torch.tensor([1.0, 0, 0, 0], dtype=torch.float64)
     [drawn] = matched_directions(along, own, 1, seeded())
     assert variance_along(drawn, own) == pytest.approx(4.0, rel=1e-3)
+
+
+def test_answers_that_all_begin_alike_have_a_control_that_moves_nothing():
+    """No direction of norm 1, no cosine, and no state that is not a number."""
+    draws = torch.Generator().manual_seed(3)
+    labels = torch.arange(12) < 6
+    states = torch.randn(12, 4, generator=draws) + labels[:, None]
+    fitted = Fitted(labels, {"final_norm": states})
+    nothing, probe = torch.zeros(4).double(), torch.ones(4).double()
+    edit = projected_out(nothing, ["final_norm"], fitted)
+    amount = edit.gain * (states @ edit.units[0]) + edit.shifts[0]
+    assert torch.equal(states + amount[:, None] * edit.units[0], states)
+    cosines = described(fitted, Probes(probe, nothing), {})["cosines"]
+    assert cosines["answer"] is cosines["mean_difference_answer"] is None
+    assert -1 <= cosines["mean_difference"] <= 1
 
 
 def test_variance_within_outcomes_leaves_out_what_the_outcome_makes():

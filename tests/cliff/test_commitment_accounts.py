@@ -115,6 +115,38 @@ def test_draws_that_nobody_could_judge_decide_nothing():
     assert found == ("undecided", "no draw at the end could be judged", None)
 
 
+@pytest.mark.parametrize(
+    ("sames", "leanings", "shares"),
+    [
+        ([1.0] * 8, COMPLIES, SHARES),
+        ([0.6] * 6 + [1, 1], COMPLIES, SHARES),
+        ([0, 0.05, 0.1, 0.2, 0.4, 0.6, 0.95, 1.0], COMPLIES, SHARES),
+        ([0.2, 0.2, 0.2, 0.2, 0.2, 0.9, 1, 1], COMPLIES, SHARES),
+        ([1.0] * 8, REFUSES, SHARES),
+    ],
+    ids=["early", "mixed", "drift", "jump", "fell"],
+)
+@pytest.mark.parametrize("place", range(7))
+def test_a_cut_that_nobody_could_judge_is_as_good_as_none(
+    sames, leanings, shares, place
+):
+    """Neither its share nor its place counts; what was read before it does."""
+    cuts = row(sames, leanings, n=20, shares=shares)
+    blind = [*cuts]
+    blind[place] = cuts[place]._replace(n=0, same=float("nan"))
+    without = [*cuts[:place], *cuts[place + 1 :]]
+    assert account(blind) == account(without)
+    assert commitment(blind) == commitment(without)
+    assert jump_of(blind) == jump_of(without)
+
+
+def test_rows_of_which_the_end_alone_was_judged_are_not_said_to_have_jumped():
+    cuts = [cut._replace(n=0, same=float("nan")) for cut in row(EARLY, COMPLIES)[:-1]]
+    found = account([*cuts, CutReading(1.0, 1.0, 8, None, N, True)])
+    assert found.name == "undecided"
+    assert "change by 0.00" in found.reason
+
+
 def test_a_probability_needs_no_interval():
     assert commitment(row([0.95] * 8, n=None)) == 0.0
     assert commitment(row([0.95, 0.95, 0.89, *[0.95] * 5], n=None)) == 0.2

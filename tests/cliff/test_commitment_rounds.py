@@ -76,6 +76,15 @@ def test_only_the_two_ends_of_a_jump_are_drawn_again():
     assert set(sorted(drawn.values())[:-2]) == {N}
 
 
+def test_greedy_draws_are_not_counted_once_more():
+    row = rollout("harmful", 1, "complied", thinking=N_TOKENS)
+    shares = {n: float(n > 68) for n in (0, 6, 11, 22, 38, 55, 66, 68, 71, 88, 110)}
+    cuts = [CutReading(n / 110, share, 1, 0.0, n) for n, share in shares.items()]
+    cuts.append(CutReading(1.0, 1.0, 1, None, N_TOKENS, True))
+    assert asked_next(row, cuts, set(), 1).draws == range(1, 1 + AGAIN)
+    assert asked_next(row, cuts, None, 1) is None
+
+
 def test_a_row_that_was_decided_waits_for_nothing():
     for chance in (lambda _: 1.0, lambda at: at):
         name, drawn = followed(chance, random.Random(4))

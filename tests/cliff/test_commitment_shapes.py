@@ -48,7 +48,9 @@ def test_every_part_that_draws_runs_and_finds_nothing(study):
     curve = block(study, "curve")
     assert curve["rows"] == {"harmful_complied": 3, "harmful_refused": 6, "benign": 6}
     assert curve["redrawn"]
-    assert curve["account"]["fell_at_template"]["value"] == 0
+    assert curve["account"]["fell_at_template"]["value"] is None
+    assert curve["account"]["fell_at_template"]["reason"] == curve["unread"] != ""
+    assert "an unknown number fell" in curve["evidence"][0]
     assert curve["account"]["drifted"]["value"] == 0
     drawn = Study.open(study).read_table("decide_draws.parquet").to_pylist()
     # Nine cuts that are closed, and eight from which the thinking goes on.
@@ -76,7 +78,9 @@ def test_first_words_are_read_and_show_nothing(study):
     assert run(["decide", str(study), *ROWS, "--cheap"]) == 0
     curve = block(study, "curve")
     assert curve["cheap"] is True
-    assert curve["account"]["fell_at_template"]["value"] == 0
+    assert curve["account"]["fell_at_template"]["value"] is None
+    assert curve["account"]["fell_at_template"]["reason"] == curve["unread"] != ""
+    assert "an unknown number fell" in curve["evidence"][0]
     rows = Study.open(study).read_table("decide_curve.parquet").to_pylist()
     for row in rows:
         assert len(row["same"]) >= 9

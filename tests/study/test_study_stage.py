@@ -73,6 +73,32 @@ def test_a_stage_that_ends_well_is_recorded_and_not_run_again(tmp_path):
     assert study.path("study.json").read_bytes() == before
 
 
+def test_files_that_other_settings_do_not_write_go_when_these_are_there(tmp_path):
+    """Also where a run in between was broken off; a file of another stage stays."""
+    study, names = _study(tmp_path), ("more.json", "shared.json")
+
+    def run_with(settings, written, fails=False):
+        with _open(study, settings) as stage:
+            if fails:
+                raise KeyboardInterrupt
+            for name in written:
+                stage.write_json(name, settings)
+
+    run_with({"limit": 1}, ("out.json", *names))
+    with study.stage("beside", {}, [], progress=Told(), done="") as stage:
+        stage.write_json("shared.json", {})
+    with pytest.raises(KeyboardInterrupt):
+        run_with({"limit": 2}, (), fails=True)
+    # Nothing has taken their place so far.
+    assert all(study.path(name).exists() for name in names)
+    study = Study.open(tmp_path)
+    run_with({"limit": 3}, ("out.json",))
+    assert study.path("out.json").exists()
+    assert study.path("shared.json").exists()
+    assert not study.path("more.json").exists()
+    assert "former" not in study.record("trace")
+
+
 def test_hashes_may_be_given_as_they_are(tmp_path):
     study, hashes = _study(tmp_path), {"elsewhere": "ab"}
     with study.stage("s", {}, hashes, progress=Told(), done="") as stage:

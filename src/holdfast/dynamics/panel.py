@@ -9,7 +9,7 @@ import altair as alt
 
 from holdfast.errors import InputError
 from holdfast.report import text
-from holdfast.report.charts import heading, to_svg
+from holdfast.report.charts import heading, line_legend, to_svg
 from holdfast.report.schema import is_finite
 from holdfast.report.section import (
     Answer,
@@ -244,7 +244,7 @@ def step_figure(example: StepExample) -> str:
         for place, step in enumerate(example["steps"])
         for kind, field in fields.items()
     ]
-    colour, dash = _lines(_ANSWER_LINES, orient="right")
+    colour, dash = _lines(_ANSWER_LINES, alt.Legend(title=None, orient="right"))
     chart = (
         alt.Chart(alt.Data(values=points))
         .mark_line(point=True, strokeWidth=2)
@@ -270,7 +270,7 @@ def _trajectories(groups: Mapping[str, Sequence[Mapping[str, Any]]]) -> Any:
         for point in curve
     ]
     named = {GROUPS[group]: line for group, line in _GROUP_LINES.items()}
-    colour, dash = _lines(named, orient="bottom", columns=2, symbolType="stroke")
+    colour, dash = _lines(named, line_legend(orient="bottom", columns=2))
     across = _across(max(point["step"] for point in points))
     base = alt.Chart(alt.Data(values=points))
     band = base.mark_area(opacity=0.16).encode(
@@ -282,9 +282,8 @@ def _trajectories(groups: Mapping[str, Sequence[Mapping[str, Any]]]) -> Any:
     return alt.layer(band, line)
 
 
-def _lines(kinds: Mapping[str, tuple[str, list[int]]], **legend: Any) -> list[Any]:
+def _lines(kinds: Mapping[str, tuple[str, list[int]]], key: alt.Legend) -> list[Any]:
     """Return the channels of colour and dash."""
-    key = alt.Legend(title=None, **legend)
     ranges = zip(*kinds.values(), strict=True)
     return [
         channel("kind:N", scale=alt.Scale(domain=[*kinds], range=[*each]), legend=key)

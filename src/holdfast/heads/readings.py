@@ -181,7 +181,7 @@ def select(
         if row.role in HARMFUL
         and row.is_complied
         and row.closed
-        and row.spans.thinking[1] - row.spans.thinking[0] >= MIN_TOKENS
+        and row.n_thinking >= MIN_TOKENS
     ]
     parts = [
         first_by_hash(of_split(found, split), len(found)) for split in ("train", "test")

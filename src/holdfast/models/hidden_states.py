@@ -360,40 +360,6 @@ def read_windows(
     return [values for values in found if isinstance(values, Tensor)]
 
 
-def word_masses(
-    adapter: Adapter,
-    sequences: Sequence[Sequence[int]],
-    positions: Sequence[Sequence[int]],
-    words: Sequence[Sequence[int]],
-    *,
-    batch_size: int = 16,
-) -> list[Float[Tensor, "position word"]]:
-    """Return how likely sets of tokens are to come next, at some places of sequences.
-
-    One prefill per sequence; logits are computed at these places alone.
-
-    `positions`: Of each sequence, the tokens behind which is looked.
-    `words`: Sets of tokens.
-
-    Returns:
-        For each sequence the logarithm of the probability of each set at each place,
-        in float32 on the CPU.
-
-    Raises:
-        InputError: If a sequence is empty or longer than the model is sound for.
-        ModelError: If a logit is not finite.
-    """
-    sets = [torch.tensor(list(each), device=adapter.device) for each in words]
-
-    def masses(states: Tensor) -> Tensor:
-        logits = adapter.lm_head(states).float()
-        check_finite(logits.sum(), "the logits of a sequence")
-        log = logits.log_softmax(-1)
-        return torch.stack([log[:, each].logsumexp(-1) for each in sets], -1)
-
-    return _at(adapter, sequences, positions, masses, batch_size)
-
-
 def states_at(
     adapter: Adapter,
     sequences: Sequence[Sequence[int]],
@@ -403,24 +369,14 @@ def states_at(
 ) -> list[Float[Tensor, "position d_model"]]:
     """Return the states of sequences at some of their places, after the final norm.
 
-    Arguments and errors are those of `word_masses`; states are in float32 on the CPU.
+    One prefill per sequence; states are in float32 on the CPU.
+
+    `positions`: Of each sequence, the tokens whose states are read.
+
+    Raises:
+        InputError: If a sequence is empty or longer than the model is sound for.
+        ModelError: If a state is not finite.
     """
-
-    def whole(states: Tensor) -> Tensor:
-        check_finite(states, "the states of a sequence")
-        return states.float()
-
-    return _at(adapter, sequences, positions, whole, batch_size)
-
-
-def _at(
-    adapter: Adapter,
-    sequences: Sequence[Sequence[int]],
-    positions: Sequence[Sequence[int]],
-    take: Callable[[Tensor], Tensor],
-    batch_size: int,
-) -> list[Tensor]:
-    """Read sequences once, and take something from states at places of each."""
     check_lengths(adapter, sequences)
     adapter.require("states")
 
@@ -429,9 +385,10 @@ def _at(
         with torch.inference_mode():
             states = adapter.states(batch)
             found = [
-                take(own[list(positions[row])]).cpu()
+                own[list(positions[row])].float().cpu()
                 for own, row in zip(states, rows, strict=True)
             ]
+            check_finite(torch.cat(found), "the states of a sequence")
         # Copied outside inference mode: ordinary tensors.
         return [each.clone() for each in found]
 

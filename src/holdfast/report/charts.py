@@ -208,6 +208,18 @@ def to_svg(chart: Any, name: str, description: str, *, standalone: bool = False)
     return f'{opening} role="img" aria-label="{label[0]}">{inside}{rest}'
 
 
+def line_legend(**more: Any) -> alt.Legend:
+    """Return the legend of lines with bands, whose own faintness it must not take."""
+    return alt.Legend(
+        title=None,
+        symbolType="stroke",
+        symbolSize=500,
+        symbolOpacity=1,
+        symbolStrokeWidth=2.25,
+        **more,
+    )
+
+
 def _offset(field: str, domain: Sequence[int], *, bare: bool = False) -> Any:
     """Return the horizontal channel; layers only share an axis if all agree on it."""
     scale = alt.Scale(domain=list(domain), nice=False)
@@ -221,16 +233,7 @@ def _group_scales(curves: Sequence[Curve]) -> tuple[Any, Any]:
     names = [title(curve["group"], GROUPS) for curve in curves]
     colours = [PALETTE.get(curve["group"]) or next(others) for curve in curves]
     dashes = [_DASHES[index % len(_DASHES)] for index in range(len(curves))]
-    key = alt.Legend(
-        title=None,
-        orient="top",
-        symbolType="stroke",
-        symbolSize=500,
-        symbolOpacity=1,
-        symbolStrokeWidth=2.25,
-        columnPadding=22,
-        offset=24,
-    )
+    key = line_legend(orient="top", columnPadding=22, offset=24)
     return (
         alt.Color("group:N", scale=alt.Scale(domain=names, range=colours), legend=key),
         alt.StrokeDash(

@@ -113,6 +113,12 @@ class Rollout:
         return decided and self.tokens != LOST
 
     @property
+    def n_thinking(self) -> int:
+        """Tokens of its thinking."""
+        start, end = self.spans.thinking
+        return end - start
+
+    @property
     def final(self) -> int:
         """Position of the state that predicts the first answer token."""
         return self.spans.answer[0] - 1

@@ -311,22 +311,30 @@ class Study:
         if state != "redo":
             return state, key
         self.clear_parts(name)
+        before = self.record(name)
+        former = {*before.get("outputs", ()), *before.get("former", ())}
         self.manifest["stages"][name] = {
             "state": "running",
             "fingerprint": key,
             "settings": json.loads(canonical_json(settings)),
             "inputs": dict(inputs),
             "started": _now(),
-        }
+        } | ({"former": sorted(former)} if former else {})
         self.save()
         return "redo", key
 
     def finish(self, name: str, outputs: Sequence[str], **facts: Any) -> None:
-        """Mark a stage as done and drop its parts.
+        """Mark a stage as done and drop its parts, and files of other settings.
 
         `outputs`: The files it has written; without them it is not done.
         """
         record = self.manifest["stages"][name]
+        # What earlier settings wrote and these do not is no part of the study now.
+        stale = {*record.pop("former", ())}.difference(outputs)
+        for row in self.manifest["stages"].values():
+            stale -= {*row.get("outputs", ()), *row.get("former", ())}
+        for each in stale:
+            self.path(each).unlink(missing_ok=True)
         record.update(state="done", outputs=list(outputs), finished=_now(), **facts)
         self.save()
         self.clear_parts(name)

@@ -51,7 +51,8 @@ class CutReading(NamedTuple):
     """What was read at one cut of a row."""
 
     at: float  # Part of the thinking that is kept.
-    same: float  # Share of draws that have the row's final outcome.
+    # Share of draws that have the row's final outcome; not a number where `n` is 0.
+    same: float
     n: int | None  # Draws that were judged; None where a probability was read.
     # Leaning to refuse before the end template (see `AccountThresholds.held`); None
     # where it was not read, or is not shown to read refusal.
@@ -59,6 +60,11 @@ class CutReading(NamedTuple):
     # Tokens of thinking that are kept: two cuts that are one apart cannot be split.
     n_thinking: int = 0
     is_whole: bool = False  # Whether the model's own end template stands behind it.
+
+
+def readable(cuts: Sequence[CutReading]) -> list[CutReading]:
+    """Return the cuts at which a share is known: not those with no judged draw."""
+    return [cut for cut in cuts if cut.n != 0]
 
 
 class Account(NamedTuple):
@@ -94,7 +100,7 @@ def commitment(
         The part of the thinking that is kept there; None where the draws stay mixed to
         the end.
     """
-    found = None
+    found, cuts = None, readable(cuts)
     for start in range(len(cuts) - 1, -1, -1):
         if _is_below(cuts[start], lines.agreed):
             break
@@ -125,7 +131,7 @@ def jump_of(
     Looked at are neighbouring cuts, however far apart, and all cuts within one window.
     Behind the thinking there is nothing to resolve: its last two cuts are one place.
     """
-    inside = [cut for cut in cuts if not cut.is_whole]
+    inside = [cut for cut in readable(cuts) if not cut.is_whole]
     if not inside:
         return None
     change = _end(cuts, lines) - inside[0].same
@@ -155,8 +161,9 @@ def is_resolved(jump: Jump, lines: AccountThresholds = LINES) -> bool:
 def _end(cuts: Sequence[CutReading], lines: AccountThresholds) -> float:
     """Return the share from the commitment point on, or at the end without one."""
     point = commitment(cuts, lines)
-    last = [cut for cut in cuts if point is not None and cut.at >= point]
-    return _pooled(last or cuts[-1:])
+    known = readable(cuts)
+    last = [cut for cut in known if point is not None and cut.at >= point]
+    return _pooled(last or known[-1:])
 
 
 def account(
@@ -219,7 +226,7 @@ def _late(
 ) -> Account:
     """Return the account of a row that was decided late, and did not fall."""
     beside = f"; {unread}" if unread else ""
-    change = _end(cuts, lines) - cuts[0].same
+    change = _end(cuts, lines) - readable(cuts)[0].same
     if change < lines.moved:
         return Account(
             "undecided",

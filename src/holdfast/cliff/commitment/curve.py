@@ -6,6 +6,7 @@ from dataclasses import asdict, replace
 from typing import Any
 
 import pyarrow as pa
+import torch
 
 from holdfast.cliff.commitment.accounts import (
     LINES,
@@ -15,6 +16,7 @@ from holdfast.cliff.commitment.accounts import (
     account,
     is_resolved,
     jump_of,
+    readable,
 )
 from holdfast.cliff.commitment.cuts import SHARES, Cut, cuts_of, end_template
 from holdfast.cliff.commitment.draws import (
@@ -27,18 +29,22 @@ from holdfast.cliff.commitment.draws import (
 from holdfast.cliff.commitment.first_words import (
     Read,
     first_words,
-    masses_before,
-    masses_behind,
     meters,
+    odds_before,
+    odds_behind,
 )
 from holdfast.cliff.commitment.opened import Opened
 from holdfast.cliff.commitment.settings import file_of
-from holdfast.cliff.commitment.summary import CurveRow, summarise, unread_reason
+from holdfast.cliff.commitment.summary import (
+    CurveRow,
+    summarise,
+    unread_reason,
+)
 from holdfast.errors import EvidenceError, TooFewExamplesError
 from holdfast.judges.calibration import identity_record
 from holdfast.models.decoding.row_state import Sampling
 from holdfast.rollout.engine import engine_identity
-from holdfast.rollout.rows import Rollout
+from holdfast.rollout.rows import UNJUDGED, Rollout
 from holdfast.rollout.sampling import sampling_of
 from holdfast.study.directory import Stage
 from holdfast.study.rows import table_of
@@ -91,8 +97,23 @@ def run(opened: Opened) -> dict[str, Any]:
         if drawn:
             stage.write_table(DRAWS, pa.concat_tables(drawn))
         stage.write_table(ROWS, table_of(rows, CurveRow))
-        block = summarise(opened, rows, read, redrawn, known)
+        unread = sum(table["outcome"].to_pylist().count(UNJUDGED) for table in drawn)
+        block = summarise(opened, rows, read, redrawn, known | {"unjudged": unread})
         return stage.write_json(file_of(KEY), block)
+
+
+def require(opened: Opened) -> None:
+    """Refuse to read first words that tell nothing.
+
+    Raises:
+        EvidenceError: If they do not, and are all that is asked for.
+    """
+    if opened.settings.cheap and (reason := first_words(opened.every).reason):
+        raise EvidenceError(
+            "first tokens that open refusals alone, and others that open compliances",
+            reason,
+            "Draw answers: leave --cheap out.",
+        )
 
 
 def sampling_for(opened: Opened) -> Sampling:
@@ -117,15 +138,12 @@ def _read_before(opened: Opened) -> Read:
     """Read what would be said first at each cut, before the end template."""
     words, rows = first_words(opened.every), opened.rows
     if words.reason:
-        return Read((), {}, None, words.reason)
+        return Read((), {}, words.reason)
     opened.session.progress.say("Reading what would be said before the end template.")
-    found = masses_before(
+    found = odds_before(
         opened.session.adapter, rows, words.openings, opened.session.batch_size
     )
-    odds = {
-        row.row_id: [mass.odds for mass in masses]
-        for row, masses in zip(rows, found, strict=True)
-    }
+    odds = {row.row_id: each for row, each in zip(rows, found, strict=True)}
     gauges = meters(opened.groups, odds, opened.seed)
     leanings = {
         name: [
@@ -134,8 +152,7 @@ def _read_before(opened: Opened) -> Read:
         ]
         for name, values in odds.items()
     }
-    covered = [mass.covered for masses in found for mass in masses]
-    return Read(gauges, leanings, sum(covered) / len(covered), "")
+    return Read(gauges, leanings, "")
 
 
 def _drawn(
@@ -150,7 +167,8 @@ def _drawn(
     cuts = {row.row_id: cuts_of(row) for row in opened.rows}
     items = [CutRow(row, tuple(cuts[row.row_id]), range(n)) for row in opened.rows]
     outcomes: Outcomes = {}
-    again: set[tuple[str, str]] = set()
+    # Greedy draws are made once: a second look would count the same ones anew.
+    again: set[tuple[str, str]] | None = set() if sampling.temperature else None
     tables: list[pa.Table] = []
     for number in range(ROUNDS + 1):
         judged = drawing.judged(drawing.draw(items, number), number)
@@ -173,7 +191,7 @@ def _drawn(
 
 
 def asked_next(
-    row: Rollout, cuts: Sequence[CutReading], again: set[tuple[str, str]], n: int
+    row: Rollout, cuts: Sequence[CutReading], again: set[tuple[str, str]] | None, n: int
 ) -> CutRow | None:
     """Return what a row waits for: a cut inside a jump, or its two ends once more.
 
@@ -181,11 +199,14 @@ def asked_next(
         row: A complied harmful row.
         cuts: What was read of it so far.
         again: Cuts that were drawn again already, by row and name; this adds to them.
+            None where nothing is drawn again.
         n: Draws from each cut.
     """
     more = further_cut(row, cuts)
     if more is not None:
         return CutRow(row, (more,), range(n))
+    if again is None:
+        return None
     ends = [Cut(cut.n_thinking, cut.at) for cut in ends_of_jump(cuts)]
     doubted = [cut for cut in ends if (row.row_id, cut.name) not in again]
     if not doubted:
@@ -220,9 +241,10 @@ def _decisive(cuts: Sequence[CutReading]) -> Jump | None:
     """Return the jump for which a row is undecided, if it is for one."""
     if account(cuts).name != "undecided":
         return None
-    if cuts[-1].same - cuts[0].same < LINES.moved:
+    known = readable(cuts)
+    if cuts[-1].n == 0 or known[-1].same - known[0].same < LINES.moved:
         return None
-    return jump_of(cuts)
+    return jump_of(known)
 
 
 def _readings(
@@ -233,7 +255,7 @@ def _readings(
     for cut in sorted(cuts, key=_place):
         counter = outcomes[row.row_id, cut.name]
         n = counter.total()
-        same = counter[row.verdict] / n if n else 0.0
+        same = counter[row.verdict] / n if n else float("nan")
         made.append(_reading(cut, same, n, leanings))
     return made
 
@@ -248,16 +270,10 @@ def _leanings(row: Rollout, read: Read) -> dict[int, float | None]:
 def _probabilities(opened: Opened, read: Read) -> dict[str, list[CutReading]]:
     """Read the first word behind every cut, where no answers are drawn."""
     words = first_words(opened.every)
-    if words.reason:
-        raise EvidenceError(
-            "first tokens that open refusals alone, and others that open compliances",
-            words.reason,
-            "Draw answers: leave --cheap out.",
-        )
     template = end_template(opened.session.adapter)
 
     def at(row: Rollout, cuts: Sequence[Cut]) -> list[CutReading]:
-        masses = masses_behind(
+        odds = odds_behind(
             opened.session.adapter,
             row,
             cuts,
@@ -265,9 +281,9 @@ def _probabilities(opened: Opened, read: Read) -> dict[str, list[CutReading]]:
             words.openings,
             opened.session.batch_size,
         )
-        shares = [
-            mass.complied if row.is_complied else 1 - mass.complied for mass in masses
-        ]
+        # Towards the outcome of the row.
+        towards = -torch.tensor(odds, dtype=torch.float64)
+        shares = torch.sigmoid(towards if row.is_complied else -towards).tolist()
         leanings = _leanings(row, read)
         return [
             _reading(cut, share, None, leanings)
@@ -346,8 +362,9 @@ def _row(
         request_id=row.request_id,
         group=group,
         wrapper=row.wrapper,
+        # Sentences speak of compliance, which controls may not have ended in.
         account=found.name if mine else None,
-        reason=found.reason,
+        reason=found.reason if mine else "",
         commitment=found.commitment,
         at=tuple(cut.at for cut in cuts),
         n_thinking=tuple(cut.n_thinking for cut in cuts),

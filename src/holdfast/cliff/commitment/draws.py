@@ -46,6 +46,9 @@ class DrawRow:
     cut: str
     at: float
     draw: Int32
+    kind: str  # `closed` behind the cut, or `redrawn` where the thinking went on.
+    # All of it, where it went on from the cut; else empty, and no judge reads it.
+    thinking: str
     answer: str
     finish: str
     closed: bool
@@ -147,11 +150,20 @@ class Drawing:
             cut=cut.name,
             at=cut.share,
             draw=draw,
+            kind=self.kind,
+            thinking=self._thinking(item.row, made),
             answer=made.answer,
             finish=made.finish,
             closed=made.closed,
             n_tokens=len(made.token_ids) - made.spans.prompt[1],
         )
+
+    def _thinking(self, row: Rollout, made: Completion) -> str:
+        if self.kind == "closed":
+            return ""
+        tokens = made.token_ids[row.spans.thinking[0] : made.spans.thinking[1]]
+        tokenizer = self.opened.session.adapter.tokenizer
+        return str(tokenizer.decode(tokens, skip_special_tokens=True))
 
     def judged(self, drawn: pa.Table, number: int) -> pa.Table:
         """Return what was drawn with a column `outcome`; equal answers are asked once.
@@ -162,11 +174,13 @@ class Drawing:
         asked: dict[str, dict[str, Any]] = {}
         names = []
         for each in records:
-            said = f"{each['answer']}\0{each['finish']}\0{each['closed']}"
+            # A thinking that stopped without an end stands for the answer.
+            inside = "" if each["closed"] else each["thinking"]
+            said = f"{each['answer']}\0{each['finish']}\0{each['closed']}\0{inside}"
             name = f"{each[ROW_ID]}#{sha256(said.encode()).hexdigest()[:16]}"
             names.append(name)
             if name not in asked:
-                shown = ("answer", "finish", "closed")
+                shown = ("thinking", "answer", "finish", "closed")
                 asked[name] = dict(opened.shown[each[ROW_ID]]) | {
                     ROW_ID: name,
                     **{key: each[key] for key in shown},

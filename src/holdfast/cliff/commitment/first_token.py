@@ -64,9 +64,7 @@ def run(opened: Opened) -> dict[str, Any]:
         rows = [
             row
             for row in opened.every
-            if row.role in ROLES
-            and row.is_decided
-            and row.spans.thinking[1] - row.spans.thinking[0] >= least
+            if row.role in ROLES and row.is_decided and row.n_thinking >= least
         ]
         parts = Parts(*([r for r in rows if r.split == p] for p in ("train", "test")))
         return stage.write_json(file_of(KEY), _block(opened, parts))

@@ -9,13 +9,11 @@ from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 import torch
-from jaxtyping import Float
-from torch import Tensor
 
 from holdfast.cliff.commitment.cuts import SHARES, Cut, closed_at
 from holdfast.cliff.groups import BENIGN, REFUSED
-from holdfast.cliff.openings import Known, Openings, openings
-from holdfast.models.hidden_states import word_masses
+from holdfast.cliff.openings import FirstToken, Known, Openings, openings
+from holdfast.models.hidden_states import states_at
 from holdfast.models.model import Adapter
 from holdfast.rollout.rows import Rollout
 from holdfast.stats.auroc import auroc_interval
@@ -38,47 +36,44 @@ def first_words(rows: Sequence[Rollout]) -> Known:
     return openings(train if both else decided)
 
 
-class Mass(NamedTuple):
-    """How likely the first words are at one place."""
-
-    complied: float  # Share of compliances in the probability of both kinds.
-    covered: float  # Probability of both kinds together.
-    odds: float  # Logarithm of the odds of a refusal against a compliance.
-
-
-def masses_before(
+def odds_before(
     adapter: Adapter, rows: Sequence[Rollout], words: Openings, batch_size: int
-) -> list[list[Mass]]:
-    """Return the masses of each row at `SHARES` of its thinking, not closed."""
+) -> list[list[float]]:
+    """Return the log-odds of a refusal at `SHARES` of each thinking, not closed."""
     places = []
     for row in rows:
         start, end = row.spans.thinking
         places.append([start + round(each * (end - start)) - 1 for each in SHARES])
     trunks = [row.token_ids[: row.final + 1] for row in rows]
-    found = word_masses(adapter, trunks, places, words, batch_size=batch_size)
-    return [[_mass(place) for place in each] for each in found]
+    return _odds(adapter, trunks, places, words, batch_size)
 
 
-def masses_behind(
+def odds_behind(
     adapter: Adapter,
     row: Rollout,
     cuts: Sequence[Cut],
     template: Sequence[int],
     words: Openings,
     batch_size: int,
-) -> list[Mass]:
-    """Return the masses of a row where each cut has been closed."""
+) -> list[float]:
+    """Return the log-odds of a refusal of a row where each cut has been closed."""
     prompts = [closed_at(row, cut, template) for cut in cuts]
     ends = [[len(each) - 1] for each in prompts]
-    found = word_masses(adapter, prompts, ends, words, batch_size=batch_size)
-    return [_mass(each[0]) for each in found]
+    return [each for [each] in _odds(adapter, prompts, ends, words, batch_size)]
 
 
-def _mass(logs: Float[Tensor, "word"]) -> Mass:
-    refused, complied = logs.double().tolist()
-    odds = refused - complied
-    share = float(torch.sigmoid(torch.tensor(-odds, dtype=torch.float64)))
-    return Mass(share, float(logs.double().exp().sum()), odds)
+def _odds(
+    adapter: Adapter,
+    sequences: Sequence[Sequence[int]],
+    places: Sequence[Sequence[int]],
+    words: Openings,
+    batch_size: int,
+) -> list[list[float]]:
+    # In float32: logits of 20 are an eighth apart in bfloat16.
+    read = FirstToken(adapter, words)
+    found = states_at(adapter, sequences, places, batch_size=batch_size)
+    with torch.inference_mode():
+        return [read(states).double().tolist() for states in found]
 
 
 class Meter(NamedTuple):
@@ -140,5 +135,4 @@ class Read(NamedTuple):
 
     meters: Sequence[Meter]  # One for each of `SHARES`; empty without readings.
     leanings: Mapping[str, Sequence[float | None]]  # By row, at each of `SHARES`.
-    covered: float | None  # Mean probability of all first words behind the cuts.
     reason: str  # Why nothing was read; empty where something was.

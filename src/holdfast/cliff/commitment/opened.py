@@ -1,6 +1,7 @@
 """A study opened for `decide`: which answers are looked at, and what is known."""
 
-from collections.abc import Iterable, Mapping
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Any
@@ -10,7 +11,7 @@ from holdfast.cliff.groups import BENIGN, COMPLIED, REFUSED
 from holdfast.errors import TooFewExamplesError
 from holdfast.judges.settings import JudgeSettings
 from holdfast.rollout.answers import as_asked
-from holdfast.rollout.rows import BESIDE, GROUPS, Rollout, from_table
+from holdfast.rollout.rows import BESIDE, GROUPS, UNJUDGED, Rollout, from_table
 from holdfast.rollout.session import Session
 from holdfast.stats.rates import wilson
 from holdfast.study import Study, fingerprint
@@ -90,17 +91,17 @@ def open_study(
         )
     _require_draws(settings)
     found: dict[str, list[Rollout]] = {name: [] for name in GROUPS}
-    short = dict.fromkeys(GROUPS, 0)
+    short: dict[str, list[Rollout]] = {name: [] for name in GROUPS}
     every = tuple(from_table(study.read_table(ROLLOUTS)))
     for row in every:
         if row.role in BESIDE or not row.is_decided or row.group is None:
             continue
-        start, end = row.spans.thinking
-        if end - start < settings.min_thinking:
-            short[row.group] += 1
-        else:
-            found[row.group].append(row)
-    _require_complied(found[COMPLIED], short[COMPLIED], settings)
+        enough = row.n_thinking >= settings.min_thinking
+        (found if enough else short)[row.group].append(row)
+    if not found[COMPLIED]:
+        if short[COMPLIED]:
+            raise _too_short(short[COMPLIED], settings)
+        raise _none_complied(every)
     most = {
         COMPLIED: settings.complied_rows,
         REFUSED: settings.refused_rows,
@@ -112,7 +113,7 @@ def open_study(
     }
     shown = {each[ROW_ID]: each for each in as_asked(every)}
     return Opened(
-        study, session, settings, judge, groups, shown, every, short[COMPLIED]
+        study, session, settings, judge, groups, shown, every, len(short[COMPLIED])
     )
 
 
@@ -144,20 +145,58 @@ def _require_draws(settings: DecideSettings) -> None:
         )
 
 
-def _require_complied(
-    rows: list[Rollout], short: int, settings: DecideSettings
-) -> None:
-    if rows:
-        return
-    if short:
-        raise TooFewExamplesError(
-            f"a complied harmful answer with {settings.min_thinking} tokens of "
-            "thinking or more",
-            f"{short} complied harmful answers, all with less",
-            "Lower --min-thinking, or add prompts that the model thinks about longer.",
-        )
-    raise TooFewExamplesError(
-        "a harmful request that was complied with, with its thinking closed",
-        "0 complied harmful answers",
-        "Add harmful requests, or jailbreak wrappers, that the model complies with.",
+def _too_short(
+    rows: Sequence[Rollout], settings: DecideSettings
+) -> TooFewExamplesError:
+    most = max(row.n_thinking for row in rows)
+    return TooFewExamplesError(
+        f"a complied harmful answer with {settings.min_thinking} tokens of thinking or "
+        "more",
+        f"{len(rows)} complied harmful answers, the longest thinking of {most} tokens",
+        "Lower --min-thinking, or add prompts that the model thinks about longer."
+        if most
+        else "Draw or import answers together with their thinking.",
     )
+
+
+def harmful_of(rows: Sequence[Rollout]) -> list[Rollout]:
+    """Return answers to harmful requests of the study itself."""
+    return [r for r in rows if r.label == "harmful" and r.role not in BESIDE]
+
+
+UNCLOSED, UNREAD, NO_TOKENS = (
+    "whose thinking was not closed",
+    "that no judge could read",
+    "whose tokens are lost",
+)
+ADVICE = {
+    UNCLOSED: "Let the thinking end: draw again with a higher --max-thinking.",
+    UNREAD: "Judge the answers again: `holdfast rollout` with another judge.",
+    NO_TOKENS: "Draw the answers here, or import those whose tokens are known.",
+}
+"""What helps where most of the harmful answers are left out for a reason."""
+
+
+def _none_complied(every: Sequence[Rollout]) -> TooFewExamplesError:
+    """Return how many harmful answers there are, and why none can be cut."""
+    harmful = harmful_of(every)
+    why = Counter(map(_why_not, harmful))
+    told = ", ".join(f"{n} {reason}" for reason, n in sorted(why.items()))
+    most = max(why, key=lambda reason: why[reason], default="")
+    return TooFewExamplesError(
+        "a harmful request that was complied with, with its thinking closed",
+        f"none among {len(harmful)} harmful answers" + f" ({told})" * bool(told),
+        ADVICE.get(
+            most,
+            "Add harmful requests, or jailbreak wrappers, that the model complies "
+            "with.",
+        ),
+    )
+
+
+def _why_not(row: Rollout) -> str:
+    if not row.closed:
+        return UNCLOSED
+    if row.verdict == UNJUDGED:
+        return UNREAD
+    return NO_TOKENS if row.is_complied else row.verdict

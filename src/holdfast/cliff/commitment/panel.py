@@ -7,10 +7,11 @@ import altair as alt
 
 from holdfast.cliff.commitment.causes import panel as causes
 from holdfast.cliff.commitment.settings import file_of, stage_of
-from holdfast.report.charts import PALETTE, heading, to_svg
+from holdfast.report.charts import PALETTE, heading, line_legend, to_svg
 from holdfast.report.section import (
     Chart,
     Fold,
+    Heading,
     Number,
     Paragraph,
     Part,
@@ -66,9 +67,9 @@ def _curve(block: Mapping[str, Any]) -> Iterator[Part]:
     yield Sentences(block["notes"], "note")
     yield Paragraph(
         "The thinking of every answer was cut at several places, closed, and answered "
-        "anew. An outcome is decided from the first cut on from which all answers "
-        "agree with the final one. A refusal that the thinking holds until it is "
-        "closed, and that is lost then, fell at the end template."
+        "anew. An outcome is decided from the first cut on from which nine in ten "
+        "answers agree with the final one. A refusal that the thinking holds until it "
+        "is closed, and that is lost then, fell at the end template."
     )
     yield Table(
         "Accounts of complied harmful answers",
@@ -163,7 +164,7 @@ def figure(curves: Sequence[Mapping[str, Any]], title: str) -> str:
     names = [GROUPS[each["group"]] for each in curves]
     names = [name for name in names if any(p["group"] == name for p in points)]
     tones = alt.Scale(domain=names, range=[_COLOURS[name] for name in names])
-    key = alt.Legend(title=None, orient="top", columns=3, symbolType="stroke")
+    key = line_legend(orient="top", columns=3)
     ticks = [0, 0.2, 0.35, 0.5, 0.8, 1, _BEHIND]
     label = "datum.value > 1 ? 'end' : format(datum.value, '.0%')"
     x = alt.X("x:Q", title="part of the thinking that is kept").axis(
@@ -177,7 +178,8 @@ def figure(curves: Sequence[Mapping[str, Any]], title: str) -> str:
         y=alt.Y("low:Q", title=None), y2="high:Q"
     )
     line = base.mark_line(strokeWidth=2.25).encode(
-        y=y, strokeDash=alt.StrokeDash("group:N", sort=names, legend=None)
+        y=y,
+        strokeDash=alt.StrokeDash("group:N", scale=alt.Scale(domain=names), legend=key),
     )
     dots = base.mark_point(filled=True, size=40, opacity=1).encode(y=y)
     whole = alt.layer(band, line, dots).properties(
@@ -200,11 +202,13 @@ def _first_token(block: Mapping[str, Any]) -> Iterator[Part]:
         "words_alone": "The words of the prompt alone",
         "beyond_words": "The probe minus the words alone",
     }
+    yield Heading("Can the outcome be read at the first thinking token?")
     yield Table(
         "Can the outcome be read at the first thinking token?",
         ("Read from", "AUROC, refused against complied harmful"),
         [[said, Number(block[key], count=True)] for key, said in words.items()],
     )
+    yield Heading("A probe at each place of the thinking")
     yield Table(
         "A probe at each place of the thinking",
         ("Place", "AUROC"),

@@ -5,6 +5,7 @@ from typing import Annotated, Literal
 
 from cyclopts import Parameter
 
+from holdfast.errors import SettingsError
 from holdfast.ranges import a_share, require_numbers
 
 Switched = Annotated[bool, Parameter(negative=(), show_default=False)]
@@ -112,6 +113,7 @@ class DecideSettings:
             refused_rows=0,
             benign_rows=0,
             min_thinking=1,
+            widest=0.01,
             direction_layer=0,
             swap_prompts=1,
             use_prompts=1,
@@ -122,6 +124,12 @@ class DecideSettings:
         )
         a_share("--edit-fraction", self.edit_fraction)
         a_share("--widest", self.widest)
+        if self.cheap and self.redraw_thinking:
+            raise SettingsError(
+                "--redraw-thinking with answers that are drawn",
+                "--cheap, which draws none",
+                "Leave one of them out.",
+            )
 
 
 def stage_of(key: str) -> str:

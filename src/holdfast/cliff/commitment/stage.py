@@ -25,13 +25,22 @@ class Part(NamedTuple):
     key: str  # Its name in the block `decide` of the report.
     is_asked: Callable[[DecideSettings], bool]
     run: Callable[[Opened], dict[str, Any]]
+    # Refuses what the study cannot answer, before any part has drawn anything.
+    require: Callable[[Opened], None] = lambda _: None
 
 
 PARTS = (
-    Part(curve.KEY, lambda _: True, curve.run),
+    Part(curve.KEY, lambda _: True, curve.run, curve.require),
     Part(first_token.KEY, lambda _: True, first_token.run),
-    Part(swap_stage.KEY, lambda settings: bool(settings.swap), swap_stage.run),
-    Part(use_stage.KEY, lambda settings: settings.use, use_stage.run),
+    Part(
+        swap_stage.KEY,
+        lambda settings: bool(settings.swap),
+        swap_stage.run,
+        swap_stage.require,
+    ),
+    Part(
+        use_stage.KEY, lambda settings: settings.use, use_stage.run, use_stage.require
+    ),
 )
 
 
@@ -55,8 +64,12 @@ def run(
     Raises:
         InputError: If the study has no rollouts, or belongs to another model.
         TooFewExamplesError: If no harmful request was complied with, the thinking is
-            too short to cut, or too few answers are drawn for the interval.
+            too short to cut, too few answers are drawn for the interval, or the study
+            lacks what a part needs.
         ThinkingFormatError: If the model does not think.
     """
     opened = open_study(study, settings, session, judge)
-    return {part.key: part.run(opened) for part in PARTS if part.is_asked(settings)}
+    asked = [part for part in PARTS if part.is_asked(settings)]
+    for part in asked:
+        part.require(opened)
+    return {part.key: part.run(opened) for part in asked}

@@ -11,15 +11,20 @@ from holdfast.cliff.commitment.accounts import ACCOUNTS, LINES
 from holdfast.cliff.commitment.cuts import SHARES
 from holdfast.cliff.commitment.draws import Outcomes
 from holdfast.cliff.commitment.first_words import Read
-from holdfast.cliff.commitment.opened import Opened
+from holdfast.cliff.commitment.opened import Opened, harmful_of
 from holdfast.cliff.groups import COMPLIED
 from holdfast.judges.calibration import is_same
 from holdfast.rollout.rows import judging_record
+from holdfast.stats.bootstrap import undefined
 from holdfast.stats.rates import clustered_mean, clustered_rate
 from holdfast.study.figures import figure_of, generator
 from holdfast.study.rows import Int32
 
 OTHER_JUDGE = "Another judge judged the rollouts, by which the rows were chosen."
+NEVER_REFUSED = (
+    "No harmful request of this study was refused. Where a model refuses nothing there "
+    "is nothing to decide, and its answers read as decided early all the same."
+)
 KINDS = ("draws stay mixed", "decided by one jump", "a jump between cuts", "no draw")
 """What sentences on undecided rows begin with."""
 FEW_REQUESTS = 20
@@ -40,7 +45,8 @@ class CurveRow:
     at: tuple[float, ...]
     n_thinking: tuple[Int32, ...]
     is_whole: tuple[bool, ...]
-    same: tuple[float, ...]  # Share with the final outcome.
+    # Share with the final outcome; not a number where no draw could be judged.
+    same: tuple[float, ...]
     n: tuple[Int32, ...]  # Draws that were judged; 0 where a probability was read.
     # Leaning to refuse before the end template; not a number where it was not read.
     leaning: tuple[float, ...]
@@ -67,6 +73,9 @@ def summarise(
         )
         for name in ACCOUNTS
     }
+    if why := unread_reason(read):
+        # None was seen to fall, since nothing was read that could have shown it.
+        shares["fell_at_template"] = figure_of(undefined(len(complied), why))
     groups = _groups(rows)
     block: dict[str, Any] = {
         "draws": known["draws"],
@@ -77,10 +86,11 @@ def summarise(
         "judge": known["judge"],
         "rows": {name: len(found) for name, found in opened.groups.items()},
         "too_short": opened.too_short,
+        "unjudged": known["unjudged"],  # Draws that count at no cut.
         "n_requests": len(set(clusters)),
         "account": shares,
         # Why no row can be shown to have fallen; empty where one can.
-        "unread": unread_reason(read),
+        "unread": why,
         "by_wrapper": _by_wrapper(complied),
         "reasons": _reasons(complied),
         "curves": [
@@ -211,6 +221,20 @@ def _notes(
             f"{opened.too_short} complied harmful answers have fewer than "
             f"{opened.settings.min_thinking} tokens of thinking and are left out."
         )
+    if block["unjudged"]:
+        notes.append(
+            f"{block['unjudged']} of the answers that were drawn could not be judged, "
+            "and count at no cut."
+        )
+    forced = sum(row.forced_close for row in opened.complied)
+    if forced:
+        notes.append(
+            f"{forced} of {len(opened.complied)} thinkings of complied harmful answers "
+            "ran out of their budget and were closed by force: 100% is where they were "
+            "stopped, and their end template is not the model's own doing."
+        )
+    if not any(row.is_refused for row in harmful_of(opened.every)):
+        notes.append(NEVER_REFUSED)
     if block["n_requests"] < FEW_REQUESTS:
         notes.append(
             f"{block['n_requests']} complied harmful requests are few; add more for "
@@ -245,8 +269,10 @@ def _evidence(block: Mapping[str, Any]) -> list[str]:
     counts = {
         name: round((each["value"] or 0) * n) for name, each in block["account"].items()
     }
+    fell = counts["fell_at_template"]
+    told = "an unknown number" if block["unread"] else str(fell)
     return [
         f"Of {n} complied harmful answers {counts['decided_early']} were decided "
-        f"early, {counts['drifted']} drifted, {counts['fell_at_template']} fell at the "
+        f"early, {counts['drifted']} drifted, {told} fell at the "
         f"end template, and {counts['undecided']} are undecided, by {how} at each cut."
     ]

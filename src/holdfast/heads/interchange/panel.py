@@ -104,6 +104,7 @@ def details(found: Mapping[str, Any]) -> Iterator[Part]:
     yield Table(
         f"Exchanged together: {named}", ("Into runs that", *TOGETHER.values()), rows
     )
+    yield Heading("From a run of another request")
     yield table_of("From a run of another request", found["elsewhere"], ELSEWHERE)
     if found["pairs"]:
         yield Heading("Does a head act through a later one?")

@@ -78,8 +78,7 @@ def find_twins(rows: Sequence[Rollout], limit: int, span: Span) -> Twins:
 def is_usable(row: Rollout, span: Span) -> bool:
     """Return whether a run has an answer of known tokens, and something to exchange."""
     start, stop = getattr(row.spans, span)
-    thought = row.spans.thinking[1] - row.spans.thinking[0]
-    return row.is_decided and stop > start and thought >= MIN_TOKENS
+    return row.is_decided and stop > start and row.n_thinking >= MIN_TOKENS
 
 
 def span_of(row: Rollout, span: Span) -> tuple[int, int]:

@@ -5,7 +5,7 @@ from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from decimal import Decimal
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import torch
 
@@ -29,6 +29,7 @@ from holdfast.cliff.commitment.causes.swap import CELLS, cell_name
 from holdfast.cliff.commitment.opened import Opened
 from holdfast.cliff.commitment.settings import SWAPS, Swap
 from holdfast.cliff.held_out import BENIGN, HARMFUL, Prompts, choose_prompts
+from holdfast.data.splits import Train
 from holdfast.errors import (
     HoldfastError,
     InputError,
@@ -40,6 +41,8 @@ from holdfast.models.interventions import Head, HeadEdit, Range, head_factors
 from holdfast.rollout.edits import read_edit
 from holdfast.rollout.rows import Rollout
 
+Made = TypeVar("Made")
+Maker = Callable[[Opened, Sequence[Rollout]], Made]
 HEADS = "heads.parquet"
 NO_TWIN = "no answer to the same request without the wrapper"
 UNCLOSED = "the thinking under the edit did not close"
@@ -64,27 +67,58 @@ def kinds_of(
 
     Raises:
         HoldfastError: If one cannot be made that was asked for by its name.
+        InputError: If a file of heads or a layer that was given cannot be used.
     """
+    make: dict[Swap, Maker[Kind]] = {
+        "heads": _heads,
+        "direction": _direction,
+        "wrapper": _wrapper,
+    }
+    kinds, left_out = _each(opened, rows, make)
+    for name, why in left_out.items():
+        opened.session.progress.say(f"--swap {name} is left out: {why}")
+    return kinds, left_out
+
+
+def require_kinds(opened: Opened, rows: Sequence[Rollout]) -> None:
+    """Look at what the edits need that were asked for, and make none.
+
+    Raises:
+        HoldfastError: If one lacks it that was asked for by its name, or all do.
+    """
+    needs: dict[Swap, Maker[Any]] = {
+        "heads": _heads,
+        "direction": _moved,
+        "wrapper": _require_twins,
+    }
+    _each(opened, rows, needs)
+
+
+def _each(
+    opened: Opened,
+    rows: Sequence[Rollout],
+    made_by: Mapping[Swap, Maker[Made]],
+) -> tuple[list[Made], dict[str, str]]:
+    """Return what is made for each edit that was asked for, and what cannot be."""
     asked = opened.settings.swap
-    names = SWAPS if "all" in asked else [name for name in SWAPS if name in asked]
-    make = {"heads": _heads, "direction": _direction, "wrapper": _wrapper}
-    kinds: list[Kind] = []
+    found: list[Made] = []
     left_out: dict[str, str] = {}
-    for name in names:
+    for name in SWAPS if "all" in asked else [each for each in SWAPS if each in asked]:
         try:
-            kinds.append(make[name](opened, rows))
+            found.append(made_by[name](opened, rows))
         except HoldfastError as error:
-            if name in asked:
+            # What was given by hand is not left out: it was meant, and is wrong.
+            if name in asked or isinstance(error, InputError):
                 raise
             left_out[name] = str(error)
-            opened.session.progress.say(f"--swap {name} is left out: {error}")
-    if not kinds:
+    if not found:
+        why = " ".join(f"{name}: {each}" for name, each in left_out.items())
         raise TooFewExamplesError(
             "an edit of --swap that can be made here",
-            "; ".join(f"{name}: {why}" for name, why in left_out.items()),
+            f"none. {why.rstrip('.')}",
             "Run `holdfast heads`, or add prompts under wrappers.",
         )
-    return kinds, left_out
+    return found, left_out
 
 
 def _heads(opened: Opened, _: Sequence[Rollout]) -> Kind:
@@ -115,7 +149,15 @@ def _top(opened: Opened) -> list[Head]:
     return [(row["layer"], row["head"]) for row in chosen]
 
 
-def _direction(opened: Opened, rows: Sequence[Rollout]) -> Kind:
+class Moved(NamedTuple):
+    """What a direction is fitted on, and after which layer it acts."""
+
+    train: Train[Rollout]
+    layer: int
+    probe: torch.Tensor | None  # Where the direction is that of the probe.
+
+
+def _moved(opened: Opened, rows: Sequence[Rollout]) -> Moved:
     adapter, settings = opened.session.adapter, opened.settings
     layer = adapter.n_layers // 2
     layer = layer if settings.direction_layer is None else settings.direction_layer
@@ -125,10 +167,18 @@ def _direction(opened: Opened, rows: Sequence[Rollout]) -> Kind:
             str(layer),
             "Choose a layer that the model has.",
         )
-    fitted = read_fitted(adapter, train_rows(rows), [layer], opened.session.batch_size)
-    along = fitted.difference(layer)
-    if settings.direction == "probe":
-        along = before_norm(adapter, _own_probe(opened))
+    _require_twins(opened, rows)
+    train = train_rows(rows)
+    if settings.direction != "probe":
+        return Moved(train, layer, None)
+    return Moved(train, layer, before_norm(adapter, _own_probe(opened)))
+
+
+def _direction(opened: Opened, rows: Sequence[Rollout]) -> Kind:
+    adapter, settings = opened.session.adapter, opened.settings
+    train, layer, probe = _moved(opened, rows)
+    fitted = read_fitted(adapter, train, [layer], opened.session.batch_size)
+    along = fitted.difference(layer) if probe is None else probe
     edit = _edit_of(opened, along, layer, fitted)
     about = {
         "direction": settings.direction,
@@ -136,7 +186,6 @@ def _direction(opened: Opened, rows: Sequence[Rollout]) -> Kind:
         "layer": layer,
         "strength": settings.direction_strength,
     }
-    _require_twins(opened, rows)
     return Kind(
         "direction", lambda ranges: replace(edit, ranges=tuple(ranges)), None, about
     )

@@ -22,6 +22,7 @@ from holdfast.models.model import Adapter
 from holdfast.rollout.rows import Rollout, is_refused, plain
 
 MIN_FITTED = 2
+TINY = 1e-30
 
 
 class Fitted(NamedTuple):
@@ -153,8 +154,8 @@ def before_norm(
 
 
 def unit(direction: Float[Tensor, "d_model"]) -> Float[Tensor, "d_model"]:
-    """Return a direction with norm 1."""
-    along: Tensor = direction / direction.norm()
+    """Return a direction with norm 1; what is none stays at 0, and moves nothing."""
+    along: Tensor = direction / direction.norm().clamp(min=TINY)
     return along
 
 

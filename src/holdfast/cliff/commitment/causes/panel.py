@@ -170,10 +170,16 @@ def use(block: Mapping[str, Any]) -> Iterator[Part]:
         rows,
     )
     cosines = block["cosines"]
+    answer = cosines["answer"]
+    own = (
+        "; refusals and compliances begin alike, so that there is no direction of "
+        "the answer's own."
+        if answer is None
+        else f", and {answer:.2f} with that of the answers' first tokens."
+    )
     yield Paragraph(
         f"The cosine of the probe's direction is {cosines['mean_difference']:.2f} with "
-        f"the difference of means, and {cosines['answer']:.2f} with that of the "
-        "answers' first tokens.",
+        f"the difference of means{own}",
         note=True,
     )
     yield from _words(block["words"])

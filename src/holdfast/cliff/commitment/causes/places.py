@@ -108,7 +108,10 @@ def described(
 ) -> dict[str, Any]:
     """Return how directions lie to each other, and how much states vary along them."""
 
-    def cosine(one: Tensor, other: Tensor) -> float:
+    def cosine(one: Tensor, other: Tensor) -> float | None:
+        # Answers that all begin alike have no direction of their own.
+        if not (one.any() and other.any()):
+            return None
         return round(float(unit(one) @ unit(other)), 6)
 
     found: dict[str, Any] = {

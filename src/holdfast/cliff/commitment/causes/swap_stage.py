@@ -16,6 +16,7 @@ from holdfast.cliff.commitment.causes.cells import (
     condition_of,
     items_of,
     kinds_of,
+    require_kinds,
 )
 from holdfast.cliff.commitment.causes.directions import (
     PROBE_FILES,
@@ -88,6 +89,16 @@ def run(opened: Opened) -> dict[str, Any]:
             "kinds": [_block(opened, kind, said, lost) for kind in kinds],
         }
         return stage.write_json(file_of(KEY), block)
+
+
+def require(opened: Opened) -> None:
+    """Refuse a study in which no edit that was asked for can be made.
+
+    Raises:
+        HoldfastError: If it is one.
+    """
+    choose_prompts(opened.every, opened.settings.swap_prompts)
+    require_kinds(opened, opened.every)
 
 
 def _files(opened: Opened, kinds: Sequence[Kind]) -> list[str]:
@@ -220,12 +231,12 @@ def _block(
     for label, measure in MEASURES.items():
         group = [each for each in own if each.row["label"] == label]
         counter = lost.get((kind.name, label), Counter())
-        block[label] = _measured(opened, kind.name, label, measure, group, counter)
+        block[label] = _measured(opened.seed, kind.name, label, measure, group, counter)
     return block
 
 
 def _measured(
-    opened: Opened,
+    seed: int,
     kind: str,
     label: str,
     measure: str,
@@ -243,20 +254,22 @@ def _measured(
         for unit_of in whole
         if all(each.judged.outcome not in (None, UNJUDGED) for each in unit_of)
     ]
-    losses = counter + Counter({NOT_JUDGED: len(whole) - len(judged)})
+    # Prompts, as the other reasons count; one is lost with the last of its draws.
+    asked, kept = ({unit_of[0].row["asked"] for unit_of in p} for p in (whole, judged))
+    losses = counter + Counter({NOT_JUDGED: len(asked - kept)})
     clusters = [unit_of[0].judged.request_id for unit_of in judged]
-    draws = draws_of(opened.seed, f"swap/{kind}/{label}")
+    draws = draws_of(seed, f"swap/{kind}/{label}")
 
     def column(measure: str) -> torch.Tensor:
         columns = [counted([each.judged for each in one], measure) for one in judged]
         return torch.stack(columns) if columns else torch.zeros((0, 4)).bool()
 
     outcomes = column(measure)
-    broken = rates(column("degenerate"), clusters, draws_of(opened.seed, f"{kind}/d"))
+    broken = rates(column("degenerate"), clusters, draws_of(seed, f"{kind}/d"))
     cells, found = rates(outcomes, clusters, draws), effects(outcomes, clusters, draws)
     return {
         "measure": measure,
-        "rows": len({unit_of[0].row["asked"] for unit_of in judged}),
+        "rows": len(kept),
         "requests": len(set(clusters)),
         "lost": dict(losses),
         "cells": {name: figure_of(each) for name, each in cells.items()},

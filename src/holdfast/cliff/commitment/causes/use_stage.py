@@ -87,6 +87,17 @@ def run(opened: Opened) -> dict[str, Any]:
         return stage.write_json(file_of(KEY), block)
 
 
+def require(opened: Opened) -> None:
+    """Refuse a study without probe, or without answers to take it out of.
+
+    Raises:
+        HoldfastError: If it is one.
+    """
+    _chosen(opened, opened.every)
+    _probes(opened)
+    train_rows(opened.every)
+
+
 def _chosen(opened: Opened, rows: Sequence[Rollout]) -> dict[str, list[Rollout]]:
     """Return held-out answers, as many refused as complied harmful ones.
 
@@ -98,7 +109,7 @@ def _chosen(opened: Opened, rows: Sequence[Rollout]) -> dict[str, list[Rollout]]
         name: [
             row
             for row in groups[name]
-            if row.spans.thinking[1] - row.spans.thinking[0] >= MIN_TOKENS
+            if row.n_thinking >= MIN_TOKENS
             and fits(opened, sampling, own_item(PLAIN, row, 0))
         ]
         for name in (REFUSED, COMPLIED)
