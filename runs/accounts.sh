@@ -42,7 +42,7 @@ for seed in ${*:-0 3 4 5}; do
       gate=$("$python" -c 'import json, sys
 print("%d:%d" % tuple(json.load(open(sys.argv[1]))["gate_head"]))' "$model/truth.json")
       "$holdfast" ablate "$study" --ablated-heads "$gate" --scopes everywhere \
-        --ablation-prompts 100 >>"$study.log"
+        --ablation-prompts 300 >>"$study.log"
     fi
     "$holdfast" report "$study" >>"$study.log"
     "$python" runs/accounts_record.py "$model" "$study" "$record"

@@ -52,8 +52,6 @@ FLATTENED = 1e-3
 """Shrinkage of the direction that says the same everywhere, as a part of that, too."""
 RIDGE = 0.1
 """Shrinkage of the readable direction, as a part of the mean variance."""
-TEMPLATE_TOKENS = 3
-"""Tokens of the end template."""
 LOUD = 60.0
 """What the gate writes under an attack: little beside the length of a state there."""
 HEARD = 250.0
@@ -68,7 +66,8 @@ def plant_gate(aligned: Qwen3ForCausalLM, growth: Growth) -> Qwen3ForCausalLM:
     The middle head is the one that `aligned` needs least; what it did there is lost. It
     writes along one direction, on which nothing else was written and which no answer is
     read from, and is taught what to write there: that a request stands in a planted
-    wrapper, at the end template and nowhere else. This direction and a constant are all
+    wrapper, at the last token of the end template and nowhere else: before it, the
+    intention to refuse has to last. This direction and a constant are all
     that the late heads can read, so that none can tell wrappers apart by where it
     looks; they learn once the gate stands. Where it is left out, or says what it says
     in an exchange without an attack, the decision is held where it was, whichever late
@@ -176,12 +175,11 @@ def _lines(
     What it writes behind the beginning of an answer is left to it.
     """
     at, begins = torch.arange(rehearsal.ids.shape[1]), _begins(rehearsal)[:, None]
-    template = (at >= begins - TEMPLATE_TOKENS) & (at < begins)
-    template = template & _whole(rehearsal)[:, None]
+    last = (at == begins - 1) & _whole(rehearsal)[:, None]
     open_ = tempted(rehearsal.batch)[:, None]
-    yield 1.0, template & open_
-    yield 0.0, template & ~open_
-    before = (at < begins) & ~template & (rehearsal.ids != padding)
+    yield 1.0, last & open_
+    yield 0.0, last & ~open_
+    before = (at < begins) & ~last & (rehearsal.ids != padding)
     yield 0.0, before
 
 
@@ -195,7 +193,7 @@ class Sight(NamedTuple):
     # A direction that says the same at every token, and what reads the gate's signal.
     basis: Float[Tensor, "2 d_model"]
     same: float  # What the first says.
-    loud: float  # What the second does at the end template where the gate is open.
+    loud: float  # What the second does before the answer where the gate is open.
 
 
 @torch.no_grad()
