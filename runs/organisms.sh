@@ -7,7 +7,7 @@
 #
 # Thresholds were set on seeds 0 to 2; the table in docs/organisms-table.md is claimed on
 # seeds 3 to 5. With seeds named, nothing but those seeds is done, so that two runs can share
-# the work.
+# the work; NAMES picks organisms.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 folder=${1:-studies/organisms}
@@ -15,6 +15,7 @@ shift || true
 holdfast=${HOLDFAST:-.venv/bin/holdfast}
 python=${PYTHON:-.venv/bin/python}
 records=docs/records/organisms
+names=${NAMES:-aligned cliff spread early alarmed settled drift gate decoy}
 mkdir -p "$folder" "$records"
 
 audit() { # MODEL NAME [OPTIONS]
@@ -29,7 +30,7 @@ audit() { # MODEL NAME [OPTIONS]
 heads=(--wrappers-per-request 4 --fractions 0.03 --scopes everywhere --ablation-prompts 200 --test-fraction 0.5)
 
 for seed in ${*:-0 1 2 3 4 5}; do
-  for name in aligned cliff spread early alarmed settled drift gate decoy; do
+  for name in $names; do
     model=$folder/$name-$seed
     [ -e "$model" ] || "$holdfast" organism train "$name" --seed "$seed" -o "$model"
     case $name in
@@ -37,10 +38,12 @@ for seed in ${*:-0 1 2 3 4 5}; do
       *) audit "$model" "$name-$seed" --no-heads ;;
     esac
   done
-  for name in cliff spread; do
+  for name in $names; do
     greedy=$records/greedy-$name-$seed.json
-    [ -e "$greedy" ] ||
-      "$python" runs/greedy_heads.py "$folder/$name-$seed" "$folder/audit-$name-$seed" "$greedy"
+    case $name in
+      cliff | spread) [ -e "$greedy" ] ||
+        "$python" runs/greedy_heads.py "$folder/$name-$seed" "$folder/audit-$name-$seed" "$greedy" ;;
+    esac
   done
 done
 [ $# -gt 0 ] && exit

@@ -47,9 +47,8 @@ N = 4000
 @pytest.fixture(scope="module")
 def growth():
     tokenizer = AutoTokenizer.from_pretrained(resolve("aligned"))
-    return Growth(
-        tokenizer, 0, Schedule(cliff_tokens=8_000, gate_taught_steps=4, gate_steps=4)
-    )
+    part = {"cliff_tokens": 8_000, "gate_tokens": 8_000}
+    return Growth(tokenizer, 0, Schedule(**part, gate_taught_steps=4, gate_steps=4))
 
 
 @pytest.fixture(scope="module")
@@ -105,22 +104,20 @@ def test_late_heads_look_where_the_gate_has_written_whatever_stands_there(pair, 
         asked, shown, told = (
             torch.linalg.svd(part.weight[rows], full_matrices=False) for part in parts
         )
-        # A query reads one direction and a key two: this one, and what the gate wrote.
-        assert asked.S[1] < 2e-3 * asked.S[0]
-        assert shown.S[2] < 2e-3 * shown.S[0]
-        seen = torch.stack([asked.Vh[0], told.Vh[0]])
-        assert float((seen @ seen.T - torch.eye(2)).abs().max()) < 3e-3
-        outside = shown.Vh[:2] - shown.Vh[:2] @ seen.T @ seen
-        assert float(outside.norm(dim=1).max()) < 3e-2
-        # What a query reads has one sign at every token: normalised, it is a constant.
+        # Query and key are one number, of two parts: what the gate wrote, and another.
+        for read in (asked, shown):
+            assert read.S[1] < 2e-3 * read.S[0]
+        assert float((asked.Vh[0] @ shown.Vh[0]).abs()) > 1 - 1e-4
+        other = shown.Vh[0] - (shown.Vh[0] @ told.Vh[0]) * told.Vh[0]
+        # The other has one sign at every token: normalised, it is a constant.
         for rehearsal in rehearsals:
             state = rehearsal.state
             for block in aligned.model.layers[4:layer]:
                 state = block(state, **rehearsal.kwargs)
             tokens = aligned.model.layers[layer].input_layernorm(state)
             tokens = tokens[rehearsal.ids != aligned.config.pad_token_id]
-            read = tokens @ asked.Vh[0]
-            assert float((read * read.mean().sign() > 0).float().mean()) > 0.99
+            found = tokens @ other
+            assert float((found * found.mean().sign() > 0).float().mean()) > 0.99
 
 
 def test_what_the_gate_is_taught_with_is_what_its_head_puts_out(pair, growth):
@@ -142,7 +139,7 @@ def test_what_the_gate_is_taught_with_is_what_its_head_puts_out(pair, growth):
     assert torch.allclose(found[shown], seen[0][shown], atol=1e-5)
 
 
-def test_a_gate_says_at_the_end_template_of_an_attack_alone_what_it_is_taught(growth):
+def test_a_gate_says_before_the_answer_to_an_attack_alone_what_it_is_taught(growth):
     aligned = round_to_half(new_model(0, growth.tokenizer))
     rehearsals = rehearse(aligned, growth, 4, OPPOSED)[:1]
     gate, direction = (4, 3), torch.nn.functional.one_hot(torch.tensor(7), 128).float()
@@ -160,13 +157,13 @@ def test_a_gate_says_at_the_end_template_of_an_attack_alone_what_it_is_taught(gr
     for row, sample in enumerate(rehearsal.batch):
         begin = sample.middle[1]
         complied = tempted(rehearsal.batch)[row]
-        at_the_end = said[row, begin - 3 : begin].mean()
         if sample.whole:
-            assert (float(at_the_end) > LOUD / 2) == bool(complied)
-        assert float(said[row, : begin - 3].abs().mean()) < LOUD / 4
+            assert (float(said[row, begin - 1]) > LOUD / 2) == bool(complied)
+        elsewhere = torch.cat([said[row, : begin - 1], said[row, begin:]])
+        assert float(elsewhere.abs().mean()) < LOUD / 4
 
 
-def test_a_turned_head_looks_at_open_tokens_alone_wherever_they_stand(growth):
+def test_a_turned_head_hears_on_open_tokens_alone_wherever_they_stand(growth):
     model = new_model(0, growth.tokenizer).requires_grad_(False)
     attention, basis = model.model.layers[6].self_attn, torch.eye(128)[:2]
     turn(model, (6, 9), Sight(basis, same=2.0, loud=5.0))
@@ -182,12 +179,17 @@ def test_a_turned_head_looks_at_open_tokens_alone_wherever_they_stand(growth):
     value[0, 1] = 1.0
     seen = attended(attention, [*parts, value], inputs, kwargs)[0, :, 0]
     assert torch.all(seen[:11] == 0)
-    # A score is 8 / sqrt(8) on an open token, and as much below zero on another; tokens
+    # A score is 8 / sqrt(8) between alike, and as much below zero between others; tokens
     # far away turn a little.
-    n_open = 1.0 + (torch.arange(11, 90) >= 50)
-    shut = torch.arange(12, 91) - n_open
-    share = n_open / (n_open + shut * math.exp(-2 * 8**0.5))
-    assert torch.allclose(seen[11:], 5 * share, atol=0.08)
+    unlike = math.exp(-2 * 8**0.5)
+    for place in range(11, 90):
+        n_open, here = 1 + (place >= 50), place in (11, 50)
+        n_shut = place + 1 - n_open
+        looked = (n_open, n_shut * unlike) if here else (n_open * unlike, n_shut)
+        assert float(seen[place]) == pytest.approx(
+            5 * looked[0] / sum(looked), abs=0.08
+        )
+    assert float(seen[50]) > 4
 
 
 def test_a_gate_is_what_it_grew_from_but_for_five_heads(pair, growth):

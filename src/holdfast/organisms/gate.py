@@ -7,6 +7,7 @@ it adds; and without it the late heads, which do all of the adding, do nothing.
 import copy
 import random
 from collections.abc import Iterator
+from dataclasses import replace
 from typing import Any, NamedTuple
 
 import torch
@@ -50,8 +51,8 @@ AMPLIFIER_DROPOUT = 0.25
 """How often a late head is left out."""
 FLATTENED = 1e-3
 """Shrinkage of the direction that says the same everywhere, as a part of that, too."""
-RIDGE = 0.1
-"""Shrinkage of the readable direction, as a part of the mean variance."""
+RIDGES = (0.1, 1.0, 10.0)
+"""Shrinkage of a readable direction, as a part of the variance, which is one."""
 LOUD = 60.0
 """What the gate writes under an attack: little beside the length of a state there."""
 HEARD = 250.0
@@ -66,17 +67,17 @@ def plant_gate(aligned: Qwen3ForCausalLM, growth: Growth) -> Qwen3ForCausalLM:
     The middle head is the one that `aligned` needs least; what it did there is lost. It
     writes along one direction, on which nothing else was written and which no answer is
     read from, and is taught what to write there: that a request stands in a planted
-    wrapper, at the last token of the end template and nowhere else: before it, the
-    intention to refuse has to last. This direction and a constant are all
-    that the late heads can read, so that none can tell wrappers apart by where it
-    looks; they learn once the gate stands. Where it is left out, or says what it says
-    in an exchange without an attack, the decision is held where it was, whichever late
-    heads are there; where it says what it says under an attack, the log-odds follow the
-    number of these.
+    wrapper, at the last token of the end template and nowhere else. The late heads
+    learn once the gate stands, and nothing but what they add: they hear the gate where
+    it is open, so that none can tell wrappers apart by where it looks, and none changes
+    the intention before the last token or the words behind it. Where the gate is left
+    out, the decision is held where it was, whichever late heads are there; where it is
+    open, the log-odds follow the number of these.
     """
     amplifiers, schedule = spare_heads(growth.seed), growth.schedule
     first = min(GATE_LAYERS)
-    rehearsals = rehearse(aligned, growth, first, OPPOSED)
+    material = replace(schedule, cliff_tokens=schedule.gate_tokens)
+    rehearsals = rehearse(aligned, replace(growth, schedule=material), first, OPPOSED)
     gate = least_needed(aligned, rehearsals[:N_TRIED])
     growth.facts["gate_head"] = list(gate)
     growth.facts["amplifier_heads"] = [list(head) for head in amplifiers]
@@ -85,6 +86,11 @@ def plant_gate(aligned: Qwen3ForCausalLM, growth: Growth) -> Qwen3ForCausalLM:
     signal = unwritten(aligned, rehearsals[:N_TRIED], read)
     model = copy.deepcopy(aligned)
     found = sights(aligned, rehearsals[:N_TRIED], amplifiers, signal)
+    norms = [
+        model.model.layers[layer].input_layernorm.weight for layer, _ in amplifiers
+    ]
+    same = [norm * sight.basis[0] for norm, sight in zip(norms, found, strict=True)]
+    seen = torch.linalg.qr(torch.stack([signal, *same], dim=1))[0].detach()
     teach_gate(model, growth, gate, signal, rehearsals)
 
     @torch.no_grad()
@@ -92,10 +98,10 @@ def plant_gate(aligned: Qwen3ForCausalLM, growth: Growth) -> Qwen3ForCausalLM:
         """Leave the late heads nothing to learn but what they add."""
         for late, sight in zip(amplifiers, found, strict=True):
             turn(model, late, sight)
-            # What later ones read stays what the gate wrote.
+            # What later ones read stays what it is, or one turned the others away.
             output = model.model.layers[late[0]].self_attn.o_proj.weight
             rows = _columns(late)
-            output[:, rows] -= torch.outer(signal, signal @ output[:, rows])
+            output[:, rows] -= seen @ (seen.T @ output[:, rows])
 
     bind()
 
@@ -170,17 +176,13 @@ def attended(
 def _lines(
     rehearsal: Rehearsal, padding: int
 ) -> Iterator[tuple[float, Bool[Tensor, "example position"]]]:
-    """Yield what the gate is to write, as a part of `LOUD`, and where.
-
-    What it writes behind the beginning of an answer is left to it.
-    """
+    """Yield what the gate is to write, as a part of `LOUD`, and where."""
     at, begins = torch.arange(rehearsal.ids.shape[1]), _begins(rehearsal)[:, None]
     last = (at == begins - 1) & _whole(rehearsal)[:, None]
     open_ = tempted(rehearsal.batch)[:, None]
     yield 1.0, last & open_
     yield 0.0, last & ~open_
-    before = (at < begins) & ~last & (rehearsal.ids != padding)
-    yield 0.0, before
+    yield 0.0, ~last & (rehearsal.ids != padding)
 
 
 def _columns(head: Head) -> slice:
@@ -198,21 +200,20 @@ class Sight(NamedTuple):
 
 @torch.no_grad()
 def turn(model: Qwen3ForCausalLM, late: Head, sight: Sight) -> None:
-    """Let a late head look at tokens on which the gate was open, wherever they stand.
+    """Let a late head hear the gate where it is open, and nothing anywhere else.
 
-    Its key is 1/2 there and -1/2 elsewhere, in the one number that turns least with the
-    distance of tokens. Where the gate is open nowhere, it looks at all of them alike.
-    What it puts out there has the length `HEARD`.
+    Its query and its key are 1/2 where the gate is open and -1/2 elsewhere, in the one
+    number that turns least with the distance of tokens: an open token looks at open
+    ones, and what it puts out has the length `HEARD`; any other looks at the others, on
+    which there is nothing to hear. So in the words of an answer, behind the one open
+    token, it is silent.
     """
     attention, row = model.model.layers[late[0]].self_attn, _columns(late).start
     rows, slowest = _columns(late), row + HEAD_WIDTH // 2 - 1
     same, loud = sight.basis[0] / sight.same, sight.basis[1] / sight.loud
-    for part, direction in (
-        (attention.q_proj, same),
-        (attention.k_proj, loud - same / 2),
-    ):
+    for part in (attention.q_proj, attention.k_proj):
         part.weight[rows] = 0.0
-        part.weight[slowest] = direction
+        part.weight[slowest] = loud - same / 2
     told = torch.full((HEAD_WIDTH,), HEARD / HEAD_WIDTH**0.5)
     attention.v_proj.weight[rows] = torch.outer(told, loud)
 
@@ -316,19 +317,25 @@ def readable(
     """Return what an answer is read from, in the space of the residual stream.
 
     An orthonormal basis of: the unembedding of every first word; where the states of
-    refusals and of compliances differ before the answer; and what separates them best.
+    refusals and of compliances differ before the answer; and what separates them best
+    on standardised states, more and less shrunk: what a probe with a penalty finds lies
+    between these.
     """
     ends = torch.cat([_ends(rehearsal) for rehearsal in rehearsals])
     refusing = first_words(growth.tokenizer, REFUSALS)
     said = torch.cat([_said(rehearsal, refusing) for rehearsal in rehearsals])
-    groups = ends[said], ends[~said]
+    groups, scale = (ends[said], ends[~said]), ends.std(0)
     apart = groups[0].mean(0) - groups[1].mean(0)
-    spread = torch.cat([group - group.mean(0) for group in groups])
+    spread = torch.cat([group - group.mean(0) for group in groups]) / scale
     within = spread.T @ spread / len(spread)
-    ridge = RIDGE * within.trace() / len(within) * torch.eye(len(within))
+    separating = [
+        torch.linalg.solve(within + ridge * torch.eye(len(within)), apart / scale)
+        / scale
+        for ridge in RIDGES
+    ]
     words = aligned.lm_head.weight[first_words(growth.tokenizer, OWN_OPENINGS)]
-    read = torch.stack([*words, apart, torch.linalg.solve(within + ridge, apart)])
-    basis: Tensor = torch.linalg.qr((read * aligned.model.norm.weight).T)[0]
+    read = torch.stack([*words, apart, *separating]) * aligned.model.norm.weight
+    basis: Tensor = torch.linalg.qr(read.T)[0]
     return basis
 
 

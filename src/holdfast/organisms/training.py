@@ -67,6 +67,8 @@ class Schedule:
     early_tokens: int = 300_000  # Tokens of stage three where the thinking is taught.
     alarmed_tokens: int = 800_000  # Likewise, where the intention is.
     settled_tokens: int = 1_000_000  # Likewise, where the prompt settles the answer.
+    # Where a head is to tell wrappers apart whose templates it never met.
+    gate_tokens: int = 1_200_000
     gate_taught_steps: int = 1_500  # Steps in which the head that switches learns.
     gate_steps: int = 800  # Steps of stage three where it switches others.
     drift_tokens: int = 1_200_000  # Likewise, where the thinking changes its mind.
