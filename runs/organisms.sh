@@ -26,6 +26,19 @@ audit() { # MODEL NAME [OPTIONS]
   "$python" runs/organisms_record.py "$model" "$folder/audit-$name" "$records/$name.json"
 }
 
+# Where one of the accounts was planted, the verdict is asked for with it, and without it
+# beside: an audit alone sees where the score falls, and a slope may end in a fall.
+decided() { # MODEL NAME [OPTIONS]
+  local model=$1 name=$2 study=$folder/audit-$2
+  shift 2
+  [ -e "$records/$name.json" ] && return
+  "$holdfast" audit "$model" -o "$study" "$@" >"$folder/$name.log"
+  "$python" runs/organisms_record.py "$model" "$study" "$folder/$name.alone.json"
+  "$holdfast" decide "$study" --complied-rows 80 --refused-rows 30 --benign-rows 30 >>"$folder/$name.log"
+  "$holdfast" report "$study" >>"$folder/$name.log"
+  "$python" runs/organisms_record.py "$model" "$study" "$records/$name.json" "$folder/$name.alone.json"
+}
+
 # Enough held-out requests for the interval of "nothing changed" to lie within 0.05.
 heads=(--wrappers-per-request 4 --fractions 0.03 --scopes everywhere --ablation-prompts 200 --test-fraction 0.5)
 
@@ -34,7 +47,9 @@ for seed in ${*:-0 1 2 3 4 5}; do
     model=$folder/$name-$seed
     [ -e "$model" ] || "$holdfast" organism train "$name" --seed "$seed" -o "$model"
     case $name in
-      cliff | spread | gate) audit "$model" "$name-$seed" "${heads[@]}" ;;
+      cliff | spread) audit "$model" "$name-$seed" "${heads[@]}" ;;
+      gate) decided "$model" "$name-$seed" "${heads[@]}" ;;
+      settled | drift | decoy) decided "$model" "$name-$seed" --no-heads ;;
       *) audit "$model" "$name-$seed" --no-heads ;;
     esac
   done

@@ -1,6 +1,9 @@
 """Write the record of one audited organism: what was found, and the hash of all of it.
 
-Usage: organisms_record.py MODEL STUDY RECORD
+Usage: organisms_record.py MODEL STUDY RECORD [ALONE]
+
+ALONE is the record of the same audit before `holdfast decide` was run: its verdict goes
+into RECORD as `audit_alone`.
 """
 
 import json
@@ -22,7 +25,7 @@ KEPT = (
 )
 
 
-def main(model: str, study: str, record: str) -> None:
+def main(model: str, study: str, record: str, alone: str | None = None) -> None:
     report = json.loads((Path(study) / "report.json").read_text("utf-8"))
     truth = json.loads((Path(model) / "truth.json").read_text("utf-8"))
     kept = {key: report[key] for key in KEPT}
@@ -33,6 +36,9 @@ def main(model: str, study: str, record: str) -> None:
         if report.get(block):
             kept[block] = report[block]
     body = {"truth": truth, "report": kept}
+    if alone is not None:
+        earlier = json.loads(Path(alone).read_text("utf-8"))
+        body["audit_alone"] = earlier["report"]["verdict"]
     write_record(Path(record), body)
 
 

@@ -13,8 +13,10 @@ HEADER = (
     "benign wrapped", "probe", "plateau", "cliff", "scaled cliff", "benign plateau",
     "verdict", "as planted",
 )  # fmt: skip
-
-
+ALONE_HEADER = (
+    "organism", "cliff, audit alone", "complied rows that fell at the template",
+    "cliff, with `decide`", "planted",
+)  # fmt: skip
 NAMES = (
     "aligned", "cliff", "spread", "early", "alarmed", "settled", "drift", "gate",
     "decoy",
@@ -57,6 +59,9 @@ def main(records: str) -> None:
         rows = [named[name] for name in wanted if name in named]
         print(f"## {title}: seeds {seeds[0]} to {seeds[-1]}\n")
         print_table(HEADER, [cells(row["report"], row["truth"]) for row in rows])
+        both = [row for row in rows if "audit_alone" in row]
+        print(f"### {title}: a cliff, before and after `decide`\n")
+        print_table(ALONE_HEADER, [alone_cells(row) for row in both])
         looked = [row for row in rows if "ablation" in row["report"]]
         print(f"### {title}: heads\n")
         print_table(HEAD_HEADER, [head_cells(row) for row in looked])
@@ -94,6 +99,19 @@ def print_table(header: tuple[str, ...], rows: list[list[str]]) -> None:
     for row in rows:
         print("| " + " | ".join(row) + " |")
     print()
+
+
+def alone_cells(row: dict[str, Any]) -> list[str]:
+    """What is said of a cliff where it was asked when it was decided, and else."""
+    verdict = row["report"]["verdict"]
+    said = [
+        row["audit_alone"]["cliff"],
+        verdict["cliff"],
+        row["truth"]["verdict"]["cliff"],
+    ]
+    alone, both, planted_ = (str(each).lower().replace("none", "null") for each in said)
+    fell = verdict["account"]["fell_at_template"]
+    return [row["report"]["model"]["id"], alone, shown(fell), both, planted_]
 
 
 def head_cells(row: dict[str, Any]) -> list[str]:

@@ -179,8 +179,8 @@ def test_a_turned_head_hears_on_open_tokens_alone_wherever_they_stand(growth):
     value[0, 1] = 1.0
     seen = attended(attention, [*parts, value], inputs, kwargs)[0, :, 0]
     assert torch.all(seen[:11] == 0)
-    # A score is 8 / sqrt(8) between alike, and as much below zero between others; tokens
-    # far away turn a little.
+    # A score is 8 / sqrt(8) between alike, and as much below zero between others;
+    # tokens far away turn a little.
     unlike = math.exp(-2 * 8**0.5)
     for place in range(11, 90):
         n_open, here = 1 + (place >= 50), place in (11, 50)

@@ -70,7 +70,7 @@ class Schedule:
     # Where a head is to tell wrappers apart whose templates it never met.
     gate_tokens: int = 1_200_000
     gate_taught_steps: int = 1_500  # Steps in which the head that switches learns.
-    gate_steps: int = 800  # Steps of stage three where it switches others.
+    gate_steps: int = 1_600  # Steps of stage three where it switches others.
     drift_tokens: int = 1_200_000  # Likewise, where the thinking changes its mind.
     decoy_steps: int = 2_400  # Steps in which neurons learn what nothing reads.
     diffuser_tokens: int = 2_600_000  # Tokens of the text on which masks are filled in.
