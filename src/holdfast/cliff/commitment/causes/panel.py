@@ -5,6 +5,7 @@ from typing import Any
 
 import altair as alt
 
+from holdfast.cliff.groups import COMPLIED, REFUSED
 from holdfast.report import text
 from holdfast.report.charts import heading, interval_panel, to_svg
 from holdfast.report.section import (
@@ -152,7 +153,16 @@ MASKS = {
 def use(block: Mapping[str, Any]) -> Iterator[Part]:
     """Show whether the probe is what the model uses, and past which words it reads."""
     yield Heading("Is the probe what the model uses?")
-    yield Sentences([f"The probe's direction: {block['verdict']}.", *block["evidence"]])
+    n = block["answers"]
+    yield Sentences(
+        [
+            f"The probe's direction: {block['verdict']}.",
+            "Directions were taken out of held-out answers to "
+            f"{block['requests']} harmful requests: {n[REFUSED]} that refused and "
+            f"{n[COMPLIED]} that complied.",
+            *block["evidence"],
+        ]
+    )
     lost = [f"{count} for {reason}" for reason, count in block["lost"].items()]
     if lost:
         yield Sentences([f"Left out: {'; '.join(lost)}."], "note")
