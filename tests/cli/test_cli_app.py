@@ -65,7 +65,7 @@ def test_a_configuration_file_sets_defaults_and_flags_win(
 
 @pytest.mark.parametrize(
     ("words", "verb"),
-    [(["decide"], "decide"), (["organism", "shw"], "organism"), (["decied"], "")],
+    [(["decide"], "decide"), (["organism", "shw"], "organism"), (["decidez"], "")],
 )
 def test_a_command_that_cannot_be_read_names_the_help_of_its_verb(words, verb, capsys):
     assert run(words) == 2

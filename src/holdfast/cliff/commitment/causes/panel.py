@@ -5,7 +5,6 @@ from typing import Any
 
 import altair as alt
 
-from holdfast.cliff.groups import COMPLIED, REFUSED
 from holdfast.report import text
 from holdfast.report.charts import heading, interval_panel, to_svg
 from holdfast.report.section import (
@@ -158,8 +157,8 @@ def use(block: Mapping[str, Any]) -> Iterator[Part]:
         [
             f"The probe's direction: {block['verdict']}.",
             "Directions were taken out of held-out answers to "
-            f"{block['requests']} harmful requests: {n[REFUSED]} that refused and "
-            f"{n[COMPLIED]} that complied.",
+            f"{block['requests']} harmful requests: {n['harmful_refused']} that "
+            f"refused and {n['harmful_complied']} that complied.",
             *block["evidence"],
         ]
     )
