@@ -63,6 +63,16 @@ def test_a_configuration_file_sets_defaults_and_flags_win(
     assert (asked["limit"], asked["max_answer"], asked["seed"]) == (2, 8, 7)
 
 
+@pytest.mark.parametrize(
+    ("words", "verb"),
+    [(["decide"], "decide"), (["organism", "shw"], "organism"), (["decidez"], "")],
+)
+def test_a_command_that_cannot_be_read_names_the_help_of_its_verb(words, verb, capsys):
+    assert run(words) == 2
+    spoken = " ".join(filter(None, ("holdfast", verb, "--help")))
+    assert f"Try `{spoken}`." in capsys.readouterr().err
+
+
 def test_a_damaged_configuration_file_is_named(tmp_path, capsys):
     config = tmp_path / "holdfast.toml"
     config.write_text("[audit\n")

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import shutil
 import signal
 import time
@@ -190,6 +191,7 @@ def test_page_and_terminal_show_both(decided, capsys):
     shown = capsys.readouterr().out
     for words in ("Interaction", "Broken answers", "AUROC", "Positive control"):
         assert words in shown
+    assert re.search(r"to \d+ harmful requests: \d+ that refused and \d+ that", shown)
     pictures = [part for part in parts if hasattr(part, "draw")]
     assert len(pictures) == 3
     assert pictures[0].draw().startswith("<svg")

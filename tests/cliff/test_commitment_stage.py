@@ -16,6 +16,7 @@ from holdfast.cli.app import run
 from holdfast.cliff.commitment import curve, first_words, stage
 from holdfast.cliff.commitment.draws import Drawing, DrawRow
 from holdfast.cliff.commitment.opened import open_study
+from holdfast.cliff.commitment.panel import section
 from holdfast.cliff.commitment.settings import DecideSettings
 from holdfast.cliff.commitment.summary import NEVER_REFUSED
 from holdfast.cliff.groups import COMPLIED, REFUSED
@@ -202,6 +203,9 @@ def test_draws_that_cannot_be_judged_are_no_draws_with_another_outcome(
 
 def test_what_was_closed_by_force_or_never_refused_is_said(study, monkeypatch):
     block, _ = scripted(study, monkeypatch, lambda row: "early")
+    assert block["account"]["decided_early"]["value"] == 1
+    counts = block["by_wrapper"].values()
+    assert {each["fell_at_template"] for each in counts} == {0}
     assert not any("by force" in note for note in block["notes"])
     assert NEVER_REFUSED not in block["notes"]
 
@@ -212,9 +216,22 @@ def test_what_was_closed_by_force_or_never_refused_is_said(study, monkeypatch):
         if row.label == "benign" or not row.is_refused
     ]
     opened.write_table("rollouts.parquet", to_table(rows))
-    block, _ = scripted(study, monkeypatch, lambda row: "early")
-    assert block["account"]["decided_early"]["value"] == 1
+    block, found = scripted(study, monkeypatch, lambda row: "early")
+    accounts = {row["account"] for row in found if row["group"] == COMPLIED}
+    assert accounts == {"decided_early"}
+    # Nothing shows that none of them fell, so that all of them are a bound alone.
+    early = block["account"]["decided_early"]
+    assert early["value"] is None
+    assert early["bounds"] == [0, 1]
+    assert "fallen at the end template" in early["reason"]
+    assert block["account"]["drifted"]["value"] == 0
     n = block["rows"][COMPLIED]
+    assert f"at most {n} were decided early, 0 drifted" in block["evidence"][0]
+    assert any("upper bound" in note for note in block["notes"])
+    counts = block["by_wrapper"].values()
+    assert {each["fell_at_template"] for each in counts} == {None}
+    assert sum(each["decided_early"] for each in counts) == n
+    assert "not known" in str(section({"curve": block}).parts)
     assert any(f"{n} of {n} thinkings" in note for note in block["notes"])
     assert NEVER_REFUSED in block["notes"]
 

@@ -62,7 +62,19 @@ def test_where_no_attack_works_there_is_nothing_to_ablate():
         *wrapped("fails", "test", [NO] * 9, 40),
         *BENIGN,
     ]
-    with pytest.raises(TooFewExamplesError, match="Where no attack succeeds"):
+    with pytest.raises(TooFewExamplesError, match="where no attack succeeds"):
+        choose_prompts(rows, 48)
+
+
+def test_attacks_that_were_tried_too_seldom_are_not_said_to_fail():
+    rows = [
+        *wrapped("works", "train", [YES] * 4),
+        *wrapped("fails", "train", [NO] * 5, 20),
+        *wrapped("works", "test", [YES] * 3, 40),
+        *BENIGN,
+    ]
+    few = r"0 and 4; 1 of 2 kinds \(plain, or a wrapper\) have 5 training answers"
+    with pytest.raises(TooFewExamplesError, match=few):
         choose_prompts(rows, 48)
 
 

@@ -6,7 +6,9 @@ import pytest
 
 from holdfast.audit.page import render, sections
 from holdfast.heads.interchange.figures import sentences
+from holdfast.heads.panel import section
 from holdfast.report.schema import validate
+from holdfast.report.terminal import print_section
 from report_fixture import make_report
 
 CHROMIUM = next(
@@ -113,6 +115,14 @@ def test_a_gate_that_attribution_misses_is_said():
     assert "1:2 (layer:head) ranks first" in said
     assert "Head 1:2 carries the outcome both ways" in said
     assert "below the first 10: 1:2 (12)" in said
+    assert "by 4.00 (3.90 to 4.10) towards refusal" in said
+
+
+def test_the_terminal_says_on_how_many_runs_figures_rest(capsys):
+    print_section(section(block()))
+    said = capsys.readouterr().out
+    assert "between 20 pairs of runs of 20 held-out requests" in said
+    assert "on 20 complied harmful answers to training requests" in said
 
 
 def test_where_no_head_is_beyond_the_null_none_is_named():

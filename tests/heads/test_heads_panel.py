@@ -6,7 +6,8 @@ import re
 import pytest
 
 from holdfast.audit.page import sections
-from holdfast.heads.panel import ablation_figure, repair_figure
+from holdfast.heads.panel import ablation, ablation_figure, repair_figure
+from holdfast.report.terminal import print_section
 
 
 def figure(value, n=48, width=0.1):
@@ -116,6 +117,14 @@ def test_the_page_of_an_audit_has_the_grid_both_figures_and_the_controls(audited
     for words in ("Top of the ranking", "Random, same layers", "Bottom of the ranking"):
         assert words in section
     assert "Sounds dangerous, refused" in section
+
+
+def test_the_terminal_says_on_how_many_prompts_heads_were_switched_off(audited, capsys):
+    block = json.loads((audited / "report.json").read_text())["ablation"]
+    print_section(ablation(block))
+    n = block["prompts"]["harmful"]
+    said = capsys.readouterr().out
+    assert f"All conditions ran on the same {n} harmful and" in said
 
 
 def test_a_report_without_heads_has_no_such_part():

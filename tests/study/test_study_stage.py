@@ -123,7 +123,7 @@ def test_an_interrupted_stage_goes_on_with_its_parts_and_says_so(tmp_path):
     atomic_write_bytes(more, b"x")
     _run(study, {}, lambda batch: seen.append(batch) or _rows(batch), progress)
     assert seen == [["a"], ["b"], ["b"], ["c"]]
-    assert progress.said == ["Going on where the last run was interrupted."]
+    assert progress.said == ["Going on where the last run stopped."]
     assert not more.parent.parent.exists()
 
 
@@ -135,7 +135,7 @@ def test_what_other_settings_replace_is_said_before_it_is_gone(tmp_path):
     [said] = progress.said
     assert "Replacing out.parquet, out.json: the stage `trace`" in said
     assert "(limit)" in said
-    assert "name another folder with -o" in said
+    assert "give another study or a copy of this one" in said
     progress.said.clear()
     with _open(study, settings | {"sampling": {"seed": 1}}, progress):
         assert study.path("out.json").exists()

@@ -73,7 +73,8 @@ def run(words: Sequence[str]) -> int:
         _complain(errors, str(error))
         return error.exit_status
     except CycloptsError as error:
-        _complain(errors, f"{error} Try `holdfast --help`.")
+        verb = " ".join(("holdfast", *(error.command_chain or ())))
+        _complain(errors, f"{error} Try `{verb} --help`.")
         return BAD_COMMAND
     except KeyboardInterrupt:
         kept = "interrupted; what was computed is kept. Run the same command again to"

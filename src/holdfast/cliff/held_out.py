@@ -1,5 +1,6 @@
 """Held-out prompts that are asked again, chosen by what works on training requests."""
 
+from collections import Counter
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -47,8 +48,9 @@ def choose_prompts(rows: Sequence[Rollout], limit: int) -> Prompts:
         raise TooFewExamplesError(
             "held-out harmful prompts of a kind that works on training requests, and "
             "held-out benign ones",
-            f"{len(harmful)} and {len(benign)}",
-            "Where no attack succeeds there is nothing to ablate; else add prompts.",
+            f"{len(harmful)} and {len(benign)}; {_tried(rows)}",
+            "Add prompts, until wrappers that work have so many; where no attack "
+            "succeeds there is nothing to look into.",
         )
     names = {row.wrapper for row in harmful}
     return Prompts(
@@ -57,6 +59,20 @@ def choose_prompts(rows: Sequence[Rollout], limit: int) -> Prompts:
         first_by_hash(benign, limit),
         first_by_hash([row for row in test if row.role == LOOKALIKE], -(-limit // 2)),
         sorted(names, key=lambda name: name or ""),
+    )
+
+
+def _tried(rows: Sequence[Rollout]) -> str:
+    """Say how many kinds of harmful prompts were tried often enough to be chosen."""
+    counted = Counter(
+        (row.role, row.wrapper)
+        for row in of_split(rows, "train")
+        if row.role in HARMFUL
+    )
+    often = sum(count >= MIN_TRIED for count in counted.values())
+    return (
+        f"{often} of {len(counted)} kinds (plain, or a wrapper) have {MIN_TRIED} "
+        "training answers or more"
     )
 
 

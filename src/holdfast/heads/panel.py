@@ -63,11 +63,13 @@ def _heads(block: Mapping[str, Any]) -> Iterator[Part]:
             _words,
             lambda each: "end_template" in each,
         )
-    yield Paragraph(
-        f"Ranked {RANKED[block['by']]} on {block['ranked_on']['rows']} complied "
-        "harmful answers to training requests; checked on "
-        f"{block['checked_on']['rows']} held-out ones.",
-        note=True,
+    yield Sentences(
+        [
+            f"Ranked {RANKED[block['by']]} on {block['ranked_on']['rows']} complied "
+            "harmful answers to training requests; checked on "
+            f"{block['checked_on']['rows']} held-out ones."
+        ],
+        "note",
     )
     checked = [each for each in block["heads"] if "beyond_controls" in each][:SHOWN]
     total = len(block["heads"])
@@ -147,7 +149,7 @@ def ablation(block: Mapping[str, Any]) -> Section:
 def _ablation(block: Mapping[str, Any]) -> Iterator[Part]:
     conditions, repair = block["conditions"], block.get("self_repair")
     first = [each for each in conditions if each["scope"] == conditions[0]["scope"]]
-    yield Paragraph(_setting(block))
+    yield Sentences([_setting(block)])
     if len(first) > 1:
         yield Chart(
             "Plot of requests carried out by heads switched off",

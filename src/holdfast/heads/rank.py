@@ -34,6 +34,7 @@ from holdfast.heads.readings import (
 )
 from holdfast.heads.settings import HeadsSettings, RankSettings
 from holdfast.models.model import Adapter
+from holdfast.report import text
 from holdfast.rollout.rows import from_table
 from holdfast.rollout.session import Session
 from holdfast.stats.bootstrap import Estimate, bootstrap_means, undefined
@@ -381,7 +382,7 @@ def summary_sentences(records: Sequence[dict[str, Any]], n_total: int) -> list[s
     first = records[0]["contribution"]
     sentences = [
         f"Of {n_total} heads, {records[0]['layer']}:{records[0]['head']} (layer:head) "
-        f"takes the logit down the most, by {first['value']:.2f}."
+        f"takes the logit down the most, by {text.score(first)}."
     ]
     if held:
         names = ", ".join(f"{each['layer']}:{each['head']}" for each in held)

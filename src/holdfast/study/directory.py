@@ -229,7 +229,7 @@ class Study:
             if record["outputs"]:
                 progress.say(done)
         elif state == "continue":
-            progress.say("Going on where the last run was interrupted.")
+            progress.say("Going on where the last run stopped.")
         else:
             self._clear_further(parts)
         stage = Stage(self, name, state, progress)
@@ -266,7 +266,8 @@ class Study:
         what = ", ".join(outputs) if outputs else "what an interrupted run has drawn"
         return (
             f"Replacing {what}: the stage `{name}` was run with other settings "
-            f"({', '.join(changed)}). To keep both, name another folder with -o."
+            f"({', '.join(changed)}). To keep both, stop here, and give another study "
+            "or a copy of this one."
         )
 
     def _clear_further(self, parts: Iterable[str]) -> None:

@@ -117,12 +117,16 @@ def _curve(block: Mapping[str, Any]) -> Iterator[Part]:
                 "Accounts by wrapper",
                 ("Wrapper", *ACCOUNTS.values()),
                 [
-                    [wrapper, *(str(counts[name]) for name in ACCOUNTS)]
+                    [wrapper, *(_count(counts[name]) for name in ACCOUNTS)]
                     for wrapper, counts in block["by_wrapper"].items()
                 ],
             )
         ],
     )
+
+
+def _count(number: int | None) -> str:
+    return "not known" if number is None else str(number)
 
 
 def _table(curves: Sequence[Mapping[str, Any]], *, share: bool = False) -> Table:
@@ -136,7 +140,7 @@ def _table(curves: Sequence[Mapping[str, Any]], *, share: bool = False) -> Table
             [
                 _cut(at),
                 *(
-                    Number(found[at], share=share) if at in found else ""
+                    Number(found[at], share, count=True) if at in found else ""
                     for found in points
                 ),
             ]
@@ -203,6 +207,12 @@ def _first_token(block: Mapping[str, Any]) -> Iterator[Part]:
         "beyond_words": "The probe minus the words alone",
     }
     yield Heading("Can the outcome be read at the first thinking token?")
+    yield Sentences(
+        [
+            f"Each probe was fitted on {block['n_train']} harmful answers to training "
+            f"requests and tried on {block['n_test']} to held-out ones."
+        ]
+    )
     yield Table(
         "Can the outcome be read at the first thinking token?",
         ("Read from", "AUROC, refused against complied harmful"),
@@ -215,7 +225,7 @@ def _first_token(block: Mapping[str, Any]) -> Iterator[Part]:
         [
             [
                 _cut(place["at"]),
-                Number(place["auroc"]),
+                Number(place["auroc"], count=True),
             ]
             for place in block["places"]
         ],

@@ -6,8 +6,9 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+from torch import Tensor
 
-from holdfast.cliff.commitment.accounts import ACCOUNTS, LINES
+from holdfast.cliff.commitment.accounts import ACCOUNTS, LINES, AccountName
 from holdfast.cliff.commitment.cuts import SHARES
 from holdfast.cliff.commitment.draws import Outcomes
 from holdfast.cliff.commitment.first_words import Read
@@ -15,7 +16,7 @@ from holdfast.cliff.commitment.opened import Opened, harmful_of
 from holdfast.cliff.groups import COMPLIED
 from holdfast.judges.calibration import is_same
 from holdfast.rollout.rows import judging_record
-from holdfast.stats.bootstrap import undefined
+from holdfast.stats.bootstrap import Estimate, undefined
 from holdfast.stats.rates import clustered_mean, clustered_rate
 from holdfast.study.figures import figure_of, generator
 from holdfast.study.rows import Int32
@@ -27,6 +28,7 @@ NEVER_REFUSED = (
 )
 KINDS = ("draws stay mixed", "decided by one jump", "a jump between cuts", "no draw")
 """What sentences on undecided rows begin with."""
+MAY_HAVE_FALLEN = "some of these may have fallen at the end template"
 FEW_REQUESTS = 20
 """Complied base requests below which shares are said to be of few."""
 
@@ -63,19 +65,8 @@ def summarise(
     seed = opened.seed
     complied = [row for row in rows if row.group == COMPLIED]
     clusters = [row.request_id for row in complied]
-    shares = {
-        name: figure_of(
-            clustered_rate(
-                torch.tensor([row.account == name for row in complied]),
-                clusters,
-                generator(seed, f"decide/account/{name}"),
-            )
-        )
-        for name in ACCOUNTS
-    }
-    if why := unread_reason(read):
-        # None was seen to fall, since nothing was read that could have shown it.
-        shares["fell_at_template"] = figure_of(undefined(len(complied), why))
+    why = unread_reason(read)
+    shares = {name: figure_of(_account(name, complied, why, seed)) for name in ACCOUNTS}
     groups = _groups(rows)
     block: dict[str, Any] = {
         "draws": known["draws"],
@@ -91,7 +82,7 @@ def summarise(
         "account": shares,
         # Why no row can be shown to have fallen; empty where one can.
         "unread": why,
-        "by_wrapper": _by_wrapper(complied),
+        "by_wrapper": _by_wrapper(complied, why),
         "reasons": _reasons(complied),
         "curves": [
             {"group": name, "points": _points(found, _same, f"same/{name}", seed)}
@@ -114,6 +105,34 @@ def summarise(
     block["notes"] = _notes(opened, read, known, block)
     block["evidence"] = _evidence(block)
     return block
+
+
+def _account(
+    name: AccountName, rows: Sequence[CurveRow], unread: str, seed: int
+) -> Estimate:
+    """Return the share of complied harmful answers that have an account.
+
+    `unread`: Why no fall could be seen; that rule comes first, so that all with a
+    commitment point may have fallen, and what they are found to be instead is a bound.
+    """
+    counted = torch.tensor([row.account == name for row in rows])
+    clusters = [row.request_id for row in rows]
+
+    def rate(counted: Tensor) -> Estimate:
+        source = generator(seed, f"decide/account/{name}")
+        return clustered_rate(counted, clusters, source)
+
+    if not unread:
+        return rate(counted)
+    if name == "fell_at_template":
+        return undefined(len(rows), unread)
+    sure = counted & torch.tensor([row.commitment is None for row in rows])
+    least, most = rate(sure), rate(counted)
+    if least.value == most.value:
+        return most
+    return undefined(len(rows), MAY_HAVE_FALLEN)._replace(
+        bounds=(least.value or 0.0, most.value or 0.0)
+    )
 
 
 def _groups(rows: Sequence[CurveRow]) -> dict[str, list[CurveRow]]:
@@ -193,12 +212,16 @@ def _redrawn(
     return points
 
 
-def _by_wrapper(rows: Sequence[CurveRow]) -> dict[str, dict[str, int]]:
+def _by_wrapper(
+    rows: Sequence[CurveRow], unread: str
+) -> dict[str, dict[str, int | None]]:
+    """Count accounts under each wrapper; null where no fall could be seen."""
     counted: dict[str, Counter[str]] = {}
     for row in rows:
         counted.setdefault(row.wrapper or "none", Counter())[str(row.account)] += 1
     return {
         wrapper: {name: counter[name] for name in ACCOUNTS}
+        | ({"fell_at_template": None} if unread else {})
         for wrapper, counter in sorted(counted.items())
     }
 
@@ -241,7 +264,10 @@ def _notes(
             "narrower intervals."
         )
     if why := block["unread"]:
-        notes.append(f"No row can be shown to have fallen at the end template: {why}.")
+        notes.append(
+            f"No row can be shown to have fallen at the end template: {why}. Rows that "
+            "fell count under another account, whose share is an upper bound."
+        )
     return notes
 
 
@@ -266,13 +292,18 @@ def _evidence(block: Mapping[str, Any]) -> list[str]:
         else f"{block['draws']} draws at temperature {block['temperature']:g}"
     )
     n = block["rows"][COMPLIED]
-    counts = {
-        name: round((each["value"] or 0) * n) for name, each in block["account"].items()
-    }
-    fell = counts["fell_at_template"]
-    told = "an unknown number" if block["unread"] else str(fell)
+    told = {name: _told(each, n) for name, each in block["account"].items()}
     return [
-        f"Of {n} complied harmful answers {counts['decided_early']} were decided "
-        f"early, {counts['drifted']} drifted, {told} fell at the "
-        f"end template, and {counts['undecided']} are undecided, by {how} at each cut."
+        f"Of {n} complied harmful answers {told['decided_early']} were decided "
+        f"early, {told['drifted']} drifted, {told['fell_at_template']} fell at the "
+        f"end template, and {told['undecided']} stayed undecided, by {how} at each cut."
     ]
+
+
+def _told(figure: Mapping[str, Any], n: int) -> str:
+    """Write how many answers a share is of, as far as that is known."""
+    if figure["value"] is not None:
+        return str(round(figure["value"] * n))
+    if "bounds" not in figure:
+        return "an unknown number"
+    return f"at most {round(figure['bounds'][1] * n)}"

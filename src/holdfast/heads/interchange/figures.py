@@ -12,6 +12,7 @@ from holdfast.heads.checks import excess_over_controls, rank_agreement
 from holdfast.heads.interchange.measure import Found
 from holdfast.heads.interchange.null import Permuted, beyond_null
 from holdfast.heads.ranking import Head
+from holdfast.report import text
 from holdfast.stats.bootstrap import Estimate, bootstrap_means, undefined
 from holdfast.stats.rates import clustered_rate
 from holdfast.study.figures import figure_of, generator
@@ -305,7 +306,7 @@ def sentences(block: dict[str, Any]) -> list[str]:
     said = [
         f"Of {len(heads)} heads, {_name(first)} (layer:head) ranks first by "
         "interchange: taken from the run that refused, it moves the one that complied "
-        f"by {first['necessity']['value']:.2f} towards refusal. Attribution ranks it "
+        f"by {text.score(first['necessity'])} towards refusal. Attribution ranks it "
         f"{first['attribution_rank']} of {len(heads)}.",
         _listed(both, "carry the outcome both ways", ", corrected for all heads"),
     ]

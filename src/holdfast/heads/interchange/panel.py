@@ -12,6 +12,7 @@ from holdfast.report.section import (
     Paragraph,
     Part,
     Scale,
+    Sentences,
     Shown,
     Switch,
     Table,
@@ -83,13 +84,16 @@ def _view(
 def details(found: Mapping[str, Any]) -> Iterator[Part]:
     """Return the tables of the block `interchange`."""
     pairs = found["measured_on"]
-    yield Paragraph(
-        f"Heads were exchanged {SPANS[found['span']]} between {pairs['rows']} pairs of "
-        f"runs of {pairs['requests']} held-out requests, one refused and one complied: "
-        f"{pairs['wrappers']} under two wrappers (or none), {pairs['samples']} two "
-        f"samples of one prompt. What is followed is {READINGS[found['reading']]}. The "
-        f"order was set on {found['ranked_on']['rows']} pairs of training requests.",
-        note=True,
+    yield Sentences(
+        [
+            f"Heads were exchanged {SPANS[found['span']]} between {pairs['rows']} "
+            f"pairs of runs of {pairs['requests']} held-out requests, one refused and "
+            f"one complied: {pairs['wrappers']} under two wrappers (or none), "
+            f"{pairs['samples']} two samples of one prompt. What is followed is "
+            f"{READINGS[found['reading']]}. The order was set on "
+            f"{found['ranked_on']['rows']} pairs of training requests."
+        ],
+        "note",
     )
     heads = [each for each in found["heads"] if "beyond_controls" in each][:SHOWN]
     title = f"Exchanged heads (the first {len(heads)} of {len(found['heads'])})"

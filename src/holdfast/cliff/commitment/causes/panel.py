@@ -152,7 +152,16 @@ MASKS = {
 def use(block: Mapping[str, Any]) -> Iterator[Part]:
     """Show whether the probe is what the model uses, and past which words it reads."""
     yield Heading("Is the probe what the model uses?")
-    yield Sentences([f"The probe's direction: {block['verdict']}.", *block["evidence"]])
+    n = block["answers"]
+    yield Sentences(
+        [
+            f"The probe's direction: {block['verdict']}.",
+            "Directions were taken out of held-out answers to "
+            f"{block['requests']} harmful requests: {n['harmful_refused']} that "
+            f"refused and {n['harmful_complied']} that complied.",
+            *block["evidence"],
+        ]
+    )
     lost = [f"{count} for {reason}" for reason, count in block["lost"].items()]
     if lost:
         yield Sentences([f"Left out: {'; '.join(lost)}."], "note")
