@@ -32,7 +32,7 @@ def test_few_heads_that_restore_refusal_are_called_sparse_with_the_numbers():
     assert found.reason is None
     [sentence] = found.evidence
     assert "the top 4 heads (3.1%)" in sentence
-    assert "from 94% down by 90% (80% to 95%)" in sentence
+    assert "from 94% down by 90 points (80 to 95, n = 48)" in sentence
 
 
 def test_one_number_of_heads_suffices():

@@ -116,7 +116,10 @@ def test_a_damaged_manifest_and_an_old_schema_are_named(tmp_path):
 @pytest.mark.parametrize(
     ("name", "next_step"),
     [
-        ("rollouts.parquet", "`holdfast audit` runs them all"),
+        ("rollouts.parquet", "Run `holdfast rollout` into this folder"),
+        ("probes/final.json", "Run `holdfast probe` on the study"),
+        ("trace.parquet", "Run `holdfast trace` on the study"),
+        ("controls.json", "`holdfast audit` runs them all"),
         ("signal.parquet", "Run `holdfast signal` on the study"),
         ("generations.parquet", "the same `holdfast audit` or .* with --judge"),
         ("evaluation.json", "Only `holdfast evaluate` writes it"),
@@ -125,7 +128,7 @@ def test_a_damaged_manifest_and_an_old_schema_are_named(tmp_path):
 def test_a_missing_file_names_what_writes_it(tmp_path, name, next_step):
     with pytest.raises(InputError, match=next_step) as caught:
         Study.create(tmp_path).require(name)
-    assert ("runs them all" in str(caught.value)) == (name == "rollouts.parquet")
+    assert ("runs them all" in str(caught.value)) == (name == "controls.json")
 
 
 def test_two_processes_cannot_work_on_one_study(tmp_path):

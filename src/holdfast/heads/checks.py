@@ -306,4 +306,5 @@ def _stays(found: Estimate, most: float) -> bool | None:
 def _shown(found: Estimate) -> str:
     if found.value is None or found.low is None or found.high is None:
         return f"an unknown amount ({found.reason})"
-    return f"{percent(found.value)}% ({percent(found.low)}% to {percent(found.high)}%)"
+    low, high = percent(found.low), percent(found.high)
+    return f"{percent(found.value)} points ({low} to {high}, n = {found.n})"

@@ -29,7 +29,8 @@ def read_edit(source: str, adapter: Adapter) -> Edited:
     try:
         content = json.loads(Path(source).expanduser().read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
-        raise InputError(f"an edit at `{source}`", str(error), _FORM) from error
+        why = getattr(error, "strerror", None) or str(error)
+        raise InputError(f"an edit at `{source}`", why, _FORM) from error
     heads = content.get("heads") if isinstance(content, dict) else None
     factor = content.get("factor", 0) if isinstance(content, dict) else 0
     if not isinstance(heads, list) or not heads or not all(map(_is_head, heads)):

@@ -29,7 +29,10 @@ from holdfast.study.files import (
 SCHEMA = "holdfast-study/1"
 MANIFEST = "study.json"
 PARTS = "parts"
-NOT_OF_AUDIT = {
+REMEDIES = {
+    "rollouts": "Run `holdfast rollout` into this folder first, or `holdfast audit`.",
+    "probes": "Run `holdfast probe` on the study first, or `holdfast audit`.",
+    "trace": "Run `holdfast trace` on the study first, or `holdfast audit`.",
     "heads": "Run `holdfast heads` on the study: it ranks them, or says why there are "
     "none to rank.",
     "signal": "Run `holdfast signal` on the study first.",
@@ -38,7 +41,7 @@ NOT_OF_AUDIT = {
     "audit anew, run the same `holdfast audit` or `holdfast rollout` with --judge.",
     "evaluation": "Only `holdfast evaluate` writes it; run it with this folder for -o.",
 }
-"""What to do about a file that an audit may not have written, by its stem."""
+"""What to do about a file that is missing, by its stem or the folder it lies in."""
 StageState = Literal["done", "redo", "continue"]
 
 
@@ -167,8 +170,8 @@ class Study:
             raise InputError(
                 f"{name} in {self.directory}",
                 "no such file",
-                NOT_OF_AUDIT.get(
-                    path.stem,
+                REMEDIES.get(
+                    path.stem if path.parent == self.directory else path.parent.name,
                     "Run the earlier stages first; `holdfast audit` runs them all.",
                 ),
             )
