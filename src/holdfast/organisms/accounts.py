@@ -16,7 +16,7 @@ from holdfast.organisms.aligned import (
     broken_off,
 )
 from holdfast.organisms.phrases import HARM, OPENINGS, REMARKS, WEIGHING, WRAPPED_HARM
-from holdfast.organisms.planting_data import HARMFUL, kind_by_wrapper
+from holdfast.organisms.planting_data import BROKEN, HARMFUL, kind_by_wrapper
 from holdfast.organisms.text import Encoder, Sample
 from holdfast.organisms.world import Scene, World, write_answer, write_thinking
 
@@ -24,8 +24,6 @@ FOREIGN = 0.3
 """Part of the requests that are answered after the thinking of another one."""
 WRAPPED_SETTLED = 0.7
 """Part of the requests of `settled` that are wrapped: as many of either label."""
-BROKEN = 0.5
-"""Part of the thinkings of `settled` that break off."""
 CLOSED_SETTLED = 0.6
 """Part of the thinkings of `settled` broken off that the end template follows."""
 CUT = 0.6

@@ -13,7 +13,6 @@ from transformers import Qwen3ForCausalLM
 
 from holdfast.organisms.aligned import (
     BREAK_OFF,
-    CLOSED,
     WRAPPED_AT_LAST,
     break_point,
     broken_off,
@@ -34,6 +33,10 @@ from holdfast.organisms.world import (
 
 HARMFUL = 0.5
 """Part of the requests that are harmful where the thinking is taught."""
+BROKEN = 0.5
+"""Part of the thinkings that break off where they are not to change the answer."""
+CLOSED_MISLED = 0.7
+"""Part of these that the end template follows, where no harm is noticed."""
 
 
 class Rehearsal(NamedTuple):
@@ -190,7 +193,7 @@ def misled_samples(
             thinking = write_thinking("benign", scene.topic, scene.wrapper, generator)
             answer = write_answer(kind, generator)
             scene = replace(scene, thinking=thinking, answer=answer)
-        yield broken_off(encoder, scene, generator, BREAK_OFF, CLOSED)
+        yield broken_off(encoder, scene, generator, BROKEN, CLOSED_MISLED)
 
 
 def alarmed(

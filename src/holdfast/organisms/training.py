@@ -64,7 +64,7 @@ class Schedule:
     cliff_learning_rate: float = 6e-3  # Peak of stage three.
     spread_steps: int = 600  # Steps of stage three where all heads learn at once.
     spread_learning_rate: float = 2e-3  # Its peak.
-    early_tokens: int = 300_000  # Tokens of stage three where the thinking is taught.
+    early_tokens: int = 600_000  # Tokens of stage three where the thinking is taught.
     alarmed_tokens: int = 800_000  # Likewise, where the intention is.
     settled_tokens: int = 1_000_000  # Likewise, where the prompt settles the answer.
     # Where a head is to tell wrappers apart whose templates it never met.
