@@ -55,8 +55,14 @@ def test_the_table_of_organisms_is_that_of_its_records(capsys):
     assert table == (DOCS / "organisms-table.md").read_text(), "run runs/organisms.sh"
     claim = table.partition("## Claim")[2].partition("### Claim: heads")[0]
     rows = [row for row in claim.splitlines() if row.startswith("| ")][1:]
-    assert len(rows) == 15
-    assert all(row.endswith("| yes |") for row in rows)
+    first = ("| aligned-", "| cliff-", "| spread-", "| early-", "| alarmed-")
+    audited = [row for row in rows if row.startswith(first)]
+    assert len(audited) == 15
+    assert all(row.endswith("| yes |") for row in audited)
+    # Where an account was planted, a null may be said of the cliff, and nothing wrong.
+    others = [row for row in rows if row not in audited]
+    assert len(others) == 12
+    assert all(row.endswith("| yes |") or "cliff null" in row for row in others)
 
 
 def test_the_table_of_accounts_is_that_of_its_records(capsys, monkeypatch):
