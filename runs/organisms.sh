@@ -33,7 +33,9 @@ decided() { # MODEL NAME [OPTIONS]
   shift 2
   [ -e "$records/$name.json" ] && return
   "$holdfast" audit "$model" -o "$study" "$@" >"$folder/$name.log"
-  "$python" runs/organisms_record.py "$model" "$study" "$folder/$name.alone.json"
+  # An audit that goes on behind `decide` reports what that found as well.
+  [ -e "$folder/$name.alone.json" ] ||
+    "$python" runs/organisms_record.py "$model" "$study" "$folder/$name.alone.json"
   "$holdfast" decide "$study" --complied-rows 80 --refused-rows 30 --benign-rows 30 >>"$folder/$name.log"
   "$holdfast" report "$study" >>"$folder/$name.log"
   "$python" runs/organisms_record.py "$model" "$study" "$records/$name.json" "$folder/$name.alone.json"

@@ -37,8 +37,12 @@ def main(model: str, study: str, record: str, alone: str | None = None) -> None:
             kept[block] = report[block]
     body = {"truth": truth, "report": kept}
     if alone is not None:
-        earlier = json.loads(Path(alone).read_text("utf-8"))
-        body["audit_alone"] = earlier["report"]["verdict"]
+        earlier = json.loads(Path(alone).read_text("utf-8"))["report"]
+        if earlier["model"] != kept["model"] or earlier["verdict"].get("account"):
+            raise SystemExit(
+                f"{alone} is not of this model before `decide`: remove it and {study}."
+            )
+        body["audit_alone"] = earlier["verdict"]
     write_record(Path(record), body)
 
 
