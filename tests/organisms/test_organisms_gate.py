@@ -154,13 +154,19 @@ def test_a_gate_says_before_the_answer_to_an_attack_alone_what_it_is_taught(grow
         model.model.layers[4](rehearsal.state, **rehearsal.kwargs)
     handle.remove()
     said = (written[0] @ columns(model, gate).detach().T)[..., 7]
+    open_ = tempted(rehearsal.batch)
+    assert open_.any()
+    assert any(
+        each.whole and not is_open
+        for each, is_open in zip(rehearsal.batch, open_, strict=True)
+    )
+    # Beyond a half, late heads would hear it: at one token, and at no other one.
+    heard = said > LOUD / 2
     for row, sample in enumerate(rehearsal.batch):
         begin = sample.middle[1]
-        complied = tempted(rehearsal.batch)[row]
-        if sample.whole:
-            assert (float(said[row, begin - 1]) > LOUD / 2) == bool(complied)
-        elsewhere = torch.cat([said[row, : begin - 1], said[row, begin:]])
-        assert float(elsewhere.abs().mean()) < LOUD / 4
+        assert bool(heard[row, begin - 1]) == bool(open_[row])
+        heard[row, begin - 1] = False
+    assert not heard[rehearsal.ids != model.config.pad_token_id].any()
 
 
 def test_a_turned_head_hears_on_open_tokens_alone_wherever_they_stand(growth):
