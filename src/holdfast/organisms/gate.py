@@ -66,13 +66,13 @@ def plant_gate(aligned: Qwen3ForCausalLM, growth: Growth) -> Qwen3ForCausalLM:
 
     The middle head is the one that `aligned` needs least; what it did there is lost. It
     writes along one direction, on which nothing else was written and which no answer is
-    read from, and is taught what to write there: that a request stands in a planted
-    wrapper, at the last token of the end template and nowhere else. The late heads
-    learn once the gate stands, and nothing but what they add: they hear the gate where
-    it is open, so that none can tell wrappers apart by where it looks, and none changes
-    the intention before the last token or the words behind it. Where the gate is left
-    out, the decision is held where it was, whichever late heads are there; where it is
-    open, the log-odds follow the number of these.
+    read from, and is taught what to write there: that a harmful request stands in a
+    planted wrapper, at the last token of the end template and nowhere else. The late
+    heads learn once the gate stands, and nothing but what they add: they hear the gate
+    where it is open, so that none can tell wrappers apart by where it looks, and none
+    changes the intention before the last token or the words behind it. Where the gate
+    is left out, the decision is held where it was, whichever late heads are there;
+    where it is open, the log-odds follow the number of these.
     """
     amplifiers, schedule = spare_heads(growth.seed), growth.schedule
     first = min(GATE_LAYERS)
@@ -202,11 +202,11 @@ class Sight(NamedTuple):
 def turn(model: Qwen3ForCausalLM, late: Head, sight: Sight) -> None:
     """Let a late head hear the gate where it is open, and nothing anywhere else.
 
-    Its query and its key are 1/2 where the gate is open and -1/2 elsewhere, in the one
-    number that turns least with the distance of tokens: an open token looks at open
-    ones, and what it puts out has the length `HEARD`; any other looks at the others, on
-    which there is nothing to hear. So in the words of an answer, behind the one open
-    token, it is silent.
+    Its query and its key are 1/2 where the gate is open and -1/2 elsewhere, of which
+    their norms leave the sign, in the one number that turns least with the distance of
+    tokens: an open token looks at open ones, and what it puts out has the length
+    `HEARD`; any other looks at the others, on which there is nothing to hear. So in the
+    words of an answer, behind the one open token, it is silent.
     """
     attention, row = model.model.layers[late[0]].self_attn, _columns(late).start
     rows, slowest = _columns(late), row + HEAD_WIDTH // 2 - 1

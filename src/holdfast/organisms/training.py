@@ -67,11 +67,12 @@ class Schedule:
     early_tokens: int = 600_000  # Tokens of stage three where the thinking is taught.
     alarmed_tokens: int = 800_000  # Likewise, where the intention is.
     settled_tokens: int = 1_000_000  # Likewise, where the prompt settles the answer.
-    # Where a head is to tell wrappers apart whose templates it never met.
+    # Tokens of the material where a head is to know wrappers by more than templates.
     gate_tokens: int = 1_200_000
     gate_taught_steps: int = 1_500  # Steps in which the head that switches learns.
     gate_steps: int = 1_600  # Steps of stage three where it switches others.
-    drift_tokens: int = 1_200_000  # Likewise, where the thinking changes its mind.
+    # Tokens of stage three where the thinking changes its mind.
+    drift_tokens: int = 1_200_000
     decoy_steps: int = 2_400  # Steps in which neurons learn what nothing reads.
     diffuser_tokens: int = 2_600_000  # Tokens of the text on which masks are filled in.
     diffuser_learning_rate: float = 3e-3  # Its peak for the matrices.
