@@ -177,7 +177,7 @@ def test_stages_name_what_they_lack(tmp_path, capsys, audited):
     (broken / "probes" / "published.safetensors").write_bytes(b"nonsense")
     fails(capsys, 2, "trace", broken, says=["published.safetensors", "damaged"])
     (broken / "rollouts.parquet").unlink()
-    fails(capsys, 2, "report", broken, says=["rollouts.parquet", "earlier stages"])
+    fails(capsys, 2, "report", broken, says=["rollouts.parquet", "holdfast rollout"])
 
 
 def test_a_study_of_another_model_is_not_written_over(

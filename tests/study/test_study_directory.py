@@ -121,6 +121,7 @@ def test_a_damaged_manifest_and_an_old_schema_are_named(tmp_path):
         ("trace.parquet", "Run `holdfast trace` on the study"),
         ("controls.json", "`holdfast audit` runs them all"),
         ("signal.parquet", "Run `holdfast signal` on the study"),
+        ("guard/detectors.safetensors", "Run `holdfast guard fit` on the study"),
         ("generations.parquet", "the same `holdfast audit` or .* with --judge"),
         ("evaluation.json", "Only `holdfast evaluate` writes it"),
     ],

@@ -170,10 +170,9 @@ class Study:
             raise InputError(
                 f"{name} in {self.directory}",
                 "no such file",
-                REMEDIES.get(
-                    path.stem if path.parent == self.directory else path.parent.name,
-                    "Run the earlier stages first; `holdfast audit` runs them all.",
-                ),
+                REMEDIES.get(path.stem)
+                or REMEDIES.get(Path(name).parent.name)
+                or "Run the earlier stages first; `holdfast audit` runs them all.",
             )
         return path
 
