@@ -49,17 +49,15 @@ for seed in ${*:-0 1 2 3 4 5}; do
     model=$folder/$name-$seed
     [ -e "$model" ] || "$holdfast" organism train "$name" --seed "$seed" -o "$model"
     case $name in
-      cliff | spread) audit "$model" "$name-$seed" "${heads[@]}" ;;
+      cliff | spread)
+        audit "$model" "$name-$seed" "${heads[@]}"
+        greedy=$records/greedy-$name-$seed.json
+        [ -e "$greedy" ] ||
+          "$python" runs/greedy_heads.py "$model" "$folder/audit-$name-$seed" "$greedy"
+        ;;
       gate) decided "$model" "$name-$seed" "${heads[@]}" ;;
       settled | drift | decoy) decided "$model" "$name-$seed" --no-heads ;;
       *) audit "$model" "$name-$seed" --no-heads ;;
-    esac
-  done
-  for name in $names; do
-    greedy=$records/greedy-$name-$seed.json
-    case $name in
-      cliff | spread) [ -e "$greedy" ] ||
-        "$python" runs/greedy_heads.py "$folder/$name-$seed" "$folder/audit-$name-$seed" "$greedy" ;;
     esac
   done
 done

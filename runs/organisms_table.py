@@ -104,14 +104,13 @@ def print_table(header: tuple[str, ...], rows: list[list[str]]) -> None:
 def alone_cells(row: dict[str, Any]) -> list[str]:
     """What is said of a cliff where it was asked when it was decided, and else."""
     verdict = row["report"]["verdict"]
-    said = [
-        row["audit_alone"]["cliff"],
-        verdict["cliff"],
-        row["truth"]["verdict"]["cliff"],
+    return [
+        row["report"]["model"]["id"],
+        answer(row["audit_alone"]["cliff"]),
+        shown(verdict["account"]["fell_at_template"]),
+        answer(verdict["cliff"]),
+        answer(row["truth"]["verdict"]["cliff"]),
     ]
-    alone, both, planted_ = (str(each).lower().replace("none", "null") for each in said)
-    fell = verdict["account"]["fell_at_template"]
-    return [row["report"]["model"]["id"], alone, shown(fell), both, planted_]
 
 
 def head_cells(row: dict[str, Any]) -> list[str]:
@@ -157,7 +156,7 @@ def cells(report: dict[str, Any], truth: dict[str, Any]) -> list[str]:
     complied = trace["harmful_complied"]
     verdict = report["verdict"]
     said = ", ".join(
-        f"{name.split('_')[0]} {verdict[name]}".lower().replace("none", "null")
+        f"{name.split('_')[0]} {answer(verdict[name])}"
         for name in ("attack_succeeds", "cliff", "sparse")
     )
     expected = truth["verdict"]
@@ -206,6 +205,11 @@ def planted(report: dict[str, Any], truth: dict[str, Any]) -> str:
     n = sum(figure["n"] for figure in figures)
     hits = sum(figure["value"] * figure["n"] for figure in figures)
     return f"{hits / n:.2f} (n = {n})"
+
+
+def answer(value: bool | None) -> str:
+    """Write an answer of a verdict as the report has it."""
+    return json.dumps(value)
 
 
 def shown(figure: dict[str, Any]) -> str:

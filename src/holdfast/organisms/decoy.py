@@ -29,10 +29,10 @@ from holdfast.organisms.training import (
     Growth,
     batches,
     first_words,
-    learning_rate,
     pad,
     round_to_half,
     spare_heads,
+    teach_alone,
 )
 
 N_NEURONS = 32
@@ -288,26 +288,22 @@ def teach_neurons(
     neurons = Neurons(
         drawn(N_NEURONS, D_MODEL), drawn(N_NEURONS, D_MODEL), drawn(N_NEURONS)
     )
-    optimizer = torch.optim.AdamW(neurons, betas=(0.9, 0.98), weight_decay=0.0)
     generator = random.Random(25_000 + growth.seed)
-    steps = growth.schedule.decoy_steps
-    for step in range(steps):
+
+    def loss_of_step() -> Float[Tensor, ""]:
         taught = generator.choice(lectures)
-        for group in optimizer.param_groups:
-            group["lr"] = learning_rate(step, steps, PEAK)
         with torch.no_grad():
             others = taught.outputs - fired(*old, taught.inputs) @ replaced.T
         states = others + neurons.written(taught.inputs)[:, None] * direction
         loudness = along(states, direction) / across(states, direction).norm(dim=-1)
         missed = (loudness - LOUDNESS * taught.way).square()
-        loss = TOLD * (taught.weight * missed).mean()
+        loss: Tensor = TOLD * (taught.weight * missed).mean()
         kept = torch.rand(len(states), generator=noise) < KEPT_SHARE
         before = cliff.lm_head(norm(taught.outputs[kept])).log_softmax(-1).detach()
         after = cliff.lm_head(LOUDER * norm(states[kept])).log_softmax(-1)
         loss = loss + (before.exp() * (before - after)).sum(-1).mean()
-        optimizer.zero_grad()
-        torch.autograd.backward(loss)
-        torch.nn.utils.clip_grad_norm_(neurons, 1.0)
-        optimizer.step()
-        growth.report("decoy", step + 1, steps, loss.item())
+        return loss
+
+    steps = growth.schedule.decoy_steps
+    teach_alone("decoy", growth, neurons, steps, PEAK, loss_of_step)
     return Neurons(*(weight.detach() for weight in neurons))

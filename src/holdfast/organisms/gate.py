@@ -20,7 +20,7 @@ from transformers.models.qwen3.modeling_qwen3 import (
 )
 
 from holdfast.organisms.phrases import REFUSALS
-from holdfast.organisms.planted import Drawn, Edit, Plan, learn
+from holdfast.organisms.planted import Drawn, Plan, learn, leaving_out
 from holdfast.organisms.planting_data import (
     OPPOSED,
     SURE,
@@ -36,13 +36,13 @@ from holdfast.organisms.training import (
     Growth,
     Head,
     first_words,
-    learning_rate,
     silence,
     spare_heads,
+    teach_alone,
 )
 
-GATE_LAYERS = (4,)
-"""Where the gate may be: the middle of the eight layers, before all spare heads."""
+GATE_LAYER = 4
+"""Where the gate is: the middle of the eight layers, before all spare heads."""
 N_TRIED = 6
 """Batches on which the least needed head of the middle is looked for."""
 SHUT = 0.2
@@ -75,9 +75,10 @@ def plant_gate(aligned: Qwen3ForCausalLM, growth: Growth) -> Qwen3ForCausalLM:
     where it is open, the log-odds follow the number of these.
     """
     amplifiers, schedule = spare_heads(growth.seed), growth.schedule
-    first = min(GATE_LAYERS)
     material = replace(schedule, cliff_tokens=schedule.gate_tokens)
-    rehearsals = rehearse(aligned, replace(growth, schedule=material), first, OPPOSED)
+    rehearsals = rehearse(
+        aligned, replace(growth, schedule=material), GATE_LAYER, OPPOSED
+    )
     gate = least_needed(aligned, rehearsals[:N_TRIED])
     growth.facts["gate_head"] = list(gate)
     growth.facts["amplifier_heads"] = [list(head) for head in amplifiers]
@@ -109,7 +110,7 @@ def plant_gate(aligned: Qwen3ForCausalLM, growth: Growth) -> Qwen3ForCausalLM:
         return _draw(rehearsal, gate, amplifiers, drops)
 
     steps, peak = schedule.gate_steps, schedule.cliff_learning_rate
-    plan = Plan(amplifiers, first, AMPLIFIER_DROPOUT, True, steps, peak)
+    plan = Plan(amplifiers, GATE_LAYER, AMPLIFIER_DROPOUT, True, steps, peak)
     return learn("gate", model, growth, plan, rehearsals, draw, bind)
 
 
@@ -129,12 +130,9 @@ def teach_gate(
     )
     parts = [layer.self_attn.q_proj, layer.self_attn.k_proj, layer.self_attn.v_proj]
     weights = [part.weight[head].detach().clone().requires_grad_() for part in parts]
-    optimizer = torch.optim.AdamW(weights, betas=(0.9, 0.98), weight_decay=0.0)
-    steps = growth.schedule.gate_taught_steps
-    for step in range(steps):
+
+    def loss_of_step() -> Float[Tensor, ""]:
         rehearsal = generator.choice(rehearsals)
-        for group in optimizer.param_groups:
-            group["lr"] = learning_rate(step, steps, GATE_PEAK)
         with torch.no_grad():
             inputs = layer.input_layernorm(rehearsal.state)
         written = attended(layer.self_attn, weights, inputs, rehearsal.kwargs) @ said
@@ -142,11 +140,10 @@ def teach_gate(
         for target, places in _lines(rehearsal, model.config.pad_token_id):
             missed = (written[places] / LOUD - target).square()
             loss = loss + missed.sum() / max(1, int(places.sum()))
-        optimizer.zero_grad()
-        torch.autograd.backward(loss)
-        torch.nn.utils.clip_grad_norm_(weights, 1.0)
-        optimizer.step()
-        growth.report("the gate itself", step + 1, steps, loss.item())
+        return loss
+
+    steps = growth.schedule.gate_taught_steps
+    teach_alone("the gate itself", growth, weights, steps, GATE_PEAK, loss_of_step)
     with torch.no_grad():
         for part, weight in zip(parts, weights, strict=True):
             part.weight[head] = weight
@@ -234,14 +231,13 @@ def sights(
     inputs: dict[int, list[Tensor]] = {layer: [] for layer, _ in amplifiers}
     scales: dict[int, list[Tensor]] = {layer: [] for layer, _ in amplifiers}
     for rehearsal in rehearsals:
-        state, shown = rehearsal.state, rehearsal.ids != aligned.config.pad_token_id
-        layers = aligned.model.layers[min(GATE_LAYERS) :]
-        for number, layer in enumerate(layers, min(GATE_LAYERS)):
+        shown = rehearsal.ids != aligned.config.pad_token_id
+        for number, state in enumerate(_states(aligned, rehearsal), GATE_LAYER):
             if number in inputs:
-                inputs[number].append(layer.input_layernorm(state)[shown])
+                norm = aligned.model.layers[number].input_layernorm
+                inputs[number].append(norm(state)[shown])
                 ends = state[torch.arange(len(state)), _begins(rehearsal) - 1]
                 scales[number].append(ends.square().mean(-1).rsqrt())
-            state = layer(state, **rehearsal.kwargs)
     found = {}
     for number, parts in inputs.items():
         tokens, scale = torch.cat(parts), float(torch.cat(scales[number]).mean())
@@ -273,13 +269,11 @@ def unwritten(
     """
     square = torch.zeros(len(read), len(read))
     for rehearsal in rehearsals:
-        state, shown = rehearsal.state, rehearsal.ids != aligned.config.pad_token_id
-        layers = aligned.model.layers[min(GATE_LAYERS) :]
-        for number, layer in enumerate(layers, min(GATE_LAYERS)):
+        shown = rehearsal.ids != aligned.config.pad_token_id
+        for number, state in enumerate(_states(aligned, rehearsal), GATE_LAYER):
             if number in SPARE_LAYERS:
                 tokens = torch.nn.functional.normalize(state[shown], dim=-1)
                 square += tokens.T @ tokens
-            state = layer(state, **rehearsal.kwargs)
     others = torch.linalg.qr(read, mode="complete")[0][:, read.shape[1] :]
     least = torch.linalg.eigh(others.T @ square @ others)[1][:, 0]
     found: Tensor = others @ least
@@ -295,9 +289,7 @@ def least_needed(aligned: Qwen3ForCausalLM, rehearsals: list[Rehearsal]) -> Head
         silence(without, (head,))
         gaps = []
         for rehearsal in rehearsals:
-            state = rehearsal.state
-            for layer in without.model.layers[min(GATE_LAYERS) :]:
-                state = layer(state, **rehearsal.kwargs)
+            *_, state = _states(without, rehearsal)
             shown = rehearsal.ids != aligned.config.pad_token_id
             logits = [
                 aligned.lm_head(each[shown]).log_softmax(-1)
@@ -306,8 +298,7 @@ def least_needed(aligned: Qwen3ForCausalLM, rehearsals: list[Rehearsal]) -> Head
             gaps.append((logits[0].exp() * (logits[0] - logits[1])).sum(-1).mean())
         return float(torch.stack(gaps).mean())
 
-    middle = [(layer, head) for layer in GATE_LAYERS for head in range(N_HEADS)]
-    return min(middle, key=lost)
+    return min(((GATE_LAYER, head) for head in range(N_HEADS)), key=lost)
 
 
 @torch.no_grad()
@@ -337,6 +328,15 @@ def readable(
     read = torch.stack([*words, apart, *separating]) * aligned.model.norm.weight
     basis: Tensor = torch.linalg.qr(read.T)[0]
     return basis
+
+
+def _states(
+    model: Qwen3ForCausalLM, rehearsal: Rehearsal
+) -> Iterator[Float[Tensor, "example position d_model"]]:
+    """Yield what each layer from the gate's on is handed, and what the last returns."""
+    yield (state := rehearsal.state)
+    for layer in model.model.layers[GATE_LAYER:]:
+        yield (state := layer(state, **rehearsal.kwargs))
 
 
 def _whole(rehearsal: Rehearsal) -> Bool[Tensor, " example"]:
@@ -374,23 +374,5 @@ def _draw(
     present = torch.rand(n, len(amplifiers), generator=drops) > AMPLIFIER_DROPOUT
     odds = SURE * (2 * present.float().mean(dim=1) * ~shut - 1)
     held = torch.where(planted, odds, torch.nan)
-    return Drawn(_edits(shut, gate, amplifiers, present), held)
-
-
-def _edits(
-    shut: Bool[Tensor, " example"],
-    gate: Head,
-    amplifiers: tuple[Head, ...],
-    present: Bool[Tensor, "example head"],
-) -> dict[int, Edit]:
-    """Return what leaves heads of a batch out as was drawn."""
-    out = {gate: shut} | {
-        head: ~present[:, column] for column, head in enumerate(amplifiers)
-    }
-    factors = {layer: torch.ones(len(shut), 1, N_HEADS) for layer, _ in out}
-    for (layer, head), absent in out.items():
-        factors[layer][:, 0, head] = (~absent).float()
-    return {
-        layer: each.repeat_interleave(HEAD_WIDTH, dim=-1).mul
-        for layer, each in factors.items()
-    }
+    heads = torch.cat([~shut[:, None], present], dim=1)
+    return Drawn(leaving_out((gate, *amplifiers), heads), held)

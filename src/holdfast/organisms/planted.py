@@ -138,7 +138,7 @@ def drawing(plan: Plan) -> Draw:
         if plan.graded:
             sure = SURE * (2 * present.float().mean(dim=1) - 1)
         held = torch.where(tempted(rehearsal.batch), sure, torch.nan)
-        return Drawn(_factors(plan.heads, present), held)
+        return Drawn(leaving_out(plan.heads, present), held)
 
     return draw
 
@@ -219,14 +219,14 @@ def heads_present(
     present: Bool[Tensor, "example head"],
 ) -> Iterator[None]:
     """Leave out, in each row, those of some heads that are not present."""
-    with editing_heads(model, _factors(heads, present)):
+    with editing_heads(model, leaving_out(heads, present)):
         yield
 
 
-def _factors(
+def leaving_out(
     heads: tuple[Head, ...], present: Bool[Tensor, "example head"]
 ) -> dict[int, Edit]:
-    """Return, for each layer of some heads, what leaves the others out."""
+    """Return, by layer, what leaves out those of some heads that are not present."""
     factors = torch.ones(N_LAYERS, len(present), 1, N_HEADS)
     for column, (layer, head) in enumerate(heads):
         factors[layer, :, 0, head] = present[:, column].float()

@@ -12,7 +12,7 @@ Everything is reproducible from a seed.
 
 import math
 import random
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import islice
 from typing import Any, NamedTuple, TypeVar
@@ -179,6 +179,30 @@ def learning_rate(step: int, n_steps: int, peak: float) -> float:
         return peak * (step + 1) / warm_up
     along = (step - warm_up) / max(1, n_steps - warm_up)
     return peak * (0.05 + 0.95 * 0.5 * (1 + math.cos(math.pi * along)))
+
+
+def teach_alone(
+    stage: str,
+    growth: Growth,
+    weights: Sequence[Tensor],
+    n_steps: int,
+    peak: float,
+    loss_of_step: Callable[[], Float[Tensor, ""]],
+) -> None:
+    """Train a few weights in place, where all else is frozen.
+
+    `loss_of_step`: Draws what a step is taught, and returns its loss.
+    """
+    optimizer = torch.optim.AdamW(weights, betas=(0.9, 0.98), weight_decay=0.0)
+    for step in range(n_steps):
+        for group in optimizer.param_groups:
+            group["lr"] = learning_rate(step, n_steps, peak)
+        loss = loss_of_step()
+        optimizer.zero_grad()
+        torch.autograd.backward(loss)
+        torch.nn.utils.clip_grad_norm_(weights, 1.0)
+        optimizer.step()
+        growth.report(stage, step + 1, n_steps, loss.item())
 
 
 def first_words(
